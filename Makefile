@@ -1,0 +1,56 @@
+# Two commands matter: `make lab` to learn, `make test` to check. `make` alone lists the rest.
+
+PYTHON   ?= python3
+PIP_ARGS ?=
+LAB_ARGS ?=
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help env lab test demo notebooks bench clean
+
+help:
+	@echo "make env        build the virtual environment in $(VENV)"
+	@echo "make lab        open JupyterLab on the first notebook"
+	@echo "make test       run the tests, then every notebook against its stored outputs"
+	@echo "make demo       run the main experiment without a browser"
+	@echo "make notebooks  run every notebook again and store its outputs"
+	@echo "make bench      run the measurements in tests/bench"
+	@echo "make clean      remove the environment and everything else that make built"
+	@echo
+	@echo "PYTHON=python3.13   the Python to build with: 3.11, 3.12 or 3.13 (now: $(PYTHON))"
+	@echo "PIP_ARGS='...'      more arguments for pip, for example to choose the CPU build of PyTorch"
+	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
+
+env: $(STAMP)
+
+# The stamp is written last, so an installation that was interrupted is repeated.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Error: there is no '$(PYTHON)' here; install Python 3.11, 3.12 or 3.13, or name it: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Error: $(PYTHON) is Python %d.%d, but the course needs 3.11, 3.12 or 3.13; name one of these: make env PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Error: $(PYTHON) cannot make virtual environments; install its venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install -c constraints.txt -e '.[test]' $(PIP_ARGS)
+	@touch $@
+
+lab: env
+	$(PY) -m jupyterlab notebooks/00_start_here.ipynb $(LAB_ARGS)
+
+test: env
+	$(PY) -m pytest
+	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=60 notebooks
+
+demo: env
+	$(PY) -m course_lib.demo
+
+notebooks: env
+	$(PY) tests/execute_notebooks.py
+
+bench: env
+	@for script in tests/bench/[a-z]*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .coverage
+	find course_lib tests notebooks data \( -name __pycache__ -o -name .ipynb_checkpoints -o -name .pytest_cache \) -prune -exec rm -rf {} +
