@@ -1,0 +1,29 @@
+"""Run real ranks from a notebook cell, measure them in one ledger, and draw them beside the theory.
+
+    from course_lib import run, sweep, measure, plots, theory
+
+The names load when they are first used, so that a rank, which needs `measure` alone, never pays for
+pandas or matplotlib.
+"""
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {"run": "run", "sweep": "run", "Sweep": "run", "Job": "job", "RankError": "ranks.errors", "about": "about"}
+_MODULES = ("measure", "plots", "theory", "models", "datasets", "mini", "check")
+
+__all__ = [*_HOMES, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value         # a function may carry its module's name (run.run): keep the function
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,181 @@
+"""What comes back from a job: results, output, and one ledger of bytes, memory and time."""
+import html
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+__all__ = ["Job"]
+
+FORMAT = "course_lib.Job"
+VERSION = 1
+_COLUMNS = {
+    "steps": {"rank": "int64", "step": "int64", "phase": "object", "seconds": "float64", "samples": "Int64", "wire_bytes": "Int64"},
+    "comm": {"rank": "int64", "op": "object", "dtype": "object", "payload_bytes": "int64", "algorithm_bytes": "float64",
+             "group_size": "int64", "group": "object", "start_s": "float64", "seconds": "float64"},
+    "memory": {"rank": "int64", "category": "object", "bytes": "int64"},
+    "timeline": {"rank": "int64", "kind": "object", "name": "object", "start_s": "float64", "seconds": "float64"},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished job.
+
+    Attributes:
+        label: name of the job; the function's name if none was given.
+        ranks: number of ranks.
+        backend: "gloo" or "nccl".
+        device: "cpu" or "cuda".
+        hardware: the processor or the GPUs, in words.
+        seconds: from the call of `run` to the last rank's answer, wall clock.
+        results: what each rank's function returned, in rank order.
+        output: what each rank printed, in rank order.
+        absent: layers that could not be measured here, each with the reason.
+        records: the rows of the four tables below, as plain lists of dicts.
+    """
+    label: str
+    ranks: int
+    backend: str
+    device: str
+    hardware: str
+    seconds: float
+    results: list
+    output: list[str]
+    absent: dict[str, str] = field(default_factory=dict)
+    records: dict[str, list[dict]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row per rank and step: rank, step, phase, seconds, samples, wire_bytes.
+
+        `phase` is "warm-up" (step 0), "traced" (step 1) or "timed". `seconds` is given for timed steps only: the others carry
+        first-time costs or instruments. `wire_bytes`: bytes that the operating system counted this rank writing during the step.
+        """
+        return self._table("steps")
+
+    @cached_property
+    def comm(self) -> pd.DataFrame:
+        """One row per rank and collective of the traced step: rank, op, dtype, payload_bytes, algorithm_bytes, group_size, group, start_s, seconds.
+
+        `payload_bytes`: the full tensor S. `algorithm_bytes`: S times the factor of the textbook algorithm
+        (`theory.collective_bytes`). `group`: the ranks that took part, as text. `start_s`: since the first rank began its step.
+        """
+        return self._table("comm")
+
+    @cached_property
+    def memory(self) -> pd.DataFrame:
+        """One row per rank and category: rank, category, bytes.
+
+        params, grads, optimizer_states, buffers: storages alive right after `optimizer.step()` of the traced step. activations: the most that
+        was saved for backward at any moment. peak: the highest total that the allocator (GPU) or the operating system (CPU: growth of
+        the resident memory since the function began) has seen. Categories overlap in time with peak: don't add it to the others.
+        """
+        return self._table("memory")
+
+    @cached_property
+    def timeline(self) -> pd.DataFrame:
+        """One row per piece of the traced step: rank, kind, name, start_s, seconds.
+
+        `kind`: forward, backward, optimizer (computing), communication, or span (named by `measure.span`).
+        """
+        return self._table("timeline")
+
+    @property
+    def where(self) -> str:
+        """Backend, ranks and hardware in words, as the figures state it: "4 ranks, gloo on CPU (2 cores, AMD EPYC)"."""
+        return f"{_ranks(self.ranks)}, {self.backend} on {'GPU' if self.device == 'cuda' else 'CPU'} ({self.hardware})"
+
+    def save(self, path: str | Path) -> None:
+        """Write this job as JSON. A result that JSON cannot hold is kept as its text."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content["results"] = [_plain(result) for result in self.results]
+        Path(path).write_text(json.dumps(_without_nan(content), indent=1))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Job":
+        """Read a job that `save` wrote. Nothing in the file is ever executed.
+
+        Errors: ValueError if the file is damaged or is not a saved job; FileNotFoundError if there is none.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged or not a saved job: it is not JSON ({error}).") from None
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise ValueError(f"{path} is not a saved job.")
+        if (version := content.pop("version", None)) != VERSION:
+            raise ValueError(f"{path} was saved in version {version!r} of the format; this library reads version {VERSION}.")
+        job = cls._checked(content, path)
+        return job
+
+    @classmethod
+    def _checked(cls, content: dict, path) -> "Job":
+        wanted = {"label": str, "ranks": int, "backend": str, "device": str, "hardware": str, "seconds": (int, float),
+                  "results": list, "output": list, "absent": dict, "records": dict}
+        for name, kind in wanted.items():
+            if not isinstance(content.get(name), kind):
+                raise ValueError(f"{path} is damaged: {name!r} is missing or of the wrong kind.")
+        if extra := set(content) - set(wanted):
+            raise ValueError(f"{path} is damaged: it holds the unknown field {sorted(extra)[0]!r}.")
+        job = cls(**content)
+        for name in _COLUMNS:
+            try:
+                job._table(name)
+            except (TypeError, ValueError, AttributeError, KeyError) as error:
+                raise ValueError(f"{path} is damaged: the table {name!r} cannot be read ({error}).") from None
+        return job
+
+    def _table(self, name: str) -> pd.DataFrame:
+        columns = _COLUMNS[name]
+        return pd.DataFrame(self.records.get(name, []), columns=list(columns)).astype(columns)
+
+    def __repr__(self) -> str:
+        parts = [f"Job {self.label}: {self.where}, {self.seconds:.2f} s"]
+        timed = self.steps["seconds"].dropna()
+        if len(timed):
+            parts.append(f"  {timed.groupby(self.steps['step']).max().median() * 1e3:.2f} ms per step "
+                         f"(median of {self.steps.loc[timed.index, 'step'].nunique()} timed steps, slowest rank)")
+        if len(self.comm):
+            parts.append(f"  {len(self.comm[self.comm['rank'] == 0])} collectives per step on rank 0")
+        parts += [f"  no {layer}: {reason}" for layer, reason in self.absent.items()]
+        parts += [f"  rank {rank}: {_short(result)}" for rank, result in enumerate(self.results)]
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        head, *rest = repr(self).split("\n")
+        lines = "".join(f"<div>{html.escape(line)}</div>" for line in rest)
+        return f'<div style="font-family: var(--jp-code-font-family, monospace)"><b>{html.escape(head)}</b>{lines}</div>'
+
+
+def _ranks(count: int) -> str:
+    return f"{count} rank{'' if count == 1 else 's'}"
+
+
+def _short(value, limit: int = 80) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _plain(value):
+    """A JSON value as it is, anything else as its text."""
+    try:
+        if json.loads(json.dumps(value)) == value:
+            return value
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    return repr(value)
+
+
+def _without_nan(value):
+    """JSON has no NaN: a number that is absent becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return value

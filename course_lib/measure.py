@@ -1,0 +1,152 @@
+"""Measure training steps: bytes, memory and time, in one ledger per rank.
+
+A step that is instrumented is slower, and a step that is timed must carry nothing. So each step has one duty:
+
+    step 0   warm-up: first-time costs, nothing is measured but the bytes on the wire
+    step 1   traced:  collectives, activations, memory and the timeline, with instruments attached
+    step 2+  timed:   two readings of the clock, nothing else inside
+
+Outside a job (plain Python, torchrun) nothing is recorded and the step runs as if unmeasured.
+"""
+import contextlib
+import time
+from typing import Callable
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from course_lib import memory, tracing
+
+__all__ = ["step", "span"]
+
+WARM_UP, TRACED, TIMED = "warm-up", "traced", "timed"
+_REPORT_EVERY_S = 0.2
+
+
+class step:
+    """Measure one training step: `with measure.step(model, optimizer, samples=len(batch)): ...`.
+
+    Put forward, backward and `optimizer.step()` inside. Every rank must measure the same steps.
+
+    Args:
+        model: module whose parameters, gradients and buffers are counted (any wrapper, or a list of modules); None counts none.
+        optimizer: optimizer whose state is counted, right after its `step()`; None counts at the end of the step.
+        samples: how many samples this rank processes in this step, for samples per second.
+    """
+
+    def __init__(self, model=None, optimizer=None, samples: int | None = None):
+        self._arguments = model, optimizer, samples
+
+    def __enter__(self) -> None:
+        if _ledger is not None:
+            _ledger.begin(*self._arguments)
+
+    def __exit__(self, kind, error, trace) -> None:
+        if _ledger is not None:
+            _ledger.end(failed=kind is not None)
+
+
+def span(name: str) -> contextlib.AbstractContextManager:
+    """Name a piece of a step, so that the timeline shows it: compute that sleeps, one micro-batch of a pipeline stage.
+
+    Costs nothing in steps that are not traced.
+    """
+    if _ledger is not None and _ledger.trace is not None:
+        return tracing.named_span(name)
+    return contextlib.nullcontext()
+
+
+class Ledger:
+    """What one rank has measured."""
+
+    def __init__(self, report: Callable[[int], None]):
+        """`report(step)` is called a few times a second, between steps, as a sign of life."""
+        self.steps: list[dict] = []
+        self.memory: list[dict] = []
+        self.trace: tracing.Trace | None = None
+        self._finished_trace: tracing.Trace | None = None
+        self._report, self._reported = report, 0.0
+        self._process = psutil.Process()
+        self._cuda = torch.get_default_device().type == "cuda"
+        self._nccl = dist.is_initialized() and "nccl" in str(dist.get_backend_config())
+        self.absent = self._what_is_absent()
+        self._open = False
+        self._peak = memory.Peak(self._cuda)
+
+    def begin(self, model, optimizer, samples: int | None) -> None:
+        if self._open:
+            raise RuntimeError("measure.step was entered inside another measure.step; steps cannot be nested.")
+        self._open = True
+        self._phase = WARM_UP if not self.steps else TRACED if len(self.steps) == 1 else TIMED
+        self._samples = samples
+        if self._phase == TRACED:
+            self._watch = memory.Watch(model, optimizer)
+            self.trace = tracing.Trace(self._cuda)
+        self._wire_before = self._wire_bytes()
+        if self._phase == TRACED:
+            self._watch.start()
+            self.trace.start()
+        if self._cuda:
+            torch.cuda.synchronize()
+        self._begin = time.perf_counter()
+
+    def end(self, failed: bool) -> None:
+        if self._cuda and not failed:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self._begin
+        self._open = False
+        if self._phase == TRACED:
+            self.trace.stop()
+            self._finished_trace, self.trace = self.trace, None
+            self.memory = self._watch.stop()
+        wire = self._wire_bytes()
+        self.steps.append({
+            "step": len(self.steps), "phase": self._phase,
+            "seconds": seconds if self._phase == TIMED else None,
+            "samples": self._samples,
+            "wire_bytes": None if wire is None else wire - self._wire_before,
+        })
+        now = time.monotonic()
+        if now - self._reported > _REPORT_EVERY_S:
+            self._reported = now
+            self._report(len(self.steps) - 1)
+
+    def records(self) -> dict:
+        """All rows, once the function has returned; working out the trace is left to this moment, when nobody waits."""
+        trace = self._finished_trace
+        rows = trace.rows() if trace else {"comm": [], "timeline": [], "traced_at": None}
+        peak = [{"category": "peak", "bytes": self._peak.bytes()}] if self.memory else []
+        return {"steps": self.steps, "memory": self.memory + peak, "absent": self.absent, **rows}
+
+    def _what_is_absent(self) -> dict[str, str]:
+        absent = {}
+        if self._nccl:
+            absent["wire bytes"] = "NCCL moves bytes from GPU to GPU, past the operating system's counters"
+            absent["collective times"] = "NCCL runs on the GPU; the time of a call says nothing of the transfer"
+        elif not hasattr(self._process, "io_counters"):
+            absent["wire bytes"] = "this operating system does not count what one process sends"
+        if not self._cuda:
+            absent["other memory"] = "the CPU allocator keeps no account; the peak is the resident memory's growth"
+        return absent
+
+    def _wire_bytes(self) -> int | None:
+        """Bytes that this process has written so far, to sockets and to files (gloo sends by write calls)."""
+        return None if "wire bytes" in self.absent else self._process.io_counters().write_chars
+
+
+_ledger: Ledger | None = None       # one per rank; None outside a job
+
+
+def start_ledger(report: Callable[[int], None]) -> Ledger:
+    """Begin to record in this process (called by the rank's worker)."""
+    global _ledger
+    _ledger = Ledger(report)
+    return _ledger
+
+
+def stop_ledger(ledger: Ledger) -> dict:
+    """End recording and return the rows."""
+    global _ledger
+    _ledger = None
+    return ledger.records()

@@ -1,0 +1,260 @@
+"""The kernel's side of a job: ask the fork server for ranks, listen to them, end them."""
+import atexit
+import json
+import os
+import pickle
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Iterator
+
+from course_lib.ranks.server import MAX_RANKS
+
+START_TIMEOUT_S = 120.0         # importing torch on a busy machine
+END_TIMEOUT_S = 5.0             # how long killed ranks may take to be gone
+
+
+@dataclass
+class RankState:
+    """What the kernel knows of one rank while its job runs, and what is left of it afterwards."""
+    rank: int
+    pid: int = 0
+    phase: str = "starting"     # starting, running, finished (result is here), failed (error is here)
+    step: int | None = None     # the last step that measure.step has seen
+    result: bytes | None = None         # a pickle
+    records: dict = field(default_factory=dict)
+    error: dict | None = None           # worker._describe
+    status: int | None = None           # how the process ended: an exit code, or minus the signal; None while it lives
+    peak_bytes: int = 0                 # resident high-water mark, from the operating system
+    stack: str = ""                     # where it was when the kernel asked (a dump of all threads)
+
+
+class Group:
+    """The ranks of one job, from launch to the last process's end. Closing it leaves no process behind."""
+
+    def __init__(self, request: dict):
+        """Start the ranks. `request`: ranks, backend, devices, threads, timeout, loopback, directory (see worker)."""
+        self.directory = Path(request["directory"])
+        self.states = [RankState(rank) for rank in range(request["ranks"])]
+        self._buffers = [bytearray() for _ in self.states]
+        self._selector = selectors.DefaultSelector()
+        self._job, job_there = socket.socketpair()
+        pairs = [socket.socketpair() for _ in self.states]
+        self._channels = [here for here, _ in pairs]
+        try:
+            _server().hand_over([job_there, *(there for _, there in pairs)])
+        finally:
+            for there in (job_there, *(there for _, there in pairs)):
+                there.close()
+        self._job.sendall(json.dumps(request).encode() + b"\n")
+        self._job_buffer = bytearray()
+        self._selector.register(self._job, selectors.EVENT_READ, None)
+        for rank, channel in enumerate(self._channels):
+            channel.setblocking(False)
+            self._selector.register(channel, selectors.EVENT_READ, rank)
+
+    def listen(self, wait_s: float) -> None:
+        """Take in what has arrived, at most `wait_s` seconds from now, and bring `states` up to date."""
+        for key, _ in self._selector.select(max(wait_s, 0)):
+            if key.data is None:
+                for record in self._lines():
+                    self._take_report(record)
+            else:
+                for kind, *content in self._messages(key.data):
+                    self._take_message(self.states[key.data], kind, content)
+
+    @property
+    def alive(self) -> list[RankState]:
+        """Ranks whose process has not ended."""
+        return [state for state in self.states if state.status is None]
+
+    def ask_where(self, wait_s: float = 0.5) -> None:
+        """Make every living rank write down where it is, and read it into `states[r].stack`."""
+        self._order(b"dump\n")
+        end = time.monotonic() + wait_s
+        waiting = self.alive
+        while waiting and time.monotonic() < end:
+            self.listen(0.05)
+            for state in waiting:
+                path = self.directory / f"rank{state.rank}.stack"
+                state.stack = path.read_text() if path.exists() else ""
+            waiting = [state for state in waiting if not state.stack]
+
+    def close(self) -> None:
+        """End every process of this job and wait until it is gone. Safe to call twice."""
+        if self._job.fileno() == -1:
+            return
+        if all(state.phase == "finished" for state in self.states):
+            for channel in self._channels:
+                channel.close()                   # ranks wait for this, then leave by themselves
+                self._forget(channel)
+        else:
+            self._order(b"kill\n")
+        end = time.monotonic() + END_TIMEOUT_S
+        killed = False
+        while self.alive and self._job in self._registered() and time.monotonic() < end:
+            self.listen(0.1)
+            if not killed and time.monotonic() > end - END_TIMEOUT_S / 2:
+                self._order(b"kill\n")            # a rank that cannot leave by itself
+                killed = True
+        self._selector.close()
+        for channel in (*self._channels, self._job):
+            channel.close()
+
+    def _registered(self):
+        return [key.fileobj for key in self._selector.get_map().values()]
+
+    def _forget(self, sock: socket.socket) -> None:
+        if sock in self._registered():
+            self._selector.unregister(sock)
+
+    def _order(self, line: bytes) -> None:
+        try:
+            self._job.sendall(line)
+        except OSError:                           # the supervisor has ended, and so have its ranks
+            pass
+
+    def _take_report(self, record: dict) -> None:
+        if "pids" in record:
+            for rank, pid in record["pids"].items():
+                self.states[int(rank)].pid = pid
+        else:
+            state = self.states[record["rank"]]
+            if state.rank in [key.data for key in self._selector.get_map().values()]:
+                for kind, *content in self._messages(state.rank):       # its last words
+                    self._take_message(state, kind, content)
+            state.status, state.peak_bytes = record["status"], record["peak_bytes"]
+
+    @staticmethod
+    def _take_message(state: RankState, kind: str, content: list) -> None:
+        if kind == "started":
+            state.phase = "running"
+        elif kind == "step":
+            state.step = content[0]
+        elif kind == "result":
+            state.phase, (state.result, state.records) = "finished", content
+        elif kind == "error":
+            state.phase, (state.error,) = "failed", content
+
+    def _lines(self) -> Iterator[dict]:
+        self._receive(self._job, self._job_buffer)
+        while b"\n" in self._job_buffer:
+            line, _, rest = bytes(self._job_buffer).partition(b"\n")
+            self._job_buffer[:] = rest
+            yield json.loads(line)
+
+    def _messages(self, rank: int) -> Iterator[tuple]:
+        buffer = self._buffers[rank]
+        self._receive(self._channels[rank], buffer)
+        while len(buffer) >= 8:
+            end = 8 + struct.unpack(">Q", buffer[:8])[0]
+            if len(buffer) < end:
+                return
+            message = bytes(buffer[8:end])
+            del buffer[:end]
+            yield pickle.loads(message)
+
+    def _receive(self, sock: socket.socket, buffer: bytearray) -> None:
+        """Append what has arrived; forget a socket whose other end has closed."""
+        sock.setblocking(False)
+        try:
+            while piece := sock.recv(1 << 20):
+                buffer += piece
+            self._forget(sock)
+            if sock is self._job:                 # no supervisor, no ranks: it was killed
+                for state in self.alive:
+                    state.status = -signal.SIGKILL
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            self._forget(sock)
+        finally:
+            if sock is self._job and sock.fileno() != -1:
+                sock.setblocking(True)
+
+
+def private_directory() -> Path:
+    """A new directory that only this user can open (mode 0700): rendezvous, the pickled call, the ranks' output."""
+    return Path(tempfile.mkdtemp(prefix="course_lib-"))
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a job's directory."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def start_server() -> None:
+    """Begin to start the fork server, without waiting for it: the first `run` then finds it warm."""
+    _server(wait=False)
+
+
+class _Server:
+    """One fork server process. It ends when this object's socket closes, so never later than the kernel."""
+
+    def __init__(self):
+        here, there = socket.socketpair()
+        self._log = tempfile.TemporaryFile()
+        root = str(Path(__file__).resolve().parents[2])
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99",
+                   "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "course_lib.ranks.server", str(there.fileno())], pass_fds=[there.fileno()], env=environ,
+            stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
+        there.close()
+        self._control, self._lock, self._ready, self.kernel = here, threading.Lock(), False, os.getpid()
+        here.settimeout(START_TIMEOUT_S)
+
+    @property
+    def usable(self) -> bool:
+        return self.kernel == os.getpid() and self.process.poll() is None
+
+    def hand_over(self, sockets: list[socket.socket]) -> None:
+        """Give the server one end of each socket of a job; it forks a supervisor that owns them."""
+        with self._lock:
+            if not self._ready:
+                self._expect(b"R")
+                self._ready = True
+            socket.send_fds(self._control, [b"J"], [sock.fileno() for sock in sockets])
+            self._expect(b"A")
+
+    def _expect(self, answer: bytes) -> None:
+        try:
+            heard = self._control.recv(1)
+        except OSError:
+            heard = b""
+        if heard != answer:
+            self.process.kill()
+            self.process.wait()
+            self._log.seek(0)
+            told = self._log.read().decode(errors="replace").strip().splitlines()
+            raise RuntimeError("The fork server, from which ranks are started, ended unexpectedly; the next run starts a new one. "
+                               f"Its last words: {told[-1] if told else 'none'}")
+
+    def stop(self) -> None:
+        self._control.close()
+
+
+_the_server: _Server | None = None
+_the_server_lock = threading.Lock()
+
+
+def _server(wait: bool = True) -> _Server:
+    """This kernel's fork server, started if there is none (or if the last one has died)."""
+    global _the_server
+    with _the_server_lock:
+        if _the_server is None or not _the_server.usable:
+            _the_server = _Server()
+            atexit.register(_the_server.stop)
+        return _the_server
+
+
+assert MAX_RANKS + 1 <= 253     # what one message can carry (SCM_MAX_FD)

@@ -1,0 +1,67 @@
+"""A sign of life while a job runs: a widget in JupyterLab, a line that rewrites itself in a terminal.
+
+When the job is over one static line stays, the same on every machine, so that nbval can compare it.
+"""
+import html
+import sys
+import time
+
+QUIET_S = 1.0                   # shorter jobs show nothing while they run
+REFRESH_S = 0.2
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class Progress:
+    """Show how far a job is. Use as a context manager; call `update` as often as you like."""
+
+    def __init__(self, title: str):
+        """`title`: the static line, for example "train on 4 ranks"."""
+        self.title, self._begin, self._last = title, time.monotonic(), 0.0
+        self._in_kernel, self._handle, self._widget, self._drawn = _in_kernel(), None, None, False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def update(self, text: str, fraction: float | None = None) -> None:
+        """Show `text` beside the title; `fraction` (0 to 1) fills a bar."""
+        now = time.monotonic()
+        if now - self._begin < QUIET_S or now - self._last < REFRESH_S:
+            return
+        self._last = now
+        if self._in_kernel:
+            self._draw_widget(text, fraction)
+        elif sys.stderr.isatty():
+            sys.stderr.write(f"\r{self.title}: {text}\x1b[K")
+            sys.stderr.flush()
+            self._drawn = True
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._in_kernel:
+            from IPython.display import display
+            line = {"text/plain": self.title}
+            if self._handle is None:
+                display(line, raw=True)
+            else:
+                self._handle.update(line, raw=True)
+                self._widget.close()
+        elif self._drawn:
+            sys.stderr.write(f"\r{self.title}\x1b[K\n")
+
+    def _draw_widget(self, text: str, fraction: float | None) -> None:
+        bar = "" if fraction is None else f'<progress value="{fraction:.3f}" max="1" style="width: 12em; vertical-align: middle"></progress> '
+        shown = f'<span style="color: var(--jp-ui-font-color1)">{html.escape(self.title)} {bar}{html.escape(text)}</span>'
+        if self._handle is None:
+            from IPython.display import display
+            from ipywidgets import HTML
+            self._widget = HTML(shown)
+            view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+            self._handle = display({_WIDGET: view, "text/plain": self.title}, raw=True, display_id=True)
+        else:
+            self._widget.value = shown
+
+
+def _in_kernel() -> bool:
+    """Whether this is a Jupyter kernel (and not a terminal or a script)."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, "kernel")

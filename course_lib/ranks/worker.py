@@ -1,0 +1,119 @@
+"""What one rank does, from the fork to its exit."""
+import faulthandler
+import os
+import pickle
+import random
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from datetime import timedelta
+
+import cloudpickle
+import numpy
+import torch
+import torch.distributed as dist
+
+from course_lib import measure
+
+_running = False                          # True in a rank: a rank cannot start ranks
+
+
+def in_rank() -> bool:
+    """Whether this process is a rank that `run` has started."""
+    return _running
+
+
+def work(request: dict, rank: int, channel: socket.socket) -> None:
+    """Run the learner's function as one rank and tell the kernel how it went.
+
+    Args:
+        request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout.
+        rank: this process's rank, 0 to ranks - 1.
+        channel: stream to the kernel; carries messages (`send`), and closes when the job is over.
+    """
+    global _running
+    _running = True
+    stacks = open(os.path.join(request["directory"], f"rank{rank}.stack"), "w")
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    sys.stdout.reconfigure(line_buffering=True)       # what was printed before a crash is not lost
+    random.seed()
+    numpy.random.seed()                   # a fork would repeat its siblings' numbers
+    try:
+        with open(os.path.join(request["directory"], "job.pkl"), "rb") as file:
+            job = pickle.load(file)
+        os.chdir(job["cwd"])
+        sys.path[:] = job["path"]
+        os.environ.clear()
+        os.environ.update({"KINETO_LOG_LEVEL": "99"} | job["environ"])        # or the profiler's banners stand in the output
+        _join(request, rank)
+        function, args, kwargs = pickle.loads(job["call"])
+        send(channel, "started")
+        ledger = measure.start_ledger(lambda step: send(channel, "step", step))
+        begin = time.perf_counter()
+        result = function(*args, **kwargs)
+        seconds = time.perf_counter() - begin
+        records = measure.stop_ledger(ledger)
+        send(channel, "result", _pickle_result(result, rank), {**records, "seconds": seconds})
+    except BaseException as error:        # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
+        send(channel, "error", _describe(error))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    channel.recv(1)                       # stay until all are done: a peer may still read what this rank has sent
+    if request["backend"] == "nccl":
+        dist.destroy_process_group()
+
+
+def send(channel: socket.socket, kind: str, *content) -> None:
+    """Send one message to the kernel: 8 bytes of length, then a pickle of (kind, *content)."""
+    message = pickle.dumps((kind, *content), protocol=5)
+    try:
+        channel.sendall(struct.pack(">Q", len(message)) + message)
+    except OSError:                       # the kernel is gone; the supervisor is about to end this rank
+        pass
+
+
+def _join(request: dict, rank: int) -> None:
+    """Set threads and device, then initialise the default process group."""
+    ranks, device = request["ranks"], request["devices"][rank]
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request["loopback"]
+    torch.set_num_threads(request["threads"])
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+        torch.set_default_device(device)
+    dist.init_process_group(
+        backend="cpu:gloo,cuda:nccl" if request["backend"] == "nccl" else "gloo",
+        store=dist.FileStore(os.path.join(request["directory"], "rendezvous"), ranks),
+        rank=rank, world_size=ranks, timeout=timedelta(seconds=request["timeout"] + 60),      # the kernel keeps the deadline
+    )
+
+
+class _ResultPickler(cloudpickle.Pickler):
+    """Tensors go home to the CPU: the kernel must not open the ranks' GPUs to read a result."""
+
+    def reducer_override(self, value):
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            return value.detach().cpu().__reduce_ex__(5)
+        return super().reducer_override(value)
+
+
+def _pickle_result(result, rank: int) -> bytes:
+    import io
+    stream = io.BytesIO()
+    try:
+        _ResultPickler(stream, protocol=5).dump(result)
+    except Exception as error:
+        raise TypeError(f"rank {rank} returned a {type(result).__name__} that cannot be sent back to the notebook ({error}). "
+                        "Return numbers, text, lists, dicts or plain tensors.") from None
+    return stream.getvalue()
+
+
+def _describe(error: BaseException) -> dict:
+    """What the kernel needs to tell of an exception: type, text, and where, without the frames of this file."""
+    frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    return {"type": type(error).__name__, "message": str(error), "frames": frames, "time": time.monotonic(),
+            "text": "".join(traceback.format_exception(error))}

@@ -1,0 +1,229 @@
+"""Run a function as real ranks: once (`run`), or over several numbers of ranks (`sweep`)."""
+import os
+import pickle
+import sys
+import time
+from dataclasses import dataclass
+from typing import Callable
+
+import cloudpickle
+import pandas as pd
+
+from course_lib.job import Job
+from course_lib.ranks import devices, worker
+from course_lib.ranks.errors import RankError, explain
+from course_lib.ranks.launch import Group, private_directory, remove_directory
+from course_lib.ranks.progress import Progress
+from course_lib.ranks.server import MAX_RANKS
+
+__all__ = ["run", "sweep", "Sweep"]
+
+GRACE_S = 0.3                   # after a first failure: the true cause may be the second to be heard
+OUTPUT_LIMIT_BYTES = 1_000_000  # of each rank's output, what a Job keeps
+
+
+def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: float = 60.0, threads: int = 1,
+        label: str | None = None, **kwargs) -> Job:
+    """Run `fn(*args, **kwargs)` once on every rank, as real processes, and return one Job.
+
+    The default process group is initialised before `fn` starts, and the rank's device is set, so `fn` is plain PyTorch; it may be defined in
+    a notebook cell and use other names of the notebook.
+
+    Args:
+        fn: the function that every rank runs.
+        ranks: number of processes.
+        backend: "auto" takes NCCL where there is one GPU per rank, otherwise gloo (ranks share the GPUs, or run on the CPU).
+        timeout: seconds after which the job is stopped and explained.
+        threads: compute threads per rank.
+        label: name of the job in figures and errors; the function's name if None.
+
+    Returns:
+        A Job: results and output per rank, and the ledger that `measure.step` has filled.
+
+    Errors:
+        RankError if a rank raises, dies, or is not done in time. TypeError or ValueError for arguments that cannot work.
+    """
+    label = _check(fn, ranks, backend, timeout, threads, label)
+    with Progress(f"{label} on {ranks} rank{'' if ranks == 1 else 's'}") as progress:
+        return _run(fn, args, kwargs, ranks, backend, timeout, threads, label, progress.update)
+
+
+def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int = 5, **kwargs) -> "Sweep":
+    """Run `fn` on several numbers of ranks, `repeats` times each, interleaved (1, 2, 4, 1, 2, 4, ...), and keep every job.
+
+    On a shared machine the load changes from minute to minute; interleaved, it hits all numbers of ranks alike.
+
+    Args:
+        ranks: the numbers of ranks to compare.
+        repeats: how often each is run.
+        kwargs: `run`'s own options (backend, timeout, threads, label) and the function's keyword arguments.
+    """
+    ranks = tuple(ranks)
+    if not ranks:
+        raise ValueError("sweep needs at least one number of ranks, for example ranks=(1, 2, 4).")
+    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
+        raise ValueError(f"repeats={repeats!r}: it must be a whole number of at least 1.")
+    options = {"backend": "auto", "timeout": 60.0, "threads": 1, "label": None}
+    options |= {name: kwargs.pop(name) for name in list(options) if name in kwargs}
+    for count in ranks:
+        label = _check(fn, count, options["backend"], options["timeout"], options["threads"], options["label"])
+    jobs, total = [], repeats * len(ranks)
+    with Progress(f"{label} on {', '.join(map(str, ranks))} ranks, {repeats} times each") as progress:
+        for repeat in range(repeats):
+            for count in ranks:
+                def show(text, fraction, done=len(jobs), count=count):
+                    progress.update(f"job {done + 1} of {total} (ranks={count})", done / total)
+                jobs.append(_run(fn, args, kwargs, count, options["backend"], options["timeout"], options["threads"], label, show))
+    return Sweep(label, tuple(jobs), repeats)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The jobs of a sweep, in the order in which they ran."""
+    label: str
+    jobs: tuple[Job, ...]
+    repeats: int
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per job: ranks, repeat, step_s, samples_per_s, speedup, efficiency.
+
+        step_s: median over timed steps of the slowest rank's seconds (without `measure.step`: seconds of the slowest rank's function).
+        samples_per_s: samples of all ranks per second; missing if `measure.step` was not told `samples`.
+        speedup: against the same repeat on the fewest ranks, scaled so that that many ranks count as linear; by samples per second where samples
+        were told (right for strong and for weak scaling), else by time. efficiency: speedup / ranks.
+        """
+        rows = []
+        width = len(self.jobs) // self.repeats
+        for position, job in enumerate(self.jobs):
+            step_s, samples = _step_seconds(job)
+            rows.append({"ranks": job.ranks, "repeat": position // width, "step_s": step_s,
+                         "samples_per_s": samples / step_s if samples else float("nan")})
+        table = pd.DataFrame(rows)
+        base = table.sort_values("ranks").drop_duplicates("repeat").set_index("repeat")
+        rate = table["samples_per_s"].fillna(1 / table["step_s"])
+        base_rate = base["samples_per_s"].fillna(1 / base["step_s"])
+        table["speedup"] = rate / table["repeat"].map(base_rate) * table["repeat"].map(base["ranks"])
+        table["efficiency"] = table["speedup"] / table["ranks"]
+        return table
+
+    def __repr__(self) -> str:
+        middle = self.table.groupby("ranks")[["step_s", "samples_per_s", "speedup", "efficiency"]].median()
+        return f"Sweep {self.label}: {self.repeats} repeats, medians\n{middle.to_string(float_format=lambda x: f'{x:.3g}')}"
+
+
+def _step_seconds(job: Job) -> tuple[float, int]:
+    """Median step time of the slowest rank, and samples of all ranks in a step (0 if not told)."""
+    timed = job.steps[job.steps["phase"] == "timed"]
+    if timed.empty:
+        return max(job.records["seconds"]), 0
+    samples = timed.groupby("step")["samples"].sum().median()
+    return float(timed.groupby("step")["seconds"].max().median()), int(samples)
+
+
+def _check(fn, ranks, backend, timeout, threads, label) -> str:
+    """Refuse what cannot work, each in one sentence; returns the job's label."""
+    if worker.in_rank():
+        raise RuntimeError("run was called by a rank; ranks cannot start ranks. Call run from the notebook.")
+    if not callable(fn):
+        raise TypeError(f"run needs a function to run on every rank, and got {type(fn).__name__}: run(train, ranks=2), not run(train(), ranks=2).")
+    for name, value in (("ranks", ranks), ("threads", threads)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: it must be a whole number of at least 1.")
+    if ranks > MAX_RANKS:
+        raise ValueError(f"ranks={ranks}: this library starts at most {MAX_RANKS} ranks on one machine.")
+    if backend not in devices.BACKENDS:
+        raise ValueError(f"backend={backend!r}: it must be one of {', '.join(map(repr, devices.BACKENDS))}.")
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout={timeout!r}: it must be a positive number of seconds.")
+    if label is not None and not isinstance(label, str):
+        raise TypeError(f"label={label!r}: it must be text.")
+    return label or getattr(fn, "__name__", type(fn).__name__)
+
+
+def _run(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job:
+    """Start the ranks, follow them to the end, and gather what they have sent."""
+    placement = devices.place(ranks, backend)
+    try:
+        call = cloudpickle.dumps((fn, args, kwargs), protocol=5)
+    except Exception as error:
+        raise TypeError(f"{label} cannot be sent to the ranks, because something that it uses cannot be copied to another process: {error}") from None
+    directory = private_directory()
+    begin = time.monotonic()
+    try:
+        with open(directory / "job.pkl", "wb") as file:
+            pickle.dump({"call": call, "cwd": os.getcwd(), "path": sys.path, "environ": dict(os.environ)}, file)
+        group = Group({"directory": str(directory), "ranks": ranks, "backend": placement.backend, "devices": placement.devices,
+                       "threads": threads, "timeout": timeout, "loopback": devices.loopback()})
+        try:
+            deadline = time.monotonic() + timeout
+            finished = _follow(group, deadline, lambda states: show(*_progress(states, timeout - deadline + time.monotonic(), timeout)))
+            seconds = time.monotonic() - begin
+            output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
+            if not finished:
+                raise explain(group.states, output, label, timeout if time.monotonic() >= deadline else None)
+        finally:
+            group.close()
+        results = [pickle.loads(state.result) for state in group.states]
+    finally:
+        remove_directory(directory)
+    return Job(label, ranks, placement.backend, "cuda" if placement.devices[0] != "cpu" else "cpu", placement.hardware, seconds,
+               results, output, *_gather(group.states))
+
+
+def _follow(group: Group, deadline: float, show) -> bool:
+    """Listen until every rank has finished (True), or the job has failed or run out of time (False)."""
+    while True:
+        group.listen(min(0.1, deadline - time.monotonic()))
+        show(group.states)
+        if all(state.phase == "finished" for state in group.states):
+            return True
+        if any(state.phase == "failed" or (state.status is not None and state.phase != "finished") for state in group.states):
+            end = time.monotonic() + GRACE_S
+            while group.alive and time.monotonic() < end:
+                group.listen(0.05)
+            return False
+        if time.monotonic() >= deadline:
+            group.ask_where()
+            return False
+
+
+def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
+    steps = [state.step for state in states if state.step is not None]
+    doing = f"step {min(steps)}" if steps else "running" if all(s.phase != "starting" for s in states) else "starting"
+    finished = sum(state.phase == "finished" for state in states)
+    done = f", {finished} of {len(states)} ranks finished" if finished else ""
+    return f"{doing}{done}, {seconds:.0f} s (timeout {timeout:g} s)", min(seconds / timeout, 1.0)
+
+
+def _read_output(path) -> str:
+    """What a rank has printed; of very long output the beginning and the end."""
+    if not path.exists():
+        return ""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if size <= OUTPUT_LIMIT_BYTES:
+            return file.read().decode(errors="replace")
+        half = OUTPUT_LIMIT_BYTES // 2
+        head = file.read(half)
+        file.seek(-half, os.SEEK_END)
+        tail = file.read()
+    return f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out ...\n{tail.decode(errors='replace')}"
+
+
+def _gather(states) -> tuple[dict, dict]:
+    """One ledger from the ranks' records: absent layers, and rows with their rank, times counted from the first rank's traced step."""
+    begins = [state.records["traced_at"] for state in states if state.records.get("traced_at") is not None]
+    zero = min(begins, default=0.0)
+    records: dict[str, list] = {name: [] for name in ("steps", "comm", "memory", "timeline")}
+    absent: dict[str, str] = {}
+    for state in states:
+        absent |= state.records["absent"]
+        for name, rows in records.items():
+            for row in state.records[name]:
+                row = {"rank": state.rank, **row}
+                if "start_s" in row:
+                    row["start_s"] -= zero
+                rows.append(row)
+    records["seconds"] = [state.records["seconds"] for state in states]
+    return absent, records

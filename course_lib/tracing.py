@@ -1,0 +1,184 @@
+"""Trace one step: every collective that is asked for, and a timeline of what the rank did.
+
+Collectives are seen where all of them pass, whoever calls (DDP's reducer in C++, fully_shard, DTensor, a hand-written send): torch's
+dispatcher calls one operator per collective, `c10d::allreduce_` and so on. For the length of the traced step each gets a kernel
+that notes the call and passes it on, and is removed again. Times come from torch.profiler, which knows when gloo really ran.
+"""
+import time
+from collections import defaultdict
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from course_lib import theory
+
+__all__ = ["Trace", "named_span"]
+
+# Operator of torch's dispatcher: what torch.distributed calls it, which argument is the full tensor S (a tensor, or lists of tensors),
+# and the name of the work that gloo then runs.
+_COLLECTIVES = {
+    "allreduce_": ("all_reduce", 0, "all_reduce"),
+    "allreduce_coalesced_": ("all_reduce", 0, "all_reduce"),
+    "broadcast_": ("broadcast", 0, "broadcast"),
+    "reduce_": ("reduce", 0, "reduce"),
+    "allgather_": ("all_gather", 0, "all_gather"),
+    "_allgather_base_": ("all_gather", 0, "all_gather"),
+    "allgather_coalesced_": ("all_gather", 0, "all_gather"),
+    "allgather_into_tensor_coalesced_": ("all_gather", 0, "all_gather"),
+    "reduce_scatter_": ("reduce_scatter", 1, "reduce_scatter"),
+    "_reduce_scatter_base_": ("reduce_scatter", 1, "all_reduce"),
+    "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1, "all_reduce"),
+    "alltoall_": ("all_to_all", 1, "all_to_all"),
+    "alltoall_base_": ("all_to_all", 1, "all_to_all"),
+    "gather_": ("gather", 1, "gather"),
+    "scatter_": ("scatter", 1, "scatter"),
+    "send": ("send", 0, "send"),
+    "recv_": ("recv", 0, "recv"),
+    "recv_any_source_": ("recv", 0, "recv"),
+    "barrier": ("barrier", None, "barrier"),
+}
+_MARK, _BACKWARD, _SPAN = "course_lib: traced step", "course_lib: backward", "course_lib span: "
+_GAP_S = 150e-6                 # computing that pauses for less than this is drawn as one piece
+
+
+def named_span(name: str) -> record_function:
+    """A piece of the timeline with a name of its own."""
+    return record_function(_SPAN + name)
+
+
+class Trace:
+    """The instruments of one step: `start`, the step, `stop`, and later `rows`."""
+
+    def __init__(self, cuda: bool):
+        self._cuda = cuda
+        self._calls: list[dict] = []
+        self._profile = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda, record_shapes=True)
+
+    def start(self) -> None:
+        self._library = _listen(self._calls)
+        self._backward = torch.autograd.backward
+        torch.autograd.backward = record_function(_BACKWARD)(self._backward)      # Tensor.backward looks it up here
+        self._profile.__enter__()
+        self._mark = record_function(_MARK)
+        self._begin = time.perf_counter()
+        self._mark.__enter__()
+
+    def stop(self) -> None:
+        self._mark.__exit__(None, None, None)
+        self._profile.__exit__(None, None, None)
+        self._library._destroy()
+        torch.autograd.backward = self._backward
+
+    def rows(self) -> dict:
+        """comm and timeline rows with `start_s` on this host's monotonic clock, and `traced_at`, when the step began."""
+        events = self._profile.events()
+        mark = next(event for event in events if event.name == _MARK)
+        shift = self._begin - mark.time_range.start / 1e6
+        work = _work_times(events, shift, self._cuda)
+        comm = []
+        for call in self._calls:
+            name, count, begin = call.pop("_work"), call.pop("_numel"), call["start_s"]
+            found = _closest(work.get((name, count)) or work.get((name, None)) or [], begin)
+            if found:
+                call["start_s"], call["seconds"] = found
+            comm.append(call)
+        timeline = _spans(events, mark, shift) + _computing(events, mark, shift)
+        timeline += [{"kind": "communication", "name": call["op"], "start_s": call["start_s"], "seconds": call["seconds"]}
+                     for call in comm if call["seconds"] is not None]
+        return {"comm": comm, "timeline": sorted(timeline, key=lambda row: row["start_s"]), "traced_at": self._begin}
+
+
+def _listen(calls: list[dict]) -> torch.library.Library:
+    """Note every collective from now on in `calls`, until the library that is returned is destroyed."""
+    library = torch.library.Library("c10d", "IMPL")
+    for operator_name, (op, which, work) in _COLLECTIVES.items():
+        packet = getattr(torch.ops.c10d, operator_name, None)
+        if packet is None:                        # not in this version of torch
+            continue
+        operator = packet.default
+
+        def kernel(keyset, *args, operator=operator, op=op, which=which, work=work):
+            calls.append(_note(op, which, work, args))
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+        for key in ("AutogradCPU", "AutogradCUDA"):
+            library.impl(operator_name, kernel, key, with_keyset=True)
+    return library
+
+
+def _note(op: str, which: int | None, work: str, args: tuple) -> dict:
+    tensors = [] if which is None else list(_flatten(args[which]))
+    first = next(_flatten(args), None)            # what a rank hands over where it holds no full tensor (gather, scatter)
+    group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject))
+    payload = sum(tensor.nbytes for tensor in tensors)
+    if op in ("gather", "scatter") and not tensors and first is not None:
+        payload = first.nbytes * group.size()
+    sent = 0 if op == "recv" else theory.collective_bytes(op, payload, group.size())
+    return {"op": op, "dtype": str(first.dtype).removeprefix("torch.") if first is not None and which is not None else "",
+            "payload_bytes": payload, "algorithm_bytes": sent, "group_size": group.size(),
+            "group": ",".join(map(str, dist.get_process_group_ranks(group))), "start_s": time.perf_counter(), "seconds": None,
+            "_work": work, "_numel": first.numel() if first is not None and which is not None else None}
+
+
+def _flatten(value):
+    """The tensors in an operator's argument: a tensor, a list, or a list of lists."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _flatten(inner)
+
+
+def _work_times(events, shift: float, cuda: bool) -> dict:
+    """When gloo ran what: (name, elements) and (name, None) -> list of (start_s, seconds), in order of time."""
+    times = defaultdict(list)
+    for event in sorted(events, key=lambda e: e.time_range.start):
+        if event.name.startswith("gloo:"):
+            name, shapes = event.name.removeprefix("gloo:"), event.input_shapes
+            when = [event.time_range.start / 1e6 + shift, event.time_range.elapsed_us() / 1e6]
+            count = torch.Size(shapes[0]).numel() if shapes and shapes[0] else None
+            for key in {(name, count), (name, None)}:
+                times[key].append(when)
+    return times
+
+
+def _closest(whens: list, begin: float):
+    """Take the first unused piece of work that ended after the call began."""
+    for position, (start, seconds) in enumerate(whens):
+        if start + seconds >= begin:
+            return whens.pop(position)
+    return None
+
+
+def _ancestors(event):
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+        yield event.name
+
+
+def _spans(events, mark, shift: float) -> list[dict]:
+    return [{"kind": "span", "name": event.name.removeprefix(_SPAN), "start_s": event.time_range.start / 1e6 + shift,
+             "seconds": event.time_range.elapsed_us() / 1e6} for event in events if event.name.startswith(_SPAN)]
+
+
+def _computing(events, mark, shift: float) -> list[dict]:
+    """Pieces in which the rank computed, by kind; neighbours of one kind are joined. Work inside a span belongs to the span."""
+    pieces = []
+    for event in events:
+        if not event.name.startswith("aten::") or event.thread != mark.thread:
+            continue
+        above = list(_ancestors(event))
+        if any(name.startswith(("aten::", "c10d::", _SPAN)) for name in above):
+            continue
+        kind = ("optimizer" if any(name.startswith("Optimizer.") for name in above)
+                else "backward" if _BACKWARD in above else "forward")
+        begin = event.time_range.start / 1e6 + shift
+        pieces.append([begin, begin + event.time_range.elapsed_us() / 1e6, kind])
+    joined: list[list] = []
+    for begin, end, kind in sorted(pieces):
+        if joined and joined[-1][2] == kind and begin - joined[-1][1] < _GAP_S:
+            joined[-1][1] = max(joined[-1][1], end)
+        else:
+            joined.append([begin, end, kind])
+    return [{"kind": kind, "name": kind, "start_s": begin, "seconds": end - begin} for begin, end, kind in joined]
