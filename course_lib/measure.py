@@ -60,13 +60,13 @@ def span(name: str) -> contextlib.AbstractContextManager:
 class Ledger:
     """What one rank has measured."""
 
-    def __init__(self, report: Callable[[int], None]):
-        """`report(step)` is called a few times a second, between steps, as a sign of life."""
+    def __init__(self, report: Callable[[int], None], meet: Callable[[str], None]):
+        """`report(step)`: a sign of life, called between steps. `meet(name)`: wait a moment for the other ranks."""
         self.steps: list[dict] = []
         self.memory: list[dict] = []
         self.trace: tracing.Trace | None = None
         self._finished_trace: tracing.Trace | None = None
-        self._report, self._reported = report, 0.0
+        self._report, self._meet, self._reported = report, meet, 0.0
         self._process = psutil.Process()
         self._cuda = torch.get_default_device().type == "cuda"
         self._nccl = dist.is_initialized() and "nccl" in str(dist.get_backend_config())
@@ -83,6 +83,8 @@ class Ledger:
         if self._phase == TRACED:
             self._watch = memory.Watch(model, optimizer)
             self.trace = tracing.Trace(self._cuda)
+            self.trace.prepare()
+            self._meet("traced")                  # preparing took each rank another while; their timelines start together
         self._wire_before = self._wire_bytes()
         if self._phase == TRACED:
             self._watch.start()
@@ -98,8 +100,12 @@ class Ledger:
         self._open = False
         if self._phase == TRACED:
             self.trace.stop()
+            self._watch.stop()
             self._finished_trace, self.trace = self.trace, None
-            self.memory = self._watch.stop()
+        if failed:
+            return                                # the learner's own exception is on its way
+        if self._phase == TRACED:
+            self.memory = self._watch.rows()
         wire = self._wire_bytes()
         self.steps.append({
             "step": len(self.steps), "phase": self._phase,
@@ -107,6 +113,8 @@ class Ledger:
             "samples": self._samples,
             "wire_bytes": None if wire is None else wire - self._wire_before,
         })
+        if self._phase == TRACED:
+            self._meet("timed")
         now = time.monotonic()
         if now - self._reported > _REPORT_EVERY_S:
             self._reported = now
@@ -138,10 +146,10 @@ class Ledger:
 _ledger: Ledger | None = None       # one per rank; None outside a job
 
 
-def start_ledger(report: Callable[[int], None]) -> Ledger:
+def start_ledger(report: Callable[[int], None], meet: Callable[[str], None]) -> Ledger:
     """Begin to record in this process (called by the rank's worker)."""
     global _ledger
-    _ledger = Ledger(report)
+    _ledger = Ledger(report, meet)
     return _ledger
 
 

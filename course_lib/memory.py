@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = ["storage_bytes", "Watch", "Peak"]
 
@@ -21,10 +21,10 @@ def storage_bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> in
     seen = set() if seen is None else seen
     total = 0
     for tensor in tensors:
-        storage = _local(tensor).untyped_storage()
-        if storage.data_ptr() not in seen and storage.nbytes():
-            seen.add(storage.data_ptr())
-            total += storage.nbytes()
+        for address, count in _storages(tensor):
+            if address not in seen:
+                seen.add(address)
+                total += count
     return total
 
 
@@ -49,11 +49,14 @@ class Watch:
             self._optimizer.step = step_then_count
         self._activations.__enter__()
 
-    def stop(self) -> list[dict]:
-        """Rows of category and bytes."""
+    def stop(self) -> None:
+        """Take the hooks away again."""
         self._activations.__exit__()
         if self._optimizer is not None:
             del self._optimizer.step              # the class's own method shows again
+
+    def rows(self) -> list[dict]:
+        """Rows of category and bytes; without an optimizer that stepped, as things are now."""
         if self._states is None:
             self._count()
         rows = {**self._states, "activations": self._activations.peak_bytes} if self._modules or self._optimizer else {}
@@ -65,7 +68,7 @@ class Watch:
         self._states = {
             "params": storage_bytes(params, seen),
             "grads": storage_bytes((p.grad for p in params if p.grad is not None), seen),
-            "optimizer_states": storage_bytes(_tensors_in(getattr(self._optimizer, "state", {})), seen),
+            "optimizer_states": storage_bytes(_states_of(self._optimizer), seen),
             "buffers": storage_bytes((b for module in self._modules for b in module.buffers()), seen),
         }
         if torch.get_default_device().type == "cuda":
@@ -109,26 +112,26 @@ class _SavedForBackward:
         self._hooks.__exit__()
 
     def _pack(self, tensor: Tensor) -> "_Saved":
-        saved = _Saved(tensor)
-        storage = _local(tensor).untyped_storage()
-        key, count = storage.data_ptr(), storage.nbytes()
-        if count and key not in self._model_storages():
-            if key not in self._holders:
+        saved, models = _Saved(tensor), self._model_storages()
+        for address, count in _storages(tensor):
+            if address in models:
+                continue
+            if address not in self._holders:
                 self.live_bytes += count
                 self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-            self._holders[key] = self._holders.get(key, 0) + 1
-            weakref.finalize(saved, self._release, key, count).atexit = False
+            self._holders[address] = self._holders.get(address, 0) + 1
+            weakref.finalize(saved, self._release, address, count).atexit = False
         return saved
 
-    def _release(self, key: int, count: int) -> None:
-        self._holders[key] -= 1
-        if not self._holders[key]:
-            del self._holders[key]
+    def _release(self, address: int, count: int) -> None:
+        self._holders[address] -= 1
+        if not self._holders[address]:
+            del self._holders[address]
             self.live_bytes -= count
 
     def _model_storages(self) -> set[int]:
         """Looked up anew each time: fully_shard swaps a module's parameters between shard and whole."""
-        return {_local(t).untyped_storage().data_ptr() for module in self._modules for t in (*module.parameters(), *module.buffers())}
+        return {address for module in self._modules for tensor in (*module.parameters(), *module.buffers()) for address, _ in _storages(tensor)}
 
 
 class _Saved:
@@ -139,8 +142,21 @@ class _Saved:
         self.tensor = tensor
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+def _storages(tensor: Tensor) -> Iterable[tuple[int, int]]:
+    """Address and bytes of what a tensor holds on this rank; a wrapper (DTensor, a collective still under way) is looked into."""
+    if is_traceable_wrapper_subclass(tensor):
+        for inner in _tensors_in([getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]):
+            yield from _storages(inner)
+    else:
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            yield storage.data_ptr(), storage.nbytes()
+
+
+def _states_of(optimizer) -> Iterable[Tensor]:
+    """An optimizer's state; ZeroRedundancyOptimizer keeps it in the optimizer that it wraps."""
+    yield from _tensors_in(getattr(optimizer, "state", {}))
+    yield from _tensors_in(getattr(getattr(optimizer, "optim", None), "state", {}))
 
 
 def _tensors_in(value) -> Iterable[Tensor]:

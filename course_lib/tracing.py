@@ -5,7 +5,6 @@ dispatcher calls one operator per collective, `c10d::allreduce_` and so on. For 
 that notes the call and passes it on, and is removed again. Times come from torch.profiler, which knows when gloo really ran.
 """
 import time
-from collections import defaultdict
 
 import torch
 import torch.distributed as dist
@@ -26,13 +25,13 @@ _COLLECTIVES = {
     "_allgather_base_": ("all_gather", 0, "all_gather"),
     "allgather_coalesced_": ("all_gather", 0, "all_gather"),
     "allgather_into_tensor_coalesced_": ("all_gather", 0, "all_gather"),
-    "reduce_scatter_": ("reduce_scatter", 1, "reduce_scatter"),
+    "reduce_scatter_": ("reduce_scatter", 1, "all_reduce"),
     "_reduce_scatter_base_": ("reduce_scatter", 1, "all_reduce"),
     "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1, "all_reduce"),
     "alltoall_": ("all_to_all", 1, "all_to_all"),
     "alltoall_base_": ("all_to_all", 1, "all_to_all"),
     "gather_": ("gather", 1, "gather"),
-    "scatter_": ("scatter", 1, "scatter"),
+    "scatter_": ("scatter", 0, "scatter"),
     "send": ("send", 0, "send"),
     "recv_": ("recv", 0, "recv"),
     "recv_any_source_": ("recv", 0, "recv"),
@@ -48,21 +47,26 @@ def named_span(name: str) -> record_function:
 
 
 class Trace:
-    """The instruments of one step: `start`, the step, `stop`, and later `rows`."""
+    """The instruments of one step: `prepare` (slow), `start`, the step, `stop`, and later `rows`."""
 
     def __init__(self, cuda: bool):
         self._cuda = cuda
         self._calls: list[dict] = []
         self._profile = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda, record_shapes=True)
 
-    def start(self) -> None:
+    def prepare(self) -> None:
         self._library = _listen(self._calls)
+        self._profile.__enter__()
+        with record_function(_MARK + ", not yet"):     # the first one is slow, and the next one sets the clock
+            pass
+
+    def start(self) -> None:
+        self._calls.clear()
         self._backward = torch.autograd.backward
         torch.autograd.backward = record_function(_BACKWARD)(self._backward)      # Tensor.backward looks it up here
-        self._profile.__enter__()
         self._mark = record_function(_MARK)
-        self._begin = time.perf_counter()
         self._mark.__enter__()
+        self._begin = time.perf_counter()
 
     def stop(self) -> None:
         self._mark.__exit__(None, None, None)
@@ -75,18 +79,17 @@ class Trace:
         events = self._profile.events()
         mark = next(event for event in events if event.name == _MARK)
         shift = self._begin - mark.time_range.start / 1e6
-        work = _work_times(events, shift, self._cuda)
-        comm = []
+        work = [] if self._cuda else _gloo_work(events, shift)
         for call in self._calls:
-            name, count, begin = call.pop("_work"), call.pop("_numel"), call["start_s"]
-            found = _closest(work.get((name, count)) or work.get((name, None)) or [], begin)
-            if found:
-                call["start_s"], call["seconds"] = found
-            comm.append(call)
+            name, count = call.pop("_work"), call.pop("_numel")
+            match = next((w for w in work if w[:2] == (name, count)), None) or next((w for w in work if w[0] == name), None)
+            if match:
+                work.remove(match)
+                _, _, call["start_s"], call["seconds"] = match
         timeline = _spans(events, mark, shift) + _computing(events, mark, shift)
         timeline += [{"kind": "communication", "name": call["op"], "start_s": call["start_s"], "seconds": call["seconds"]}
-                     for call in comm if call["seconds"] is not None]
-        return {"comm": comm, "timeline": sorted(timeline, key=lambda row: row["start_s"]), "traced_at": self._begin}
+                     for call in self._calls if call["seconds"] is not None]
+        return {"comm": self._calls, "timeline": sorted(timeline, key=lambda row: row["start_s"]), "traced_at": self._begin}
 
 
 def _listen(calls: list[dict]) -> torch.library.Library:
@@ -108,17 +111,15 @@ def _listen(calls: list[dict]) -> torch.library.Library:
 
 
 def _note(op: str, which: int | None, work: str, args: tuple) -> dict:
+    """One call: `which` argument is the full tensor S, or for gather and scatter one rank's part of it."""
     tensors = [] if which is None else list(_flatten(args[which]))
-    first = next(_flatten(args), None)            # what a rank hands over where it holds no full tensor (gather, scatter)
     group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject))
-    payload = sum(tensor.nbytes for tensor in tensors)
-    if op in ("gather", "scatter") and not tensors and first is not None:
-        payload = first.nbytes * group.size()
-    sent = 0 if op == "recv" else theory.collective_bytes(op, payload, group.size())
-    return {"op": op, "dtype": str(first.dtype).removeprefix("torch.") if first is not None and which is not None else "",
-            "payload_bytes": payload, "algorithm_bytes": sent, "group_size": group.size(),
+    size = group.size()
+    payload = sum(tensor.nbytes for tensor in tensors) * (size if op in ("gather", "scatter") else 1)
+    return {"op": op, "dtype": str(tensors[0].dtype).removeprefix("torch.") if tensors else "", "payload_bytes": payload,
+            "algorithm_bytes": theory.collective_bytes(op, payload, size), "group_size": size,
             "group": ",".join(map(str, dist.get_process_group_ranks(group))), "start_s": time.perf_counter(), "seconds": None,
-            "_work": work, "_numel": first.numel() if first is not None and which is not None else None}
+            "_work": work, "_numel": sum(t.numel() for t in tensors) if len(tensors) == 1 else None}
 
 
 def _flatten(value):
@@ -130,25 +131,14 @@ def _flatten(value):
             yield from _flatten(inner)
 
 
-def _work_times(events, shift: float, cuda: bool) -> dict:
-    """When gloo ran what: (name, elements) and (name, None) -> list of (start_s, seconds), in order of time."""
-    times = defaultdict(list)
+def _gloo_work(events, shift: float) -> list[tuple[str, int | None, float, float]]:
+    """What gloo ran, in order of time: name, elements of its first tensor, start_s, seconds."""
+    found = []
     for event in sorted(events, key=lambda e: e.time_range.start):
         if event.name.startswith("gloo:"):
-            name, shapes = event.name.removeprefix("gloo:"), event.input_shapes
-            when = [event.time_range.start / 1e6 + shift, event.time_range.elapsed_us() / 1e6]
-            count = torch.Size(shapes[0]).numel() if shapes and shapes[0] else None
-            for key in {(name, count), (name, None)}:
-                times[key].append(when)
-    return times
-
-
-def _closest(whens: list, begin: float):
-    """Take the first unused piece of work that ended after the call began."""
-    for position, (start, seconds) in enumerate(whens):
-        if start + seconds >= begin:
-            return whens.pop(position)
-    return None
+            count = torch.Size(event.input_shapes[0]).numel() if event.input_shapes else None
+            found.append((event.name.removeprefix("gloo:"), count, event.time_range.start / 1e6 + shift, event.time_range.elapsed_us() / 1e6))
+    return found
 
 
 def _ancestors(event):

@@ -1,5 +1,6 @@
 """What one rank does, from the fork to its exit."""
 import faulthandler
+import io
 import os
 import pickle
 import random
@@ -9,6 +10,7 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 
 import cloudpickle
@@ -18,6 +20,7 @@ import torch.distributed as dist
 
 from course_lib import measure
 
+MEETING_S = 2.0
 _running = False                          # True in a rank: a rank cannot start ranks
 
 
@@ -48,10 +51,10 @@ def work(request: dict, rank: int, channel: socket.socket) -> None:
         sys.path[:] = job["path"]
         os.environ.clear()
         os.environ.update({"KINETO_LOG_LEVEL": "99"} | job["environ"])        # or the profiler's banners stand in the output
-        _join(request, rank)
+        store = _join(request, rank)
         function, args, kwargs = pickle.loads(job["call"])
         send(channel, "started")
-        ledger = measure.start_ledger(lambda step: send(channel, "step", step))
+        ledger = measure.start_ledger(lambda step: send(channel, "step", step), _meeting_point(store, request["ranks"]))
         begin = time.perf_counter()
         result = function(*args, **kwargs)
         seconds = time.perf_counter() - begin
@@ -76,7 +79,7 @@ def send(channel: socket.socket, kind: str, *content) -> None:
         pass
 
 
-def _join(request: dict, rank: int) -> None:
+def _join(request: dict, rank: int) -> dist.Store:
     """Set threads and device, then initialise the default process group."""
     ranks, device = request["ranks"], request["devices"][rank]
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
@@ -85,11 +88,21 @@ def _join(request: dict, rank: int) -> None:
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
         torch.set_default_device(device)
+    store = dist.FileStore(os.path.join(request["directory"], "rendezvous"), ranks)
     dist.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if request["backend"] == "nccl" else "gloo",
-        store=dist.FileStore(os.path.join(request["directory"], "rendezvous"), ranks),
-        rank=rank, world_size=ranks, timeout=timedelta(seconds=request["timeout"] + 60),      # the kernel keeps the deadline
-    )
+        backend="cpu:gloo,cuda:nccl" if request["backend"] == "nccl" else "gloo", store=store, rank=rank, world_size=ranks,
+        timeout=timedelta(seconds=request["timeout"] + 60))       # later than the kernel's deadline, which can explain
+    return dist.PrefixStore("course_lib", store)
+
+
+def _meeting_point(store: dist.Store, ranks: int) -> Callable[[str], None]:
+    """A function that lets ranks wait for each other without a collective, and for a bounded time: it cannot hang a job."""
+    def meet(name: str) -> None:
+        store.add(name, 1)
+        end = time.monotonic() + MEETING_S
+        while store.add(name, 0) < ranks and time.monotonic() < end:
+            time.sleep(0.0005)
+    return meet
 
 
 class _ResultPickler(cloudpickle.Pickler):
@@ -102,7 +115,6 @@ class _ResultPickler(cloudpickle.Pickler):
 
 
 def _pickle_result(result, rank: int) -> bytes:
-    import io
     stream = io.BytesIO()
     try:
         _ResultPickler(stream, protocol=5).dump(result)
