@@ -48,6 +48,12 @@ def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: flo
         return _run(fn, args, kwargs, ranks, backend, timeout, threads, label, progress.update)
 
 
+def run_quietly(fn: Callable, *args, ranks: int = 2, timeout: float = 60.0, **kwargs) -> Job:
+    """`run` without its line of text, for checks."""
+    label = _check(fn, ranks, "auto", timeout, 1, None)
+    return _run(fn, args, kwargs, ranks, "auto", timeout, 1, label, lambda text, fraction: None)
+
+
 def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int = 5, **kwargs) -> "Sweep":
     """Run `fn` on several numbers of ranks, `repeats` times each, interleaved (1, 2, 4, 1, 2, 4, ...), and keep every job.
 

@@ -95,6 +95,8 @@ class Trace:
 def _listen(calls: list[dict]) -> torch.library.Library:
     """Note every collective from now on in `calls`, until the library that is returned is destroyed."""
     library = torch.library.Library("c10d", "IMPL")
+    # The dispatcher's last stop before the backend's own kernel: reached by every call, also from inside a DTensor operation.
+    below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
     for operator_name, (op, which, work) in _COLLECTIVES.items():
         packet = getattr(torch.ops.c10d, operator_name, None)
         if packet is None:                        # not in this version of torch
@@ -103,10 +105,9 @@ def _listen(calls: list[dict]) -> torch.library.Library:
 
         def kernel(keyset, *args, operator=operator, op=op, which=which, work=work):
             calls.append(_note(op, which, work, args))
-            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+            return operator.redispatch(keyset & below, *args)
 
-        for key in ("AutogradCPU", "AutogradCUDA"):
-            library.impl(operator_name, kernel, key, with_keyset=True)
+        library.impl(operator_name, kernel, "BackendSelect", with_keyset=True)
     return library
 
 

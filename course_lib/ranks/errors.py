@@ -19,6 +19,7 @@ class RankReport:
     state: str                  # one clause: "raised ValueError: ...", "stopped because rank 1 failed"
     where: str = ""             # the learner's own line: 'cell 5, line 3, in train: loss.backward()'
     cause: bool = False         # whether this rank is why the job failed
+    error_type: str = ""        # the name of the exception's type, if it raised
     traceback: str = ""         # the whole traceback, library frames included
     output: str = ""            # what the rank had printed
 
@@ -82,7 +83,7 @@ def explain(states: list[RankState], outputs: list[str], label: str, timeout: fl
             told = "had finished"
         else:
             told = because if causes else "was still running"
-        reports.append(RankReport(state.rank, told, where, cause, trace, output))
+        reports.append(RankReport(state.rank, told, where, cause, state.error["type"] if state.error else "", trace, output))
     return RankError(headline, reports, label)
 
 

@@ -1,0 +1,17 @@
+"""The first cell of every chapter: which versions, which machine, which backend."""
+import platform
+
+import torch
+
+from course_lib.ranks import devices
+from course_lib.ranks.launch import start_server
+
+__all__ = ["about"]
+
+
+def about() -> None:
+    """Print versions, hardware and the backend that `run` will take, and start to warm the ranks up in the background."""
+    start_server()
+    placement = devices.place(2, "auto")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}")
+    print(f"2 ranks would run on: {placement.backend}, {placement.hardware}")

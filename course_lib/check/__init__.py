@@ -1,0 +1,11 @@
+"""One check per exercise: it runs the learner's answer as a real job and judges values and resources.
+
+    from course_lib import check
+    check.ping_pong(my_ping_pong)       # the last line of a cell: shows the verdict
+
+A check never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one calm line, a wrong answer the reasons,
+and an answer that is right but wasteful is refused too.
+"""
+from course_lib.check.judge import Judge, Verdict, exercise
+
+__all__ = ["Judge", "Verdict", "exercise"]

@@ -1,0 +1,81 @@
+"""The one way in which all checks run and judge."""
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from course_lib.job import Job
+from course_lib.ranks.errors import RankError
+from course_lib.run import run_quietly
+
+__all__ = ["Judge", "Verdict", "exercise"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of one answer.
+
+    Attributes:
+        exercise: its name.
+        passed: whether every demand was met.
+        untouched: whether the stub was still there.
+        lines: one line per demand, or the one calm line.
+    """
+    exercise: str
+    passed: bool
+    untouched: bool
+    lines: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __repr__(self) -> str:
+        if self.untouched:
+            return self.lines[0]
+        head = "solved" if self.passed else "not yet"
+        return "\n".join((f"{self.exercise}: {head}", *(f"  {line}" for line in self.lines)))
+
+
+class Judge:
+    """Collects what one answer is asked for."""
+
+    def __init__(self, exercise: str):
+        self.exercise, self._lines, self._passed = exercise, [], True
+
+    def demand(self, met: bool, demand: str, otherwise: str) -> bool:
+        """Note one demand: `demand` says what was asked and met; `otherwise` says what was found instead, and helps."""
+        self._lines.append(f"yes  {demand}" if met else f"no   {otherwise}")
+        self._passed &= bool(met)
+        return bool(met)
+
+    def run(self, fn: Callable, *args, **options) -> Job:
+        """Run a job as `course_lib.run` does, without its line. If it fails, the answer is refused with the reason."""
+        return run_quietly(fn, *args, **options)
+
+    def verdict(self) -> Verdict:
+        return Verdict(self.exercise, self._passed and bool(self._lines), False, tuple(self._lines))
+
+
+def exercise(check: Callable) -> Callable[..., Verdict]:
+    """Make a check of a function `check(judge, answer, ...)`: what it demands of the judge becomes the verdict."""
+    name = check.__name__.replace("_", " ")
+
+    @functools.wraps(check)
+    def checked(*answers) -> Verdict:
+        judge = Judge(name)
+        try:
+            check(judge, *answers)
+        except NotImplementedError:
+            return _untouched(name)
+        except RankError as error:
+            if any(report.error_type == "NotImplementedError" for report in error.reports):
+                return _untouched(name)
+            judge.demand(False, "", str(error))
+        except Exception as error:        # an answer that this process calls itself
+            judge.demand(False, "", f"your code raised {type(error).__name__}: {error}")
+        return judge.verdict()
+
+    return checked
+
+
+def _untouched(name: str) -> Verdict:
+    return Verdict(name, False, True, (f"{name}: not attempted yet. Replace the line `raise NotImplementedError` with your answer.",))
