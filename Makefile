@@ -19,6 +19,7 @@ help:
 	@echo "make notebooks  run every notebook again and store its outputs"
 	@echo "make bench      run the measurements in tests/bench"
 	@echo "make clean      remove the environment and everything else that make built"
+	@echo "make help       show this list (as make alone does)"
 	@echo
 	@echo "PYTHON=python3.13   the Python to build with: 3.11, 3.12 or 3.13 (now: $(PYTHON))"
 	@echo "PIP_ARGS='...'      more arguments for pip, for example to choose the CPU build of PyTorch"
