@@ -29,6 +29,7 @@ PRELOAD = (
 )
 MAX_RANKS = 128                           # file descriptors that fit into one message
 _PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)                 # opened once, here: what a rank opens itself it cannot share
 
 
 def main() -> None:
@@ -127,7 +128,7 @@ def _become_rank(request: dict, rank: int, channel: int) -> None:
 def _die_with_parent() -> None:
     if sys.platform == "linux":
         parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:        # it died before we asked
             os._exit(1)
 
