@@ -42,16 +42,29 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # the Interrupt button is the kernel's business
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)     # supervisors are reaped by the system
     control.sendall(b"R")
-    while True:
-        request, descriptors, _, _ = socket.recv_fds(control, 1, MAX_RANKS + 1)
-        if not request:
-            return
+    while True:                           # one supervisor is always forked ahead, and waits for the next job
+        taken_r, taken_w = os.pipe()
         if os.fork() == 0:
-            control.close()
-            _run_to_exit(_supervise, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        control.sendall(b"A")
+            os.close(taken_r)
+            _run_to_exit(_wait_for_job, control, taken_w)
+        os.close(taken_w)
+        taken = os.read(taken_r, 1)
+        os.close(taken_r)
+        if not taken:                     # the kernel has closed its end
+            return
+
+
+def _wait_for_job(control: socket.socket, taken: int) -> None:
+    """Take the next request, tell server and kernel that it is taken, and supervise the job."""
+    _die_with_parent()
+    request, descriptors, _, _ = socket.recv_fds(control, 1, MAX_RANKS + 1)
+    if not request:
+        return
+    control.sendall(b"A")
+    control.close()
+    os.write(taken, b"T")
+    os.close(taken)
+    _supervise(descriptors)
 
 
 def _run_to_exit(function, *args) -> None:
@@ -69,7 +82,6 @@ def _run_to_exit(function, *args) -> None:
 def _supervise(descriptors: list[int]) -> None:
     """Fork the ranks of one job, report how each ends, kill what is left when told or when the kernel is gone."""
     job, channels = socket.socket(fileno=descriptors[0]), descriptors[1:]
-    _die_with_parent()
     request = json.loads(_read_line(job))
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_w, False)
