@@ -1,0 +1,224 @@
+"""Checks of chapter 01, "One training step".
+
+What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
+"""
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from course_lib import measure, theory
+from course_lib.check.judge import Judge, exercise
+from course_lib.datasets import digits, rank_slice
+from course_lib.models import CNN, MLP, TinyGPT
+
+__all__ = ["memory_ledger", "uneven_accumulation", "weighted_average"]
+
+CATEGORIES = ("params", "grads", "optimizer_states")
+RELATIVE_ERROR = 1e-5               # float32 gradients, summed in another order, differ by about 1e-7
+ACTIVATIONS_LIMIT = 1.1             # times the activations of the largest micro-batch
+BYTES_LIMIT = 1.02                  # times what a ring all_reduce of the gradients sends
+CALLS_LIMIT = 2
+
+
+@exercise
+def memory_ledger(judge: Judge, ledger: Callable) -> None:
+    """`ledger(model, optimizer)` returns the bytes of params, grads and optimizer_states: exact, shared storages once, nothing copied."""
+    def examine(ledger):
+        from torch.utils._python_dispatch import TorchDispatchMode
+        from torch.utils._pytree import tree_leaves
+
+        class NewTensors(TorchDispatchMode):
+            """Count the bytes of the storages that come into being."""
+            bytes = 0
+
+            def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+                result = operator(*args, **(kwargs or {}))
+                given, made = ([t.untyped_storage() for t in tree_leaves(tree) if isinstance(t, torch.Tensor)] for tree in ((args, kwargs), result))
+                self.bytes += sum(s.nbytes() for s in made if s.data_ptr() not in {g.data_ptr() for g in given})
+                return result
+
+        def mlp():
+            return MLP((64, 96, 10))
+
+        def frozen():
+            model = MLP((64, 96, 10))
+            model.layers[0].requires_grad_(False)
+            return model
+
+        def flat(model, extra):
+            """Put all parameters into one buffer, which has `extra` elements more than they need."""
+            params = list(model.parameters())
+            buffer = torch.zeros(sum(p.numel() for p in params) + extra)
+            for p, part in zip(params, buffer.split([p.numel() for p in params] + [extra])):
+                p.data = part.copy_(p.detach().flatten()).view_as(p)
+            return model
+
+        def train(model, optimizer):
+            output = model(torch.zeros(4, 9, dtype=torch.long)) if isinstance(model, TinyGPT) else model(torch.ones(4, 1, 8, 8)).sum()
+            output.backward()
+            optimizer.step()
+
+        # P: bytes of the parameters, worked out from the shapes and not from the tensors that the answer sees
+        P = 4 * (64 * 96 + 96 + 96 * 10 + 10)
+        P_last = 4 * (96 * 10 + 10)
+        P_gpt = 4 * ((256 + 64 + 2) * 64 + 2 * (12 * 64**2 + 13 * 64))
+        P_cnn = 4 * (16 * 9 + 16 + 2 * 16 + 32 * 16 * 9 + 32 + 2 * 32 + 10 * 128 + 10)
+        adam, momentum = torch.optim.Adam, (lambda params: torch.optim.SGD(params, 0.1, momentum=0.9))
+        plain_sgd = (lambda params: torch.optim.SGD(params, 0.1))
+        cases = [
+            ("an MLP before its first step", mlp, adam, False, (P, 0, 0)),
+            ("an MLP with Adam", mlp, adam, True, (P, P, 2 * P + 4 * 4)),
+            ("an MLP with SGD", mlp, plain_sgd, True, (P, P, 0)),
+            ("an MLP with SGD and momentum", mlp, momentum, True, (P, P, P)),
+            ("an MLP whose first layer is frozen", frozen, adam, True, (P, P_last, 2 * P_last + 2 * 4)),
+            ("a TinyGPT with tied weights", TinyGPT, adam, True, (P_gpt, P_gpt, 2 * P_gpt + 4 * (2 + 2 * 16 + 2))),
+            ("a CNN with buffers (batch norm)", lambda: CNN(batch_norm=True), adam, True, (P_cnn, P_cnn, 2 * P_cnn + 4 * 10)),
+            ("parameters that are views of one flat buffer", lambda: flat(mlp(), 0), plain_sgd, True, (P, P, 0)),
+            ("the same, in a buffer with 1,000 bytes to spare", lambda: flat(mlp(), 250), plain_sgd, True, (P + 1000, P, 0)),
+        ]
+        rows = []
+        for name, make_model, make_optimizer, trained, expected in cases:
+            model = make_model()
+            optimizer = make_optimizer(model.parameters())
+            if trained:
+                train(model, optimizer)
+            with NewTensors() as new:
+                found = ledger(model, optimizer)
+            if isinstance(found, dict):
+                found = {str(key): int(value) if hasattr(value, "__int__") else repr(value) for key, value in found.items()}
+            else:
+                found = repr(found)
+            rows.append((name, dict(zip(CATEGORIES, expected)), found, new.bytes))
+        return rows
+
+    rows = judge.run(examine, ledger, ranks=1).results[0]
+    for name, expected, found, _ in rows:
+        judge.demand(found == expected, f"exact for {name}", f"{name}: {_difference(expected, found)}")
+    copied = max(new for *_, new in rows)
+    judge.demand(copied <= 1000, "it only looks: it makes no tensors of its own",
+                 f"the ledger itself made {copied:,} bytes of new tensors. A ledger only looks: ask a tensor for its storage, copy nothing.")
+
+
+def _difference(expected: dict, found) -> str:
+    """What is wrong with one answer, in words."""
+    if not isinstance(found, dict):
+        return f"the ledger returned {found}, and not a dict with the keys {', '.join(CATEGORIES)}"
+    if set(found) != set(expected):
+        return f"the ledger has the keys {', '.join(sorted(found)) or '(none)'}; it should have {', '.join(CATEGORIES)}"
+    wrong = [f"{key} should be {count:,} bytes, and you count {found[key]:,}" if isinstance(found[key], int) else f"{key} is {found[key]}"
+             for key, count in expected.items() if found[key] != count]
+    return "; ".join(wrong)
+
+
+@exercise
+def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
+    """`accumulate(model, micro_batches)` leaves the whole batch's gradient in `.grad`, and holds one micro-batch's activations at a time."""
+    widths = (64, 256, 10)
+
+    def step(sizes, accumulate):
+        torch.manual_seed(len(sizes))
+        model, twin = MLP(widths), MLP(widths)
+        twin.load_state_dict(model.state_dict())
+        images, labels = (data[:sum(sizes)] for data in digits())
+        micro_batches = [(x.clone(), y.clone()) for x, y in zip(images.split(sizes), labels.split(sizes))]
+
+        def gradient(x, y):
+            return torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(twin(x), y), list(twin.parameters()))])
+
+        full, parts = gradient(images, labels), [gradient(*batch) for batch in micro_batches]
+        calls = []
+        model.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+        for _ in range(2):
+            model.zero_grad()
+            calls.clear()
+            with measure.step(model):
+                accumulate(model, list(micro_batches))
+        if any(p.grad is None for p in model.parameters()):
+            return None, "", len(calls)
+        found = torch.cat([p.grad.flatten() for p in model.parameters()])
+        guesses = {
+            "the sum of the micro-batches' gradients: nothing was divided": sum(parts),
+            "the plain mean of the micro-batches' gradients, which gives a sample in a small micro-batch more weight": sum(parts) / len(parts),
+            "the sum over all samples, not their mean": full * sum(sizes),
+            "the gradient of the last micro-batch alone": parts[-1],
+        }
+        near = next((text for text, guess in guesses.items() if (found - guess).norm() < 1e-3 * guess.norm()), "")
+        return ((found - full).norm() / full.norm()).item(), near, len(calls)
+
+    for sizes in ([10, 7, 4, 3], [1, 16, 2]):
+        job = judge.run(step, sizes, accumulate, ranks=1)
+        error, near, calls = job.results[0]
+        name = f"micro-batches of {', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
+        if error is None:
+            judge.demand(False, "", f"{name}: a parameter has no gradient; call backward, and leave the result in .grad.")
+            continue
+        looks = f" It is {near}." if near else ""
+        judge.demand(error < RELATIVE_ERROR, f"{name}: the gradient is that of the whole batch",
+                     f"{name}: the gradient is not that of the whole batch (relative error {error:.2g}).{looks}")
+        held = int(job.memory.set_index("category")["bytes"]["activations"])
+        largest = max(sizes) * (4 * sum(widths) + 8) + 4          # as section 2 of the chapter predicts
+        judge.demand(held <= ACTIVATIONS_LIMIT * largest, f"{name}: never more activations than the largest micro-batch needs",
+                     f"{name}: at its peak your step held {held:,} bytes of activations, {held / largest:.1f} times those of the largest "
+                     "micro-batch. Call backward for one micro-batch before the forward of the next.")
+        judge.demand(calls == len(sizes), f"{name}: one forward per micro-batch",
+                     f"{name}: the model ran {calls} times for {len(sizes)} micro-batches. One forward for each is enough, and each is needed.")
+
+
+@exercise
+def weighted_average(judge: Judge, average_gradients: Callable) -> None:
+    """`average_gradients(model, num_samples)` gives every rank the whole batch's gradient, in two collectives and the bytes of one all_reduce."""
+    def step(sizes, average_gradients):
+        rank, total = dist.get_rank(), sum(sizes)
+        torch.manual_seed(len(sizes))
+        model = MLP((64, 512, 256, 10))
+        model.layers[0].bias.requires_grad_(False)
+        params = [p for p in model.parameters() if p.requires_grad]
+        images, labels = (data[:total] for data in digits())
+        parts = list(zip(images.split(sizes), labels.split(sizes)))
+
+        def gradient(x, y):
+            return torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(model(x), y), params)])
+
+        full, own = gradient(images, labels), [gradient(*part) for part in parts]
+        for _ in range(2):
+            model.zero_grad()
+            F.cross_entropy(model(parts[rank][0]), parts[rank][1]).backward()
+            with measure.step():
+                average_gradients(model, sizes[rank])
+        if model.layers[0].bias.grad is not None:
+            return None, "the frozen parameter has got a gradient", full.nbytes
+        if any(p.grad is None or p.grad.shape != p.shape for p in params):
+            return None, "a parameter has lost its gradient, or its gradient has another shape", full.nbytes
+        found = torch.cat([p.grad.flatten() for p in params])
+        guesses = {
+            "the plain mean over ranks, which gives a sample on a rank with few samples more weight": sum(own) / len(own),
+            "the sum over ranks: nothing was divided": sum(own),
+            "the sum over all samples, not their mean": full * total,
+            "this rank's own gradient, unchanged": own[rank],
+        }
+        near = next((text for text, guess in guesses.items() if (found - guess).norm() < 1e-3 * guess.norm()), "")
+        return ((found - full).norm() / full.norm()).item(), near, full.nbytes
+
+    for sizes in ([6, 2], [9, 5, 3, 1]):
+        ranks = len(sizes)
+        name = f"{ranks} ranks with {', '.join(map(str, sizes[:-1]))} and {sizes[-1]} samples"
+        job = judge.run(step, sizes, average_gradients, ranks=ranks, timeout=30)
+        bad = [(rank, error, text) for rank, (error, text, _) in enumerate(job.results) if error is None or not error < RELATIVE_ERROR]
+        if bad:
+            rank, error, text = bad[0]
+            found = text if error is None else f"the gradient has a relative error of {error:.2g}" + (f". It is {text}" if text else "")
+            judge.demand(False, "", f"{name}: on rank {rank}, {found}.")
+        else:
+            judge.demand(True, f"{name}: every rank has the gradient of the whole batch", "")
+        calls = int(job.comm.groupby("rank").size().max()) if len(job.comm) else 0
+        used = ", ".join(f"{count} {op}" for op, count in job.comm[job.comm["rank"] == 0]["op"].value_counts().items())
+        judge.demand(0 < calls <= CALLS_LIMIT, f"{name}: at most {CALLS_LIMIT} collectives",
+                     f"{name}: {f'a rank called {calls} collectives ({used})' if calls else 'no rank called a collective'}; "
+                     f"{CALLS_LIMIT} are enough: put all gradients into one flat tensor.")
+        ring = theory.collective_bytes("all_reduce", job.results[0][2], ranks)
+        wire = job.steps[job.steps["phase"] == "traced"]["wire_bytes"]
+        sent = float(wire.max() if wire.notna().all() else job.comm.groupby("rank")["algorithm_bytes"].sum().max())
+        judge.demand(sent <= BYTES_LIMIT * ring, f"{name}: no rank sends more than {BYTES_LIMIT} times the bytes of one ring all_reduce",
+                     f"{name}: a rank sent {sent:,.0f} bytes, {sent / ring:.2f} times what one ring all_reduce of the gradients sends ({ring:,.0f} bytes).")

@@ -1,0 +1,70 @@
+"""Each check of chapter 01 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+import answers_01 as answers
+import pytest
+
+from course_lib.check import chapter_01
+
+CHECKS = {
+    chapter_01.memory_ledger: [answers.ledger],
+    chapter_01.uneven_accumulation: [answers.accumulate, answers.accumulate_at_the_end],
+    chapter_01.weighted_average: [answers.average, answers.average_in_one_call],
+}
+WRONG = [
+    (chapter_01.memory_ledger, answers.ledger_of_state_dict, "TinyGPT with tied weights: params should be"),
+    (chapter_01.memory_ledger, answers.ledger_of_state_dict, "CNN with buffers (batch norm): params should be"),
+    (chapter_01.memory_ledger, answers.ledger_by_rule_of_thumb, "before its first step: grads should be 0 bytes"),
+    (chapter_01.memory_ledger, answers.ledger_by_rule_of_thumb, "first layer is frozen: grads should be"),
+    (chapter_01.memory_ledger, answers.ledger_of_views, "views of one flat buffer: params should be"),
+    (chapter_01.memory_ledger, answers.ledger_of_elements, "1,000 bytes to spare: params should be"),
+    (chapter_01.memory_ledger, answers.ledger_without_step_counters, "an MLP with Adam: optimizer_states should be"),
+    (chapter_01.memory_ledger, answers.ledger_that_copies, "bytes of new tensors"),
+    (chapter_01.memory_ledger, answers.ledger_of_total, "not a dict"),
+    (chapter_01.memory_ledger, answers.ledger_with_other_names, "it should have params, grads, optimizer_states"),
+    (chapter_01.memory_ledger, answers.ledger_that_fails, "raised AttributeError"),
+    (chapter_01.uneven_accumulation, answers.accumulate_undivided, "nothing was divided"),
+    (chapter_01.uneven_accumulation, answers.accumulate_plain_mean, "plain mean of the micro-batches"),
+    (chapter_01.uneven_accumulation, answers.accumulate_sum, "the sum over all samples"),
+    (chapter_01.uneven_accumulation, answers.accumulate_last, "last micro-batch alone"),
+    (chapter_01.uneven_accumulation, answers.accumulate_whole_batch, "2.4 times those of the largest micro-batch"),
+    (chapter_01.uneven_accumulation, answers.accumulate_one_backward, "2.4 times those of the largest micro-batch"),
+    (chapter_01.uneven_accumulation, answers.accumulate_single_samples, "ran 24 times for 4 micro-batches"),
+    (chapter_01.uneven_accumulation, answers.accumulate_without_backward, "no gradient"),
+    (chapter_01.weighted_average, answers.average_plain, "plain mean over ranks"),
+    (chapter_01.weighted_average, answers.average_undivided, "nothing was divided"),
+    (chapter_01.weighted_average, answers.average_one_call_per_parameter, "6 collectives"),
+    (chapter_01.weighted_average, answers.average_by_all_gather, "4 ranks with 9, 5, 3 and 1 samples: a rank sent"),
+    (chapter_01.weighted_average, answers.average_over_root, "times what one ring all_reduce"),
+    (chapter_01.weighted_average, answers.average_on_root_only, "on rank 1"),
+    (chapter_01.weighted_average, answers.average_in_float64, "2.00 times what one ring all_reduce"),
+    (chapter_01.weighted_average, answers.average_nothing, "no rank called a collective"),
+    (chapter_01.weighted_average, answers.average_that_fails, "raised AttributeError"),
+]
+# Right values, wasteful way: the values must have been accepted, and the waste refused.
+WASTEFUL = {answers.ledger_that_copies, answers.accumulate_whole_batch, answers.accumulate_one_backward, answers.accumulate_single_samples,
+            answers.average_one_call_per_parameter, answers.average_by_all_gather, answers.average_over_root, answers.average_in_float64}
+
+
+@pytest.mark.parametrize("check, answer", [(check, answer) for check, right in CHECKS.items() for answer in right], ids=lambda f: f.__name__)
+def test_right_answers_are_accepted(check, answer):
+    verdict = check(answer)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+    assert repr(check(answer)) == repr(verdict), "a verdict that changes from run to run cannot be compared"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
+def test_the_stub_gets_one_calm_line(check):
+    verdict = check(answers.stub)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict)
+
+
+@pytest.mark.parametrize("check, answer, reason", WRONG, ids=lambda value: getattr(value, "__name__", None))
+def test_wrong_answers_are_refused_with_the_reason(check, answer, reason):
+    verdict = check(answer)
+    assert not verdict and not verdict.untouched
+    refused = [line for line in verdict.lines if line.startswith("no ")]
+    assert any(reason in line for line in refused), repr(verdict)
+    if answer in WASTEFUL:
+        accepted = "\n".join(line for line in verdict.lines if line.startswith("yes "))
+        assert "gradient" in accepted or "exact for an MLP with Adam" in accepted, repr(verdict)
