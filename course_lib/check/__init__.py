@@ -6,8 +6,8 @@
 A check never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one calm line, a wrong answer the reasons,
 and an answer that is right but wasteful is refused too.
 """
-from course_lib.check.chapter_01 import memory_ledger, uneven_accumulation, weighted_average
 from course_lib.check.chapter_00 import average, my_share, ping_pong
+from course_lib.check.chapter_01 import memory_ledger, uneven_accumulation, weighted_average
 from course_lib.check.judge import Judge, Verdict, exercise
 
-__all__ = ["Judge", "Verdict", "exercise", "memory_ledger", "uneven_accumulation", "weighted_average"]
+__all__ = ["Judge", "Verdict", "exercise", "ping_pong", "my_share", "average", "memory_ledger", "uneven_accumulation", "weighted_average"]

@@ -1,0 +1,249 @@
+"""Answers to the exercises of chapter 00, right and wrong. Ranks import this file, so it is light."""
+import subprocess
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.distributed.nn.functional import all_reduce as all_reduce_of_autograd
+
+from course_lib.datasets import rank_slice
+
+
+def _cpu(value):
+    return torch.tensor([value], dtype=torch.float32, device="cpu")
+
+
+# ---- ping_pong ----------------------------------------------------------------------------------------------------------------
+
+
+def ping_pong(start, rounds, numel=1, dtype=torch.float32):
+    rank, received = dist.get_rank(), []
+    ball = torch.zeros(numel, dtype=dtype, device="cpu")
+    if rank == 0:
+        ball += start + 1
+    for _ in range(rounds):
+        if rank == 0:
+            dist.send(ball, dst=1)
+        dist.recv(ball, src=1 - rank)
+        received.append(ball[0].item())
+        ball += 1
+        if rank == 1:
+            dist.send(ball, dst=0)
+    return received
+
+
+def ping_pong_in_int64(start, rounds):
+    """Right too: 8 bytes per message."""
+    return ping_pong(start, rounds, dtype=torch.int64)
+
+
+def ping_pong_untouched(start, rounds):
+    raise NotImplementedError
+
+
+def ping_pong_without_messages(start, rounds):
+    """Knows the game of the exercise's text by heart."""
+    return [2, 4, 6] if dist.get_rank() == 0 else [1, 3, 5]
+
+
+def ping_pong_by_broadcast(start, rounds):
+    rank, received = dist.get_rank(), []
+    ball = _cpu(start or 0)
+    for turn in range(2 * rounds):
+        sender = turn % 2
+        if rank == sender:
+            ball += 1
+        dist.broadcast(ball, src=sender)
+        if rank != sender:
+            received.append(ball.item())
+    return received
+
+
+def ping_pong_with_start_told_first(start, rounds):
+    """Right values, one message more."""
+    rank = dist.get_rank()
+    ball = _cpu(start or 0)
+    if rank == 0:
+        dist.send(ball, dst=1)
+    else:
+        dist.recv(ball, src=0)
+    return ping_pong(start, rounds)
+
+
+def ping_pong_rank_1_first(start, rounds):
+    """Rank 1 opens with an empty message; the values and the number of sends are right."""
+    rank = dist.get_rank()
+    if rank == 1:
+        dist.send(_cpu(0), dst=0)
+    else:
+        dist.recv(_cpu(0), src=1)
+    received, ball = [], _cpu(start or 0)
+    for turn in range(rounds):
+        if rank == 0:
+            ball += 1
+            dist.send(ball, dst=1)
+            if turn < rounds - 1:
+                dist.recv(ball, src=1)
+            else:
+                ball += 1
+            received.append(ball.item())
+        else:
+            dist.recv(ball, src=0)
+            received.append(ball.item())
+            if turn < rounds - 1:
+                dist.send(ball + 1, dst=0)
+    return received
+
+
+def ping_pong_padded(start, rounds):
+    return ping_pong(start, rounds, numel=1000)
+
+
+def ping_pong_forgets_to_add(start, rounds):
+    rank, received = dist.get_rank(), []
+    ball = _cpu(start or 0)
+    for _ in range(rounds):
+        if rank == 0:
+            dist.send(ball, dst=1)
+        dist.recv(ball, src=1 - rank)
+        received.append(ball.item())
+        if rank == 1:
+            dist.send(ball, dst=0)
+    return received
+
+
+def ping_pong_returns_the_last(start, rounds):
+    return ping_pong(start, rounds)[-1]
+
+
+def ping_pong_both_wait(start, rounds):
+    dist.recv(_cpu(0), src=1 - dist.get_rank())
+    return ping_pong(start, rounds)
+
+
+def ping_pong_raises(start, rounds):
+    return ping_pong(start + 0, rounds)       # rank 1 has no start
+
+
+def ping_pong_leaves_a_process(start, rounds):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)"], start_new_session=True)
+    return ping_pong(start, rounds)
+
+
+# ---- my_share -----------------------------------------------------------------------------------------------------------------
+
+
+def my_share(batch):
+    return batch[rank_slice(len(batch), dist.get_rank(), dist.get_world_size())]
+
+
+def my_share_strided(batch):
+    """Right too: every world_size-th sample."""
+    return batch[dist.get_rank()::dist.get_world_size()]
+
+
+def my_share_untouched(batch):
+    raise NotImplementedError
+
+
+def my_share_loses_the_rest(batch):
+    share = len(batch) // dist.get_world_size()
+    return batch[dist.get_rank() * share:(dist.get_rank() + 1) * share]
+
+
+def my_share_rest_to_the_last(batch):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    share = len(batch) // world_size
+    return batch[rank * share:] if rank == world_size - 1 else batch[rank * share:(rank + 1) * share]
+
+
+def my_share_everything(batch):
+    return batch
+
+
+def my_share_rounded_up(batch):
+    """12 samples are fine, and the last of 10 on 4 ranks gets one: what torch.chunk does."""
+    share = -(-len(batch) // dist.get_world_size())
+    return batch[dist.get_rank() * share:(dist.get_rank() + 1) * share]
+
+
+def my_share_overlaps(batch):
+    share = -(-len(batch) // dist.get_world_size())
+    start = min(dist.get_rank() * share, len(batch) - share)
+    return batch[start:start + share]
+
+
+def my_share_told_by_rank_0(batch):
+    """Right shares, but rank 0 sends what every rank has."""
+    batch = batch.clone()
+    dist.broadcast(batch, src=0)
+    return my_share(batch)
+
+
+def my_share_as_a_number(batch):
+    return len(my_share(batch))
+
+
+# ---- average ------------------------------------------------------------------------------------------------------------------
+
+
+def average(gradients):
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    return [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
+
+
+def average_through_autograd(gradients):
+    """Right too: another way to ask for the same collective."""
+    flat = all_reduce_of_autograd(torch.cat([gradient.flatten() for gradient in gradients])) / dist.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    return [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
+
+
+def average_untouched(gradients):
+    raise NotImplementedError
+
+
+def average_one_by_one(gradients):
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+    return gradients
+
+
+def average_is_a_sum(gradients):
+    return [part * dist.get_world_size() for part in average(gradients)]
+
+
+def average_of_two(gradients):
+    return [part * dist.get_world_size() / 2 for part in average(gradients)]
+
+
+def average_by_all_gather(gradients):
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    everything = flat.new_empty(dist.get_world_size() * len(flat))
+    dist.all_gather_into_tensor(everything, flat)
+    parts = everything.view(dist.get_world_size(), -1).mean(0).split([gradient.numel() for gradient in gradients])
+    return [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
+
+
+def average_in_double(gradients):
+    return [part.float() for part in average([gradient.double() for gradient in gradients])]
+
+
+def average_to_rank_0(gradients):
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.reduce(flat, dst=0)
+    flat /= dist.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    return [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
+
+
+def average_without_messages(gradients):
+    return gradients
+
+
+def average_flat(gradients):
+    return torch.cat([part.flatten() for part in average(gradients)])

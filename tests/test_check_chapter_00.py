@@ -1,0 +1,83 @@
+"""Each check of chapter 00 accepts the solution, leaves an untouched stub in peace, and refuses wrong and wasteful answers."""
+import answers_00 as answers
+import psutil
+import pytest
+
+from course_lib import check
+
+RIGHT = [
+    (check.ping_pong, answers.ping_pong),
+    (check.ping_pong, answers.ping_pong_in_int64),
+    (check.my_share, answers.my_share),
+    (check.my_share, answers.my_share_strided),
+    (check.average, answers.average),
+    (check.average, answers.average_through_autograd),
+]
+UNTOUCHED = [(check.ping_pong, answers.ping_pong_untouched), (check.my_share, answers.my_share_untouched), (check.average, answers.average_untouched)]
+WRONG = [       # a check, an answer, and words that name its problem
+    (check.ping_pong, answers.ping_pong_without_messages, "start 40, 5 rounds: rank 1 must return [41, 43, 45, 47, 49], and returned [1, 3, 5]"),
+    (check.ping_pong, answers.ping_pong_by_broadcast, "you also used broadcast"),
+    (check.ping_pong, answers.ping_pong_with_start_told_first, "rank 0 sent 6 and rank 1 sent 5 times"),
+    (check.ping_pong, answers.ping_pong_rank_1_first, "rank 0 must send first"),
+    (check.ping_pong, answers.ping_pong_padded, "your largest message has 4000 bytes"),
+    (check.ping_pong, answers.ping_pong_forgets_to_add, "rank 1 must return [1, 3, 5], and returned [0.0, 0.0, 0.0]"),
+    (check.ping_pong, answers.ping_pong_returns_the_last, "rank 0 must return [2, 4, 6], and returned 6.0"),
+    (check.ping_pong, answers.ping_pong_raises, "rank 1: raised TypeError"),
+    (check.my_share, answers.my_share_loses_the_rest, "10 samples on 4 ranks: 2 samples are on no rank (the ranks have 2, 2, 2, 2 samples)"),
+    (check.my_share, answers.my_share_rest_to_the_last, "10 samples on 4 ranks: the shares are 2, 2, 2, 4"),
+    (check.my_share, answers.my_share_rounded_up, "10 samples on 4 ranks: the shares are 3, 3, 3, 1"),
+    (check.my_share, answers.my_share_everything, "12 samples on 4 ranks: 12 samples are on more than one rank"),
+    (check.my_share, answers.my_share_overlaps, "10 samples on 4 ranks: 2 samples are on more than one rank"),
+    (check.my_share, answers.my_share_told_by_rank_0, "yours sent messages (broadcast)"),
+    (check.my_share, answers.my_share_as_a_number, "not a value of type int"),
+    (check.average, answers.average_one_by_one, "you called 4"),
+    (check.average, answers.average_is_a_sum, "4 times the average: by what do you divide?"),
+    (check.average, answers.average_of_two, "2 times the average"),
+    (check.average, answers.average_by_all_gather, "your all_gather sends"),
+    (check.average, answers.average_in_double, "your all_reduce sends"),
+    (check.average, answers.average_to_rank_0, "rank 1: gradient 0 is not the average over all ranks"),
+    (check.average, answers.average_without_messages, "rank 0: gradient 0 is not the average over all ranks"),
+    (check.average, answers.average_flat, "return a list of tensors"),
+]
+
+
+def name(case) -> str:
+    return getattr(case, "__name__", "")
+
+
+@pytest.mark.parametrize("judge, answer", RIGHT, ids=name)
+def test_a_right_answer_is_accepted(judge, answer):
+    verdict = judge(answer)
+    assert verdict.passed, verdict
+    assert all(line.startswith("yes") for line in verdict.lines)
+
+
+@pytest.mark.parametrize("judge, answer", UNTOUCHED, ids=name)
+def test_an_untouched_stub_gets_one_calm_line(judge, answer):
+    verdict = judge(answer)
+    assert verdict.untouched and not verdict.passed
+    assert "not attempted yet" in repr(verdict) and "\n" not in repr(verdict)
+
+
+@pytest.mark.parametrize("judge, answer, reason", WRONG, ids=name)
+def test_a_wrong_answer_is_refused_with_its_reason(judge, answer, reason):
+    verdict = judge(answer)
+    assert not verdict.passed and not verdict.untouched
+    assert any(line.startswith("no") and reason in line for line in verdict.lines), verdict
+
+
+def test_two_ranks_that_both_wait_are_stopped(monkeypatch):
+    monkeypatch.setattr("course_lib.check.chapter_00.TIMEOUT_S", 3.0)
+    verdict = check.ping_pong(answers.ping_pong_both_wait)
+    assert not verdict.passed and "your function was stopped: it had not finished after timeout=3 s" in repr(verdict)
+
+
+def test_a_process_that_outlives_its_rank_is_found_or_ended():
+    before = {process.pid for process in psutil.process_iter()}
+    verdict = check.ping_pong(answers.ping_pong_leaves_a_process)
+    left = [process for process in psutil.process_iter(["cmdline"]) if process.pid not in before
+            and "time.sleep(20)" in " ".join(process.info["cmdline"] or [])]
+    for process in left:
+        process.kill()
+    assert verdict.passed == (not left), verdict
+    assert not left or "still running" in repr(verdict)
