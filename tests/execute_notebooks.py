@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         parser.error("there is no " + ", ".join(map(str, missing)))
+    if not paths:
+        parser.error("there are no notebooks in " + " or ".join(map(str, FOLDERS)))
 
     failed = []
     for number, path in enumerate(paths, start=1):
@@ -67,6 +69,7 @@ def run_in_place(path: Path, timeout: int = 60) -> bool:
         timeout=timeout,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.resolve().parent)}},
+        extra_arguments=["--log-level=ERROR"],  # no warnings of the kernel about itself between our lines
         record_timing=False,
         store_widget_state=False,
     )

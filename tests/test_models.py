@@ -122,6 +122,18 @@ def test_blocks_can_run_one_after_the_other():
     assert torch.equal(model.head(model.norm(x)), model.logits(tokens))
 
 
+def test_attention_equals_the_formula_head_by_head():
+    torch.manual_seed(0)
+    attention, x = Attention(dim=12, heads=3), torch.randn(2, 5, 12)
+    q, k, v = attention.q(x), attention.k(x), attention.v(x)
+    heads = []
+    for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
+        scores = q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(4)  # [2, 5, 5]
+        scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
+        heads.append(scores.softmax(-1) @ v[..., part])
+    torch.testing.assert_close(attention(x), attention.out(torch.cat(heads, -1)))
+
+
 def test_attention_can_be_cut_by_heads():
     torch.manual_seed(0)
     whole = Attention(dim=32, heads=4)
