@@ -1,16 +1,19 @@
 """Run a function as real ranks: once (`run`), or over several numbers of ranks (`sweep`)."""
 import os
 import pickle
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable
 
 import cloudpickle
 import pandas as pd
 
 from course_lib.job import Job
-from course_lib.ranks import devices, worker
+from course_lib.ranks import devices, diagnose, worker
 from course_lib.ranks.errors import RankError, explain
 from course_lib.ranks.launch import Group, private_directory, remove_directory
 from course_lib.ranks.progress import Progress
@@ -19,7 +22,8 @@ from course_lib.ranks.server import MAX_RANKS
 __all__ = ["run", "sweep", "Sweep"]
 
 GRACE_S = 0.3                   # after a first failure: the true cause may be the second to be heard
-OUTPUT_LIMIT_BYTES = 1_000_000  # of each rank's output, what a Job keeps
+ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0       # how often ranks without progress are asked where they are
+OUTPUT_LIMIT_BYTES = 100_000    # of each rank's output, what a Job keeps; longer output is saved whole
 
 
 def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: float = 60.0, threads: int = 1,
@@ -163,11 +167,16 @@ def _run(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job
                        "threads": threads, "timeout": timeout, "loopback": devices.loopback()})
         try:
             deadline = time.monotonic() + timeout
-            finished = _follow(group, deadline, lambda states: show(*_progress(states, timeout - deadline + time.monotonic(), timeout)))
+            stopped = _follow(group, deadline, lambda: show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout)))
             seconds = time.monotonic() - begin
             output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
-            if not finished:
-                raise explain(group.states, output, label, timeout if time.monotonic() >= deadline else None)
+            if stopped is not None:
+                stopped |= {"timeout": timeout} if "timeout" in stopped else {}
+                raise explain(group.states, output, label, **stopped)
+        except KeyboardInterrupt:
+            group.ask_and_wait(0.5)
+            output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
+            raise explain(group.states, output, label, interrupted=True) from None
         finally:
             group.close()
         results = [pickle.loads(state.result) for state in group.states]
@@ -177,21 +186,37 @@ def _run(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job
                results, output, *_gather(group.states))
 
 
-def _follow(group: Group, deadline: float, show) -> bool:
-    """Listen until every rank has finished (True), or the job has failed or run out of time (False)."""
+def _follow(group: Group, deadline: float, show) -> dict | None:
+    """Listen until every rank has finished (None), or the job has to be stopped (why, as `explain` takes it).
+
+    Ranks that show no progress are asked where they are, now and then; a job that can never go on is not left to its deadline.
+    """
+    asked_at, pause, suspicion, seen = time.monotonic(), ASK_AFTER_S, None, None
     while True:
         group.listen(min(0.1, deadline - time.monotonic()))
-        show(group.states)
+        show()
         if all(state.phase == "finished" for state in group.states):
-            return True
+            return None
         if any(state.phase == "failed" or (state.status is not None and state.phase != "finished") for state in group.states):
             end = time.monotonic() + GRACE_S
             while group.alive and time.monotonic() < end:
                 group.listen(0.05)
-            return False
-        if time.monotonic() >= deadline:
-            group.ask_where()
-            return False
+            group.ask_and_wait(0.3)
+            return {}
+        now = time.monotonic()
+        if now >= deadline:
+            group.ask_and_wait()
+            return {"timeout": True}
+        leaving = any(state.phase == "finished" for state in group.states)
+        if now - asked_at >= (ASK_AFTER_S if leaving or suspicion else pause):
+            finding = diagnose.deadlock(group.states)
+            if finding and finding == suspicion:  # twice the same: no message was merely on its way
+                return {"stuck": finding}
+            suspicion = finding
+            progress = [state.step for state in group.states]
+            if leaving or finding or progress == seen:
+                group.ask()
+            asked_at, seen, pause = now, progress, min(pause * 1.5, ASK_AT_MOST_EVERY_S)
 
 
 def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
@@ -202,8 +227,8 @@ def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
     return f"{doing}{done}, {seconds:.0f} s (timeout {timeout:g} s)", min(seconds / timeout, 1.0)
 
 
-def _read_output(path) -> str:
-    """What a rank has printed; of very long output the beginning and the end."""
+def _read_output(path: Path) -> str:
+    """What a rank has printed; of very long output the beginning and the end, and where the rest is."""
     if not path.exists():
         return ""
     size = path.stat().st_size
@@ -214,7 +239,11 @@ def _read_output(path) -> str:
         head = file.read(half)
         file.seek(-half, os.SEEK_END)
         tail = file.read()
-    return f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out ...\n{tail.decode(errors='replace')}"
+    handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
+    os.close(handle)
+    shutil.move(path, saved)
+    return (f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out; the whole output, {size / 1e6:.1f} MB, is in {saved} ...\n"
+            f"{tail.decode(errors='replace')}")
 
 
 def _gather(states) -> tuple[dict, dict]:

@@ -1,4 +1,5 @@
 """RankError: a failed job, told rank by rank."""
+import html
 import linecache
 import re
 import signal
@@ -6,85 +7,139 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from course_lib.ranks import diagnose
+from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.launch import RankState
 
-_CONNECTION = re.compile(r"connection (closed|reset|refused)|broken pipe|socket (closed|timeout)|timed out", re.IGNORECASE)
+__all__ = ["RankError", "RankInterrupt", "RankReport", "explain"]
+
+_CONNECTION = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|timed out", re.IGNORECASE)
 _LIBRARY = str(Path(__file__).resolve().parents[1])
+_BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """How one rank stood when its job failed."""
-    rank: int
-    state: str                  # one clause: "raised ValueError: ...", "stopped because rank 1 failed"
-    where: str = ""             # the learner's own line: 'cell 5, line 3, in train: loss.backward()'
-    cause: bool = False         # whether this rank is why the job failed
-    error_type: str = ""        # the name of the exception's type, if it raised
-    traceback: str = ""         # the whole traceback, library frames included
-    output: str = ""            # what the rank had printed
-
-
-class RankError(RuntimeError):
-    """A job that failed. `reports` has one RankReport per rank; `str(error)` tells the same as text.
+    """How one rank stood when its job failed.
 
     Attributes:
+        rank: its number.
+        state: one clause, such as "raised ValueError: boom".
+        place: file or cell, line and function of the learner's own code; empty if it was nowhere in it.
+        line: that line of code.
+        cause: whether this rank is why the job failed.
+        error_type: name of the exception's type, if it raised.
+        traceback: everything, library frames included.
+        output: what the rank had printed.
+    """
+    rank: int
+    state: str
+    place: str = ""
+    line: str = ""
+    cause: bool = False
+    error_type: str = ""
+    traceback: str = ""
+    output: str = ""
+
+
+class _Told:
+    """What RankError and RankInterrupt share: a headline and one report per rank, as text, as a panel, as HTML."""
+
+    def __init__(self, headline: str, reports: list[RankReport], label: str):
+        self.headline, self.reports, self.label = headline, reports, label
+        super().__init__("\n".join(self._lines()))
+
+    def __reduce__(self):
+        return type(self), (self.headline, self.reports, self.label)
+
+    def _ordered(self) -> list[RankReport]:
+        return sorted(self.reports, key=lambda report: (not report.cause, report.rank))
+
+    def _lines(self, strong: str = "", cause: str = "", plain: str = "") -> list[str]:
+        lines = [f"{strong}{self.headline}{plain}"]
+        for report in self._ordered():
+            colour = cause if report.cause else ""
+            lines.append(f"  {colour}rank {report.rank}: {report.state}{plain if colour else ''}")
+            if report.place:
+                lines.append(f"      {report.place}" + (f":  {report.line}" if report.line else ""))
+        return lines
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a stack through this library."""
+        lines = self._lines(_BOLD, _RED, _PLAIN)
+        lines[0] = f"{_RED}{type(self).__name__}{_PLAIN}: {lines[0]}"
+        for report in self._ordered():
+            if report.cause and report.output.strip():
+                lines += [f"  last output of rank {report.rank}:", *(f"      {line}" for line in report.output.strip().splitlines()[-8:])]
+        if any(report.traceback for report in self.reports):
+            lines.append("  everything: import sys; print(sys.last_value.reports[rank].traceback)")
+        return lines
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr style='vertical-align: top{'; font-weight: bold' if r.cause else ''}'><td>rank {r.rank}</td><td style='text-align: left'>{html.escape(r.state)}</td>"
+            f"<td style='text-align: left'>{html.escape(r.place)}<br><code>{html.escape(r.line)}</code></td></tr>" for r in self._ordered())
+        return f"<b>{html.escape(self.headline)}</b><table><tr><th></th><th>state</th><th>where in your code</th></tr>{rows}</table>"
+
+
+class RankError(_Told, RuntimeError):
+    """A job that failed: what happened in one sentence, then rank by rank.
+
+    Attributes:
+        headline: the sentence.
         reports: list of RankReport, in rank order.
         label: name of the job.
     """
 
-    def __init__(self, headline: str, reports: list[RankReport], label: str):
-        self.headline, self.reports, self.label = headline, reports, label
-        super().__init__(self._text())
 
-    def __reduce__(self):
-        return RankError, (self.headline, self.reports, self.label)
-
-    def _text(self) -> str:
-        lines = [self.headline]
-        for report in sorted(self.reports, key=lambda r: (not r.cause, r.rank)):
-            lines.append(f"  rank {report.rank}: {report.state}")
-            if report.where:
-                lines.append(f"          {report.where}")
-        return "\n".join(lines)
-
-    def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a stack of this library."""
-        lines = [f"RankError in {self.label}: {self._text()}"]
-        for report in self.reports:
-            if report.cause and report.output.strip():
-                tail = report.output.strip().splitlines()[-10:]
-                lines += [f"Last output of rank {report.rank}:", *(f"  {line}" for line in tail)]
-        if any(report.cause and report.traceback for report in self.reports):
-            lines.append("The whole traceback: import sys; print(sys.last_value.reports[r].traceback)")
-        return lines
+class RankInterrupt(_Told, KeyboardInterrupt):
+    """A job that the learner interrupted, with the place where each rank was."""
 
 
-def explain(states: list[RankState], outputs: list[str], label: str, timeout: float | None) -> RankError:
-    """Turn what is known of a failed job's ranks into a RankError. `timeout`: seconds, if the deadline is why it was stopped."""
-    causes = _causes(states)
-    if timeout is not None:
-        headline = f"{label} was stopped: it had not finished after timeout={timeout:g} s."
+def explain(states: list[RankState], outputs: list[str], label: str, timeout: float | None = None, stuck: str | None = None,
+            interrupted: bool = False) -> RankError | RankInterrupt:
+    """Turn what is known of a stopped job's ranks into an error.
+
+    Args:
+        timeout: the deadline in seconds, if that is why it was stopped.
+        stuck: the sentence of `diagnose.deadlock`, if that is why.
+        interrupted: whether the learner did it.
+    """
+    causes = set() if interrupted or timeout is not None or stuck else _causes(states)
+    disagree = diagnose.disagreement(states, pending_only=True)
+    if interrupted:
+        headline, because = f"{label} was interrupted.", "was stopped"
+    elif timeout is not None:
+        why = diagnose.deadlock(states) or _who_waits(states)
+        headline, because = f"{label} was stopped: it had not finished after timeout={timeout:g} s. {why}", "was running"
+    elif stuck:
+        headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:
-        headline = f"{label} failed on {_ranks_in_words(causes)}."
-    because = f"stopped because {_ranks_in_words(causes)} failed"
-    reports = []
-    for state, output in zip(states, outputs):
-        cause = state.rank in causes
-        where = trace = ""
-        if state.error:
-            where, trace = describe_place(state.error["frames"]), state.error["text"]
-        elif state.stack:
-            where, trace = describe_place(_frames_of_dump(state.stack)), state.stack
-        if cause and state.error:
-            told = f"raised {state.error['type']}: {state.error['message']}"
-        elif cause:
-            told = _ended_in_words(state)
-        elif state.phase == "finished":
-            told = "had finished"
-        else:
-            told = because if causes else "was still running"
-        reports.append(RankReport(state.rank, told, where, cause, state.error["type"] if state.error else "", trace, output))
-    return RankError(headline, reports, label)
+        headline = f"{label} failed on {ranks_in_words(causes)}." + (f" {disagree}" if disagree else "")
+        because = f"stopped because {ranks_in_words(causes)} failed"
+    reports = [_report(state, output, state.rank in causes, because) for state, output in zip(states, outputs)]
+    kind = RankInterrupt if interrupted else RankError
+    return kind(headline.strip(), reports, label)
+
+
+def _report(state: RankState, output: str, cause: bool, because: str) -> RankReport:
+    frames = state.error["frames"] if state.error else state.where["frames"] if state.where else _frames_of_dump(state.stack)
+    place, line = learners_place(frames)
+    waits = diagnose.waits_in_words(state)
+    if cause and state.error:
+        told = f"raised {state.error['type']}" + (f": {state.error['message']}" if state.error["message"] else "")
+    elif cause:
+        told = _ended_in_words(state) + (f" in {waits}" if waits and state.status == -signal.SIGABRT else "")
+    elif state.phase == "finished":
+        told, place, line = "had finished", "", ""
+    elif state.silent:
+        told = state.silent
+    elif state.status is None and waits:
+        told = f"{because}; it was waiting in {waits}" if because.startswith("stopped") else f"waits in {waits}"
+    else:
+        told = because
+    trace = state.error["text"] if state.error else _stack_in_words(frames) if frames else state.stack
+    return RankReport(state.rank, told, place, line, cause, state.error["type"] if state.error else "", trace, output)
 
 
 def _causes(states: list[RankState]) -> set[int]:
@@ -95,29 +150,34 @@ def _causes(states: list[RankState]) -> set[int]:
     return died | own or raised
 
 
+def _who_waits(states: list[RankState]) -> str:
+    """One sentence on who waits in what, and who is elsewhere."""
+    waiting = {s.rank: diagnose.waits_in_words(s) for s in states if s.phase != "finished" and diagnose.waits_in_words(s)}
+    others = [s.rank for s in states if s.rank not in waiting]
+    if not waiting or not others:
+        return ""
+    first = next(iter(waiting.values())).split(" of ")[0]
+    return (f"{ranks_in_words(waiting).capitalize()} wait{'s' if len(waiting) == 1 else ''} in {first}; "
+            f"{ranks_in_words(others)} {'is' if len(others) == 1 else 'are'} not there.")
+
+
 def _ended_in_words(state: RankState) -> str:
     if state.status is not None and state.status < 0:
         name = signal.Signals(-state.status).name
+        if name == "SIGABRT":
+            return "was ended by a library's abort (SIGABRT)"
         often = ", often because the machine is out of memory" if name == "SIGKILL" else ""
-        return f"was killed ({name}{often}); its peak memory was {state.peak_bytes / 2**20:.0f} MiB"
-    return f"ended by itself with exit code {state.status}, before the function had returned"
+        return f"was killed ({name}{often}); its peak memory was {state.peak_bytes / 1e9:.1f} GB"
+    return f"ended its process with exit code {state.status} before the function had returned"
 
 
-def _ranks_in_words(ranks: set[int]) -> str:
-    names = [str(rank) for rank in sorted(ranks)]
-    if len(names) < 2:
-        return f"rank {''.join(names)}"
-    return f"ranks {', '.join(names[:-1])} and {names[-1]}"
-
-
-def describe_place(frames: list[tuple[str, int, str]]) -> str:
-    """The innermost line that the learner wrote: 'Cell In[5], line 3, in train: loss.backward()'; frames outermost first."""
+def learners_place(frames: list[tuple[str, int, str]]) -> tuple[str, str]:
+    """The innermost line that the learner wrote: ("Cell In[5], line 3, in train", "loss.backward()"). Frames: outermost first."""
     own = [frame for frame in frames if _is_learners(frame[0])]
     if not own:
-        return ""
+        return "", ""
     filename, number, function = own[-1]
-    line = linecache.getline(filename, number).strip()
-    return f"{_file_in_words(filename)}, line {number}, in {function}" + (f": {line}" if line else "")
+    return f"{_file_in_words(filename)}, line {number}, in {function}", linecache.getline(filename, number).strip()
 
 
 def _is_learners(filename: str) -> bool:
@@ -133,6 +193,10 @@ def _file_in_words(filename: str) -> str:
     if shell is not None and (name := shell.compile.format_code_name(filename)):
         return " ".join(name)
     return Path(filename).name
+
+
+def _stack_in_words(frames: list[tuple[str, int, str]]) -> str:
+    return "\n".join(f'  File "{filename}", line {number}, in {name}\n    {linecache.getline(filename, number).strip()}' for filename, number, name in frames)
 
 
 def _frames_of_dump(stack: str) -> list[tuple[str, int, str]]:

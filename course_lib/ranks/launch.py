@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterator
 
+import psutil
+
 from course_lib.ranks.server import MAX_RANKS
 
 START_TIMEOUT_S = 120.0         # importing torch on a busy machine
@@ -35,7 +37,11 @@ class RankState:
     error: dict | None = None           # worker._describe
     status: int | None = None           # how the process ended: an exit code, or minus the signal; None while it lives
     peak_bytes: int = 0                 # resident high-water mark, from the operating system
-    stack: str = ""                     # where it was when the kernel asked (a dump of all threads)
+    where: dict | None = None           # where.whereabouts, when last asked
+    collectives: list[dict] = field(default_factory=list)       # where.collectives, as last told
+    answers: int = 0            # how often it has told where it is
+    stack: str = ""             # a dump of its threads, if it could not answer
+    silent: str = ""            # why it could not answer, in words
 
 
 class Group:
@@ -77,17 +83,36 @@ class Group:
         """Ranks whose process has not ended."""
         return [state for state in self.states if state.status is None]
 
-    def ask_where(self, wait_s: float = 0.5) -> None:
-        """Make every living rank write down where it is, and read it into `states[r].stack`."""
+    def ask(self) -> None:
+        """Ask every running rank where it is; the answers arrive with `listen`."""
+        for state in self._unfinished():
+            try:
+                self._channels[state.rank].send(b"?")
+            except OSError:                       # it has just ended
+                pass
+
+    def ask_and_wait(self, wait_s: float = 1.0) -> None:
+        """Find out where every running rank is. One that does not answer has its threads dumped, or is told to be unresponsive."""
+        self.ask()
+        before = {state.rank: state.answers for state in self.states}
+        self._listen_until(lambda: all(state.answers > before[state.rank] for state in self._unfinished()), wait_s)
+        mute = [state for state in self._unfinished() if state.answers == before[state.rank]]
+        if not mute:
+            return
         self._order(b"dump\n")
+        paths = {state.rank: self.directory / f"rank{state.rank}.stack" for state in mute}
+        self._listen_until(lambda: all(paths[state.rank].exists() and paths[state.rank].stat().st_size for state in mute), 0.3)
+        for state in mute:
+            state.stack = paths[state.rank].read_text() if paths[state.rank].exists() else ""
+            state.silent = _why_silent(state)
+
+    def _unfinished(self) -> list[RankState]:
+        return [state for state in self.alive if state.phase not in ("finished", "failed")]
+
+    def _listen_until(self, done, wait_s: float) -> None:
         end = time.monotonic() + wait_s
-        waiting = self.alive
-        while waiting and time.monotonic() < end:
-            self.listen(0.05)
-            for state in waiting:
-                path = self.directory / f"rank{state.rank}.stack"
-                state.stack = path.read_text() if path.exists() else ""
-            waiting = [state for state in waiting if not state.stack]
+        while not done() and time.monotonic() < end:
+            self.listen(min(0.02, wait_s))
 
     def close(self) -> None:
         """End every process of this job and wait until it is gone. Safe to call twice."""
@@ -141,9 +166,12 @@ class Group:
         elif kind == "step":
             state.step = content[0]
         elif kind == "result":
-            state.phase, (state.result, state.records) = "finished", content
+            state.phase, (state.result, state.records, state.collectives) = "finished", content
         elif kind == "error":
-            state.phase, (state.error,) = "failed", content
+            state.phase, (state.error, state.collectives) = "failed", content
+        elif kind in ("where", "aborted"):
+            state.where, state.answers = content[0], state.answers + 1
+            state.collectives = state.where["collectives"]
 
     def _lines(self) -> Iterator[dict]:
         self._receive(self._job, self._job_buffer)
@@ -180,6 +208,16 @@ class Group:
         finally:
             if sock is self._job and sock.fileno() != -1:
                 sock.setblocking(True)
+
+
+def _why_silent(state: RankState) -> str:
+    try:
+        stopped = psutil.Process(state.pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return ""
+    if stopped:
+        return "does not respond: its process was stopped (SIGSTOP)"
+    return "" if state.stack else "does not respond"
 
 
 def private_directory() -> Path:

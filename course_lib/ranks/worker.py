@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -19,8 +20,13 @@ import torch
 import torch.distributed as dist
 
 from course_lib import measure
+from course_lib.ranks import where
 
 MEETING_S = 2.0
+_DEFAULTS = {
+    "KINETO_LOG_LEVEL": "99",             # or the profiler's banners stand in the output
+    "TORCH_FR_BUFFER_SIZE": "64",         # the Flight Recorder: the last collectives of this rank, for the explanation of a hang
+}
 _running = False                          # True in a rank: a rank cannot start ranks
 
 
@@ -40,43 +46,64 @@ def work(request: dict, rank: int, channel: socket.socket) -> None:
     global _running
     _running = True
     stacks = open(os.path.join(request["directory"], f"rank{rank}.stack"), "w")
-    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)      # for a rank whose threads cannot answer
     sys.stdout.reconfigure(line_buffering=True)       # what was printed before a crash is not lost
     random.seed()
     numpy.random.seed()                   # a fork would repeat its siblings' numbers
+    kernel = _Kernel(channel)
+    where.tell_before_abort(lambda: kernel.send("aborted", where.whereabouts()))
     try:
         with open(os.path.join(request["directory"], "job.pkl"), "rb") as file:
             job = pickle.load(file)
         os.chdir(job["cwd"])
         sys.path[:] = job["path"]
         os.environ.clear()
-        os.environ.update({"KINETO_LOG_LEVEL": "99"} | job["environ"])        # or the profiler's banners stand in the output
+        os.environ.update(_DEFAULTS | job["environ"])
         store = _join(request, rank)
         function, args, kwargs = pickle.loads(job["call"])
-        send(channel, "started")
-        ledger = measure.start_ledger(lambda step: send(channel, "step", step), _meeting_point(store, request["ranks"]))
+        kernel.send("started")
+        ledger = measure.start_ledger(lambda step: kernel.send("step", step), _meeting_point(store, request["ranks"]))
         begin = time.perf_counter()
         result = function(*args, **kwargs)
         seconds = time.perf_counter() - begin
         records = measure.stop_ledger(ledger)
-        send(channel, "result", _pickle_result(result, rank), {**records, "seconds": seconds})
+        kernel.send("result", _pickle_result(result, rank), {**records, "seconds": seconds}, where.collectives())
     except BaseException as error:        # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
-        send(channel, "error", _describe(error))
+        kernel.send("error", _describe(error), where.collectives())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    channel.recv(1)                       # stay until all are done: a peer may still read what this rank has sent
+    kernel.over.wait()                    # stay until all are done: a peer may still read what this rank has sent
     if request["backend"] == "nccl":
         dist.destroy_process_group()
 
 
-def send(channel: socket.socket, kind: str, *content) -> None:
-    """Send one message to the kernel: 8 bytes of length, then a pickle of (kind, *content)."""
-    message = pickle.dumps((kind, *content), protocol=5)
-    try:
-        channel.sendall(struct.pack(">Q", len(message)) + message)
-    except OSError:                       # the kernel is gone; the supervisor is about to end this rank
-        pass
+class _Kernel:
+    """The line to the kernel. Messages go out from any thread; a thread of its own answers when the kernel asks where this rank is."""
+
+    def __init__(self, channel: socket.socket):
+        self._channel, self._lock, self.over = channel, threading.Lock(), threading.Event()
+        threading.Thread(target=self._answer, name="course_lib", daemon=True).start()
+
+    def send(self, kind: str, *content) -> None:
+        """Send one message: 8 bytes of length, then a pickle of (kind, *content)."""
+        message = pickle.dumps((kind, *content), protocol=5)
+        with self._lock:
+            try:
+                self._channel.sendall(struct.pack(">Q", len(message)) + message)
+            except OSError:               # the kernel is gone; the supervisor is about to end this rank
+                pass
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                asked = self._channel.recv(1)
+            except OSError:
+                asked = b""
+            if not asked:                 # the job is over
+                self.over.set()
+                return
+            self.send("where", where.whereabouts())
 
 
 def _join(request: dict, rank: int) -> dist.Store:

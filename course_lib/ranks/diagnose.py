@@ -1,0 +1,100 @@
+"""Work out why a job is stuck, from what its ranks have told. Pure functions: states in, sentences out."""
+from collections import defaultdict
+from math import prod
+
+from course_lib.ranks.launch import RankState
+
+__all__ = ["disagreement", "deadlock", "waits_in_words", "ranks_in_words"]
+
+_SIZES_MAY_DIFFER = {"gather", "scatter", "all_to_all", "barrier"}
+
+
+def deadlock(states: list[RankState]) -> str | None:
+    """A sentence if these ranks can never go on, or None if they may."""
+    return _left_early(states) or disagreement(states, pending_only=True)
+
+
+def disagreement(states: list[RankState], pending_only: bool = False) -> str | None:
+    """A sentence on the first collective about which the ranks of its group disagree: another operation, size or dtype.
+
+    `pending_only`: only collectives in which some rank still waits.
+    """
+    calls: dict[tuple, dict[int, dict]] = defaultdict(dict)
+    for state in states:
+        for call in state.collectives:
+            calls[call["seq"], call["group"]][state.rank] = call
+    for (_, group), by_rank in sorted(calls.items(), key=lambda item: item[0]):
+        if pending_only and all(call["done"] for call in by_rank.values()):
+            continue
+        if len({_shape_of_call(call) for call in by_rank.values()}) > 1:
+            told = defaultdict(list)
+            for rank, call in by_rank.items():
+                told[call_in_words(call)].append(rank)
+            sides = "; ".join(f"{ranks_in_words(ranks)} called {call}" for call, ranks in told.items())
+            kind = "different collectives" if len({call["op"] for call in by_rank.values()}) > 1 else "the same collective with different tensors"
+            return f"The ranks called {kind}: {sides}. Ranks of a group must call the same collectives, in the same order, with the same shape and dtype."
+    return None
+
+
+def _left_early(states: list[RankState]) -> str | None:
+    """A rank has finished, and others wait in a collective that it never called."""
+    finished = {state.rank: state for state in states if state.phase == "finished"}
+    for state in states:
+        if state.phase == "finished":
+            continue
+        for call in state.collectives:
+            if call["done"]:
+                continue
+            members = call["group"].split(",")
+            for rank, other in finished.items():
+                last = max((c["seq"] for c in other.collectives if c["group"] == call["group"]), default=0)
+                if str(rank) in members and last < call["seq"]:
+                    waiting = [s.rank for s in states if any(c["seq"] == call["seq"] and c["group"] == call["group"] and not c["done"]
+                                                             for c in s.collectives)]
+                    gone = [r for r, s in finished.items() if str(r) in members
+                            and max((c["seq"] for c in s.collectives if c["group"] == call["group"]), default=0) < call["seq"]]
+                    return (f"{ranks_in_words(gone).capitalize()} {'has' if len(gone) == 1 else 'have'} finished without calling {_op_of(state, call)}, "
+                            f"in which {ranks_in_words(waiting)} wait{'s' if len(waiting) == 1 else ''}. A collective needs every rank of its group.")
+    return None
+
+
+def waits_in_words(state: RankState) -> str:
+    """What a rank waits in: "all_reduce of float32[3]"; empty if it waits in nothing."""
+    pending = [call for call in state.collectives if not call["done"]]
+    call = state.where.get("call") if state.where else None
+    if call:
+        if call["peer"] is not None:
+            return f"{call['op']} {'to' if call['op'] == 'send' else 'from'} rank {call['peer']}" + (f" of {call['tensor']}" if call["tensor"] else "")
+        if call["op"] == "barrier":
+            return "barrier"
+        return call["op"] + (f" of {call['tensor']}" if call["tensor"] else "")
+    return call_in_words(pending[0]) if pending else ""
+
+
+def call_in_words(call: dict) -> str:
+    """One collective of the Flight Recorder: "all_reduce of float32[3]"."""
+    if call["op"] == "barrier" or not call["sizes"]:
+        return call["op"]
+    return f"{call['op']} of {call['dtypes'][0]}{call['sizes'][0]}"
+
+
+def ranks_in_words(ranks) -> str:
+    """"rank 1", "ranks 0 and 2", "ranks 0, 1 and 3"."""
+    names = [str(rank) for rank in sorted(ranks)]
+    if len(names) < 2:
+        return f"rank {''.join(names)}"
+    return f"ranks {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _op_of(state: RankState, call: dict) -> str:
+    """The name of a pending collective as the learner called it, if the rank stands in that call, else the backend's name."""
+    own = state.where.get("call") if state.where else None
+    pending = [c for c in state.collectives if not c["done"]]
+    return own["op"] if own and pending and pending[-1] is call else call["op"]
+
+
+def _shape_of_call(call: dict) -> tuple:
+    """What must be equal on all ranks of a group."""
+    if call["op"] in _SIZES_MAY_DIFFER or not call["sizes"]:
+        return (call["op"],)
+    return call["op"], call["dtypes"][0], sum(prod(size) for size in call["sizes"])

@@ -1,0 +1,91 @@
+"""Where this rank is: asked for by the kernel when a job stalls or fails, answered by a thread of the rank."""
+import ctypes
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch._C import _distributed_c10d
+
+__all__ = ["whereabouts", "collectives", "tell_before_abort"]
+
+_CALLS = {"all_reduce", "broadcast", "reduce", "all_gather", "gather", "scatter", "reduce_scatter", "all_to_all", "all_to_all_single", "barrier",
+          "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single", "all_gather_object", "broadcast_object_list",
+          "gather_object", "scatter_object_list", "send", "recv", "send_object_list", "recv_object_list", "monitored_barrier", "new_group",
+          "batch_isend_irecv"}
+_ARGUMENTS = ("tensor", "input", "input_tensor", "input_list", "input_tensor_list", "tensor_list", "scatter_list", "output")
+_DTYPES = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32", "Short": "int16",
+           "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+_handlers = []                  # what ctypes has handed to the C library must stay alive
+
+
+def whereabouts() -> dict:
+    """Where the main thread is: its frames (outermost first), the torch.distributed call it is in, and the recent collectives."""
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_stack(frame, limit=200)] if frame else []
+    return {"frames": frames, "call": _call(frame), "collectives": collectives()}
+
+
+def collectives() -> list[dict]:
+    """The last collectives of this rank, from torch's Flight Recorder: op, sizes, dtypes, group (ranks), seq (its number in the group), done.
+
+    gloo's own name stands for the operation: its reduce_scatter shows as the all_reduce that it is. Empty where there is no recorder.
+    """
+    try:
+        entries = pickle.loads(_distributed_c10d._dump_fr_trace(True, False, False)).get("entries", [])
+    except (AttributeError, RuntimeError, TypeError):      # an older torch
+        return []
+    return [{"op": entry["profiling_name"].split(":")[-1], "sizes": [list(size) for size in entry["input_sizes"]],
+             "dtypes": [_DTYPES.get(dtype, dtype) for dtype in entry["input_dtypes"]], "group": _group_ranks(entry["process_group"][0]),
+             "seq": entry["collective_seq_id"], "done": bool(entry["retired"])}
+            for entry in entries if not entry["is_p2p"]]
+
+
+def tell_before_abort(tell: Callable[[], None]) -> None:
+    """Call `tell()` when a library aborts this process (gloo does, when ranks disagree about a size), before it dies.
+
+    The abort happens on a thread of the library; the handler borrows it to send the last words, then lets the abort take its course.
+    """
+    libc = ctypes.CDLL(None)
+
+    def last_words(number):
+        libc.signal(signal.SIGABRT, None)         # once only
+        tell()
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_words)
+    _handlers.append(handler)
+    libc.signal(signal.SIGABRT, handler)
+
+
+def _call(frame) -> dict | None:
+    """The torch.distributed call in which a frame waits: op and its tensors as text; None if it is in none."""
+    while frame is not None:
+        name = frame.f_code.co_name
+        if name in _CALLS and frame.f_code.co_filename.endswith("distributed_c10d.py"):
+            values = frame.f_locals
+            shown = next((_tensor_in_words(values[a]) for a in _ARGUMENTS if a in values and _is_tensors(values[a])), "")
+            peer = next((values[a] for a in ("dst", "src") if name in ("send", "recv") and isinstance(values.get(a), int)), None)
+            return {"op": name, "tensor": shown, "peer": peer}
+        frame = frame.f_back
+    return None
+
+
+def _is_tensors(value) -> bool:
+    return isinstance(value, torch.Tensor) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], torch.Tensor))
+
+
+def _tensor_in_words(value) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"{len(value)} x {_tensor_in_words(value[0])}"
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
+def _group_ranks(name: str) -> str:
+    try:
+        return ",".join(map(str, dist.get_process_group_ranks(_distributed_c10d._resolve_process_group(name))))
+    except (AttributeError, RuntimeError, ValueError, KeyError, TypeError):
+        return f"group {name}"
