@@ -1,4 +1,5 @@
 """Count the bytes that a rank holds, by what they are for."""
+import functools
 import resource
 import sys
 import weakref
@@ -40,7 +41,9 @@ class Watch:
     def start(self) -> None:
         if self._optimizer is not None:
             step = self._optimizer.step
+            self._own_step = vars(self._optimizer).get("step")        # a learning rate scheduler puts one there
 
+            @functools.wraps(step)
             def step_then_count(*args, **kwargs):
                 result = step(*args, **kwargs)
                 self._count()                     # now: gradients still exist, and the first step has made its state
@@ -54,6 +57,8 @@ class Watch:
         self._activations.__exit__()
         if self._optimizer is not None:
             del self._optimizer.step              # the class's own method shows again
+            if self._own_step is not None:
+                self._optimizer.step = self._own_step
 
     def rows(self) -> list[dict]:
         """Rows of category and bytes; without an optimizer that stepped, as things are now."""
