@@ -157,6 +157,9 @@ def _computing(events, mark, shift: float) -> list[dict]:
     """Pieces in which the rank computed, by kind; neighbours of one kind are joined. Work inside a span belongs to the span."""
     pieces = []
     for event in events:
+        if event.name.startswith(_SPAN):          # parts what comes before it from what comes after
+            begin = event.time_range.start / 1e6 + shift
+            pieces.append([begin, begin + event.time_range.elapsed_us() / 1e6, "span"])
         if not event.name.startswith("aten::") or event.thread != mark.thread:
             continue
         above = list(_ancestors(event))
@@ -172,4 +175,4 @@ def _computing(events, mark, shift: float) -> list[dict]:
             joined[-1][1] = max(joined[-1][1], end)
         else:
             joined.append([begin, end, kind])
-    return [{"kind": kind, "name": kind, "start_s": begin, "seconds": end - begin} for begin, end, kind in joined]
+    return [{"kind": kind, "name": kind, "start_s": begin, "seconds": end - begin} for begin, end, kind in joined if kind != "span"]
