@@ -103,7 +103,7 @@ class Job:
         """
         try:
             content = json.loads(Path(path).read_text())
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged or not a saved job: it is not JSON ({error}).") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is not a saved job.")
@@ -124,8 +124,10 @@ class Job:
         job = cls(**content)
         for name in _COLUMNS:
             try:
+                if not all(isinstance(row, dict) for row in job.records.get(name, [])):
+                    raise TypeError("a row is not an object")
                 job._table(name)
-            except (TypeError, ValueError, AttributeError, KeyError) as error:
+            except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
                 raise ValueError(f"{path} is damaged: the table {name!r} cannot be read ({error}).") from None
         return job
 
