@@ -1,5 +1,6 @@
 """Functions that tests run on ranks. They stand here, and not in a test file, so that a rank need not import pytest."""
 import time
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from course_lib import measure
+from course_lib.models import MLP, TinyGPT
+
+_BACKWARD = torch.autograd.backward       # torch's own, read before any step is traced
 
 
 class Net(nn.Module):
@@ -40,9 +44,12 @@ def sizes(model: nn.Module) -> dict:
 
 
 def train(model, optimizer, steps: int = 4, accumulate: int = 1, inputs: int = 64, dtype=torch.float32):
+    """Returns when each step began and ended, on the clock that all processes share."""
     generator = torch.Generator().manual_seed(dist.get_rank())
+    clock = []
     for _ in range(steps):
         with measure.step(model, optimizer, samples=8 * accumulate):
+            begin = time.perf_counter()
             for micro in range(accumulate):
                 x = torch.randn(8, inputs, generator=generator, dtype=dtype)
                 if micro < accumulate - 1:
@@ -52,6 +59,8 @@ def train(model, optimizer, steps: int = 4, accumulate: int = 1, inputs: int = 6
                     model(x).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
+            clock.append((begin, time.perf_counter()))
+    return clock
 
 
 def ddp(hook=None, accumulate=1, zero=False, bucket_view=False, steps=4, width=301):
@@ -63,10 +72,10 @@ def ddp(hook=None, accumulate=1, zero=False, bucket_view=False, steps=4, width=3
         model.register_comm_hook(None, default_hooks.fp16_compress_hook)
     learn = [p for p in model.parameters() if p.requires_grad]
     optimizer = ZeroRedundancyOptimizer(learn, optimizer_class=torch.optim.Adam) if zero else torch.optim.Adam(learn)
-    train(model, optimizer, accumulate=accumulate, steps=steps)
-    if zero:
-        mine = {p for p in learn if p in optimizer.state}
-        told["mine"] = [tuple(p.shape) for p in mine]
+    told["clock"] = train(model, optimizer, accumulate=accumulate, steps=steps)
+    told["checksum"] = sum(p.double().abs().sum().item() for p in learn)
+    if zero:                              # the optimizer inside has only the parameters that this rank updates
+        told["mine"] = [tuple(p.shape) for group in optimizer.optim.param_groups for p in group["params"]]
     return told
 
 
@@ -85,8 +94,41 @@ def sharded(per_layer: bool = True, reshard: bool = True):
     return told
 
 
+def sharded_gpt():
+    """A language model whose head and embedding are one weight, with its first block frozen, sharded as one piece."""
+    torch.manual_seed(0)
+    net = TinyGPT(context=16)
+    net.blocks[0].requires_grad_(False)
+    told = sizes(net)
+    fully_shard(net)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad])
+    for _ in range(2):
+        with measure.step(net, optimizer):
+            net(torch.ones(2, 17, dtype=torch.int64)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return told
+
+
+def mlp(widths: tuple[int, ...], batch: int, accumulate: int = 1, classify: bool = False, wrap: bool = False):
+    """Train an MLP; its inputs need no gradient."""
+    torch.manual_seed(0)
+    model = MLP(widths)
+    if wrap:
+        model = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(2):
+        with measure.step(model, optimizer):
+            for _ in range(accumulate):
+                out = model(torch.ones(batch, widths[0]))
+                loss = F.cross_entropy(out, torch.zeros(batch, dtype=torch.int64)) if classify else out.square().mean()
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 class TwoLayers(nn.Module):
-    def __init__(self, inputs=64, hidden=512):
+    def __init__(self, inputs=64, hidden=516):
         super().__init__()
         self.up, self.down = nn.Linear(inputs, hidden), nn.Linear(hidden, inputs)
 
@@ -145,15 +187,40 @@ def send_receive(numel: int = 100_000):
                 dist.recv(y, 0)
 
 
-def collective(op: str, nbytes: int, dtype=torch.float32):
-    """One collective over a full tensor of about nbytes (a multiple of the ranks where the operation needs it)."""
+def collectives(payloads: tuple[int, ...]):
+    """Every collective: all of them in steps 0 and 1, then each alone in a step of its own, once per payload (bytes of the full tensor)."""
+    calls = [make_collectives(payload) for payload in payloads]
+    clock = []
+    for step in range(2):
+        with measure.step():
+            begin = time.perf_counter()
+            for call in calls[0].values():
+                call()
+            clock.append((begin, time.perf_counter()))
+    order = []
+    for of_one_payload in calls:
+        for op, call in of_one_payload.items():
+            with measure.step():
+                call()
+            order.append(op)
+    return {"order": order, "clock": clock}
+
+
+def make_collectives(payload_bytes: int) -> dict:
+    """One call per collective over a full tensor of so many bytes, rounded up where each rank needs an equal part."""
     size, rank = dist.get_world_size(), dist.get_rank()
-    numel = nbytes // dtype.itemsize
-    shard = -(-numel // size)
-    whole, part = torch.ones(shard * size, dtype=dtype), torch.ones(shard, dtype=dtype)
-    odd = torch.ones(numel, dtype=dtype)
+    odd = torch.ones(payload_bytes // 4)
+    part = torch.ones(-(-odd.numel() // size))
+    whole = torch.ones(part.numel() * size)
     pieces = list(whole.chunk(size))
-    calls = {
+
+    def send_recv():                      # every rank to its right neighbour
+        received = torch.empty_like(odd)
+        works = dist.batch_isend_irecv([dist.P2POp(dist.isend, odd, (rank + 1) % size), dist.P2POp(dist.irecv, received, (rank - 1) % size)])
+        for work in works:
+            work.wait()
+
+    return {
         "all_reduce": lambda: dist.all_reduce(odd),
         "all_gather": lambda: dist.all_gather(pieces, part),
         "reduce_scatter": lambda: dist.reduce_scatter(part, pieces),
@@ -162,26 +229,116 @@ def collective(op: str, nbytes: int, dtype=torch.float32):
         "reduce": lambda: dist.reduce(odd, 0),
         "gather": lambda: dist.gather(part, pieces if rank == 0 else None, 0),
         "scatter": lambda: dist.scatter(part, pieces if rank == 0 else None, 0),
-        "barrier": lambda: dist.barrier(),
+        "send": send_recv,
+        "barrier": dist.barrier,
     }
-    for _ in range(3):
-        with measure.step():
-            calls[op]()
 
 
 def nothing():
     dist.all_reduce(torch.ones(1))
 
 
-def groups():
-    """An all_reduce in each pair of a 2 x 2 mesh."""
+def groups(numel: int = 300_001):
+    """An all_reduce in each pair of a 2 x 2 mesh, in float16, and one over all ranks in float32."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    x = torch.ones(1000)
-    for _ in range(2):
+    for _ in range(3):
         with measure.step():
-            dist.all_reduce(x, group=mesh.get_group("dp"))
-            dist.all_reduce(x, group=mesh.get_group("tp"))
-            dist.all_reduce(x)
+            dist.all_reduce(torch.ones(numel, dtype=torch.float16), group=mesh.get_group("dp"))
+            dist.all_reduce(torch.ones(numel, dtype=torch.float16), group=mesh.get_group("tp"))
+            dist.all_reduce(torch.ones(numel))
+
+
+def attached(optimizer=None) -> list[str]:
+    """Names of the instruments that are attached in this process right now."""
+    found = {
+        "kernel of a collective": torch._C._dispatch_has_kernel_for_dispatch_key("c10d::allreduce_", "BackendSelect"),
+        "saved-tensor hooks": torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
+        "backward": torch.autograd.backward is not _BACKWARD,
+        "profiler": torch.autograd._profiler_enabled(),
+        "optimizer.step": optimizer is not None and "step" in vars(optimizer),
+    }
+    return [name for name, there in found.items() if there]
+
+
+def instruments(steps: int = 4):
+    """What is attached before, in and after each step."""
+    model = DistributedDataParallel(MLP())
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    told = []
+    for _ in range(steps):
+        before = attached(optimizer)
+        with measure.step(model, optimizer):
+            inside = attached(optimizer)
+            model(torch.ones(4, 64)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        told.append((before, inside, attached(optimizer)))
+    return told
+
+
+def fails_in_the_traced_step():
+    """A step that raises, after the warm-up; then training goes on."""
+    model = DistributedDataParallel(MLP())
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    train(model, optimizer, steps=1)
+    problem = KeyError("mine")
+    try:
+        with measure.step(model, optimizer):
+            model(torch.ones(4, 64)).sum().backward()
+            raise problem
+    except KeyError as error:
+        told = {"same": error is problem, "cause": error.__cause__ is None and error.__context__ is None, "left": attached(optimizer)}
+    optimizer.zero_grad()
+    train(model, optimizer, steps=3)
+    return told
+
+
+def nested():
+    """A step inside a step; returns what was said of it."""
+    with measure.step():
+        try:
+            with measure.step():
+                pass
+        except RuntimeError as error:
+            return str(error)
+
+
+def scheduled(steps: int = 4):
+    """A learning rate scheduler puts a `step` of its own into the optimizer; returns the warnings, and whether it is still there."""
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    own = optimizer.step
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        for _ in range(steps):
+            with measure.step(model, optimizer):
+                model(torch.ones(4, 64)).sum().backward()
+                optimizer.step()
+        scheduler.step()                  # at the end of the epoch
+    return [str(warning.message) for warning in heard], optimizer.step is own
+
+
+def drawn():
+    """One DDP step with named spans, two of them long, one short, between pieces of computing."""
+    model = DistributedDataParallel(MLP((64, 512, 512, 10)))
+    optimizer = torch.optim.Adam(model.parameters())
+    x = torch.ones(256, 64)
+    for _ in range(3):
+        with measure.step(model, optimizer, samples=256):
+            with measure.span("wait"):
+                time.sleep(0.01)
+            y = x * 2
+            with measure.span("short"):
+                y = y + 1
+            y = y * 2
+            loss = model(y).square().mean()
+            with measure.span("micro-batch 1"):
+                torch.mm(x, x.t())
+                time.sleep(0.005)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def sleeper(seconds: float):
