@@ -6,6 +6,8 @@ The names load when they are first used, so that a rank, which needs `measure` a
 pandas or matplotlib.
 """
 import importlib
+import sys
+import types
 
 __version__ = "0.1.0"
 
@@ -17,8 +19,7 @@ __all__ = [*_HOMES, *_MODULES]
 
 def __getattr__(name: str):
     if name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = value         # a function may carry its module's name (run.run): keep the function
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         return value
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
@@ -27,3 +28,13 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted(__all__)
+
+
+class _Package(types.ModuleType):
+    """A function may carry its module's name (run.run). Python sets `course_lib.run` to the module, whoever imports it: keep the function."""
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, getattr(value, name, value) if name in _HOMES and isinstance(value, types.ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package
