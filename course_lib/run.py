@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -13,13 +14,13 @@ import cloudpickle
 import pandas as pd
 
 from course_lib.job import Job
-from course_lib.ranks import devices, diagnose, worker
+from course_lib.ranks import budget, devices, diagnose, worker
 from course_lib.ranks.errors import RankError, explain
 from course_lib.ranks.launch import Group, private_directory, remove_directory
 from course_lib.ranks.progress import Progress
 from course_lib.ranks.server import MAX_RANKS
 
-__all__ = ["run", "sweep", "Sweep"]
+__all__ = ["run", "sweep", "Sweep", "RankWarning"]
 
 GRACE_S = 0.3                   # after a first failure: the true cause may be the second to be heard
 ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0       # how often ranks without progress are asked where they are
@@ -87,6 +88,10 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
     return Sweep(label, tuple(jobs), repeats)
 
 
+class RankWarning(UserWarning):
+    """Something about a job that no library calls an error, and that a learner should look at."""
+
+
 @dataclass(frozen=True)
 class Sweep:
     """The jobs of a sweep, in the order in which they ran."""
@@ -148,6 +153,9 @@ def _check(fn, ranks, backend, timeout, threads, label) -> str:
         raise ValueError(f"timeout={timeout!r}: it must be a positive number of seconds.")
     if label is not None and not isinstance(label, str):
         raise TypeError(f"label={label!r}: it must be text.")
+    warning = budget.look(ranks, threads, budget.Machine.here())
+    if warning:
+        warnings.warn(warning, RankWarning, stacklevel=3)
     return label or getattr(fn, "__name__", type(fn).__name__)
 
 
@@ -170,7 +178,9 @@ def _run(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job
             stopped = _follow(group, deadline, lambda: show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout)))
             seconds = time.monotonic() - begin
             output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
-            if stopped is not None:
+            if stopped is None:
+                _warn_of_silent_mistakes(group.states)
+            else:
                 stopped |= {"timeout": timeout} if "timeout" in stopped else {}
                 raise explain(group.states, output, label, **stopped)
         except KeyboardInterrupt:
@@ -184,6 +194,14 @@ def _run(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job
         remove_directory(directory)
     return Job(label, ranks, placement.backend, "cuda" if placement.devices[0] != "cpu" else "cpu", placement.hardware, seconds,
                results, output, *_gather(group.states))
+
+
+def _warn_of_silent_mistakes(states) -> None:
+    """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match."""
+    silent = diagnose.disagreement(states)
+    suspicious = f"{silent} No library noticed: don't trust the values." if silent else diagnose.suspicious_sites(states)
+    if suspicious:
+        warnings.warn(suspicious, RankWarning, stacklevel=4)
 
 
 def _follow(group: Group, deadline: float, show) -> dict | None:

@@ -2,10 +2,12 @@
 from collections import defaultdict
 from math import prod
 
+from course_lib.ranks import places
 from course_lib.ranks.launch import RankState
 
-__all__ = ["disagreement", "deadlock", "waits_in_words", "ranks_in_words"]
+__all__ = ["deadlock", "disagreement", "suspicious_sites", "waits_in_words", "ranks_in_words"]
 
+_REDUCTIONS = {"all_reduce", "reduce", "reduce_scatter"}
 _SIZES_MAY_DIFFER = {"gather", "scatter", "all_to_all", "barrier"}
 
 
@@ -19,11 +21,7 @@ def disagreement(states: list[RankState], pending_only: bool = False) -> str | N
 
     `pending_only`: only collectives in which some rank still waits.
     """
-    calls: dict[tuple, dict[int, dict]] = defaultdict(dict)
-    for state in states:
-        for call in state.collectives:
-            calls[call["seq"], call["group"]][state.rank] = call
-    for (_, group), by_rank in sorted(calls.items(), key=lambda item: item[0]):
+    for _, by_rank in _matched(states):
         if pending_only and all(call["done"] for call in by_rank.values()):
             continue
         if len({_shape_of_call(call) for call in by_rank.values()}) > 1:
@@ -34,6 +32,32 @@ def disagreement(states: list[RankState], pending_only: bool = False) -> str | N
             kind = "different collectives" if len({call["op"] for call in by_rank.values()}) > 1 else "the same collective with different tensors"
             return f"The ranks called {kind}: {sides}. Ranks of a group must call the same collectives, in the same order, with the same shape and dtype."
     return None
+
+
+def suspicious_sites(states: list[RankState]) -> str | None:
+    """A sentence on the first reduction that ranks called from different lines: perhaps the sum of different things.
+
+    Tensors of one shape can be swapped without an error; only the place of the call gives it away.
+    """
+    for (seq, group), by_rank in _matched(states):
+        sites = {rank: tuple(call["site"][:2]) for rank, call in by_rank.items() if call["site"]}
+        if next(iter(by_rank.values()))["op"] in _REDUCTIONS and len(sites) == len(by_rank) and len(set(sites.values())) > 1:
+            told = defaultdict(list)
+            for rank, call in by_rank.items():
+                told[places.place_in_words(tuple(call["site"])) + f" ({places.line_of(call['site'])})"].append(rank)
+            where = "; ".join(f"{ranks_in_words(ranks)} at {place}" for place, ranks in told.items())
+            return (f"The ranks called the same {call_in_words(next(iter(by_rank.values())))} from different lines: {where}. "
+                    "If these are different tensors, the result mixes them.")
+    return None
+
+
+def _matched(states: list[RankState]) -> list[tuple[tuple, dict[int, dict]]]:
+    """Calls that belong together, in order: ((number, group), rank -> call)."""
+    calls: dict[tuple, dict[int, dict]] = defaultdict(dict)
+    for state in states:
+        for call in state.collectives:
+            calls[call["seq"], call["group"]][state.rank] = call
+    return sorted(calls.items(), key=lambda item: item[0])
 
 
 def _left_early(states: list[RankState]) -> str | None:

@@ -1,20 +1,16 @@
 """RankError: a failed job, told rank by rank."""
 import html
-import linecache
 import re
 import signal
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-from course_lib.ranks import diagnose
+from course_lib.ranks import diagnose, places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.launch import RankState
 
 __all__ = ["RankError", "RankInterrupt", "RankReport", "explain"]
 
 _CONNECTION = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|timed out", re.IGNORECASE)
-_LIBRARY = str(Path(__file__).resolve().parents[1])
 _BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 
 
@@ -124,7 +120,8 @@ def explain(states: list[RankState], outputs: list[str], label: str, timeout: fl
 
 def _report(state: RankState, output: str, cause: bool, because: str) -> RankReport:
     frames = state.error["frames"] if state.error else state.where["frames"] if state.where else _frames_of_dump(state.stack)
-    place, line = learners_place(frames)
+    frame = places.learners_frame(frames)
+    place, line = (places.place_in_words(frame), places.line_of(frame)) if frame else ("", "")
     waits = diagnose.waits_in_words(state)
     if cause and state.error:
         told = f"raised {state.error['type']}" + (f": {state.error['message']}" if state.error["message"] else "")
@@ -171,32 +168,8 @@ def _ended_in_words(state: RankState) -> str:
     return f"ended its process with exit code {state.status} before the function had returned"
 
 
-def learners_place(frames: list[tuple[str, int, str]]) -> tuple[str, str]:
-    """The innermost line that the learner wrote: ("Cell In[5], line 3, in train", "loss.backward()"). Frames: outermost first."""
-    own = [frame for frame in frames if _is_learners(frame[0])]
-    if not own:
-        return "", ""
-    filename, number, function = own[-1]
-    return f"{_file_in_words(filename)}, line {number}, in {function}", linecache.getline(filename, number).strip()
-
-
-def _is_learners(filename: str) -> bool:
-    """Whether a file is neither this library, nor an installed one, nor Python's own."""
-    if filename.startswith(("<frozen", "<string>")) or filename.startswith(_LIBRARY):
-        return False
-    return "site-packages" not in filename and not filename.startswith(str(Path(linecache.__file__).parent))
-
-
-def _file_in_words(filename: str) -> str:
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if shell is not None and (name := shell.compile.format_code_name(filename)):
-        return " ".join(name)
-    return Path(filename).name
-
-
 def _stack_in_words(frames: list[tuple[str, int, str]]) -> str:
-    return "\n".join(f'  File "{filename}", line {number}, in {name}\n    {linecache.getline(filename, number).strip()}' for filename, number, name in frames)
+    return "\n".join(f'  File "{filename}", line {number}, in {name}\n    {places.line_of((filename, number, name))}' for filename, number, name in frames)
 
 
 def _frames_of_dump(stack: str) -> list[tuple[str, int, str]]:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d
 
+from course_lib.ranks import places
+
 __all__ = ["whereabouts", "collectives", "tell_before_abort"]
 
 _CALLS = {"all_reduce", "broadcast", "reduce", "all_gather", "gather", "scatter", "reduce_scatter", "all_to_all", "all_to_all_single", "barrier",
@@ -31,17 +33,19 @@ def whereabouts() -> dict:
 
 
 def collectives() -> list[dict]:
-    """The last collectives of this rank, from torch's Flight Recorder: op, sizes, dtypes, group (ranks), seq (its number in the group), done.
+    """The last collectives of this rank, from torch's Flight Recorder: op, sizes, dtypes, group (ranks), seq (its number in the group), done,
+    and site, the frame of the learner's code that called it (or None).
 
     gloo's own name stands for the operation: its reduce_scatter shows as the all_reduce that it is. Empty where there is no recorder.
     """
     try:
-        entries = pickle.loads(_distributed_c10d._dump_fr_trace(True, False, False)).get("entries", [])
+        entries = pickle.loads(_distributed_c10d._dump_fr_trace(True, True, False)).get("entries", [])
     except (AttributeError, RuntimeError, TypeError):      # an older torch
         return []
     return [{"op": entry["profiling_name"].split(":")[-1], "sizes": [list(size) for size in entry["input_sizes"]],
              "dtypes": [_DTYPES.get(dtype, dtype) for dtype in entry["input_dtypes"]], "group": _group_ranks(entry["process_group"][0]),
-             "seq": entry["collective_seq_id"], "done": bool(entry["retired"])}
+             "seq": entry["collective_seq_id"], "done": bool(entry["retired"]),
+             "site": places.learners_frame([(f["filename"], f["line"], f["name"]) for f in reversed(entry.get("frames", []))])}
             for entry in entries if not entry["is_p2p"]]
 
 
