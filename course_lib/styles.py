@@ -1,0 +1,75 @@
+"""The common look of all figures: colours, the three styles of line, and a light panel that says where a number was measured."""
+import textwrap
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+__all__ = ["panel", "MEASURED", "MODELLED", "PUBLISHED", "COLORS"]
+
+INK, SOFT, FAINT, PAPER = "#1F2328", "#656D76", "#EEF0F3", "#FFFFFF"
+MEASURED = {"color": "#0072B2", "linestyle": "-", "linewidth": 2, "marker": "o", "markersize": 5}
+MODELLED = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4, "marker": ""}
+PUBLISHED = {"color": "#8A8F96", "linestyle": ":", "linewidth": 1.5, "marker": "s", "markersize": 6, "markerfacecolor": "none"}
+COLORS = {
+    "all_reduce": "#D55E00", "reduce_scatter": "#E69F00", "all_gather": "#F0E442", "all_to_all": "#882255",
+    "broadcast": "#CC79A7", "reduce": "#AA4499", "gather": "#999933", "scatter": "#DDCC77",
+    "send": "#5B3A8C", "recv": "#C9BEDD", "barrier": "#000000", "wire": "#6E7781",
+    "params": "#0072B2", "grads": "#D55E00", "optimizer_states": "#009E73", "activations": "#CC79A7", "buffers": "#F0E442", "other": "#B1B7BE",
+    "forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#009E73",
+}
+OUTLINE = {"fill": False, "edgecolor": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}     # MODELLED, for bars
+SMALL, NORMAL = 8, 9
+
+
+def panel(title: str, subtitle: str, ax: Axes | None = None, size: tuple[float, float] = (7, 4), xlabel: str = "", ylabel: str = "", grid: str = "y") -> Axes:
+    """Prepare `ax` (a new one of `size` inches if None) as every figure of the course begins: light, title, and a line that says where it was measured."""
+    if ax is None:
+        figure, ax = plt.subplots(figsize=size, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    ax.set_facecolor(PAPER)                       # light also in a dark notebook, and the ink dark, whatever the reader's own settings are
+    ax.figure.set_facecolor(PAPER)
+    width_in = ax.get_position().width * ax.figure.get_figwidth()
+    subtitle = textwrap.fill(subtitle, max(20, int(width_in * 16)))
+    ax.set_title(textwrap.fill(title, max(16, int(width_in * 11))), loc="left", fontsize=11, fontweight="bold", color=INK,
+                 pad=10 + 11 * (subtitle.count("\n") + 1))
+    ax.annotate(subtitle, (0, 1), xytext=(0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=SMALL, color=SOFT, va="bottom")
+    ax.set_xlabel(xlabel, fontsize=NORMAL, color=INK)
+    ax.set_ylabel(ylabel, fontsize=NORMAL, color=INK)
+    ax.tick_params(colors=INK, labelsize=NORMAL)
+    ax.grid(False)
+    ax.grid(True, axis=grid, color=FAINT, linewidth=0.8)
+    ax.set_axisbelow(True)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#C4C9CF")
+    return ax
+
+
+def unit_for(largest: float) -> tuple[float, str]:
+    return next(((size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if largest >= size), (1.0, "bytes"))
+
+
+def in_unit(value: float, scale: float, unit: str) -> str:
+    """Three significant digits; whole bytes as they are."""
+    number = f"{value:,.0f}" if scale == 1 or value == 0 else f"{value / scale:#.3g}".rstrip(".") if value < 999.5 * scale else f"{value / scale:,.0f}"
+    return f"{number} {unit}".strip()
+
+
+def range_text(values, scale: float, unit: str) -> str:
+    low, high = in_unit(min(values), scale, ""), in_unit(max(values), scale, "")
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
+
+
+def ticks_in_units(axis, scale: float) -> None:
+    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:,.6g}"))
+
+
+def legend(ax: Axes, reverse: bool = False, last: str = "") -> None:
+    """One entry per label, outside the axes; the label that begins with `last` at the end."""
+    entries = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    labels = sorted(list(entries)[::-1] if reverse else entries, key=lambda label: bool(last) and label.startswith(last))
+    if labels:
+        ax.legend([entries[label] for label in labels], labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=SMALL,
+                  labelcolor=INK, handlelength=1.6, borderaxespad=0)
