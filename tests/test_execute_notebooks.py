@@ -1,10 +1,11 @@
 """`make notebooks` stores real outputs, leaves no noise, and never spoils a notebook that fails."""
+import copy
 import json
 from pathlib import Path
 
 import nbformat
 import pytest
-from execute_notebooks import main, normalise
+from execute_notebooks import FOLDERS, main, normalise
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 
@@ -102,3 +103,15 @@ def test_a_notebook_that_does_not_exist_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "nowhere.ipynb")])
     assert "nowhere.ipynb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path", [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))], ids=lambda path: path.name
+)
+def test_stored_notebooks_were_run_and_are_tidy(path):
+    """nbval compares nothing where no output is stored, so it would pass a notebook that never ran."""
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    advice = f"run: make notebooks, or python tests/execute_notebooks.py {path.name}"
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), advice
+    assert normalise(copy.deepcopy(notebook)) == notebook, advice
