@@ -232,7 +232,7 @@ def remove_directory(path: Path) -> None:
 
 def start_server() -> None:
     """Begin to start the fork server, without waiting for it: the first `run` then finds it warm."""
-    _server(wait=False)
+    _server()
 
 
 class _Server:
@@ -278,20 +278,25 @@ class _Server:
                                f"Its last words: {told[-1] if told else 'none'}")
 
     def stop(self) -> None:
+        """Close this end: the server ends, and with it what it has forked."""
         self._control.close()
+        self._log.close()
 
 
 _the_server: _Server | None = None
 _the_server_lock = threading.Lock()
 
 
-def _server(wait: bool = True) -> _Server:
+def _server() -> _Server:
     """This kernel's fork server, started if there is none (or if the last one has died)."""
     global _the_server
     with _the_server_lock:
         if _the_server is None or not _the_server.usable:
+            if _the_server is None:
+                atexit.register(lambda: _the_server.stop())
+            else:
+                _the_server.stop()
             _the_server = _Server()
-            atexit.register(_the_server.stop)
         return _the_server
 
 

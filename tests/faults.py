@@ -1,0 +1,147 @@
+"""Things that go wrong on ranks, each injected for real. Rank functions only: no pytest here."""
+import ctypes
+import os
+import re
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+
+def raises(rank: int = 1):
+    dist.all_reduce(torch.ones(1))
+    if dist.get_rank() == rank:
+        values = [1, 2, 3]
+        values[7] = 0
+    dist.all_reduce(torch.ones(2, 3))
+
+
+def everyone_raises():
+    raise KeyError("all alike")
+
+
+def exits(code: int = 3):
+    if dist.get_rank() == 1:
+        sys.exit(code)
+    dist.barrier()
+
+
+def vanishes(code: int = 0):
+    if dist.get_rank() == 1:
+        os._exit(code)
+    dist.barrier()
+
+
+def is_killed(number: int = signal.SIGKILL):
+    dist.all_reduce(torch.ones(1))
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), number)
+    dist.all_reduce(torch.ones(5))
+
+
+def crashes():
+    if dist.get_rank() == 1:
+        ctypes.string_at(0)                       # a real segmentation fault
+    dist.barrier()
+
+
+def leaves_early():
+    dist.all_reduce(torch.ones(1))
+    if dist.get_rank() == 1:
+        return "done"
+    dist.all_reduce(torch.ones(4))
+
+
+def never_arrives():
+    if dist.get_rank() == 1:
+        time.sleep(100)
+    dist.all_reduce(torch.ones(4))
+
+
+def waits_for_a_message():
+    x = torch.ones(3)
+    dist.recv(x, (dist.get_rank() + 1) % dist.get_world_size())
+
+
+def different_collectives():
+    x = torch.ones(4)
+    if dist.get_rank() == 0:
+        dist.broadcast(x, 1)
+        dist.broadcast(x, 0)
+    else:
+        dist.all_gather([torch.ones(4), torch.ones(4)], x)
+
+
+def other_shape():
+    dist.all_reduce(torch.ones(9 if dist.get_rank() == 0 else 7))
+
+
+def other_dtype():
+    dist.all_reduce(torch.ones(700, dtype=torch.float32 if dist.get_rank() == 0 else torch.float64))
+
+
+def silent_dtype():
+    """gloo takes a shorter message for a broadcast without a word."""
+    dist.broadcast(torch.ones(700, dtype=torch.float32 if dist.get_rank() == 0 else torch.float64), 0)
+
+
+def swapped():
+    a, b = torch.zeros(4), torch.ones(4)
+    if dist.get_rank() == 0:
+        dist.all_reduce(a)
+        dist.all_reduce(b)
+    else:
+        dist.all_reduce(b)
+        dist.all_reduce(a)
+    return a.sum().item()
+
+
+def is_stopped():
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    dist.all_reduce(torch.ones(4))
+
+
+def holds_the_lock():
+    """Stuck in native code without letting other Python threads run."""
+    if dist.get_rank() == 1:
+        re.match(r"(a+)+$", "a" * 60 + "b")       # years of backtracking
+    dist.all_reduce(torch.ones(4))
+
+
+def prints(megabytes: float):
+    if dist.get_rank() == 0:
+        print("first line")
+        for number in range(int(megabytes * 1e6) // 100):
+            print(f"{number:099d}")
+        print("last line")
+
+
+def hangs_and_tells(path: str):
+    """Write this rank's process id, then wait for ever in a collective (rank 0: in a sleep)."""
+    with open(os.path.join(path, f"pid{dist.get_rank()}"), "w") as file:
+        file.write(str(os.getpid()))
+    if dist.get_rank() == 0:
+        time.sleep(1000)
+    dist.all_reduce(torch.ones(1))
+
+
+def starts_a_child(path: str):
+    """A rank that has started a process of its own, and then fails."""
+    import subprocess
+    if dist.get_rank() == 0:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+        with open(os.path.join(path, "child"), "w") as file:
+            file.write(str(child.pid))
+        raise ValueError("with a child")
+    dist.barrier()
+
+
+def addresses():
+    """Addresses on which this rank listens, and its umask-free view of the private directory's mode."""
+    import psutil
+    dist.all_reduce(torch.ones(1))
+    return sorted({c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN}), \
+        sorted({c.raddr.ip for c in psutil.Process().net_connections("inet") if c.raddr})
