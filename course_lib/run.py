@@ -69,7 +69,8 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         repeats: how often each is run.
         kwargs: `run`'s own options (backend, timeout, threads, label) and the function's keyword arguments.
     """
-    ranks = tuple(ranks)
+    if not isinstance(ranks, (tuple, list, range)):
+        raise TypeError(f"ranks={ranks!r}: sweep takes several numbers of ranks, for example ranks=(1, 2, 4).")
     if not ranks:
         raise ValueError("sweep needs at least one number of ranks, for example ranks=(1, 2, 4).")
     if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
@@ -142,6 +143,8 @@ def _check(fn, ranks, backend, timeout, threads, label) -> str:
         raise RuntimeError("run was called by a rank; ranks cannot start ranks. Call run from the notebook.")
     if not callable(fn):
         raise TypeError(f"run needs a function to run on every rank, and got {type(fn).__name__}: run(train, ranks=2), not run(train(), ranks=2).")
+    if isinstance(ranks, (tuple, list, range)):
+        raise ValueError(f"ranks={ranks!r}: run takes one number of ranks; use sweep for several.")
     for name, value in (("ranks", ranks), ("threads", threads)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}={value!r}: it must be a whole number of at least 1.")

@@ -1,0 +1,154 @@
+"""What happens in a real Jupyter kernel: functions from cells, progress, the Interrupt button, restarts, a killed kernel, nbval."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from jupyter_client import KernelManager
+from nbclient import NotebookClient
+from test_faults import gone
+
+HANGS = """
+import os, time, torch, torch.distributed as dist
+def hangs(path):
+    open(os.path.join(path, f"pid{dist.get_rank()}"), "w").write(str(os.getpid()))
+    if dist.get_rank() == 0:
+        time.sleep(1000)
+    dist.all_reduce(torch.ones(1))
+"""
+
+
+class Kernel:
+    """A real kernel and a client that waits for answers."""
+
+    def __init__(self):
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel()
+        self.connect()
+
+    def connect(self):
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def run(self, code, wait=True, timeout=90):
+        outputs = []
+        if not wait:
+            return self.client.execute(code)
+        reply = self.client.execute_interactive(code, timeout=timeout, output_hook=outputs.append)
+        return reply["content"], outputs
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+    @property
+    def below(self) -> list[psutil.Process]:
+        return psutil.Process(self.manager.provisioner.pid).children(recursive=True)
+
+    def hang(self, path: Path) -> list[psutil.Process]:
+        """Start a job that hangs, wait until its ranks do, and return all processes below the kernel."""
+        for old in path.glob("pid*"):
+            old.unlink()
+        self.run(f"from course_lib import run\n{HANGS}\nrun(hangs, {str(path)!r}, ranks=3)", wait=False)
+        end = time.monotonic() + 60
+        while len(list(path.glob("pid*"))) < 3 and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        below = self.below
+        assert {int(p.read_text()) for p in path.glob("pid*")} <= {process.pid for process in below}
+        return below
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    kernel = Kernel()
+    yield kernel
+    kernel.close()
+
+
+def texts(outputs) -> str:
+    return "".join(o["content"].get("text", "") for o in outputs if o["msg_type"] == "stream")
+
+
+def test_a_function_from_a_cell_uses_names_of_other_cells(kernel):
+    kernel.run("from course_lib import run\nimport torch, torch.distributed as dist\nFACTOR = 3")
+    kernel.run("class Scaler:\n    def __call__(self, x):\n        return FACTOR * x")
+    kernel.run("def work(x):\n    t = torch.tensor([Scaler()(x) + dist.get_rank()])\n    dist.all_reduce(t)\n    return t.item(), Scaler()")
+    content, outputs = kernel.run("job = run(work, 10, ranks=2)\nprint([r[0] for r in job.results], type(job.results[0][1]) is Scaler)")
+    assert content["status"] == "ok" and "[61, 61] True" in texts(outputs)
+
+
+def test_the_error_names_cell_line_and_rank(kernel):
+    content, outputs = kernel.run("def bad():\n    if dist.get_rank() == 1:\n        raise ValueError('boom')\nrun(bad)")
+    assert content["ename"] == "RankError"
+    shown = "\n".join(content["traceback"])
+    assert "raised ValueError: boom" in shown and "line 3, in bad" in shown and "raise ValueError('boom')" in shown and "Cell" in shown
+    assert "site-packages" not in shown and "course_lib/" not in shown
+
+
+def test_a_warning_points_at_the_learners_cell(kernel):
+    _, outputs = kernel.run("def quiet():\n    x = torch.ones(2)\n    if dist.get_rank():\n        dist.all_reduce(x)\n    else:\n        dist.all_reduce(x)\nrun(quiet);")
+    told = texts(outputs)
+    assert "RankWarning" in told and "run(quiet)" in told and "from different lines" in told
+
+
+def test_row_9_the_interrupt_button(kernel, tmp_path):
+    below = kernel.hang(tmp_path)
+    ranks = {int(p.read_text()) for p in tmp_path.glob("pid*")}
+    begin = time.monotonic()
+    kernel.manager.interrupt_kernel()
+    shown = None
+    while shown is None:
+        message = kernel.client.get_iopub_msg(timeout=20)
+        if message["msg_type"] == "error":
+            shown = message["content"]
+    assert time.monotonic() - begin < 4
+    assert shown["ename"] == "RankInterrupt" and "hangs was interrupted." in shown["evalue"]
+    assert "time.sleep(1000)" in shown["evalue"] and "waits in all_reduce of float32[1]" in shown["evalue"]
+    assert gone([p for p in below if p.pid in ranks], 2)
+    content, outputs = kernel.run("print(run(work, 1, ranks=2).results[0][0], FACTOR)")      # the kernel's variables survive
+    assert "7 3" in texts(outputs)
+
+
+@pytest.mark.parametrize("how", ["restart", "hard restart", "killed"])
+def test_row_10_nothing_outlives_the_kernel(tmp_path, how):
+    kernel = Kernel()
+    try:
+        below = kernel.hang(tmp_path)
+        if how == "killed":
+            os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
+        else:
+            kernel.manager.restart_kernel(now=how == "hard restart")
+        assert gone(below, 2)
+    finally:
+        kernel.close()
+
+
+def test_row_10_nbval_gives_up_on_a_cell(tmp_path):
+    cells = [nbformat.v4.new_code_cell(HANGS + "from course_lib import run"),
+             nbformat.v4.new_code_cell(f"run(hangs, {str(tmp_path)!r}, ranks=3)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "hangs.ipynb")
+    result = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=12", "--nbval-current-env", "-q", "-p", "no:cacheprovider",
+                             str(tmp_path / "hangs.ipynb")], capture_output=True, text=True, timeout=120)
+    assert "RankInterrupt" in result.stdout and "waits in all_reduce of float32[1]" in result.stdout, result.stdout
+    pids = [int(p.read_text()) for p in tmp_path.glob("pid*")]
+    assert len(pids) == 3, result.stdout
+    assert gone([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], 2)
+
+
+def test_progress_leaves_one_static_line(tmp_path):
+    """A job that is long enough for a widget stores the same outputs as a short one, so that nbval can compare them."""
+    stored = []
+    for seconds in (0, 2.5):
+        cells = [nbformat.v4.new_code_cell("import time\nfrom course_lib import run\ndef nap(s):\n    time.sleep(s)\nrun(nap, 0)"),
+                 nbformat.v4.new_code_cell(f"job = run(nap, {seconds})")]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+        stored.append([(o["output_type"], dict(o["data"])) for o in notebook.cells[1].outputs])
+    assert stored[0] == stored[1] == [("display_data", {"text/plain": "nap on 2 ranks"})]

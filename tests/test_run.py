@@ -1,0 +1,189 @@
+"""run and sweep: what comes back, what is refused, and in which words."""
+import math
+import threading
+import warnings
+
+import psutil
+import pytest
+import torch
+import workers
+
+import course_lib
+from course_lib import Job, run, sweep
+from course_lib.ranks import devices
+
+FACTOR = 7
+
+
+class Scaler:
+    """A class of this module, as a learner's class of another cell."""
+
+    def __call__(self, x):
+        return FACTOR * x
+
+
+def test_results_and_output_in_rank_order():
+    def speak(word, times=1):
+        import torch.distributed as dist
+        print(word * times, dist.get_rank())
+        return dist.get_rank() ** 2, dist.get_world_size()
+
+    job = run(speak, "ab", ranks=3, times=2, label="speaking")
+    assert job.results == [(0, 3), (1, 3), (4, 3)]
+    assert job.output == ["abab 0\n", "abab 1\n", "abab 2\n"]
+    assert (job.label, job.ranks, job.backend, job.device) == ("speaking", 3, "gloo", "cpu") or torch.cuda.is_available()
+    assert "speaking" in repr(job) and "3 ranks, gloo on CPU" in job._repr_html_() or torch.cuda.is_available()
+
+
+def test_functions_without_a_file_and_what_they_use():
+    scaler = Scaler()
+    assert run(lambda x: scaler(x), 3, ranks=2).results == [21, 21]
+
+
+def test_tensors_and_own_classes_come_back():
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    job = run(lambda: (torch.arange(3), Point(5)), ranks=2)
+    assert torch.equal(job.results[1][0], torch.arange(3)) and isinstance(job.results[1][1], Point) and job.results[1][1].x == 5
+
+
+def test_large_results_come_back():
+    assert run(lambda: torch.ones(5_000_000), ranks=2).results[1].sum() == 5_000_000
+
+
+def test_a_rank_sees_the_notebooks_environment(monkeypatch, tmp_path):
+    import os
+    monkeypatch.setenv("COLOUR", "blue")
+    monkeypatch.chdir(tmp_path)
+    look = lambda: (os.environ["COLOUR"], os.environ["RANK"], os.environ["WORLD_SIZE"], os.getcwd())  # noqa: E731
+    assert run(look, ranks=2).results == [("blue", str(rank), "2", str(tmp_path)) for rank in range(2)]
+
+
+def test_threads_and_random_numbers():
+    def look():
+        import random
+        return torch.get_num_threads(), random.random()
+
+    one, two = run(look, ranks=2).results
+    assert one[0] == two[0] == 1 and one[1] != two[1]
+    assert run(look, ranks=1, threads=2).results[0][0] == 2
+
+
+def test_sweep_interleaves_and_keeps_everything():
+    result = sweep(workers.ddp, ranks=(1, 2), repeats=2, steps=4, label="mine")
+    assert [job.ranks for job in result.jobs] == [1, 2, 1, 2] and all(job.label == "mine" for job in result.jobs)
+    table = result.table
+    assert list(table["repeat"]) == [0, 0, 1, 1]
+    assert (table.loc[table["ranks"] == 1, "speedup"] == 1).all()
+    second = table[(table["ranks"] == 2) & (table["repeat"] == 1)].iloc[0]
+    first = table[(table["ranks"] == 1) & (table["repeat"] == 1)].iloc[0]
+    assert math.isclose(second["speedup"], second["samples_per_s"] / first["samples_per_s"])
+    assert math.isclose(second["efficiency"], second["speedup"] / 2)
+    assert "medians" in repr(result)
+
+
+def test_jobs_from_several_threads():
+    results, threads = {}, []
+    for number in range(4):
+        threads.append(threading.Thread(target=lambda n=number: results.update({n: run(lambda: n, ranks=2).results})))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {n: [n, n] for n in range(4)}
+
+
+def test_nothing_heavy_is_imported_by_a_rank():
+    loaded = run(lambda: __import__("sys").modules.keys() & {"pandas", "matplotlib", "IPython"}, ranks=1).results[0]
+    assert not loaded
+
+
+@pytest.mark.parametrize("arguments, error, words", [
+    (dict(ranks=0), ValueError, "ranks=0: it must be a whole number of at least 1."),
+    (dict(ranks=-1), ValueError, "ranks=-1"), (dict(ranks=2.0), ValueError, "ranks=2.0"), (dict(ranks=True), ValueError, "ranks=True"),
+    (dict(ranks="2"), ValueError, "ranks='2'"), (dict(ranks=None), ValueError, "ranks=None"), (dict(ranks=100_000), ValueError, "ranks=100000"),
+    (dict(ranks=(1, 2)), ValueError, "use sweep"),
+    (dict(backend="mpi"), ValueError, "backend='mpi': it must be one of 'auto', 'gloo', 'nccl'."), (dict(backend=None), ValueError, "backend=None"),
+    (dict(timeout=0), ValueError, "timeout=0"), (dict(timeout=float("nan")), ValueError, "timeout=nan"), (dict(timeout="5"), ValueError, "timeout='5'"),
+    (dict(timeout=float("inf")), ValueError, "timeout=inf"), (dict(threads=0), ValueError, "threads=0"), (dict(label=3), TypeError, "label=3"),
+])
+def test_bad_arguments_of_run(arguments, error, words):
+    with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
+        run(workers.nothing, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_nccl_without_gpus():
+    with pytest.raises(ValueError, match="backend='nccl' needs one GPU per rank, and there are no GPUs for 2 ranks"):
+        run(workers.nothing, backend="nccl")
+
+
+def test_things_that_cannot_be_sent(tmp_path):
+    with pytest.raises(TypeError, match="run needs a function.*got NoneType"):
+        run(None)
+    with open(tmp_path / "file", "w") as file, pytest.raises(TypeError, match="cannot be sent to the ranks"):
+        run(lambda: file.write("x"))
+    with pytest.raises(course_lib.RankError, match="returned a generator that cannot be sent back"):
+        run(lambda: (n for n in range(3)))
+    with pytest.raises(TypeError, match="cannot be sent to the ranks"):
+        run(workers.sleeper, threading.Lock())
+
+
+def test_a_rank_cannot_start_ranks():
+    with pytest.raises(course_lib.RankError, match="ranks cannot start ranks"):
+        run(lambda: __import__("course_lib").run(print))
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (dict(ranks=()), "at least one number"), (dict(ranks=(1, 0)), "ranks=0"), (dict(ranks=3), "ranks=3"), (dict(repeats=0), "repeats=0"),
+    (dict(repeats=1.5), "repeats=1.5"), (dict(ranks="12"), "ranks='12'"), (dict(backend="x"), "backend='x'"),
+])
+def test_bad_arguments_of_sweep(arguments, words):
+    with pytest.raises((ValueError, TypeError), match=words.replace("(", r"\(")):
+        sweep(workers.nothing, **arguments)
+
+
+def test_placement_of_ranks(monkeypatch):
+    """auto: one GPU per rank over NCCL; fewer GPUs are shared over gloo; none means the CPU."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    for gpus, ranks, backend, expected in [(0, 2, "auto", ("gloo", ("cpu", "cpu"))), (2, 2, "auto", ("nccl", ("cuda:0", "cuda:1"))),
+                                           (1, 3, "auto", ("gloo", ("cuda:0",) * 3)), (2, 3, "gloo", ("gloo", ("cuda:0", "cuda:1", "cuda:0")))]:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        placement = devices.place(ranks, backend)
+        assert (placement.backend, placement.devices) == expected
+    assert placement.hardware == "2 Some GPU, shared by 3 ranks"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.place(2, "auto").devices == ("cpu", "cpu")
+
+
+def test_a_soak_leaves_nothing_behind():
+    """Jobs that succeed and fail in turn: the memory, descriptors and processes of kernel and server do not grow (tests/bench runs 300)."""
+    import faults
+
+    def once(number):
+        fn = (workers.nothing, faults.raises, faults.is_killed, workers.nothing)[number % 4]
+        try:
+            run(fn, ranks=2)
+        except course_lib.RankError:
+            pass
+
+    for number in range(8):
+        once(number)
+    process = psutil.Process()
+    before = process.num_fds(), process.num_threads()
+    for number in range(16):
+        once(number)
+    assert (process.num_fds(), process.num_threads()) == before
+
+
+def test_saved_and_loaded(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        job = run(workers.ddp, ranks=2)
+    job.save(tmp_path / "job.json")
+    again = Job.load(tmp_path / "job.json")
+    assert again.where == job.where and again.comm.equals(job.comm) and again.memory.equals(job.memory)
