@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from course_lib.arguments import one_of, whole
+
 __all__ = ["digits", "digit_batches", "stdlib_text", "text_batches", "rank_slice"]
 
 DIGITS_FILE = Path(__file__).resolve().parents[1] / "data" / "digits.npz"
@@ -43,7 +45,7 @@ def digits(split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
 
     Source: UCI Optical Recognition of Handwritten Digits, test part, CC BY 4.0; see data/README.md.
     """
-    images, labels = _digit_arrays(DIGITS_FILE, split)
+    images, labels = _digit_arrays(DIGITS_FILE, one_of("split", split, ("train", "test")))
     return torch.tensor(images), torch.tensor(labels)
 
 
@@ -80,7 +82,9 @@ def digit_batches(
         ValueError: a rank or a size is out of range, here and not at the first batch.
     """
     _check_sizes(batch_size, rank, world_size)
-    images, labels = _digit_arrays(DIGITS_FILE, split)
+    whole("epoch", epoch, least=0)
+    whole("seed", seed, least=0)
+    images, labels = _digit_arrays(DIGITS_FILE, one_of("split", split, ("train", "test")))
     order = np.random.default_rng([seed, epoch]).permutation(len(labels))
     end = len(order) - len(order) % batch_size if drop_last else len(order)
     batches = (order[start : start + batch_size] for start in range(0, end, batch_size))
@@ -104,7 +108,7 @@ def stdlib_text(num_bytes: int = 1_000_000) -> torch.Tensor:
     Raises:
         ValueError: this Python has less text than that.
     """
-    return torch.tensor(_stdlib_array(num_bytes))
+    return torch.tensor(_stdlib_array(whole("num_bytes", num_bytes)))
 
 
 def text_batches(
@@ -139,8 +143,9 @@ def text_batches(
         ValueError: a rank or a size is out of range, here and not at the first batch.
     """
     _check_sizes(batch_size, rank, world_size)
-    if not 1 <= context < num_bytes:
-        raise ValueError(f"context must be from 1 to num_bytes - 1 = {num_bytes - 1}, not {context}")
+    whole("steps", steps, least=0)
+    whole("seed", seed, least=0)
+    whole("context", context, most=whole("num_bytes", num_bytes, least=2) - 1)
     pieces = np.lib.stride_tricks.sliding_window_view(_stdlib_array(num_bytes), context + 1)
     random = np.random.default_rng(seed)
     # Every rank draws the starts of the whole batch: that costs nothing, and the ranks need not talk.
@@ -155,15 +160,16 @@ def rank_slice(size: int, rank: int, world_size: int) -> slice:
     If `size` does not divide by `world_size`, the first ranks get one item more, as with
     `torch.tensor_split`: 10 items on 4 ranks are 3, 3, 2 and 2.
     """
+    whole("size", size, least=0)
+    whole("rank", rank, least=0, most=whole("world_size", world_size) - 1)
     share, rest = divmod(size, world_size)
     start = rank * share + min(rank, rest)
     return slice(start, start + share + (rank < rest))
 
 
 def _check_sizes(batch_size: int, rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, not {rank}")
-    if batch_size < world_size:
+    whole("rank", rank, least=0, most=whole("world_size", world_size) - 1)
+    if whole("batch_size", batch_size) < world_size:
         raise ValueError(
             f"batch_size counts the samples of all ranks together, so with {world_size} ranks it must be "
             f"at least {world_size}, not {batch_size}"
@@ -173,8 +179,6 @@ def _check_sizes(batch_size: int, rank: int, world_size: int) -> None:
 @lru_cache(maxsize=4)
 def _digit_arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return images float32 [n, 1, 8, 8] and labels int64 [n] of one split, after checking the file."""
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     repair = f"Get it back with: git -C {path.parents[1]} checkout -- data/{path.name}"
     try:
         content = path.read_bytes()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from course_lib.arguments import whole
+
 __all__ = ["MLP", "CNN", "TinyGPT", "Block", "Attention"]
 
 
@@ -23,6 +25,10 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int] = (64, 128, 10)) -> None:
         super().__init__()
+        if not isinstance(sizes, Sequence) or len(sizes) < 2:
+            raise ValueError(f"sizes={sizes!r}: it must be a list of at least two widths, input and output.")
+        for size in sizes:
+            whole("a width in sizes", size)
         layers: list[nn.Module] = []
         for size_in, size_out in zip(sizes[:-1], sizes[1:]):
             layers += [nn.Linear(size_in, size_out), nn.ReLU()]
@@ -47,6 +53,7 @@ class CNN(nn.Module):
 
     def __init__(self, channels: int = 16, batch_norm: bool = False) -> None:
         super().__init__()
+        whole("channels", channels, most=4096)
 
         def stage(channels_in: int, channels_out: int) -> list[nn.Module]:
             norm = [nn.BatchNorm2d(channels_out)] if batch_norm else []
@@ -70,7 +77,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        if dim % heads:
+        if whole("dim", dim, most=65536) % whole("heads", heads):
             raise ValueError(f"dim must be a multiple of heads, but {dim} is not a multiple of {heads}")
         self.head_dim = dim // heads
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
@@ -94,6 +101,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        whole("dim", dim, most=65536)
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         self.mlp_norm = nn.LayerNorm(dim)
@@ -132,6 +140,8 @@ class TinyGPT(nn.Module):
         tied: bool = True,
     ) -> None:
         super().__init__()
+        for name, value in (("vocab_size", vocab_size), ("context", context), ("dim", dim), ("layers", layers)):
+            whole(name, value, most=65536)
         self.embedding = nn.Embedding(vocab_size, dim)
         self.position = nn.Embedding(context, dim)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(layers))

@@ -19,8 +19,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from course_lib.arguments import instance, one_of
 from course_lib.job import Job
 from course_lib.ranks import devices
+from course_lib.run import Sweep
 from course_lib.styles import (COLORS, FAINT, INK, MEASURED, MODELLED, NORMAL, OUTLINE, PAPER, PUBLISHED, SMALL, SOFT, in_unit, legend, panel, range_text,
                                ticks_in_units, unit_for)
 
@@ -129,9 +131,8 @@ def speedup(sweep, theory: Callable[[int], float] | dict[str, Callable[[int], fl
         sweep: a Sweep. theory: a model of the speed-up as a function of the number of ranks, or several as label -> function.
         scaling: "strong" (the same work in all) or "weak" (the same work per rank), for the title; the data alone do not tell.
     """
-    if scaling not in (None, "strong", "weak"):
-        raise ValueError(f"scaling={scaling!r}: it must be 'strong', 'weak' or None.")
-    table = sweep.table
+    one_of("scaling", scaling, ("strong", "weak", None))
+    table = instance("sweep", sweep, Sweep, "as sweep returns it").table
     middle = table.groupby("ranks")[["speedup", "efficiency"]].median()
     low, high = table.groupby("ranks")["speedup"].min(), table.groupby("ranks")["speedup"].max()
     ranks, base, last = list(middle.index), int(middle.index[0]), int(middle.index[-1])
@@ -214,7 +215,7 @@ def timeline(job: Job, ax: Axes | None = None) -> Axes:
 
 
 def _require_trace(job: Job) -> None:
-    if job.steps.empty:
+    if instance("job", job, Job, "as run returns it").steps.empty:
         raise ValueError(f"{job.label} has no measured step to draw: put each training step inside `with measure.step(model, optimizer):` and run it again.")
     if not (job.steps["phase"] == "traced").any():
         raise ValueError(f"{job.label} measured only its warm-up step: run at least two steps inside measure.step, because the second one is traced.")

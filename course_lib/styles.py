@@ -5,6 +5,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from course_lib.arguments import instance, number, one_of
+
 __all__ = ["panel", "MEASURED", "MODELLED", "PUBLISHED", "COLORS"]
 
 INK, SOFT, FAINT, PAPER = "#1F2328", "#656D76", "#EEF0F3", "#FFFFFF"
@@ -24,7 +26,16 @@ SMALL, NORMAL = 8, 9
 
 def panel(title: str, subtitle: str, ax: Axes | None = None, size: tuple[float, float] = (7, 4), xlabel: str = "", ylabel: str = "", grid: str = "y") -> Axes:
     """Prepare `ax` (a new one of `size` inches if None) as every figure of the course begins: light, title, and a line that says where it was measured."""
+    for name, value in (("title", title), ("subtitle", subtitle), ("xlabel", xlabel), ("ylabel", ylabel)):
+        instance(name, value, str)
+    one_of("grid", grid, ("x", "y", "both"))
+    if ax is not None:
+        instance("ax", ax, Axes)
     if ax is None:
+        if not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise ValueError(f"size={size!r}: it must be width and height in inches, such as (7, 4).")
+        for side in size:
+            number("a side of size", side, above=True)
         figure, ax = plt.subplots(figsize=size, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     ax.set_facecolor(PAPER)                       # light also in a dark notebook, and the ink dark, whatever the reader's own settings are

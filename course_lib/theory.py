@@ -5,8 +5,10 @@ m micro-batches. A rank that has nobody to talk to (n = 1) sends nothing. Nothin
 """
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from course_lib.arguments import number, one_of, whole
 
 __all__ = ["collective_bytes", "gloo_bytes", "bandwidth", "ring_seconds", "tree_broadcast_seconds", "step_bytes", "zero_memory", "adam_state_bytes",
            "fully_shard_local_numel", "bubble_fraction", "microbatches_in_flight", "tensor_parallel_bytes", "activation_bytes",
@@ -59,8 +61,8 @@ def collective_bytes(op: str, payload_bytes: float, group_size: int) -> float:
 
     Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms", section 3; Thakur and Gropp 2003, section 4.
     """
-    factor = _one_of("op", op, _SENT)(_whole("group_size", group_size))
-    return float(_number("payload_bytes", payload_bytes) * factor)
+    factor = one_of("op", op, _SENT)(whole("group_size", group_size))
+    return float(number("payload_bytes", payload_bytes) * factor)
 
 
 def gloo_bytes(op: str, payload_bytes: float, group_size: int) -> float:
@@ -72,7 +74,7 @@ def gloo_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     Source: gloo's reduce.cc; within 2% of what the operating system counts from 1 MB up (tests/test_ledger.py, torch 2.13).
     """
     if op == "reduce":
-        return _gloo_reduce_bytes(_number("payload_bytes", payload_bytes), _whole("group_size", group_size))
+        return _gloo_reduce_bytes(number("payload_bytes", payload_bytes), whole("group_size", group_size))
     return collective_bytes("all_reduce" if op == "reduce_scatter" else op, payload_bytes, group_size)
 
 
@@ -93,8 +95,8 @@ def bandwidth(op: str, payload_bytes: float, seconds: float, group_size: int) ->
 
     (Some tools report 2 S/t for an all_reduce; this is S/t.) Source: nccl-tests, doc/PERFORMANCE.md; gather and scatter from its sources.
     """
-    factor = _one_of("op", op, _BUSBW)(_whole("group_size", group_size))
-    algbw = _number("payload_bytes", payload_bytes) / _number("seconds", seconds, above=True)
+    factor = one_of("op", op, _BUSBW)(whole("group_size", group_size))
+    algbw = number("payload_bytes", payload_bytes) / number("seconds", seconds, above=True)
     return algbw, algbw * factor
 
 
@@ -106,16 +108,16 @@ def ring_seconds(op: str, payload_bytes: float, group_size: int, alpha_s: float,
 
     Source: Thakur and Gropp 2003, "Improving the performance of collective operations in MPICH", sections 3 and 4.
     """
-    steps = _one_of("op", op, _RING_STEPS)(_whole("group_size", group_size))
-    chunk_bytes = _number("payload_bytes", payload_bytes) / group_size
+    steps = one_of("op", op, _RING_STEPS)(whole("group_size", group_size))
+    chunk_bytes = number("payload_bytes", payload_bytes) / group_size
     added_bytes = 0 if op == "all_gather" else (group_size - 1) * chunk_bytes
-    return steps * (_number("alpha_s", alpha_s) + chunk_bytes * _number("beta_s", beta_s)) + added_bytes * _number("gamma_s", gamma_s)
+    return steps * (number("alpha_s", alpha_s) + chunk_bytes * number("beta_s", beta_s)) + added_bytes * number("gamma_s", gamma_s)
 
 
 def tree_broadcast_seconds(payload_bytes: float, group_size: int, alpha_s: float, beta_s: float) -> float:
     """Seconds for a broadcast along a binomial tree, ceil(log2 n) (alpha + S beta). Source: Thakur and Gropp 2003, section 4."""
-    rounds = (_whole("group_size", group_size) - 1).bit_length()
-    return rounds * (_number("alpha_s", alpha_s) + _number("payload_bytes", payload_bytes) * _number("beta_s", beta_s))
+    rounds = (whole("group_size", group_size) - 1).bit_length()
+    return rounds * (number("alpha_s", alpha_s) + number("payload_bytes", payload_bytes) * number("beta_s", beta_s))
 
 
 def step_bytes(strategy: str, param_bytes: float, world_size: int) -> float:
@@ -129,8 +131,8 @@ def step_bytes(strategy: str, param_bytes: float, world_size: int) -> float:
 
     Source: Rajbhandari et al. 2020, "ZeRO", section 7; the last two from torch's sources, and to be seen on the wire.
     """
-    r = (_whole("world_size", world_size) - 1) / world_size
-    return _one_of("strategy", strategy, _STEP) * r * _number("param_bytes", param_bytes)
+    r = (whole("world_size", world_size) - 1) / world_size
+    return one_of("strategy", strategy, _STEP) * r * number("param_bytes", param_bytes)
 
 
 def zero_memory(numel: float, world_size: int, stage: int, precision: str = "fp32") -> dict[str, float]:
@@ -144,11 +146,11 @@ def zero_memory(numel: float, world_size: int, stage: int, precision: str = "fp3
     Source: Rajbhandari et al. 2020, "ZeRO", section 5 and figure 1. Padding and Adam's step counters are not in it: see
     `fully_shard_local_numel` and `adam_state_bytes`, which are exact.
     """
-    _whole("world_size", world_size)
+    whole("world_size", world_size)
     sharded_from = {"params": 3, "grads": 2, "optimizer_states": 1}
-    _one_of("stage", stage, (0, 1, 2, 3))
-    per_param = zip(sharded_from, _one_of("precision", precision, _STATES))
-    return {name: _number("numel", numel) * size / (world_size if stage >= sharded_from[name] else 1) for name, size in per_param}
+    one_of("stage", stage, (0, 1, 2, 3))
+    per_param = zip(sharded_from, one_of("precision", precision, _STATES))
+    return {name: number("numel", numel) * size / (world_size if stage >= sharded_from[name] else 1) for name, size in per_param}
 
 
 def adam_state_bytes(params: Iterable[int | tuple[int, ...]]) -> int:
@@ -157,8 +159,9 @@ def adam_state_bytes(params: Iterable[int | tuple[int, ...]]) -> int:
     Args:
         params: one entry per parameter tensor that gets gradients: its shape, or its number of elements (of a shard: the local ones).
     """
-    numels = [math.prod(param) if isinstance(param, Iterable) else param for param in params]
-    return sum(8 * _whole("numel", numel, least=0) + 4 for numel in numels)
+    if not isinstance(params, Iterable):
+        raise TypeError(f"params={params!r}: it must be a list with one entry per parameter tensor, its shape or its number of elements.")
+    return sum(8 * _numel(param) + 4 for param in list(params))
 
 
 def fully_shard_local_numel(shape: tuple[int, ...], rank: int, world_size: int, padded: bool = False) -> int:
@@ -169,10 +172,10 @@ def fully_shard_local_numel(shape: tuple[int, ...], rank: int, world_size: int, 
 
     Source: torch documentation of torch.distributed.fsdp.fully_shard: "dim-0 per-parameter sharding".
     """
-    if not shape:
-        raise ValueError("shape=(): fully_shard deals out rows, and a parameter without dimensions has none.")
-    rows, row_numel = _whole("rows", shape[0], least=0), math.prod(shape[1:])
-    if not 0 <= _whole("rank", rank, least=0) < _whole("world_size", world_size):
+    if not isinstance(shape, Sequence) or isinstance(shape, (str, bytes)) or not shape:
+        raise ValueError(f"shape={shape!r}: it must be a shape with at least one dimension, because fully_shard deals out rows.")
+    rows, row_numel = whole("shape[0]", shape[0], least=0), _numel(tuple(shape[1:]))
+    if not 0 <= whole("rank", rank, least=0) < whole("world_size", world_size):
         raise ValueError(f"rank={rank}: with world_size={world_size} it must be less than {world_size}.")
     chunk_rows = -(-rows // world_size)
     return row_numel * (chunk_rows if padded else max(0, min(chunk_rows, rows - rank * chunk_rows)))
@@ -185,8 +188,8 @@ def bubble_fraction(num_stages: int, num_microbatches: int, num_chunks: int = 1)
 
     Source: Huang et al. 2019, "GPipe", section 2.3; Narayanan et al. 2021, "Efficient large-scale language model training", section 2.2.
     """
-    idle = _whole("num_stages", num_stages) - 1
-    return idle / (_whole("num_chunks", num_chunks) * _whole("num_microbatches", num_microbatches) + idle)
+    idle = whole("num_stages", num_stages) - 1
+    return idle / (whole("num_chunks", num_chunks) * whole("num_microbatches", num_microbatches) + idle)
 
 
 def microbatches_in_flight(schedule: str, stage: int, num_stages: int, num_microbatches: int) -> int:
@@ -194,10 +197,10 @@ def microbatches_in_flight(schedule: str, stage: int, num_stages: int, num_micro
 
     Source: Narayanan et al. 2021, section 2.2.
     """
-    if not 0 <= _whole("stage", stage, least=0) < _whole("num_stages", num_stages):
+    if not 0 <= whole("stage", stage, least=0) < whole("num_stages", num_stages):
         raise ValueError(f"stage={stage}: with num_stages={num_stages} it must be less than {num_stages}.")
-    _whole("num_microbatches", num_microbatches)
-    return num_microbatches if _one_of("schedule", schedule, ("gpipe", "1f1b")) == "gpipe" else min(num_stages - stage, num_microbatches)
+    whole("num_microbatches", num_microbatches)
+    return num_microbatches if one_of("schedule", schedule, ("gpipe", "1f1b")) == "gpipe" else min(num_stages - stage, num_microbatches)
 
 
 def tensor_parallel_bytes(batch: int, sequence: int, hidden: int, tp_size: int, element_bytes: int = 4) -> float:
@@ -207,8 +210,8 @@ def tensor_parallel_bytes(batch: int, sequence: int, hidden: int, tp_size: int, 
 
     Source: Narayanan et al. 2021, section 3.2; Shoeybi et al. 2019, "Megatron-LM", section 3.
     """
-    elements = _whole("batch", batch) * _whole("sequence", sequence) * _whole("hidden", hidden)
-    return 4 * collective_bytes("all_reduce", elements * _whole("element_bytes", element_bytes), tp_size)
+    elements = whole("batch", batch) * whole("sequence", sequence) * whole("hidden", hidden)
+    return 4 * collective_bytes("all_reduce", elements * whole("element_bytes", element_bytes), tp_size)
 
 
 def activation_bytes(batch: int, sequence: int, hidden: int, heads: int, tp_size: int = 1, sequence_parallel: bool = False,
@@ -220,11 +223,11 @@ def activation_bytes(batch: int, sequence: int, hidden: int, heads: int, tp_size
 
     Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models", table 2.
     """
-    sbh = _whole("sequence", sequence) * _whole("batch", batch) * _whole("hidden", hidden)
-    t = _whole("tp_size", tp_size)
-    if _one_of("recompute", recompute, ("none", "selective", "full")) == "full":
+    sbh = whole("sequence", sequence) * whole("batch", batch) * whole("hidden", hidden)
+    t = whole("tp_size", tp_size)
+    if one_of("recompute", recompute, ("none", "selective", "full")) == "full":
         return 2.0 * sbh
-    scores = 5 * _whole("heads", heads) * sequence / hidden if recompute == "none" else 0.0
+    scores = 5 * whole("heads", heads) * sequence / hidden if recompute == "none" else 0.0
     return sbh * ((34 / t if sequence_parallel else 10 + 24 / t) + scores / t)
 
 
@@ -251,17 +254,17 @@ def karp_flatt(measured_speedup: float, ranks: int) -> float:
     """
     if _ranks(ranks) == 1:
         raise ValueError("ranks=1: one rank says nothing about the serial fraction.")
-    return (1 / _number("measured_speedup", measured_speedup, above=True) - 1 / ranks) / (1 - 1 / ranks)
+    return (1 / number("measured_speedup", measured_speedup, above=True) - 1 / ranks) / (1 - 1 / ranks)
 
 
 def speedup(t_1: float, t_n: float) -> float:
     """t_1 / t_n, for seconds of the same work on one rank and on n."""
-    return _number("t_1", t_1, above=True) / _number("t_n", t_n, above=True)
+    return number("t_1", t_1, above=True) / number("t_n", t_n, above=True)
 
 
 def efficiency(measured_speedup: float, ranks: int) -> float:
     """speedup / n: the part of n ranks that is put to use."""
-    return _number("measured_speedup", measured_speedup) / _ranks(ranks)
+    return number("measured_speedup", measured_speedup) / _ranks(ranks)
 
 
 def published(name: str) -> dict:
@@ -269,36 +272,24 @@ def published(name: str) -> dict:
 
     Errors: ValueError if there is no table of this name; the message lists those that there are.
     """
-    table = _one_of("name", name, json.loads(PUBLISHED_FILE.read_text(encoding="utf-8")))
+    table = one_of("name", name, json.loads(PUBLISHED_FILE.read_text(encoding="utf-8")))
     return {**table, "rows": [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]}
 
 
-def _one_of(name: str, value, allowed):
-    """The entry for `value` where `allowed` is a dict, else `value` itself."""
-    if not isinstance(value, (str, int)) or isinstance(value, bool) or value not in allowed:
-        raise ValueError(f"{name}={value!r}: it must be one of {', '.join(map(str, allowed))}.")
-    return allowed[value] if isinstance(allowed, dict) else value
-
-
-def _whole(name: str, value, least: int = 1) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name}={value!r}: it must be a whole number of at least {least}.")
-    return value
-
-
-def _number(name: str, value, above: bool = False):
-    if isinstance(value, bool) or not hasattr(value, "__float__") or not (value > 0 or value == 0 and not above) or value == math.inf:
-        raise ValueError(f"{name}={value!r}: it must be a number {'above 0' if above else 'of at least 0'}.")
-    return value
+def _numel(param) -> int:
+    """Elements of a shape, or a number of elements as it is."""
+    if isinstance(param, Sequence) and not isinstance(param, (str, bytes)):
+        return math.prod(whole("a dimension", size, least=0) for size in param)
+    return whole("a number of elements", param, least=0)
 
 
 def _fraction(value):
-    if not 0 <= _number("serial_fraction", value) <= 1:
+    if not 0 <= number("serial_fraction", value) <= 1:
         raise ValueError(f"serial_fraction={value!r}: it must be from 0 to 1.")
     return value
 
 
 def _ranks(value):
-    if _number("ranks", value) < 1:                # a curve may ask for 1.5 ranks
+    if number("ranks", value) < 1:                # a curve may ask for 1.5 ranks
         raise ValueError(f"ranks={value!r}: it must be at least 1.")
     return value

@@ -212,7 +212,7 @@ def test_speedup_shows_every_job_and_the_median():
 
 def test_speedup_does_not_guess_the_kind_of_scaling():
     assert "scaling" not in texts(DRAW["speedup"]())
-    with pytest.raises(ValueError, match="'strong', 'weak' or None"):
+    with pytest.raises(ValueError, match="'strong', 'weak', None"):
         DRAW["speedup"](scaling="big")
 
 
