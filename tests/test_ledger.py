@@ -203,6 +203,7 @@ def test_tensor_parallel_layers_reduce_activations_forward_and_backward(ranks):
         rows = calls(done, rank)
         assert rows["op"].tolist() == ["all_reduce"] * 4, "two layers, each once forward and once backward"
         assert set(rows["payload_bytes"]) == {activation} and set(rows["group_size"]) == {ranks}
+        assert rows["start_s"].is_unique and rows["start_s"].is_monotonic_increasing, "calls of one size have times of their own"
     assert wire(done).tolist() == [close(4 * 2 * (ranks - 1) / ranks * activation)] * ranks
 
 
@@ -237,7 +238,8 @@ def test_hand_written_sends_count_where_they_leave(ranks):
 
 
 def padded_bytes(told: dict, ranks: int, rank: int, learning: bool = False) -> int:
-    return sum(4 * theory.fully_shard_local_numel(shape, rank, ranks, padded=True) for shape in (learning_shapes(told) if learning else told["shapes"]))
+    shapes = learning_shapes(told) if learning else told["shapes"]
+    return sum(4 * theory.fully_shard_local_numel(shape, rank, ranks, padded=True) for shape in shapes)
 
 
 @on_all_ranks
