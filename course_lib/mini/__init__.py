@@ -1,0 +1,12 @@
+"""From scratch: each kind of parallelism in about a hundred lines of plain PyTorch, as the chapters arrive at it.
+
+    module            what it is                                                                   chapter
+    data_parallel     DataParallel, the star: replicas in threads; and its sums between processes  02
+    ring              all_reduce, reduce_scatter and all_gather round a ring, in chunks            03
+    ddp               DistributedDataParallel: broadcast, hooks, buckets that overlap backward     04, 05
+
+Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
+"""
+from course_lib.mini import data_parallel, ddp, ring
+
+__all__ = ["data_parallel", "ring", "ddp"]

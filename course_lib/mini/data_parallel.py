@@ -1,0 +1,126 @@
+"""DataParallel, the star: one root that does everything for everybody.
+
+Two forms of one idea. First `torch.nn.DataParallel`'s own algorithm, in one process, with a thread for each replica:
+
+    scatter     cut the batch into one piece per replica
+    replicate   copy the root's parameters to every replica
+    apply       run the replicas, each on its piece, in threads
+    gather      bring the outputs back to the root
+
+The root computes the loss and calls backward, and autograd runs the same way back: the copies' gradients add up in the root's parameters.
+Second, the same star between processes: `star_all_reduce`. The root moves (n-1) S bytes each way, every other rank S: the more
+ranks, the more the root has to do, and the others wait for it. (The ring, in ring.py, is the way out.)
+
+Source: documentation of torch.nn.DataParallel; Li et al. 2020, "PyTorch Distributed", section 2.
+"""
+import copy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = ["DataParallel", "scatter", "replicate", "parallel_apply", "gather", "star_reduce", "star_broadcast", "star_all_reduce"]
+
+
+class DataParallel(nn.Module):
+    """Split each batch over replicas of a module that run in threads of this process.
+
+    Args:
+        module: what is replicated; its parameters are the root's, and the optimizer's.
+        num_replicas: how many threads, the root's among them. A batch with fewer samples uses fewer.
+
+    Call it as the module: tensors are cut along their first dimension, everything else goes to each replica as it is. Outputs
+    must be tensors: [batch, ...] comes back whole; a scalar, such as a mean loss, comes back as one per replica [num_replicas].
+    """
+
+    def __init__(self, module: nn.Module, num_replicas: int = 2):
+        super().__init__()
+        if num_replicas < 1:
+            raise ValueError(f"num_replicas={num_replicas}: there must be at least one.")
+        self.module, self.num_replicas = module, num_replicas
+
+    def forward(self, *inputs) -> Tensor:
+        pieces = scatter(inputs, self.num_replicas)
+        replicas = replicate(self.module, len(pieces))
+        return gather(parallel_apply(replicas, pieces))
+
+
+def scatter(inputs: Sequence, num_replicas: int) -> list[tuple]:
+    """Cut every tensor among `inputs` [batch, ...] along its first dimension: one tuple of inputs per replica.
+
+    Pieces are those of `torch.chunk`: ceil(batch / num_replicas) samples, the last fewer; there may be fewer pieces than replicas.
+    """
+    columns = [value.chunk(num_replicas) if isinstance(value, Tensor) else None for value in inputs]
+    count = min((len(column) for column in columns if column), default=num_replicas)
+    columns = [column or [value] * count for column, value in zip(columns, inputs)]
+    return list(zip(*columns)) if columns else [()] * num_replicas
+
+
+def replicate(module: nn.Module, num_replicas: int) -> list[nn.Module]:
+    """Return the module itself, the root, and num_replicas - 1 copies, whose gradients flow back to the root's parameters.
+
+    `clone` is a differentiable operation, and in backward it hands its gradient to what was cloned. Buffers are copied
+    too, but what a replica writes into them (running means) is lost with it: only the root's own last.
+    """
+    replicas = [module]
+    for _ in range(num_replicas - 1):
+        copies = {id(parameter): parameter.clone() for parameter in module.parameters()}
+        replicas.append(copy.deepcopy(module, copies))    # deepcopy takes what it finds in `copies` and does not copy it again
+    return replicas
+
+
+def parallel_apply(replicas: Sequence[nn.Module], inputs: Sequence[tuple]) -> list[Tensor]:
+    """Run every replica on its inputs, each in a thread; an error in any thread is raised here."""
+    grad_enabled = torch.is_grad_enabled()                # each thread has a switch of its own
+
+    def apply(replica: nn.Module, arguments: tuple) -> Tensor:
+        with torch.set_grad_enabled(grad_enabled):
+            return replica(*arguments)
+
+    with ThreadPoolExecutor(len(replicas)) as threads:
+        return list(threads.map(apply, replicas, inputs))
+
+
+def gather(outputs: Sequence[Tensor]) -> Tensor:
+    """Join the replicas' outputs along their first dimension: [batch, ...], or [num_replicas] if they are scalars."""
+    return torch.stack(list(outputs)) if outputs[0].dim() == 0 else torch.cat(list(outputs))
+
+
+def star_all_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None = None) -> None:
+    """Sum a contiguous `tensor` over the ranks in place, through one root; every rank of the group must call this.
+
+    The root receives (n-1) S bytes and sends as many; every other rank sends S and receives S.
+
+    Args:
+        root: a rank of the group, counted within the group.
+    """
+    star_reduce(tensor, root, group)
+    star_broadcast(tensor, root, group)
+
+
+@torch.no_grad()
+def star_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None = None) -> None:
+    """Sum `tensor` over the ranks into the root's: every other rank sends its whole tensor to the root, which adds them up."""
+    if dist.get_rank(group) != root:
+        dist.send(tensor, group=group, group_dst=root)
+        return
+    received = torch.empty_like(tensor)
+    for other in _others(root, group):
+        dist.recv(received, group=group, group_src=other)
+        tensor += received
+
+
+@torch.no_grad()
+def star_broadcast(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None = None) -> None:
+    """Give every rank the root's `tensor`: the root sends it whole to each of them, one after the other."""
+    if dist.get_rank(group) != root:
+        dist.recv(tensor, group=group, group_src=root)
+        return
+    for other in _others(root, group):
+        dist.send(tensor, group=group, group_dst=other)
+
+
+def _others(root: int, group: dist.ProcessGroup | None) -> list[int]:
+    return [rank for rank in range(dist.get_world_size(group)) if rank != root]
