@@ -38,6 +38,7 @@ _COLLECTIVES = {
     "barrier": ("barrier", None, "barrier"),
 }
 _MARK, _BACKWARD, _SPAN = "course_lib: traced step", "course_lib: backward", "course_lib span: "
+_AUTOGRAD = "autograd::engine"
 _GAP_S = 150e-6                 # computing that pauses for less than this is drawn as one piece
 
 
@@ -160,13 +161,14 @@ def _computing(events, mark, shift: float) -> list[dict]:
         if event.name.startswith(_SPAN):          # parts what comes before it from what comes after
             begin = event.time_range.start / 1e6 + shift
             pieces.append([begin, begin + event.time_range.elapsed_us() / 1e6, "span"])
-        if not event.name.startswith("aten::") or event.thread != mark.thread:
+        if not event.name.startswith("aten::"):
             continue
         above = list(_ancestors(event))
-        if any(name.startswith(("aten::", "c10d::", _SPAN)) for name in above):
+        by_autograd = any(name.startswith(_AUTOGRAD) for name in above)       # which works on a GPU from a thread of its own
+        if any(name.startswith(("aten::", "c10d::", _SPAN)) for name in above) or not (by_autograd or event.thread == mark.thread):
             continue
         kind = ("optimizer" if any(name.startswith("Optimizer.") for name in above)
-                else "backward" if _BACKWARD in above else "forward")
+                else "backward" if by_autograd or _BACKWARD in above else "forward")
         begin = event.time_range.start / 1e6 + shift
         pieces.append([begin, begin + event.time_range.elapsed_us() / 1e6, kind])
     joined: list[list] = []
