@@ -14,4 +14,5 @@ def about() -> None:
     start_server()
     placement = devices.place(2, "auto")
     print(f"Python {platform.python_version()}, torch {torch.__version__}")
-    print(f"2 ranks would run on: {placement.backend}, {placement.hardware}")
+    device = "CPU" if placement.devices[0] == "cpu" else "GPU"
+    print(f"Two ranks would run with {placement.backend} on {device} ({placement.hardware})")
