@@ -4,10 +4,11 @@ Each function takes measured data, draws on `ax` (a new figure if None) and retu
 measured, what was modelled and what others have published never look alike:
 
     measured    solid, in colour      MEASURED
+    sleeps      dash-dotted, hollow   SLEEPS      measured, but the computing is replaced by sleep
     modelled    dashed, dark          MODELLED
     published   dotted, grey, hollow  PUBLISHED
 
-The three are keyword arguments of `Axes.plot`, and COLORS has one colour for each collective, kind of memory and kind of work (Okabe and Ito's,
+They are keyword arguments of `Axes.plot`, and COLORS has one colour for each collective, kind of memory and kind of work (Okabe and Ito's,
 and Tol's for the rarer ones, which colour-blind readers can tell apart), so that a figure of your own fits in: `plots.panel("My title", job.where).plot(x, y, **plots.MEASURED)`.
 """
 import re
@@ -23,10 +24,10 @@ from course_lib.arguments import instance, one_of
 from course_lib.job import Job
 from course_lib.ranks import devices
 from course_lib.run import Sweep
-from course_lib.styles import (COLORS, FAINT, INK, MEASURED, MODELLED, NORMAL, OUTLINE, PAPER, PUBLISHED, SMALL, SOFT, in_unit, legend, panel, range_text,
+from course_lib.styles import (COLORS, FAINT, INK, MEASURED, MODELLED, NORMAL, OUTLINE, PAPER, PUBLISHED, SLEEPS, SMALL, SOFT, in_unit, legend, panel, range_text,
                                ticks_in_units, unit_for)
 
-__all__ = ["communication", "memory", "speedup", "timeline", "panel", "MEASURED", "MODELLED", "PUBLISHED", "COLORS"]
+__all__ = ["communication", "memory", "speedup", "timeline", "panel", "MEASURED", "SLEEPS", "MODELLED", "PUBLISHED", "COLORS"]
 
 _SPAN_COLORS = ("#44AA99", "#AA4499", "#999933", "#332288", "#DDCC77", "#882255")       # Tol's muted colours, for spans with names of their own
 _CATEGORIES = ("params", "grads", "optimizer_states", "buffers", "activations", "other")     # from the bottom: what has a closed form comes first
@@ -124,12 +125,13 @@ def memory(job: Job, theory: dict[str, float] | Sequence[dict[str, float]] | Non
 
 
 def speedup(sweep, theory: Callable[[int], float] | dict[str, Callable[[int], float]] | None = None, scaling: str | None = None,
-            ax: Axes | None = None) -> Axes:
+            ax: Axes | None = None, sleeps: bool = False) -> Axes:
     """Draw the speed-up of every job of a sweep over the number of ranks, the median, and what an ideal machine would give.
 
     Args:
         sweep: a Sweep. theory: a model of the speed-up as a function of the number of ranks, or several as label -> function.
         scaling: "strong" (the same work in all) or "weak" (the same work per rank), for the title; the data alone do not tell.
+        sleeps: the computing of these jobs was replaced by sleep. The figure says so, and takes the style SLEEPS.
     """
     one_of("scaling", scaling, ("strong", "weak", None))
     table = instance("sweep", sweep, Sweep, "as sweep returns it").table
@@ -140,6 +142,8 @@ def speedup(sweep, theory: Callable[[int], float] | dict[str, Callable[[int], fl
     where = f"{', '.join(map(str, ranks))} {job.where.split(' ', 1)[1]}; {sweep.repeats} repeats"
     if all(job.steps.empty for job in sweep.jobs):
         where += "; times of the whole function, without measure.step"
+    style = SLEEPS if sleeps else MEASURED
+    where += "; compute sleeps" if sleeps else ""
     ax = panel(f"{sweep.label}: {scaling + ' scaling' if scaling else 'speed-up'}", where, ax, xlabel="ranks",
                ylabel="speed-up over 1 rank (times)" if base == 1 else f"speed-up ({base} ranks count as {base})")
     counts = np.unique(np.linspace(base, last, 64).astype(int))
@@ -148,9 +152,9 @@ def speedup(sweep, theory: Callable[[int], float] | dict[str, Callable[[int], fl
     dashes = [(0, (4, 2)), (0, (7, 2, 1, 2)), (0, (2, 1)), (0, (10, 3))]
     for position, (label, model) in enumerate(models.items()):
         ax.plot(counts, [model(int(n)) for n in counts], **{**MODELLED, "linestyle": dashes[position % 4]}, label=f"{label} (modelled)")
-    ax.fill_between(ranks, low, high, color=MEASURED["color"], alpha=0.15, linewidth=0, label="lowest to highest")
-    ax.plot(ranks, middle["speedup"], **{**MEASURED, "marker": ""}, label="median (efficiency in %)", zorder=3)
-    ax.plot(table["ranks"], table["speedup"], **{**MEASURED, "linestyle": "", "alpha": 0.55, "markeredgewidth": 0}, label="one job each", zorder=3)
+    ax.fill_between(ranks, low, high, color=style["color"], alpha=0.15, linewidth=0, label="lowest to highest")
+    ax.plot(ranks, middle["speedup"], **{**style, "marker": ""}, label="median (efficiency in %)", zorder=3)
+    ax.plot(table["ranks"], table["speedup"], **{**style, "linestyle": "", "alpha": 0.55, **({} if sleeps else {"markeredgewidth": 0})}, label="one job each", zorder=3)
     top = max(high.max(), *(line.get_ydata().max() for line in ax.lines))
     if last > 8:
         ax.set_xscale("log", base=2)
@@ -169,7 +173,7 @@ def speedup(sweep, theory: Callable[[int], float] | dict[str, Callable[[int], fl
     ax.set_xticks(ranks, [str(n) for n in ranks])
     ax.xaxis.set_minor_locator(NullLocator())
     cores = devices.usable_cores()
-    if job.device == "cpu" and job.hardware == devices.cpu_name() and last > cores:      # only if this is the machine that the job ran on
+    if not sleeps and job.device == "cpu" and job.hardware == devices.cpu_name() and last > cores:      # only if this is the machine that the job ran on
         ax.axvspan(cores, right, color=FAINT, zorder=0, label=f"more ranks than cores ({cores}):\ncomputing cannot go faster")
     legend(ax)
     return ax

@@ -7,10 +7,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from course_lib.arguments import instance, number, one_of
 
-__all__ = ["panel", "MEASURED", "MODELLED", "PUBLISHED", "COLORS"]
+__all__ = ["panel", "MEASURED", "SLEEPS", "MODELLED", "PUBLISHED", "COLORS"]
 
 INK, SOFT, FAINT, PAPER = "#1F2328", "#656D76", "#EEF0F3", "#FFFFFF"
 MEASURED = {"color": "#0072B2", "linestyle": "-", "linewidth": 2, "marker": "o", "markersize": 5}
+SLEEPS = {**MEASURED, "linestyle": "-.", "linewidth": 1.4, "markersize": 6, "markerfacecolor": PAPER}
 MODELLED = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4, "marker": ""}
 PUBLISHED = {"color": "#8A8F96", "linestyle": ":", "linewidth": 1.5, "marker": "s", "markersize": 6, "markerfacecolor": "none"}
 COLORS = {

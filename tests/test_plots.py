@@ -224,6 +224,16 @@ def test_speedup_marks_more_ranks_than_cores_only_for_this_machine():
     assert "more ranks than cores" not in texts(plots.speedup(there))
 
 
+def test_speedup_of_compute_that_sleeps_says_so_and_looks_so():
+    many = devices.usable_cores() + 1
+    sweep = make_sweep({1: [0.1], many: [0.1]}, hardware=devices.cpu_name())
+    asleep, awake = plots.speedup(sweep, sleeps=True), plots.speedup(sweep)
+    assert "compute sleeps" in texts(asleep) and "more ranks than cores" not in texts(asleep)      # sleeping ranks need no core
+    assert "compute sleeps" not in texts(awake)
+    styles = [next(line.get_linestyle() for line in ax.lines if line.get_label() == "median (efficiency in %)") for ax in (asleep, awake)]
+    assert styles == ["-.", "-"]
+
+
 @pytest.mark.parametrize("ranks", [(2,), (2, 4), (1, 2, 4, 8, 16, 32)])
 def test_speedup_of_other_ranges(ranks):
     ax = plots.speedup(make_sweep({n: [0.1, 0.2] for n in ranks}))
@@ -276,11 +286,11 @@ def test_many_ranks_and_long_names_stay_on_the_paper(draw, ranks):
     assert box.x0 >= 0 and box.x1 <= ax.figure.bbox.x1 and box.y0 >= 0 and box.y1 <= ax.figure.bbox.y1
 
 
-def test_the_three_styles_never_look_alike_and_every_op_has_a_color():
-    assert len({str(style["linestyle"]) for style in (plots.MEASURED, plots.MODELLED, plots.PUBLISHED)}) == 3
+def test_the_styles_never_look_alike_and_every_op_has_a_color():
+    assert len({str(style["linestyle"]) for style in (plots.MEASURED, plots.SLEEPS, plots.MODELLED, plots.PUBLISHED)}) == 4
     assert plots.PUBLISHED["markerfacecolor"] == "none"
     from course_lib.tracing import _COLLECTIVES
     assert {op for op, _, _ in _COLLECTIVES.values()} <= set(plots.COLORS)
     ax = plots.panel("Own figure", make_job().where, xlabel="n", ylabel="s")
-    for style in (plots.MEASURED, plots.MODELLED, plots.PUBLISHED):
+    for style in (plots.MEASURED, plots.SLEEPS, plots.MODELLED, plots.PUBLISHED):
         ax.plot([1, 2], [1, 2], **style)
