@@ -244,6 +244,11 @@ def test_every_published_table_can_be_read_and_names_its_source():
         assert all(list(row) == table["columns"] for row in table["rows"]) and table["rows"]
 
 
+def test_goyal_gradients_are_fp32():
+    row, = theory.published("goyal_resnet50")["rows"]
+    assert row["gradient_mb"] == 25 * 4 and row["base_gpus"] < row["gpus"]
+
+
 def test_megatron_percentages_are_of_the_a100_peak():
     for row in theory.published("megatron_table_1")["rows"]:
         assert round(row["tflops_per_gpu"] / 312 * 100) == row["percent_of_peak"]
