@@ -1,0 +1,41 @@
+"""How much of a rank's communication was hidden behind its computing, from the intervals of the traced step."""
+import pandas as pd
+
+from course_lib.job import Job
+
+__all__ = ["overlap"]
+
+Intervals = list[tuple[float, float]]
+
+
+def overlap(job: Job) -> pd.DataFrame:
+    """One row per rank: compute_s, communication_s, both_s, hidden.
+
+    compute_s: seconds in which the rank computed or was in a span of `measure.span`. communication_s: seconds in which a collective ran, waiting
+    for other ranks included. both_s: seconds in which it did both at once. hidden: both_s / communication_s. All of the traced step.
+    """
+    rows = []
+    for rank in range(job.ranks):
+        mine = job.timeline[job.timeline["rank"] == rank]
+        talking = mine["kind"] == "communication"
+        compute, communication = _union(mine[~talking]), _union(mine[talking])
+        both = [(max(a, c), min(b, d)) for a, b in compute for c, d in communication if max(a, c) < min(b, d)]
+        compute_s, communication_s, both_s = map(_seconds, (compute, communication, both))
+        rows.append({"rank": rank, "compute_s": compute_s, "communication_s": communication_s, "both_s": both_s,
+                     "hidden": both_s / communication_s if communication_s else 0.0})
+    return pd.DataFrame(rows).set_index("rank")
+
+
+def _union(pieces: pd.DataFrame) -> Intervals:
+    """The pieces as intervals (start, end) in order, those that touch or overlap joined."""
+    joined: Intervals = []
+    for start, seconds in sorted(zip(pieces["start_s"], pieces["seconds"])):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], start + seconds)
+        else:
+            joined.append((start, start + seconds))
+    return joined
+
+
+def _seconds(intervals: Intervals) -> float:
+    return sum(end - start for start, end in intervals)

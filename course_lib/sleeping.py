@@ -1,0 +1,55 @@
+"""Compute that sleeps: a network whose layers take a set time and no core, so that many ranks are honest on few cores.
+
+What ranks say to each other is real; only the computing is replaced by `time.sleep`. A figure of such a run must say so.
+"""
+import time
+
+import torch
+from torch import Tensor, nn
+
+from course_lib import measure
+
+__all__ = ["SleepingNet"]
+
+
+class SleepingNet(nn.Module):
+    """Layers in a row, each with one weight, whose forward and backward sleep.
+
+    A layer adds the mean of its weight to its input. So gradients are real, and depend on the data, but take next to no time.
+
+    Args:
+        layers: how many.
+        layer_bytes: size of each layer's weight, fp32.
+        backward_s: seconds that one layer's backward sleeps. forward_s: the same for its forward.
+    """
+
+    def __init__(self, layers: int = 8, layer_bytes: int = 2**20, backward_s: float = 0.01, forward_s: float = 0.0) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.randn(layer_bytes // 4) for _ in range(layers))
+        self.forward_s, self.backward_s = forward_s, backward_s
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x plus the means of all weights. In the timeline, layer 3 is F3 and B3."""
+        for number, weight in enumerate(self.weights):
+            x = _SleepingLayer.apply(x, weight, number, self.forward_s, self.backward_s)
+        return x
+
+
+class _SleepingLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, number: int, forward_s: float, backward_s: float) -> Tensor:
+        ctx.weight_shape, ctx.number, ctx.backward_s = weight.shape, number, backward_s
+        _sleep(f"F{number}", forward_s)
+        return x + weight.mean()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        _sleep(f"B{ctx.number}", ctx.backward_s)
+        grad_weight = (grad.sum() / ctx.weight_shape.numel()).expand(ctx.weight_shape)
+        return grad, grad_weight, None, None, None
+
+
+def _sleep(name: str, seconds: float) -> None:
+    if seconds:
+        with measure.span(name):
+            time.sleep(seconds)
