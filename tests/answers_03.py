@@ -1,0 +1,234 @@
+"""Answers to the exercises of chapter 03, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+import torch
+import torch.distributed as dist
+
+
+def stub(*arguments):
+    raise NotImplementedError
+
+
+def _exchange(outgoing, incoming, to, source):
+    calls = [dist.isend(outgoing, to), dist.irecv(incoming, source)]
+    for call in calls:
+        call.wait()
+
+
+# ring_all_reduce(tensor)
+
+
+def _reduce_scatter(chunks):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    for step in range(n - 1):
+        sent, received = (rank - 1 - step) % n, (rank - 2 - step) % n
+        incoming = torch.empty_like(chunks[received])
+        _exchange(chunks[sent], incoming, (rank + 1) % n, (rank - 1) % n)
+        chunks[received].add_(incoming)
+
+
+def _all_gather(chunks):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    for step in range(n - 1):
+        _exchange(chunks[(rank - step) % n], chunks[(rank - step - 1) % n], (rank + 1) % n, (rank - 1) % n)
+
+
+def ring(tensor):
+    chunks = tensor.view(-1).tensor_split(dist.get_world_size())
+    _reduce_scatter(chunks)
+    _all_gather(chunks)
+
+
+def ring_of_mini(tensor):
+    from course_lib.mini import ring
+    ring.all_reduce(tensor)
+
+
+def ring_padded(tensor):
+    """Right as well: zeros fill the tensor up, and all chunks are equal."""
+    n = dist.get_world_size()
+    padded = torch.zeros(-(-tensor.numel() // n) * n, dtype=tensor.dtype)
+    padded[: tensor.numel()] = tensor.view(-1)
+    chunks = padded.chunk(n)
+    _reduce_scatter(chunks)
+    _all_gather(chunks)
+    tensor.copy_(padded[: tensor.numel()].view_as(tensor))
+
+
+def ring_by_all_gather_and_sum(tensor):
+    everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, tensor)
+    tensor.copy_(sum(everyone))
+
+
+def ring_as_star(tensor):
+    if dist.get_rank() == 0:
+        received = torch.empty_like(tensor)
+        for other in range(1, dist.get_world_size()):
+            dist.recv(received, other)
+            tensor += received
+        for other in range(1, dist.get_world_size()):
+            dist.send(tensor, other)
+    else:
+        dist.send(tensor, 0)
+        dist.recv(tensor, 0)
+
+
+def ring_of_whole_tensors(tensor):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    passing = tensor.clone()
+    for _ in range(n - 1):
+        incoming = torch.empty_like(passing)
+        _exchange(passing, incoming, (rank + 1) % n, (rank - 1) % n)
+        tensor += incoming
+        passing = incoming
+
+
+def ring_by_gloo(tensor):
+    dist.all_reduce(tensor)
+
+
+def ring_by_reduce_scatter_of_gloo(tensor):
+    n = dist.get_world_size()
+    padded = torch.zeros(-(-tensor.numel() // n) * n, dtype=tensor.dtype)
+    padded[: tensor.numel()] = tensor.view(-1)
+    chunk = torch.empty_like(padded[: len(padded) // n])
+    dist.reduce_scatter_tensor(chunk, padded)
+    dist.all_gather_into_tensor(padded, chunk)
+    tensor.copy_(padded[: tensor.numel()].view_as(tensor))
+
+
+def ring_half(tensor):
+    _reduce_scatter(tensor.view(-1).tensor_split(dist.get_world_size()))
+
+
+def ring_that_loses_the_rest(tensor):
+    n = dist.get_world_size()
+    flat = tensor.view(-1)
+    chunks = flat[: flat.numel() // n * n].tensor_split(n)
+    _reduce_scatter(chunks)
+    _all_gather(chunks)
+
+
+def ring_of_equal_chunks(tensor):
+    chunks = tensor.view(-1).view(dist.get_world_size(), -1)
+    _reduce_scatter(chunks)
+    _all_gather(chunks)
+
+
+def ring_mean(tensor):
+    ring(tensor)
+    if tensor.is_floating_point():
+        tensor /= dist.get_world_size()
+
+
+def ring_returned(tensor):
+    result = tensor.clone()
+    ring(result)
+    return result
+
+
+def ring_that_blocks(tensor):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    dist.send(tensor, (rank + 1) % n)
+    dist.recv(tensor, (rank - 1) % n)
+
+
+# chain_broadcast(tensor, root)
+
+
+def chain(tensor, root):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    place = (rank - root) % n
+    sending = []
+    for piece in tensor.view(-1).tensor_split(16):
+        if piece.numel() == 0:
+            continue
+        if place > 0:
+            dist.recv(piece, (rank - 1) % n)
+        if place < n - 1:
+            sending.append(dist.isend(piece, (rank + 1) % n))
+    for call in sending:
+        call.wait()
+
+
+def chain_in_one_piece(tensor, root):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    if rank != root:
+        dist.recv(tensor, (rank - 1) % n)
+    if (rank + 1) % n != root:
+        dist.send(tensor, (rank + 1) % n)
+
+
+def chain_by_gloo(tensor, root):
+    dist.broadcast(tensor, root)
+
+
+def chain_as_star(tensor, root):
+    for piece in tensor.view(-1).tensor_split(16):
+        if dist.get_rank() != root:
+            dist.recv(piece, root)
+            continue
+        for other in range(dist.get_world_size()):
+            if other != root:
+                dist.send(piece, other)
+
+
+def chain_from_rank_0(tensor, root):
+    chain(tensor, 0)
+
+
+def chain_as_circle(tensor, root):
+    """The last rank sends on to the root, which has everything."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    for piece in tensor.view(-1).tensor_split(16):
+        if rank == root:
+            back = torch.empty_like(piece)
+            calls = [dist.isend(piece, (rank + 1) % n), dist.irecv(back, (rank - 1) % n)]
+        else:
+            dist.recv(piece, (rank - 1) % n)
+            calls = [dist.isend(piece, (rank + 1) % n)]
+        for call in calls:
+            call.wait()
+
+
+def chain_that_stops(tensor, root):
+    pass
+
+
+# doubling_all_reduce(tensor)
+
+
+def doubling(tensor):
+    rank, distance = dist.get_rank(), 1
+    while distance < dist.get_world_size():
+        incoming = torch.empty_like(tensor)
+        _exchange(tensor, incoming, rank ^ distance, rank ^ distance)
+        tensor += incoming
+        distance *= 2
+
+
+def doubling_by_shift(tensor):
+    """Right as well: to the rank `distance` to the right, from the one to the left."""
+    rank, n, distance = dist.get_rank(), dist.get_world_size(), 1
+    while distance < n:
+        incoming = torch.empty_like(tensor)
+        _exchange(tensor, incoming, (rank + distance) % n, (rank - distance) % n)
+        tensor += incoming
+        distance *= 2
+
+
+def doubling_with_everyone(tensor):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    mine = tensor.clone()
+    for distance in range(1, n):
+        incoming = torch.empty_like(tensor)
+        _exchange(mine, incoming, (rank + distance) % n, (rank - distance) % n)
+        tensor += incoming
+
+
+def doubling_at_distance_1(tensor):
+    rank, distance = dist.get_rank(), 1
+    while distance < dist.get_world_size():
+        incoming = torch.empty_like(tensor)
+        _exchange(tensor, incoming, rank ^ 1, rank ^ 1)
+        tensor += incoming
+        distance *= 2

@@ -1,0 +1,65 @@
+"""Each check of chapter 03 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+import answers_03 as answers
+import pytest
+
+from course_lib.check import chapter_03
+from course_lib.check.chapter_03 import chain_broadcast, doubling_all_reduce, ring_all_reduce
+
+RIGHT = [(ring_all_reduce, answers.ring), (ring_all_reduce, answers.ring_padded), (ring_all_reduce, answers.ring_of_mini),
+         (chain_broadcast, answers.chain), (chain_broadcast, answers.chain_as_circle),
+         (doubling_all_reduce, answers.doubling), (doubling_all_reduce, answers.doubling_by_shift)]
+WRONG = [
+    (ring_all_reduce, answers.ring_by_all_gather_and_sum, "you called all_gather"),
+    (ring_all_reduce, answers.ring_by_all_gather_and_sum, "sends 2.00 times 2(n-1)/n S = 1.50 S. All ranks send this much"),
+    (ring_all_reduce, answers.ring_as_star, "rank 0 sends 2.00 times 2(n-1)/n S = 1.50 S. The others send less"),
+    (ring_all_reduce, answers.ring_of_whole_tensors, "sends 2.00 times 2(n-1)/n S = 1.50 S. All ranks send this much"),
+    (ring_all_reduce, answers.ring_by_gloo, "you called all_reduce. Build the collective yourself"),
+    (ring_all_reduce, answers.ring_by_reduce_scatter_of_gloo, "sends 1.50 times 2(n-1)/n S"),
+    (ring_all_reduce, answers.ring_half, "is right in 1 of 4 chunks only"),
+    (ring_all_reduce, answers.ring_that_loses_the_rest, "a tensor of shape (10, 7) and dtype float32"),
+    (ring_all_reduce, answers.ring_of_equal_chunks, "RuntimeError"),
+    (ring_all_reduce, answers.ring_mean, "is the mean: do not divide"),
+    (ring_all_reduce, answers.ring_returned, "write the result into the tensor itself"),
+    (ring_all_reduce, answers.ring_that_blocks, "waits in send to rank"),
+    (chain_broadcast, answers.chain_in_one_piece, "your largest message is 1.00 S"),
+    (chain_broadcast, answers.chain_by_gloo, "you called broadcast"),
+    (chain_broadcast, answers.chain_by_gloo, "sends 2.00 times S. The others send less"),
+    (chain_broadcast, answers.chain_as_star, "rank 0 sends 3.00 times S"),
+    (chain_broadcast, answers.chain_from_rank_0, "it must be the tensor of rank 1, the root"),
+    (chain_broadcast, answers.chain_that_stops, "is unchanged"),
+    (doubling_all_reduce, answers.ring, "4 ranks: rank 0 sends 6 messages, and log2(4) = 2 is enough"),
+    (doubling_all_reduce, answers.ring_as_star, "4 ranks: rank 0 sends 3 messages"),
+    (doubling_all_reduce, answers.doubling_with_everyone, "8 ranks: rank 0 sends 7 messages"),
+    (doubling_all_reduce, answers.ring_by_gloo, "you called all_reduce"),
+    (doubling_all_reduce, answers.doubling_at_distance_1, "4 ranks, a tensor of shape (10, 7)"),
+]
+# Right values, wasteful way: the values must have been accepted, and the waste refused.
+WASTEFUL = {answers.ring_by_all_gather_and_sum, answers.ring_as_star, answers.ring_of_whole_tensors, answers.ring_by_gloo,
+            answers.ring_by_reduce_scatter_of_gloo, answers.chain_in_one_piece, answers.chain_by_gloo, answers.chain_as_star,
+            answers.doubling_with_everyone}
+
+
+@pytest.mark.parametrize("check, answer", RIGHT, ids=lambda f: f.__name__)
+def test_right_answers_are_accepted(check, answer):
+    verdict = check(answer)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+    assert repr(check(answer)) == repr(verdict), "a verdict that changes from run to run cannot be compared"
+
+
+@pytest.mark.parametrize("check", [ring_all_reduce, chain_broadcast, doubling_all_reduce], ids=lambda f: f.__name__)
+def test_the_stub_gets_one_calm_line(check):
+    verdict = check(answers.stub)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict)
+
+
+@pytest.mark.parametrize("check, answer, reason", WRONG, ids=lambda value: getattr(value, "__name__", None))
+def test_wrong_answers_are_refused_with_the_reason(check, answer, reason, monkeypatch):
+    monkeypatch.setattr(chapter_03, "TIMEOUT_S", 4.0 if answer is answers.ring_that_blocks else chapter_03.TIMEOUT_S)
+    verdict = check(answer)
+    assert not verdict and not verdict.untouched
+    refused = [line for line in verdict.lines if line.startswith("no ")]
+    assert any(reason in line for line in refused), repr(verdict)
+    if answer in WASTEFUL:
+        assert any(line.startswith("yes ") and "every rank has" in line for line in verdict.lines), repr(verdict)
