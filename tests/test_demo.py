@@ -30,14 +30,14 @@ def rows(text: str) -> dict[str, list[str]]:
     return {name: rest for name, *rest in cells}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks):
-    finished = demo(tmp_path, "--ranks", str(ranks), "--epochs", "1", "--repeats", "1")
+@pytest.mark.parametrize("ranks, epochs", [(1, 1), (2, 16)])
+def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks, epochs):
+    finished = demo(tmp_path, "--ranks", str(ranks), "--epochs", str(epochs), "--repeats", "1")
     assert finished.returncode == 0, finished.stderr
     table = rows(finished.stdout)
     assert list(table) == NAMES
-    accuracies = {cells[1] for cells in table.values()}
-    assert len(accuracies) == 1, "all strategies do the same mathematics"
+    accuracies = [float(cells[1].rstrip("%")) for cells in table.values()]
+    assert max(accuracies) - min(accuracies) < 1 and (epochs == 1 or min(accuracies) > 90)
     for name, cells in table.items():
         assert len(cells) == 9 and cells[0] == ("1" if name == ONE_PROCESS.name else str(ranks))
         assert all(float(cell.replace(",", "")) > 0 for cell in cells[2:4])
@@ -48,6 +48,8 @@ def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks):
 
     jobs = [Job.load(path) for path in sorted((tmp_path / "jobs").iterdir())]
     assert sorted(job.label for job in jobs) == sorted(NAMES)
+    losses = [job.results[0]["loss"] for job in jobs]
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=0.02), "all strategies do the same mathematics"
     for strategy in STRATEGIES:
         job = next(job for job in jobs if job.label == strategy.name)
         params = 4 * job.results[0]["numel"]
