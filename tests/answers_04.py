@@ -1,0 +1,298 @@
+"""Answers to the exercises of chapter 04, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+import os
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from course_lib import mini
+
+
+def stub(*arguments):
+    raise NotImplementedError
+
+
+# make_ddp(module)
+
+
+class OwnDDP(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.sync = module, True
+        self.start()
+        for p in module.parameters():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(self.average)
+
+    def start(self):
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+
+    def average(self, p):
+        if self.sync:
+            dist.all_reduce(p.grad)
+            p.grad /= dist.get_world_size()
+
+    def forward(self, *inputs):
+        return self.module(*inputs)
+
+    @contextmanager
+    def no_sync(self):
+        self.sync = False
+        yield
+        self.sync = True
+
+
+def torchs_ddp(module):
+    return DistributedDataParallel(module)
+
+
+def minis_ddp(module):
+    return mini.ddp.DistributedDataParallel(module)
+
+
+class Untouched(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        raise NotImplementedError
+
+
+class SyncsEveryMicroBatch(OwnDDP):
+    @contextmanager
+    def no_sync(self):
+        yield
+
+
+class AveragesWeights(OwnDDP):
+    """The hook gets the parameter, and takes it for the gradient."""
+    def average(self, p):
+        if self.sync:
+            dist.all_reduce(p.data)
+            p.data /= dist.get_world_size()
+
+
+class AveragesWeightsInForward(OwnDDP):
+    """Equals averaged gradients for plain SGD."""
+    def average(self, p):
+        pass
+
+    def forward(self, *inputs):
+        if self.sync:
+            for p in self.module.parameters():
+                if p.requires_grad:
+                    dist.all_reduce(p.data)
+                    p.data /= dist.get_world_size()
+        return self.module(*inputs)
+
+
+class GathersGradients(OwnDDP):
+    def average(self, p):
+        if self.sync:
+            grads = [torch.empty_like(p.grad) for _ in range(dist.get_world_size())]
+            dist.all_gather(grads, p.grad)
+            p.grad.copy_(sum(grads) / len(grads))
+
+
+class Sums(OwnDDP):
+    def average(self, p):
+        if self.sync:
+            dist.all_reduce(p.grad)
+
+
+class DividesTwice(OwnDDP):
+    def average(self, p):
+        if self.sync:
+            p.grad /= dist.get_world_size()
+            super().average(p)
+
+
+class SumsInEveryMicroBatch(Sums):
+    no_sync = SyncsEveryMicroBatch.no_sync
+
+
+class NoBroadcast(OwnDDP):
+    def start(self):
+        pass
+
+
+class AveragesTheStart(OwnDDP):
+    def start(self):
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            dist.all_reduce(tensor.detach())
+            tensor.detach().div_(dist.get_world_size())
+
+
+class ForgetsBuffers(OwnDDP):
+    def start(self):
+        for p in self.module.parameters():
+            dist.broadcast(p.detach(), src=0)
+
+
+class StartOnly(OwnDDP):
+    """The first step of the exercise, and nothing else."""
+    def average(self, p):
+        pass
+
+
+class LastMicroBatchOnly(OwnDDP):
+    """A hook on the tensor sees the gradient of this backward, not the sum in `.grad`."""
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module, self.sync = module, True
+        self.start()
+        for p in module.parameters():
+            if p.requires_grad:
+                p.register_hook(self.averaged)
+
+    def averaged(self, grad):
+        if not self.sync:
+            return grad
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad / dist.get_world_size()
+
+
+class ByReduceAndBroadcast(OwnDDP):
+    def average(self, p):
+        if self.sync:
+            dist.reduce(p.grad, 0)
+            dist.broadcast(p.grad, 0)
+            p.grad /= dist.get_world_size()
+
+
+class HooksOnFrozen(OwnDDP):
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module, self.sync = module, True
+        self.start()
+        for p in module.parameters():
+            p.register_post_accumulate_grad_hook(self.average)
+
+
+# update(ddp, optimizer, micro_batches)
+
+
+def update(ddp, optimizer, micro_batches):
+    total = sum(len(labels) for _, labels in micro_batches)
+    optimizer.zero_grad()
+    for number, (images, labels) in enumerate(micro_batches):
+        with nullcontext() if number == len(micro_batches) - 1 else ddp.no_sync():
+            (F.cross_entropy(ddp(images), labels, reduction="sum") / total).backward()
+    optimizer.step()
+
+
+def update_every_time(ddp, optimizer, micro_batches):
+    total = sum(len(labels) for _, labels in micro_batches)
+    optimizer.zero_grad()
+    for images, labels in micro_batches:
+        (F.cross_entropy(ddp(images), labels, reduction="sum") / total).backward()
+    optimizer.step()
+
+
+def update_forward_outside(ddp, optimizer, micro_batches):
+    """DDP decides in forward whether the coming backward will synchronise."""
+    total = sum(len(labels) for _, labels in micro_batches)
+    optimizer.zero_grad()
+    for number, (images, labels) in enumerate(micro_batches):
+        loss = F.cross_entropy(ddp(images), labels, reduction="sum") / total
+        with nullcontext() if number == len(micro_batches) - 1 else ddp.no_sync():
+            loss.backward()
+    optimizer.step()
+
+
+def update_never(ddp, optimizer, micro_batches):
+    total = sum(len(labels) for _, labels in micro_batches)
+    optimizer.zero_grad()
+    with ddp.no_sync():
+        for images, labels in micro_batches:
+            (F.cross_entropy(ddp(images), labels, reduction="sum") / total).backward()
+    optimizer.step()
+
+
+def update_plain_mean(ddp, optimizer, micro_batches):
+    optimizer.zero_grad()
+    for number, (images, labels) in enumerate(micro_batches):
+        with nullcontext() if number == len(micro_batches) - 1 else ddp.no_sync():
+            (F.cross_entropy(ddp(images), labels) / len(micro_batches)).backward()
+    optimizer.step()
+
+
+def update_without_zero_grad(ddp, optimizer, micro_batches):
+    zero_grad, optimizer.zero_grad = optimizer.zero_grad, lambda: None
+    update(ddp, optimizer, micro_batches)
+    optimizer.zero_grad = zero_grad
+
+
+def update_joined(ddp, optimizer, micro_batches):
+    images, labels = (torch.cat(part) for part in zip(*micro_batches))
+    update(ddp, optimizer, [(images, labels)])
+
+
+# save(path, ddp, optimizer, step) and load(path, ddp, optimizer)
+
+
+def save(path, ddp, optimizer, step):
+    if dist.get_rank() == 0:
+        torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
+    dist.barrier()
+
+
+def load(path, ddp, optimizer):
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    ddp.module.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    return content["step"]
+
+
+def save_on_every_rank(path, ddp, optimizer, step):
+    own = f"{path}.{dist.get_rank()}"             # so that it succeeds, by luck, in the test
+    torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, own)
+    os.replace(own, path)
+    dist.barrier()
+
+
+def save_without_barrier(path, ddp, optimizer, step):
+    if dist.get_rank() == 0:
+        torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
+
+
+def save_barrier_first(path, ddp, optimizer, step):
+    dist.barrier()
+    save_without_barrier(path, ddp, optimizer, step)
+
+
+def save_wrapped(path, ddp, optimizer, step):
+    if dist.get_rank() == 0:
+        torch.save({"model": ddp.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
+    dist.barrier()
+
+
+def load_with_code(path, ddp, optimizer):
+    content = torch.load(path, map_location="cpu", weights_only=False)
+    ddp.module.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    return content["step"]
+
+
+def load_without_map_location(path, ddp, optimizer):
+    content = torch.load(path, weights_only=True)
+    ddp.module.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    return content["step"]
+
+
+def load_model_only(path, ddp, optimizer):
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    ddp.module.load_state_dict(content["model"])
+    return content["step"]
+
+
+def load_on_rank_0(path, ddp, optimizer):
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if dist.get_rank() == 0:
+        ddp.module.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    return content["step"]

@@ -1,0 +1,77 @@
+"""Each check of chapter 04 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+import answers_04 as answers
+import pytest
+
+from course_lib.check import chapter_04
+
+DDP, SYNC, FILE = chapter_04.own_ddp, chapter_04.one_synchronisation, chapter_04.checkpoint
+RIGHT = [
+    (DDP, [answers.OwnDDP]),
+    (DDP, [answers.torchs_ddp]),
+    (DDP, [answers.minis_ddp]),
+    (SYNC, [answers.update]),
+    (FILE, [answers.save, answers.load]),
+]
+UNTOUCHED = [(DDP, [answers.Untouched]), (SYNC, [answers.stub]), (FILE, [answers.stub, answers.load]), (FILE, [answers.save, answers.stub])]
+WRONG = [       # a check, answers, words that name the problem, and words of a demand that is met all the same
+    (DDP, [answers.SyncsEveryMicroBatch], ["3 micro-batches: exactly one synchronisation per update, but the gradients travelled 3.00 times",
+                                           "Under `no_sync` nothing may be sent", "a rank sent 3.0 times the"], "weights are those of one process"),
+    (DDP, [answers.AveragesWeights], ["It averages weights, and it should average gradients", "It is this rank's own gradient: nothing was averaged"],
+     "exactly one synchronisation"),
+    (DDP, [answers.AveragesWeightsInForward], ["It averages weights, and it should average gradients"], "exactly one synchronisation"),
+    (DDP, [answers.GathersGradients], ["a rank sent 1.5 times the", "An all_gather brings the gradient of every rank to every rank"],
+     "weights are those of one process"),
+    (DDP, [answers.Sums], ["It is the sum over the ranks, not their average: divide by the world size"], "exactly one synchronisation"),
+    (DDP, [answers.DividesTwice], ["It is divided by the world size twice"], "exactly one synchronisation"),
+    (DDP, [answers.SumsInEveryMicroBatch], ["It is the sum of sums"], "start with the weights of rank 0"),
+    (DDP, [answers.NoBroadcast], ["rank 1 does not start with the weights of rank 0. Broadcast them"], "every gradient is that"),
+    (DDP, [answers.AveragesTheStart], ["rank 1 does not start with the weights of rank 0"], "every gradient is that"),
+    (DDP, [answers.ForgetsBuffers], ["`module.buffers()` must be broadcast too"], "every gradient is that"),
+    (DDP, [answers.StartOnly], ["nothing was sent", "It is this rank's own gradient: nothing was averaged"], "and with its buffers"),
+    (DDP, [answers.LastMicroBatchOnly], ["It is averaged in the last micro-batch alone"], "exactly one synchronisation"),
+    (DDP, [answers.ByReduceAndBroadcast], ["a rank sent"], "every gradient is that"),
+    (DDP, [answers.HooksOnFrozen], ["raised RuntimeError"], ""),
+    (SYNC, [answers.update_every_time], ["the gradients travelled 3.00 times"], "weights are those of one process"),
+    (SYNC, [answers.update_forward_outside], ["the gradients travelled 3.00 times"], "weights are those of one process"),
+    (SYNC, [answers.update_never], ["the ranks have different weights"], "one forward per micro-batch"),
+    (SYNC, [answers.update_plain_mean], ["divide the sum of all losses by the number of this rank's samples"], "exactly one synchronisation"),
+    (SYNC, [answers.update_without_zero_grad], ["are the gradients of the update before still there?"], "exactly one synchronisation"),
+    (SYNC, [answers.update_joined], ["the model ran 1 times for 3 micro-batches"], "weights are those of one process"),
+    (FILE, [answers.save_on_every_rank, answers.load], ["they called it 1 and 1 times"], "training goes on as if"),
+    (FILE, [answers.save_without_barrier, answers.load], ["`save` returned on rank 1 before the file was there"], "training goes on as if"),
+    (FILE, [answers.save_barrier_first, answers.load], ["after torch.save, on every rank"], "rank 0 alone saves"),
+    (FILE, [answers.save_wrapped, answers.load], ["the wrapper puts \"module.\" before each name"], "rank 0 alone saves"),
+    (FILE, [answers.save, answers.load_with_code], ["the code ran. Load with `weights_only=True`"], "training goes on as if"),
+    (FILE, [answers.save, answers.load_without_map_location], ["without `map_location`"], "training goes on as if"),
+    (FILE, [answers.save, answers.load_model_only], ["Restore the optimizer's state too"], "`load` returns the step"),
+    (FILE, [answers.save, answers.load_on_rank_0], ["Restore the optimizer's state too, on every rank"], "`load` returns the step"),
+]
+
+
+def name(value) -> str:
+    parts = value if isinstance(value, list) else [value]
+    return "-".join(getattr(part, "__name__", "") for part in parts).strip("-")
+
+
+@pytest.mark.parametrize("check, answer", RIGHT, ids=name)
+def test_right_answers_are_accepted(check, answer):
+    verdict = check(*answer)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+    assert repr(check(*answer)) == repr(verdict), "a verdict that changes from run to run cannot be compared"
+
+
+@pytest.mark.parametrize("check, answer", UNTOUCHED, ids=name)
+def test_the_stub_gets_one_calm_line(check, answer):
+    verdict = check(*answer)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict)
+
+
+@pytest.mark.parametrize("check, answer, reasons, met", WRONG, ids=name)
+def test_wrong_answers_are_refused_with_the_reason(check, answer, reasons, met):
+    verdict = check(*answer)
+    assert not verdict and not verdict.untouched
+    for reason in reasons:
+        assert any(line.startswith("no ") and reason in line for line in verdict.lines), repr(verdict)
+    assert not met or any(line.startswith("yes ") and met in line for line in verdict.lines), repr(verdict)
