@@ -53,7 +53,7 @@ class Trace:
     def __init__(self, cuda: bool):
         self._cuda = cuda
         self._calls: list[dict] = []
-        self._profile = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda, record_shapes=True)
+        self._profile = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda, record_shapes=True, acc_events=True)
 
     def prepare(self) -> None:
         self._library = _listen(self._calls)
