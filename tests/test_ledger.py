@@ -359,7 +359,7 @@ def test_a_scheduler_keeps_its_hold_on_the_optimizer():
 def test_collectives_have_times_inside_their_step(name, ranks):
     done = job("collectives", ranks, PAYLOADS) if name == "collectives" else job("ddp", ranks, width=1201)
     clocks = [result["clock"][1] for result in done.results]
-    zero, slack_s = min(begin for begin, _ in clocks), 0.005      # the profiler's clock and Python's are two
+    zero, slack_s = min(begin for begin, _ in clocks), 0.1        # between two readings of the clock, a busy machine may do something else
     for rank, (begin, end) in enumerate(clocks):
         rows = calls(done, rank)
         assert len(rows) and (rows["seconds"] > 0).all()
