@@ -1,0 +1,331 @@
+"""Answers to the exercises of chapter 02, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import torch.distributed as dist
+
+from course_lib.mini import data_parallel
+
+
+def stub(*arguments):
+    raise NotImplementedError
+
+
+# star_all_reduce(tensor, root)
+
+
+def _others(root):
+    return [rank for rank in range(dist.get_world_size()) if rank != root]
+
+
+def star(tensor, root):
+    if dist.get_rank() == root:
+        received = torch.empty_like(tensor)
+        for other in _others(root):
+            dist.recv(received, other)
+            tensor += received
+        for other in _others(root):
+            dist.send(tensor, other)
+    else:
+        dist.send(tensor, root)
+        dist.recv(tensor, root)
+
+
+def star_of_mini(tensor, root):
+    data_parallel.star_all_reduce(tensor, root)
+
+
+def star_with_isend(tensor, root):
+    """Right as well: the root hands out the sum to all at once, and makes a new tensor for each that it receives."""
+    if dist.get_rank() == root:
+        for other in _others(root):
+            received = torch.empty_like(tensor)
+            dist.recv(received, other)
+            tensor += received
+            del received
+        for work in [dist.isend(tensor, other) for other in _others(root)]:
+            work.wait()
+    else:
+        dist.send(tensor, root)
+        dist.recv(tensor, root)
+
+
+def star_by_all_reduce(tensor, root):
+    dist.all_reduce(tensor)
+
+
+def star_by_all_gather(tensor, root):
+    everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, tensor)
+    tensor.copy_(sum(everyone))
+
+
+def star_by_gather_and_broadcast(tensor, root):
+    everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())] if dist.get_rank() == root else None
+    dist.gather(tensor, everyone, dst=root)
+    if everyone:
+        tensor.copy_(sum(everyone))
+    dist.broadcast(tensor, root)
+
+
+def star_to_everybody(tensor, root):
+    """Right values: everybody sends to everybody."""
+    mine, received = tensor.clone(), torch.empty_like(tensor)
+    for sender in range(dist.get_world_size()):
+        for receiver in range(dist.get_world_size()):
+            if sender != receiver and dist.get_rank() == sender:
+                dist.send(mine, receiver)
+            elif sender != receiver and dist.get_rank() == receiver:
+                dist.recv(received, sender)
+                tensor += received
+
+
+def star_received_twice(tensor, root):
+    """Right values: each rank sends its tensor twice, and the root takes the mean of both."""
+    if dist.get_rank() == root:
+        received = torch.empty_like(tensor)
+        for other in _others(root):
+            for _ in range(2):
+                dist.recv(received, other)
+                tensor += received / 2
+        for other in _others(root):
+            dist.send(tensor, other)
+    else:
+        dist.send(tensor, root)
+        dist.send(tensor, root)
+        dist.recv(tensor, root)
+
+
+def star_sent_in_double(tensor, root):
+    wide = tensor.double()
+    star(wide, root)
+    tensor.copy_(wide)
+
+
+def star_that_hoards(tensor, root):
+    """Right values: the root receives all tensors before it adds the first."""
+    if dist.get_rank() == root:
+        received = [torch.empty_like(tensor) for _ in _others(root)]
+        for work in [dist.irecv(buffer, other) for buffer, other in zip(received, _others(root))]:
+            work.wait()
+        for buffer in received:
+            tensor += buffer
+        for other in _others(root):
+            dist.send(tensor, other)
+    else:
+        dist.send(tensor, root)
+        dist.recv(tensor, root)
+
+
+def star_at_rank_0(tensor, root):
+    star(tensor, 0)
+
+
+def star_of_means(tensor, root):
+    star(tensor, root)
+    tensor /= dist.get_world_size()
+
+
+def star_to_the_root_only(tensor, root):
+    if dist.get_rank() == root:
+        received = torch.empty_like(tensor)
+        for other in _others(root):
+            dist.recv(received, other)
+            tensor += received
+    else:
+        dist.send(tensor, root)
+
+
+def star_not_in_place(tensor, root):
+    result = tensor.clone()
+    star(result, root)
+    return result
+
+
+def star_without_the_root(tensor, root):
+    if dist.get_rank() == root:
+        tensor.zero_()
+    star(tensor, root)
+
+
+def star_that_waits(tensor, root):
+    """All receive first: nobody ever sends."""
+    if dist.get_rank() == root:
+        received = torch.empty_like(tensor)
+        for other in _others(root):
+            dist.recv(received, other)
+    else:
+        dist.recv(tensor, root)
+        dist.send(tensor, root)
+
+
+# forward_in_threads(model, images, num_threads)
+
+
+def threads(model, images, num_threads):
+    pieces = images.chunk(num_threads)
+    replicas = [copy.deepcopy(model, {id(p): p.clone() for p in model.parameters()}) for _ in pieces]
+    outputs, enabled = [None] * len(pieces), torch.is_grad_enabled()
+
+    def apply(number):
+        with torch.set_grad_enabled(enabled):
+            outputs[number] = replicas[number](pieces[number])
+
+    workers = [threading.Thread(target=apply, args=(number,)) for number in range(len(pieces))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return torch.cat(outputs)
+
+
+def threads_of_mini(model, images, num_threads):
+    return data_parallel.DataParallel(model, num_threads)(images)
+
+
+def _apply_in_threads(replicas, pieces):
+    with ThreadPoolExecutor(len(pieces)) as pool:
+        return torch.cat(list(pool.map(lambda replica, piece: replica(piece), replicas, pieces)))
+
+
+def threads_with_deepcopy(model, images, num_threads):
+    pieces = images.chunk(num_threads)
+    return _apply_in_threads([copy.deepcopy(model) for _ in pieces], pieces)
+
+
+def threads_with_deepcopy_beside_the_root(model, images, num_threads):
+    pieces = images.chunk(num_threads)
+    return _apply_in_threads([model] + [copy.deepcopy(model) for _ in pieces[1:]], pieces)
+
+
+def threads_one_after_the_other(model, images, num_threads):
+    outputs = []
+    for replica, piece in zip(data_parallel.replicate(model, num_threads), images.chunk(num_threads)):
+        thread = threading.Thread(target=lambda replica=replica, piece=piece: outputs.append(replica(piece)))
+        thread.start()
+        thread.join()
+    return torch.cat(outputs)
+
+
+def threads_without_threads(model, images, num_threads):
+    return torch.cat([replica(piece) for replica, piece in zip(data_parallel.replicate(model, num_threads), images.chunk(num_threads))])
+
+
+def threads_with_the_whole_batch(model, images, num_threads):
+    """Right values: every replica computes everything, and its piece is cut out of that."""
+    replicas = data_parallel.replicate(model, min(num_threads, len(images)))
+    outputs = data_parallel.parallel_apply(replicas, [(images,)] * len(replicas))
+    return torch.cat([output.chunk(num_threads)[number] for number, output in enumerate(outputs)])
+
+
+def threads_that_share_the_model(model, images, num_threads):
+    """Right values on a CPU, where all threads see one memory; no GPU can compute so."""
+    pieces = images.chunk(num_threads)
+    return _apply_in_threads([model] * len(pieces), pieces)
+
+
+def threads_with_empty_pieces(model, images, num_threads):
+    pieces = images.tensor_split(num_threads)
+    return _apply_in_threads(data_parallel.replicate(model, num_threads), pieces)
+
+
+def threads_backwards(model, images, num_threads):
+    pieces = images.chunk(num_threads)[::-1]
+    return _apply_in_threads(data_parallel.replicate(model, len(pieces)), pieces)
+
+
+def threads_not_gathered(model, images, num_threads):
+    return list(threads(model, images, num_threads).chunk(num_threads))
+
+
+def threads_detached(model, images, num_threads):
+    return threads(model, images, num_threads).detach()
+
+
+def threads_with_their_own_switch(model, images, num_threads):
+    pieces = images.chunk(num_threads)
+    with torch.enable_grad():
+        return _apply_in_threads(data_parallel.replicate(model, len(pieces)), pieces)
+
+
+# tree_all_reduce(tensor, link)
+
+
+def tree(tensor, link):
+    rank, size = dist.get_rank(), dist.get_world_size()
+    received, step = torch.empty_like(tensor), 1
+    while step < size and rank % (2 * step) == 0:
+        link.recv(received, rank + step)
+        tensor += received
+        step *= 2
+    if rank:
+        link.send(tensor, rank - step)
+        link.recv(tensor, rank - step)
+    while step > 1:
+        step //= 2
+        link.send(tensor, rank + step)
+
+
+def tree_is_a_star(tensor, link):
+    if dist.get_rank() == 0:
+        received = torch.empty_like(tensor)
+        for other in _others(0):
+            link.recv(received, other)
+            tensor += received
+        for other in _others(0):
+            link.send(tensor, other)
+    else:
+        link.send(tensor, 0)
+        link.recv(tensor, 0)
+
+
+def tree_is_a_chain(tensor, link):
+    """Right values, and little to send for each rank: but everybody waits for everybody."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    if rank < last:
+        received = torch.empty_like(tensor)
+        link.recv(received, rank + 1)
+        tensor += received
+    if rank > 0:
+        link.send(tensor, rank - 1)
+        link.recv(tensor, rank - 1)
+    if rank < last:
+        link.send(tensor, rank + 1)
+
+
+def tree_is_recursive_doubling(tensor, link):
+    """Right values after half the messages: but all ranks send all the time."""
+    rank, received, step = dist.get_rank(), torch.empty_like(tensor), 1
+    while step < dist.get_world_size():
+        other = rank ^ step
+        for sender in sorted((rank, other)):
+            if sender == rank:
+                outgoing = tensor.clone()
+                link.send(outgoing, other)
+            else:
+                link.recv(received, other)
+        tensor += received
+        step *= 2
+
+
+def tree_by_all_reduce(tensor, link):
+    dist.all_reduce(tensor)
+
+
+def tree_past_the_link(tensor, link):
+    class Plain:
+        send, recv = staticmethod(dist.send), staticmethod(dist.recv)
+    tree(tensor, Plain)
+
+
+def tree_upwards_only(tensor, link):
+    rank, size = dist.get_rank(), dist.get_world_size()
+    received, step = torch.empty_like(tensor), 1
+    while step < size and rank % (2 * step) == 0:
+        link.recv(received, rank + step)
+        tensor += received
+        step *= 2
+    if rank:
+        link.send(tensor, rank - step)

@@ -1,0 +1,75 @@
+"""Each check of chapter 02 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+import answers_02 as answers
+import pytest
+
+from course_lib.check import chapter_02
+
+CHECKS = {
+    chapter_02.star_all_reduce: [answers.star, answers.star_of_mini, answers.star_with_isend],
+    chapter_02.forward_in_threads: [answers.threads, answers.threads_of_mini],
+    chapter_02.tree_all_reduce: [answers.tree],
+}
+WRONG = [
+    (chapter_02.star_all_reduce, answers.star_by_all_reduce, "you used all_reduce, and rank"),
+    (chapter_02.star_all_reduce, answers.star_by_all_gather, "you used all_gather"),
+    (chapter_02.star_all_reduce, answers.star_by_gather_and_broadcast, "you used broadcast, gather"),
+    (chapter_02.star_all_reduce, answers.star_to_everybody, "rank 0 sent 2.0"),
+    (chapter_02.star_all_reduce, answers.star_received_twice, "the root received 2.00 S, and 1 S is enough"),
+    (chapter_02.star_all_reduce, answers.star_sent_in_double, "the root sent 2"),
+    (chapter_02.star_all_reduce, answers.star_that_hoards, "3 ranks, root 2: the root held 2.0 S of new tensors"),
+    (chapter_02.star_all_reduce, answers.star_at_rank_0, "rank 0 sent 2.00 S, and 1 S is enough"),
+    (chapter_02.star_all_reduce, answers.star_of_means, "has the average"),
+    (chapter_02.star_all_reduce, answers.star_to_the_root_only, "rank 1 still holds its own tensor"),
+    (chapter_02.star_all_reduce, answers.star_not_in_place, "work in place"),
+    (chapter_02.star_all_reduce, answers.star_without_the_root, "without the root's own tensor"),
+    (chapter_02.star_all_reduce, answers.star_that_waits, "recv"),
+    (chapter_02.forward_in_threads, answers.threads_with_deepcopy, "the model got no gradient"),
+    (chapter_02.forward_in_threads, answers.threads_with_deepcopy_beside_the_root, "not that of the whole batch"),
+    (chapter_02.forward_in_threads, answers.threads_one_after_the_other, "1 of 3 replicas were at work at once"),
+    (chapter_02.forward_in_threads, answers.threads_without_threads, "1 of 3 replicas were at work at once"),
+    (chapter_02.forward_in_threads, answers.threads_with_the_whole_batch, "called with 12, 12, 12 images"),
+    (chapter_02.forward_in_threads, answers.threads_that_share_the_model, "3 replicas share 1 set of weights"),
+    (chapter_02.forward_in_threads, answers.threads_with_empty_pieces, "Don't call it with none"),
+    (chapter_02.forward_in_threads, answers.threads_backwards, "right rows in the wrong order"),
+    (chapter_02.forward_in_threads, answers.threads_not_gathered, "you returned list"),
+    (chapter_02.forward_in_threads, answers.threads_detached, "no graph, so backward is impossible"),
+    (chapter_02.forward_in_threads, answers.threads_with_their_own_switch, "under torch.no_grad()"),
+    (chapter_02.tree_all_reduce, answers.tree_is_a_star, "4 ranks: rank 0 sent 3.0 S"),
+    (chapter_02.tree_all_reduce, answers.tree_is_a_star, "4 ranks: done after the time of 6 messages"),
+    (chapter_02.tree_all_reduce, answers.tree_is_a_chain, "4 ranks: done after the time of 6 messages"),
+    (chapter_02.tree_all_reduce, answers.tree_is_recursive_doubling, "4 ranks: 8.0 S were sent in all"),
+    (chapter_02.tree_all_reduce, answers.tree_by_all_reduce, "did not go over `link`"),
+    (chapter_02.tree_all_reduce, answers.tree_past_the_link, "did not go over `link`"),
+    (chapter_02.tree_all_reduce, answers.tree_upwards_only, "does not hold the sum"),
+]
+# Right values, wasteful way: the values must have been accepted, and the waste refused.
+WASTEFUL = {answers.star_by_all_reduce, answers.star_by_all_gather, answers.star_by_gather_and_broadcast, answers.star_to_everybody, answers.star_received_twice,
+            answers.star_sent_in_double, answers.star_that_hoards, answers.star_at_rank_0, answers.threads_one_after_the_other, answers.threads_without_threads,
+            answers.threads_with_the_whole_batch, answers.threads_that_share_the_model, answers.tree_is_a_star, answers.tree_is_a_chain,
+            answers.tree_is_recursive_doubling, answers.tree_by_all_reduce, answers.tree_past_the_link}
+
+
+@pytest.mark.parametrize("check, answer", [(check, answer) for check, right in CHECKS.items() for answer in right], ids=lambda f: f.__name__)
+def test_right_answers_are_accepted(check, answer):
+    verdict = check(answer)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+    assert repr(check(answer)) == repr(verdict), "a verdict that changes from run to run cannot be compared"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
+def test_the_stub_gets_one_calm_line(check):
+    verdict = check(answers.stub)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict)
+
+
+@pytest.mark.parametrize("check, answer, reason", WRONG, ids=lambda value: getattr(value, "__name__", None))
+def test_wrong_answers_are_refused_with_the_reason(check, answer, reason):
+    verdict = check(answer)
+    assert not verdict and not verdict.untouched
+    refused = [line for line in verdict.lines if line.startswith("no ")]
+    assert any(reason in line for line in refused), repr(verdict)
+    if answer in WASTEFUL:
+        accepted = "\n".join(line for line in verdict.lines if line.startswith("yes "))
+        assert "every rank has the sum" in accepted or "the outputs of the whole batch" in accepted, repr(verdict)
