@@ -53,5 +53,5 @@ bench: env
 	@for script in tests/bench/[a-z]*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .coverage
+	rm -rf $(VENV) build demo_output *.egg-info .pytest_cache .coverage
 	find course_lib tests notebooks data \( -name __pycache__ -o -name .ipynb_checkpoints -o -name .pytest_cache \) -prune -exec rm -rf {} +
