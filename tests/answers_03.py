@@ -91,8 +91,8 @@ def ring_by_reduce_scatter_of_gloo(tensor):
     padded = torch.zeros(-(-tensor.numel() // n) * n, dtype=tensor.dtype)
     padded[: tensor.numel()] = tensor.view(-1)
     chunk = torch.empty_like(padded[: len(padded) // n])
-    dist.reduce_scatter_tensor(chunk, padded)
-    dist.all_gather_into_tensor(padded, chunk)
+    dist.reduce_scatter(chunk, list(padded.chunk(n)))
+    dist.all_gather(list(padded.chunk(n)), chunk)
     tensor.copy_(padded[: tensor.numel()].view_as(tensor))
 
 
