@@ -13,6 +13,7 @@ from typing import Callable
 import cloudpickle
 import pandas as pd
 
+from course_lib.arguments import number, one_of, whole
 from course_lib.job import Job
 from course_lib.ranks import budget, devices, diagnose, worker
 from course_lib.ranks.errors import RankError, explain
@@ -73,8 +74,7 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         raise TypeError(f"ranks={ranks!r}: sweep takes several numbers of ranks, for example ranks=(1, 2, 4).")
     if not ranks:
         raise ValueError("sweep needs at least one number of ranks, for example ranks=(1, 2, 4).")
-    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
-        raise ValueError(f"repeats={repeats!r}: it must be a whole number of at least 1.")
+    whole("repeats", repeats)
     options = {"backend": "auto", "timeout": 60.0, "threads": 1, "label": None}
     options |= {name: kwargs.pop(name) for name in list(options) if name in kwargs}
     for count in ranks:
@@ -145,15 +145,12 @@ def _check(fn, ranks, backend, timeout, threads, label) -> str:
         raise TypeError(f"run needs a function to run on every rank, and got {type(fn).__name__}: run(train, ranks=2), not run(train(), ranks=2).")
     if isinstance(ranks, (tuple, list, range)):
         raise ValueError(f"ranks={ranks!r}: run takes one number of ranks; use sweep for several.")
-    for name, value in (("ranks", ranks), ("threads", threads)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r}: it must be a whole number of at least 1.")
+    whole("ranks", ranks)
     if ranks > MAX_RANKS:
         raise ValueError(f"ranks={ranks}: this library starts at most {MAX_RANKS} ranks on one machine.")
-    if backend not in devices.BACKENDS:
-        raise ValueError(f"backend={backend!r}: it must be one of {', '.join(map(repr, devices.BACKENDS))}.")
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
-        raise ValueError(f"timeout={timeout!r}: it must be a positive number of seconds.")
+    whole("threads", threads)
+    one_of("backend", backend, devices.BACKENDS)
+    number("timeout", timeout, above=True)
     if label is not None and not isinstance(label, str):
         raise TypeError(f"label={label!r}: it must be text.")
     warning = budget.look(ranks, threads, budget.Machine.here())
@@ -184,12 +181,11 @@ def _run(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job
             if stopped is None:
                 _warn_of_silent_mistakes(group.states)
             else:
-                stopped |= {"timeout": timeout} if "timeout" in stopped else {}
-                raise explain(group.states, output, label, **stopped)
+                raise explain(group.states, output, label, timeout, **stopped)
         except KeyboardInterrupt:
             group.ask_and_wait(0.5)
             output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
-            raise explain(group.states, output, label, interrupted=True) from None
+            raise explain(group.states, output, label, timeout, interrupted=True) from None
         finally:
             group.close()
         results = [pickle.loads(state.result) for state in group.states]
@@ -227,7 +223,7 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
         now = time.monotonic()
         if now >= deadline:
             group.ask_and_wait()
-            return {"timeout": True}
+            return {"timed_out": True}
         leaving = any(state.phase == "finished" for state in group.states)
         if now - asked_at >= (ASK_AFTER_S if leaving or suspicion else pause):
             finding = diagnose.deadlock(group.states)

@@ -4,6 +4,7 @@ from math import prod
 
 from course_lib.ranks import places
 from course_lib.ranks.launch import RankState
+from course_lib.ranks.where import RECORDED
 
 __all__ = ["deadlock", "disagreement", "suspicious_sites", "waits_in_words", "ranks_in_words"]
 
@@ -39,7 +40,7 @@ def suspicious_sites(states: list[RankState]) -> str | None:
 
     Tensors of one shape can be swapped without an error; only the place of the call gives it away.
     """
-    for (seq, group), by_rank in _matched(states):
+    for _, by_rank in _matched(states):
         sites = {rank: tuple(call["site"][:2]) for rank, call in by_rank.items() if call["site"]}
         if next(iter(by_rank.values()))["op"] in _REDUCTIONS and len(sites) == len(by_rank) and len(set(sites.values())) > 1:
             told = defaultdict(list)
@@ -52,34 +53,31 @@ def suspicious_sites(states: list[RankState]) -> str | None:
 
 
 def _matched(states: list[RankState]) -> list[tuple[tuple, dict[int, dict]]]:
-    """Calls that belong together, in order: ((number, group), rank -> call)."""
+    """Calls that belong together, in order: ((number, name of the group), rank -> call)."""
     calls: dict[tuple, dict[int, dict]] = defaultdict(dict)
     for state in states:
         for call in state.collectives:
-            calls[call["seq"], call["group"]][state.rank] = call
+            calls[call["seq"], call["name"]][state.rank] = call
     return sorted(calls.items(), key=lambda item: item[0])
 
 
 def _left_early(states: list[RankState]) -> str | None:
     """A rank has finished, and others wait in a collective that it never called."""
-    finished = {state.rank: state for state in states if state.phase == "finished"}
+    finished = [state for state in states if state.phase == "finished"]
     for state in states:
-        if state.phase == "finished":
-            continue
-        for call in state.collectives:
-            if call["done"]:
-                continue
-            members = call["group"].split(",")
-            for rank, other in finished.items():
-                last = max((c["seq"] for c in other.collectives if c["group"] == call["group"]), default=0)
-                if str(rank) in members and last < call["seq"]:
-                    waiting = [s.rank for s in states if any(c["seq"] == call["seq"] and c["group"] == call["group"] and not c["done"]
-                                                             for c in s.collectives)]
-                    gone = [r for r, s in finished.items() if str(r) in members
-                            and max((c["seq"] for c in s.collectives if c["group"] == call["group"]), default=0) < call["seq"]]
-                    return (f"{ranks_in_words(gone).capitalize()} {'has' if len(gone) == 1 else 'have'} finished without calling {_op_of(state, call)}, "
-                            f"in which {ranks_in_words(waiting)} wait{'s' if len(waiting) == 1 else ''}. A collective needs every rank of its group.")
+        for call in state.collectives if state.phase != "finished" else []:
+            gone = [other.rank for other in finished if not call["done"] and str(other.rank) in call["group"].split(",") and not _has_called(other, call)]
+            if gone:
+                waiting = [s.rank for s in states if any(c["name"] == call["name"] and c["seq"] == call["seq"] and not c["done"] for c in s.collectives)]
+                return (f"{ranks_in_words(gone).capitalize()} {'has' if len(gone) == 1 else 'have'} finished without calling {_op_of(state, call)}, "
+                        f"in which {ranks_in_words(waiting)} wait{'s' if len(waiting) == 1 else ''}. A collective needs every rank of its group.")
     return None
+
+
+def _has_called(state: RankState, call: dict) -> bool:
+    """Whether a rank has called a collective of its group, as far as its record reaches back."""
+    numbers = [c["seq"] for c in state.collectives if c["name"] == call["name"]]
+    return max(numbers) >= call["seq"] if numbers else len(state.collectives) >= RECORDED
 
 
 def waits_in_words(state: RankState) -> str:

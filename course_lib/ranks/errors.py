@@ -11,6 +11,7 @@ from course_lib.ranks.launch import RankState
 __all__ = ["RankError", "RankInterrupt", "RankReport", "explain"]
 
 _CONNECTION = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|timed out", re.IGNORECASE)
+_CELL = re.compile(r"Cell In\[\d+\]")
 _BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 
 
@@ -43,7 +44,7 @@ class _Told:
 
     def __init__(self, headline: str, reports: list[RankReport], label: str):
         self.headline, self.reports, self.label = headline, reports, label
-        super().__init__("\n".join(self._lines()))
+        super().__init__(_CELL.sub("cell", "\n".join(self._lines())))      # without its number: the same text in every run
 
     def __reduce__(self):
         return type(self), (self.headline, self.reports, self.label)
@@ -92,20 +93,21 @@ class RankInterrupt(_Told, KeyboardInterrupt):
     """A job that the learner interrupted, with the place where each rank was."""
 
 
-def explain(states: list[RankState], outputs: list[str], label: str, timeout: float | None = None, stuck: str | None = None,
+def explain(states: list[RankState], outputs: list[str], label: str, timeout: float, *, timed_out: bool = False, stuck: str | None = None,
             interrupted: bool = False) -> RankError | RankInterrupt:
     """Turn what is known of a stopped job's ranks into an error.
 
     Args:
-        timeout: the deadline in seconds, if that is why it was stopped.
+        timeout: the job's deadline in seconds.
+        timed_out: whether that is why it was stopped.
         stuck: the sentence of `diagnose.deadlock`, if that is why.
         interrupted: whether the learner did it.
     """
-    causes = set() if interrupted or timeout is not None or stuck else _causes(states)
+    causes = set() if interrupted or timed_out or stuck else _causes(states)
     disagree = diagnose.disagreement(states, pending_only=True)
     if interrupted:
         headline, because = f"{label} was interrupted.", "was stopped"
-    elif timeout is not None:
+    elif timed_out:
         why = diagnose.deadlock(states) or _who_waits(states)
         headline, because = f"{label} was stopped: it had not finished after timeout={timeout:g} s. {why}", "was running"
     elif stuck:

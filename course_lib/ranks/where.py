@@ -15,6 +15,8 @@ from course_lib.ranks import places
 
 __all__ = ["whereabouts", "collectives", "tell_before_abort"]
 
+RECORDED = 64                   # how many collectives the Flight Recorder keeps
+
 _CALLS = {"all_reduce", "broadcast", "reduce", "all_gather", "gather", "scatter", "reduce_scatter", "all_to_all", "all_to_all_single", "barrier",
           "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single", "all_gather_object", "broadcast_object_list",
           "gather_object", "scatter_object_list", "send", "recv", "send_object_list", "recv_object_list", "monitored_barrier", "new_group",
@@ -33,8 +35,8 @@ def whereabouts() -> dict:
 
 
 def collectives() -> list[dict]:
-    """The last collectives of this rank, from torch's Flight Recorder: op, sizes, dtypes, group (ranks), seq (its number in the group), done,
-    and site, the frame of the learner's code that called it (or None).
+    """The last collectives of this rank, from torch's Flight Recorder: op, sizes, dtypes, group (its ranks), name (of the group: two groups may have
+    the same ranks), seq (the collective's number in the group), done, and site, the frame of the learner's code that called it (or None).
 
     gloo's own name stands for the operation: its reduce_scatter shows as the all_reduce that it is. Empty where there is no recorder.
     """
@@ -44,7 +46,7 @@ def collectives() -> list[dict]:
         return []
     return [{"op": entry["profiling_name"].split(":")[-1], "sizes": [list(size) for size in entry["input_sizes"]],
              "dtypes": [_DTYPES.get(dtype, dtype) for dtype in entry["input_dtypes"]], "group": _group_ranks(entry["process_group"][0]),
-             "seq": entry["collective_seq_id"], "done": bool(entry["retired"]),
+             "name": entry["process_group"][0], "seq": entry["collective_seq_id"], "done": bool(entry["retired"]),
              "site": places.learners_frame([(f["filename"], f["line"], f["name"]) for f in reversed(entry.get("frames", []))])}
             for entry in entries if not entry["is_p2p"]]
 

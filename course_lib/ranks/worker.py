@@ -25,7 +25,7 @@ from course_lib.ranks import where
 MEETING_S = 2.0
 _DEFAULTS = {
     "KINETO_LOG_LEVEL": "99",             # or the profiler's banners stand in the output
-    "TORCH_FR_BUFFER_SIZE": "64",         # the Flight Recorder: the last collectives of this rank, for the explanation of a hang
+    "TORCH_FR_BUFFER_SIZE": str(where.RECORDED),       # the Flight Recorder: the last collectives of this rank, for the explanation of a hang
 }
 _running = False                          # True in a rank: a rank cannot start ranks
 

@@ -1,0 +1,54 @@
+"""What is concluded from what ranks tell: pure functions, no processes."""
+from course_lib.ranks.diagnose import deadlock, disagreement, ranks_in_words, suspicious_sites
+from course_lib.ranks.launch import RankState
+from course_lib.ranks.where import RECORDED
+
+
+def call(seq, op="all_reduce", size=(4,), dtype="float32", done=True, name="0", group="0,1", site=None):
+    return {"op": op, "sizes": [list(size)], "dtypes": [dtype], "group": group, "name": name, "seq": seq, "done": done, "site": site}
+
+
+def states(*calls, finished=()):
+    return [RankState(rank, phase="finished" if rank in finished else "running", collectives=list(own)) for rank, own in enumerate(calls)]
+
+
+def test_slow_is_not_stuck():
+    assert deadlock(states([call(1), call(2, done=False)], [call(1)])) is None                  # rank 1 may still come
+    assert deadlock(states([call(1, done=False)], [call(1, done=False)])) is None               # a large tensor under way
+    assert deadlock(states([call(1, done=False)], [call(1)], finished=[1])) is None             # rank 1 has done its part
+
+
+def test_left_early():
+    told = deadlock(states([call(1), call(2, done=False)], [call(1)], finished=[1]))
+    assert told.startswith("Rank 1 has finished without calling all_reduce, in which rank 0 waits.")
+
+
+def test_left_early_needs_a_member_and_a_record():
+    other_group = call(1, done=False, name="7", group="0,2")
+    assert deadlock(states([other_group], [call(1)], [], finished=[1])) is None                 # rank 1 is no member
+    full = [call(n) for n in range(RECORDED)]
+    assert deadlock(states([call(1, done=False, name="7")], full, finished=[1])) is None        # its record does not reach back
+
+
+def test_groups_of_the_same_ranks_are_kept_apart():
+    one = [call(1, name="0"), call(1, "broadcast", name="5")]
+    assert disagreement(states(one, one)) is None
+
+
+def test_disagreement():
+    assert "rank 0 called all_reduce of float32[4]; rank 1 called all_reduce of float32[5]" in disagreement(states([call(1)], [call(1, size=(5,))]))
+    assert "different collectives" in disagreement(states([call(1)], [call(1, "broadcast")]))
+    assert disagreement(states([call(1)], [call(1, size=(5,))]), pending_only=True) is None
+    assert disagreement(states([call(1, "gather")], [call(1, "gather", size=(9,))])) is None    # sizes may differ
+    assert disagreement(states([call(1, size=(2, 3))], [call(1, size=(6,))])) is None           # the same elements
+
+
+def test_sites():
+    here, there = ("cell.py", 3, "f"), ("cell.py", 5, "f")
+    assert suspicious_sites(states([call(1, site=here)], [call(1, site=here)])) is None
+    assert "line 3" in suspicious_sites(states([call(1, site=here)], [call(1, site=there)]))
+    assert suspicious_sites(states([call(1, "broadcast", site=here)], [call(1, "broadcast", site=there)])) is None      # often meant so
+
+
+def test_words():
+    assert [ranks_in_words(r) for r in ([1], [0, 2], [3, 0, 1])] == ["rank 1", "ranks 0 and 2", "ranks 0, 1 and 3"]
