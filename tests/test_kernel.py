@@ -68,6 +68,9 @@ class Kernel:
 @pytest.fixture(scope="module")
 def kernel():
     kernel = Kernel()
+    kernel.run("from course_lib import run\nimport torch, torch.distributed as dist\nFACTOR = 3")
+    kernel.run("class Scaler:\n    def __call__(self, x):\n        return FACTOR * x")
+    kernel.run("def work(x):\n    t = torch.tensor([Scaler()(x) + dist.get_rank()])\n    dist.all_reduce(t)\n    return t.item(), Scaler()")
     yield kernel
     kernel.close()
 
@@ -77,9 +80,6 @@ def texts(outputs) -> str:
 
 
 def test_a_function_from_a_cell_uses_names_of_other_cells(kernel):
-    kernel.run("from course_lib import run\nimport torch, torch.distributed as dist\nFACTOR = 3")
-    kernel.run("class Scaler:\n    def __call__(self, x):\n        return FACTOR * x")
-    kernel.run("def work(x):\n    t = torch.tensor([Scaler()(x) + dist.get_rank()])\n    dist.all_reduce(t)\n    return t.item(), Scaler()")
     content, outputs = kernel.run("job = run(work, 10, ranks=2)\nprint([r[0] for r in job.results], type(job.results[0][1]) is Scaler)")
     assert content["status"] == "ok" and "[61, 61] True" in texts(outputs)
 
