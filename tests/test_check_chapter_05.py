@@ -1,0 +1,76 @@
+"""Each check of chapter 05 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+import answers_05 as answers
+import pytest
+
+from course_lib.check import chapter_05
+
+CHECKS = {
+    chapter_05.bucketed_overlap: [answers.bucketed, answers.bucketed_from_the_shapes],
+    chapter_05.finish_time: [answers.finish_time, answers.finish_time_from_the_back],
+    chapter_05.half_precision_hook: [answers.half_hook, answers.half_hook_of_torch],
+    chapter_05.quoted_rates: [answers.rates],
+}
+WRONG = [
+    (chapter_05.bucketed_overlap, answers.bucketed_all_at_the_end, "you made 1 calls (all_reduce): everything in one, at the end?"),
+    (chapter_05.bucketed_overlap, answers.bucketed_all_at_the_end, "no bucket leaves before the last layer's backward"),
+    (chapter_05.bucketed_overlap, answers.bucketed_full_buckets_at_the_end, "no bucket leaves before the last layer's backward"),
+    (chapter_05.bucketed_overlap, answers.bucketed_one_per_parameter, "you made 8 calls (all_reduce): one for each parameter?"),
+    (chapter_05.bucketed_overlap, answers.bucketed_waits_in_hook, "something waits for it inside the hook"),
+    (chapter_05.bucketed_overlap, answers.bucketed_sum, "It is 3 times the average"),
+    (chapter_05.bucketed_overlap, answers.bucketed_divides_twice, "It is 0.333 times the average"),
+    (chapter_05.bucketed_overlap, answers.bucketed_forgets_the_last, "are not the average over the ranks"),
+    (chapter_05.bucketed_overlap, answers.bucketed_keeps_old_buckets, "in step 1, the gradients on rank 0 are not the average"),
+    (chapter_05.bucketed_overlap, answers.bucketed_keeps_old_buckets, "what is left over from them?"),
+    (chapter_05.bucketed_overlap, answers.bucketed_in_float64, "2.00 times what an all_reduce of all gradients sends"),
+    (chapter_05.bucketed_overlap, answers.bucketed_by_all_gather, "4 calls (all_gather)"),
+    (chapter_05.bucketed_overlap, answers.bucketed_without_finish, "return the function `finish`; it returned None"),
+    (chapter_05.bucketed_overlap, answers.bucketed_without_messages, "are not the average over the ranks"),
+    (chapter_05.finish_time, answers.finish_time_without_overlap, "without overlap"),
+    (chapter_05.finish_time, answers.finish_time_without_tail, "4 equal buckets, computing slower: ready at"),
+    (chapter_05.finish_time, answers.finish_time_of_the_last_bucket, "backward plus the last bucket"),
+    (chapter_05.finish_time, answers.finish_time_on_a_free_network, "4 equal buckets, communication slower: ready at"),
+    (chapter_05.finish_time, answers.finish_time_by_the_formula, "a large bucket in the middle: ready at"),
+    (chapter_05.half_precision_hook, answers.half_hook_divides_after, "divide before you send"),
+    (chapter_05.half_precision_hook, answers.half_hook_sum, "It is 4 times the average"),
+    (chapter_05.half_precision_hook, answers.half_hook_in_fp32, "(float32), and half of P is"),
+    (chapter_05.half_precision_hook, answers.half_hook_in_bfloat16, "the relative error is"),
+    (chapter_05.half_precision_hook, answers.half_hook_rounds_and_sends_fp32, "(float32), and half of P is"),
+    (chapter_05.half_precision_hook, answers.half_hook_by_all_gather, "you call all_gather"),
+    (chapter_05.quoted_rates, answers.rates_of_rank_0, "what rank 0 alone does"),
+    (chapter_05.quoted_rates, answers.rates_of_all_collectives, "collectives_per_s is 3.00 times what it should be: it looks like the sum over all ranks"),
+    (chapter_05.quoted_rates, answers.rates_of_payload, "the payload, and not what the algorithm sends"),
+    (chapter_05.quoted_rates, answers.rates_of_fast_ranks, "not of the slowest rank"),
+    (chapter_05.quoted_rates, answers.rates_by_mean_step, "the mean over the timed steps"),
+    (chapter_05.quoted_rates, answers.rates_of_whole_job, "the time of the whole job"),
+    (chapter_05.quoted_rates, answers.rates_as_a_tuple, "return a dict with the keys"),
+]
+# Right values, wasteful way: the values must have been accepted, and the waste refused.
+WASTEFUL = {answers.bucketed_all_at_the_end, answers.bucketed_full_buckets_at_the_end, answers.bucketed_one_per_parameter, answers.bucketed_waits_in_hook,
+            answers.bucketed_in_float64, answers.bucketed_by_all_gather, answers.half_hook_in_fp32, answers.half_hook_rounds_and_sends_fp32,
+            answers.half_hook_by_all_gather}
+
+
+@pytest.mark.parametrize("check, answer", [(check, answer) for check, right in CHECKS.items() for answer in right], ids=lambda f: f.__name__)
+def test_right_answers_are_accepted(check, answer):
+    verdict = check(answer)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+    assert repr(check(answer)) == repr(verdict), "a verdict that changes from run to run cannot be compared"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
+def test_the_stub_gets_one_calm_line(check):
+    verdict = check(answers.stub)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict)
+
+
+@pytest.mark.parametrize("check, answer, reason", WRONG, ids=lambda value: getattr(value, "__name__", None))
+def test_wrong_answers_are_refused_with_the_reason(check, answer, reason):
+    verdict = check(answer)
+    assert not verdict and not verdict.untouched
+    refused = [line for line in verdict.lines if line.startswith("no ")]
+    assert any(reason in line for line in refused), repr(verdict)
+    if answer in WASTEFUL:
+        accepted = "\n".join(line for line in verdict.lines if line.startswith("yes "))
+        assert "is the average" in accepted or "the average, with the precision of fp16" in accepted, repr(verdict)
