@@ -81,9 +81,12 @@ def _has_called(state: RankState, call: dict) -> bool:
 
 
 def waits_in_words(state: RankState) -> str:
-    """What a rank waits in: "all_reduce of float32[3]"; empty if it waits in nothing."""
+    """What a rank waits in, or waited in when it failed: "all_reduce of float32[3]"; empty if in nothing."""
     pending = [call for call in state.collectives if not call["done"]]
     call = state.where.get("call") if state.where else None
+    if state.error:                 # the wait has ended in an error, such as a broken connection
+        op = next((name for filename, _, name in reversed(state.error["frames"]) if filename.endswith("distributed_c10d.py")), "")
+        return call_in_words(state.collectives[-1]) if state.collectives and state.collectives[-1]["op"] == op else op
     if call:
         if call["peer"] is not None:
             return f"{call['op']} {'to' if call['op'] == 'send' else 'from'} rank {call['peer']}" + (f" of {call['tensor']}" if call["tensor"] else "")

@@ -133,7 +133,7 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
         told, place, line = "had finished", "", ""
     elif state.silent:
         told = state.silent
-    elif state.status is None and waits:
+    elif waits:
         told = f"{because}; it was waiting in {waits}" if because.startswith("stopped") else f"waits in {waits}"
     else:
         told = because
