@@ -112,13 +112,14 @@ def _trial(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, ro
 
 
 def _judge_values(judge: Judge, job: Job, cases: Sequence[Case], wanted: str) -> bool:
-    """Demand that nothing is wrong on any rank in any case; one line, with the first problem of each kind of tensor left out but the first."""
-    sizes = ", ".join(f"{torch.Size(shape).numel():,}" for shape in dict.fromkeys(shape for shape, _ in cases))
+    """Demand that nothing is wrong on any rank in any case; one line, which names the first problem."""
     for number, (shape, dtype) in enumerate(cases):
         for rank, problems in enumerate(job.results):
             if problems[number]:
                 return judge.demand(False, "", f"{job.ranks} ranks, a tensor of shape {shape} and dtype {dtype}: on rank {rank} it must be {wanted}, and it "
                                     f"{problems[number]}")
+    *smaller, largest = sorted({torch.Size(shape).numel() for shape, _ in cases})
+    sizes = f"{', '.join(map(str, smaller))} and {largest}"
     return judge.demand(True, f"{job.ranks} ranks, tensors of {sizes} elements: every rank has {wanted}", "")
 
 
