@@ -45,7 +45,7 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
         if isinstance(model, Scaled):
             images, labels = (all_[update * samples:(update + 1) * samples] for all_ in digits())
             return images.double(), labels
-        return (torch.randint(256, (samples, 17), generator=torch.Generator().manual_seed(update)),)
+        return (torch.arange(samples * 17).add(update).pow(3).remainder(251).view(samples, 17),)          # tokens without a pattern that matters
 
     def loss_of(model, batch):
         return model(batch[0]) if len(batch) == 1 else F.cross_entropy(model(batch[0]), batch[1])
