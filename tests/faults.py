@@ -145,3 +145,11 @@ def addresses():
     dist.all_reduce(torch.ones(1))
     return sorted({c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN}), \
         sorted({c.raddr.ip for c in psutil.Process().net_connections("inet") if c.raddr})
+
+
+def uneven_with_join():
+    """No fault: rank 1 has fewer inputs, and `join` answers for it."""
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
+    with model.join():
+        for _ in range(4 - 2 * dist.get_rank()):
+            model(torch.ones(2, 3)).sum().backward()

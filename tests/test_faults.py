@@ -150,6 +150,12 @@ def test_row_7_swapped_tensors(nothing_left):
     assert job.results == [4.0, 4.0]              # plainly wrong: the sum of zeros and ones, twice
 
 
+def test_row_7_join_is_no_mistake(nothing_left):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(faults.uneven_with_join)
+
+
 @pytest.mark.parametrize("fn, words", [
     (faults.is_stopped, "does not respond: its process was stopped (SIGSTOP)"), (faults.holds_the_lock, "was running")])
 def test_row_8_a_rank_does_not_respond(nothing_left, fn, words):

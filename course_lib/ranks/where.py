@@ -47,8 +47,16 @@ def collectives() -> list[dict]:
     return [{"op": entry["profiling_name"].split(":")[-1], "sizes": [list(size) for size in entry["input_sizes"]],
              "dtypes": [_DTYPES.get(dtype, dtype) for dtype in entry["input_dtypes"]], "group": _group_ranks(entry["process_group"][0]),
              "name": entry["process_group"][0], "seq": entry["collective_seq_id"], "done": bool(entry["retired"]),
-             "site": places.learners_frame([(f["filename"], f["line"], f["name"]) for f in reversed(entry.get("frames", []))])}
+             "site": _site(entry.get("frames", []))}
             for entry in entries if not entry["is_p2p"]]
+
+
+def _site(frames: list[dict]) -> tuple[str, int, str] | None:
+    """The learner's frame from which a collective was called (frames innermost first). None where torch calls it for a rank that has run out
+    of inputs (`join`): there another line than its peers' is as it should be."""
+    if any(frame["filename"].endswith("algorithms/join.py") for frame in frames):
+        return None
+    return places.learners_frame([(frame["filename"], frame["line"], frame["name"]) for frame in reversed(frames)])
 
 
 def tell_before_abort(tell: Callable[[], None]) -> None:
