@@ -8,17 +8,19 @@ __all__ = ["overlap"]
 Intervals = list[tuple[float, float]]
 
 
-def overlap(job: Job) -> pd.DataFrame:
+def overlap(job: Job, kinds: tuple[str, ...] = ("forward", "backward", "optimizer", "span")) -> pd.DataFrame:
     """One row per rank: compute_s, communication_s, both_s, hidden.
 
     compute_s: seconds in which the rank computed or was in a span of `measure.span`. communication_s: seconds in which a collective ran, waiting
     for other ranks included. both_s: seconds in which it did both at once. hidden: both_s / communication_s. All of the traced step.
+
+    Args:
+        kinds: what counts as computing, of the kinds in `job.timeline`; ("span",) leaves out what no `measure.span` names.
     """
     rows = []
     for rank in range(job.ranks):
         mine = job.timeline[job.timeline["rank"] == rank]
-        talking = mine["kind"] == "communication"
-        compute, communication = _union(mine[~talking]), _union(mine[talking])
+        compute, communication = _union(mine[mine["kind"].isin(kinds)]), _union(mine[mine["kind"] == "communication"])
         both = [(max(a, c), min(b, d)) for a, b in compute for c, d in communication if max(a, c) < min(b, d)]
         compute_s, communication_s, both_s = map(_seconds, (compute, communication, both))
         rows.append({"rank": rank, "compute_s": compute_s, "communication_s": communication_s, "both_s": both_s,

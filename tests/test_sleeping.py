@@ -45,3 +45,8 @@ def test_overlap(rows, compute_s, communication_s, both_s):
     row = overlap(job(*rows)).loc[0]
     assert (row["compute_s"], row["communication_s"], row["both_s"]) == (compute_s, communication_s, both_s)
     assert row["hidden"] == (pytest.approx(both_s / communication_s) if communication_s else 0)
+
+
+def test_overlap_with_named_spans_alone():
+    mixed = job(("span", 0, 2), ("forward", 2, 4), ("communication", 1, 4))
+    assert overlap(mixed).loc[0, "both_s"] == 3 and overlap(mixed, kinds=("span",)).loc[0, "both_s"] == 1
