@@ -18,6 +18,7 @@ from torch.optim import Adam, Optimizer
 
 from course_lib import measure
 from course_lib.datasets import digit_batches, digits
+from course_lib.mini import ddp, ring
 from course_lib.models import MLP
 
 __all__ = ["Strategy", "ONE_PROCESS", "STRATEGIES", "train_digits", "all_reduce_seconds"]
@@ -54,6 +55,12 @@ def _ddp(model: nn.Module) -> tuple[nn.Module, Optimizer]:
     return model, Adam(model.parameters(), LEARNING_RATE)
 
 
+def _mini_ddp(model: nn.Module) -> tuple[nn.Module, Optimizer]:
+    """As DDP, from scratch: the course's own hooks and buckets, on its own ring of sends and receives."""
+    model = ddp.DistributedDataParallel(model, all_reduce=ring.all_reduce)
+    return model, Adam(model.parameters(), LEARNING_RATE)
+
+
 def _zero_1(model: nn.Module) -> tuple[nn.Module, Optimizer]:
     """As DDP, but each parameter has one owner, which alone keeps its optimizer state, updates it and broadcasts it."""
     model = DistributedDataParallel(model)
@@ -72,6 +79,7 @@ def _fully_shard(model: nn.Module) -> tuple[nn.Module, Optimizer]:
 ONE_PROCESS = Strategy("one process", _alone, 0, "data_parallel", "data_parallel")
 STRATEGIES = (
     Strategy("DDP", _ddp, 0, "data_parallel", "data_parallel"),
+    Strategy("mini DDP", _mini_ddp, 0, "data_parallel", "data_parallel"),
     Strategy("ZeRO-1", _zero_1, 1, "zero_redundancy_optimizer", "zero_redundancy_optimizer"),
     Strategy("fully_shard", _fully_shard, 3, "zero_3", "fully_shard_gloo"),
 )
