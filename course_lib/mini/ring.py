@@ -11,7 +11,7 @@ Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for cl
 """
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch import Tensor
 
 __all__ = ["all_reduce", "reduce_scatter", "all_gather"]
 
+TWO_PIECES_FROM_BYTES = 2**20             # a chunk so large is cut in two: while one half travels, the other is added up
 Group = dist.ProcessGroup | None
 
 
@@ -85,42 +86,57 @@ def _sum_round(chunks: Sequence[Tensor], result: Tensor, group: Group, in_place:
 
     Chunk c sets out from rank c + 1. Every rank on its way adds its own part and sends the sum on, and rank c is the last.
     """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    buffers = _buffers(max(chunk.numel() for chunk in chunks), result.dtype, result.device, threading.get_ident())      # [2, numel]
-    outgoing, sends = chunks[rank - 1], []
-    for step in range(1, size):
-        own = chunks[(rank - 1 - step) % size]
-        incoming = buffers[0 if in_place else step % 2][: own.numel()]
-        received, *sent = _exchange(outgoing, incoming, rank, size, group)
-        received.wait()
-        outgoing = torch.add(incoming, own, out=result if step == size - 1 else own if in_place else incoming)
-        sends += sent                     # nobody waits for these before it must: a slow neighbour need not hold up this rank
-        if not in_place:                  # the next step receives into the buffer that is being sent
-            _wait(sends)
-    _wait(sends)
+    rank, size, pieces = dist.get_rank(group), dist.get_world_size(group), _pieces(chunks)
+    order = [chunks[(rank - 1 - step) % size] for step in range(size)]      # the first is sent, the others are added to what comes
+    own = _cut(order[1:], pieces)
+    buffers = _buffers(pieces, max(map(Tensor.numel, _cut(chunks, pieces))), result.dtype, result.device, threading.get_ident())
+    arriving = [buffers[0 if in_place else m // pieces % 2, m % pieces, : piece.numel()] for m, piece in enumerate(own)]
+    sums = (own if in_place else arriving)[:-pieces] + _cut([result], pieces)
+    for m in _relay(_cut(order[:1], pieces) + sums, arriving, pieces, group):
+        torch.add(arriving[m], own[m], out=sums[m])
 
 
 def _pass_round(chunks: Sequence[Tensor], group: Group) -> None:
     """n-1 steps, after which every rank has all chunks: each sends its own first, and then always what came last."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    sends = []
-    for step in range(size - 1):
-        received, *sent = _exchange(chunks[(rank - step) % size], chunks[(rank - step - 1) % size], rank, size, group)
+    pieces = _pieces(chunks)
+    order = _cut([chunks[(rank - step) % size] for step in range(size)], pieces)
+    for _ in _relay(order, order[pieces:], pieces, group):
+        pass
+
+
+def _relay(outgoing: Sequence[Tensor], incoming: Sequence[Tensor], window: int, group: Group) -> Iterator[int]:
+    """Send outgoing[m] to the right neighbour and receive incoming[m] from the left one, m = 0, 1, ...; yield m when that has come.
+
+    `window` messages are on their way at once. Message m + window sets out when the caller has seen to incoming[m]: it may be made of it.
+    """
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    works = [_exchange(outgoing[m], incoming[m], rank, size, group) for m in range(min(window, len(incoming)))]
+    for m in range(len(incoming)):
+        received, *sent = works[m]
         received.wait()
-        sends += sent
-    _wait(sends)
+        yield m
+        for work in sent:                 # its memory may now be received into
+            work.wait()
+        if m + window < len(incoming):
+            works.append(_exchange(outgoing[m + window], incoming[m + window], rank, size, group))
 
 
 def _exchange(outgoing: Tensor, incoming: Tensor, rank: int, size: int, group: Group) -> list[dist.Work]:
-    """Begin to receive from the left neighbour and to send to the right one; returns what to wait for, the receive first."""
-    return dist.batch_isend_irecv([       # one batch, so that NCCL runs both at once (and makes one work of them)
-        dist.P2POp(dist.irecv, incoming, group=group, group_peer=(rank - 1) % size),
-        dist.P2POp(dist.isend, outgoing, group=group, group_peer=(rank + 1) % size)])
+    """Begin to receive from the left neighbour and to send to the right one; returns what to wait for (once each), the receive first."""
+    left, right = (rank - 1) % size, (rank + 1) % size
+    if incoming.is_cuda:                  # NCCL runs calls one after the other, unless they are a batch; it makes one work of it
+        return dist.batch_isend_irecv([dist.P2POp(dist.irecv, incoming, group=group, group_peer=left),
+                                       dist.P2POp(dist.isend, outgoing, group=group, group_peer=right)])
+    return [dist.irecv(incoming, group=group, group_src=left), dist.isend(outgoing, group=group, group_dst=right)]
 
 
-def _wait(works: list[dist.Work]) -> None:
-    while works:
-        works.pop(0).wait()               # once each: gloo would take a second wait for another message
+def _pieces(chunks: Sequence[Tensor]) -> int:
+    return 2 if max(chunk.nbytes for chunk in chunks) >= TWO_PIECES_FROM_BYTES else 1
+
+
+def _cut(chunks: Sequence[Tensor], pieces: int) -> list[Tensor]:
+    return [piece for chunk in chunks for piece in chunk.tensor_split(pieces)]
 
 
 def _chunks(full: Tensor | Sequence[Tensor], size: int, rank: int, part: Tensor) -> list[Tensor]:
@@ -141,6 +157,6 @@ def _chunks(full: Tensor | Sequence[Tensor], size: int, rank: int, part: Tensor)
 
 
 @functools.lru_cache(maxsize=2)
-def _buffers(numel: int, dtype: torch.dtype, device: torch.device, thread: int) -> Tensor:
-    """Two buffers [2, numel], kept for the next call: fresh memory from the operating system costs as much time as the adding."""
-    return torch.empty(2, numel, dtype=dtype, device=device)
+def _buffers(pieces: int, numel: int, dtype: torch.dtype, device: torch.device, thread: int) -> Tensor:
+    """Room for two chunks [2, pieces, numel], kept for the next call: fresh memory from the system costs as much time as the adding."""
+    return torch.empty(2, pieces, numel, dtype=dtype, device=device)
