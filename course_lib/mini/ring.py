@@ -31,12 +31,11 @@ def all_reduce(tensor: Tensor, group: Group = None) -> None:
         tensor: any shape and size, the same on every rank. It is cut as `torch.tensor_split` does: chunks differ by one element at most.
         group: the ranks that take part; None for all.
     """
-    flat = tensor.contiguous().view(-1)                         # [numel]: the tensor's own memory, if it is contiguous
+    flat = _flat(tensor, group)                                 # [numel]
     chunks = flat.tensor_split(dist.get_world_size(group))      # n chunks of numel / n
     _sum_round(chunks, chunks[dist.get_rank(group)], group, in_place=True)
     _pass_round(chunks, group)
-    if not tensor.is_contiguous():
-        tensor.copy_(flat.view_as(tensor))
+    _write_back([flat], [tensor])
 
 
 @torch.no_grad()
@@ -45,20 +44,19 @@ def reduce_scatter(output: Tensor, input: Tensor | Sequence[Tensor], group: Grou
 
     Args:
         output: gets chunk number `rank` of the sum. It may be that chunk of `input` itself.
-        input: a tensor of n times as many elements as `output`, as for `dist.reduce_scatter_tensor`; or a list of one contiguous chunk per rank,
-            as for `dist.reduce_scatter`, in which chunks may differ in size (but not between ranks). It is only read.
+        input: a tensor of n times as many elements as `output`, as for `dist.reduce_scatter_tensor`; or a list of one chunk per rank, as for
+            `dist.reduce_scatter`, in which chunks may differ in size (but not between ranks). It is only read.
         group: the ranks that take part; None for all.
 
     Errors: ValueError where sizes or dtypes do not match.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    chunks = _chunks(input, size, rank, output)
-    result = output.contiguous().view(-1)
+    _, chunks = _chunks(input, output, group)
+    result = _flat(output, group)
     _sum_round(chunks, result, group, in_place=False)
     if size == 1:
-        result.copy_(chunks[0])
-    if not output.is_contiguous():
-        output.copy_(result.view_as(output))
+        result.copy_(chunks[rank])
+    _write_back([result], [output])
 
 
 @torch.no_grad()
@@ -66,19 +64,17 @@ def all_gather(output: Tensor | Sequence[Tensor], input: Tensor, group: Group = 
     """Put the chunks of all ranks together on every rank; every rank of the group must call this.
 
     Args:
-        output: a contiguous tensor of n times as many elements as `input`, as for `dist.all_gather_into_tensor`; or a list of one contiguous
-            tensor per rank, as for `dist.all_gather`, which may differ in size.
+        output: a tensor of n times as many elements as `input`, as for `dist.all_gather_into_tensor`; or a list of one tensor per rank, as for
+            `dist.all_gather`, which may differ in size.
         input: this rank's chunk. It may be its place in `output` itself.
         group: the ranks that take part; None for all.
 
-    Errors: ValueError where sizes or dtypes do not match, or `output` is not contiguous.
+    Errors: ValueError where sizes or dtypes do not match.
     """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    if isinstance(output, Tensor) and not output.is_contiguous():
-        raise ValueError("all_gather writes into output, which must be contiguous.")
-    chunks = _chunks(output, size, rank, input)
-    chunks[rank].copy_(input.reshape(-1))
+    flats, chunks = _chunks(output, input, group)
+    chunks[dist.get_rank(group)].copy_(input.reshape(-1))
     _pass_round(chunks, group)
+    _write_back(flats, [output] if isinstance(output, Tensor) else output)
 
 
 def _sum_round(chunks: Sequence[Tensor], result: Tensor, group: Group, in_place: bool) -> None:
@@ -139,21 +135,34 @@ def _cut(chunks: Sequence[Tensor], pieces: int) -> list[Tensor]:
     return [piece for chunk in chunks for piece in chunk.tensor_split(pieces)]
 
 
-def _chunks(full: Tensor | Sequence[Tensor], size: int, rank: int, part: Tensor) -> list[Tensor]:
-    """The n flat chunks of a full tensor or list, after a look at whether `part` fits chunk number `rank`."""
+def _chunks(full: Tensor | Sequence[Tensor], part: Tensor, group: Group) -> tuple[list[Tensor], list[Tensor]]:
+    """A full tensor or list, flat, and its n chunks, after a look at whether `part` fits chunk number `rank`."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
     if isinstance(full, Tensor):
         if full.numel() != size * part.numel():
             raise ValueError(f"the full tensor has {full.numel()} elements; it must have {size} (ranks) times {part.numel()}.")
-        chunks = list(full.contiguous().view(size, part.numel()))
+        flats = [_flat(full, group)]
+        chunks = list(flats[0].view(size, part.numel()))
     else:
-        if len(full) != size or not all(chunk.is_contiguous() for chunk in full):
-            raise ValueError(f"the list must have one contiguous chunk for each of {size} ranks.")
-        chunks = [chunk.view(-1) for chunk in full]
-        if chunks[rank].numel() != part.numel():
-            raise ValueError(f"chunk {rank} of the list has {chunks[rank].numel()} elements, and this rank's own tensor {part.numel()}.")
+        if len(full) != size or full[rank].numel() != part.numel():
+            raise ValueError(f"the list must have {size} chunks, one for each rank, and number {rank} must have {part.numel()} elements.")
+        flats = chunks = [_flat(chunk, group) for chunk in full]
     if dtypes := {chunk.dtype for chunk in chunks} - {part.dtype}:
         raise ValueError(f"all tensors must have one dtype, not {part.dtype} and {', '.join(map(str, dtypes))}.")
-    return chunks
+    return flats, chunks
+
+
+def _flat(tensor: Tensor, group: Group) -> Tensor:
+    """The tensor as [numel] in memory that can be sent: its own if it is contiguous, else a copy. (gloo sends from the CPU's memory only.)"""
+    if tensor.is_cuda and "nccl" not in str(dist.get_backend_config(group)):
+        tensor = tensor.cpu()
+    return tensor.contiguous().view(-1)
+
+
+def _write_back(flats: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    for flat, tensor in zip(flats, tensors):
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.copy_(flat.view_as(tensor))
 
 
 @functools.lru_cache(maxsize=2)
