@@ -1,0 +1,120 @@
+"""mini.ddp on real ranks: equal to torch's DDP and to one process; bytes, calls, overlap; parameters that are frozen, tied or unused."""
+import functools
+import math
+import sys
+
+import mini_workers
+import pytest
+import torch
+
+from course_lib import run, theory
+
+NAMES = ("MLP", "CNN", "TinyGPT")
+on_all_ranks = pytest.mark.parametrize("ranks", [2, 3, 4])
+needs_counters = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts what one process sends")
+
+
+@functools.cache
+def updates(ranks: int, kind: str = "mine", **options):
+    return run(mini_workers.updates, kind, ranks=ranks, backend="gloo", **options)
+
+
+def reduces(job, rank: int = 0):
+    return job.comm[(job.comm["rank"] == rank) & (job.comm["op"] == "all_reduce")]
+
+
+@on_all_ranks
+def test_ten_steps_equal_torchs_ddp_and_one_process(ranks):
+    cases = [(name, torch.float64, 12, {"bucket_cap_mb": 0.01}) for name in NAMES]
+    cases += [(name, torch.float64, 13, {}) for name in NAMES]                              # uneven: slices differ by one sample
+    cases += [(name, torch.float64, 12, {"bucket_cap_mb": 0.01, "all_reduce": "ring"}) for name in NAMES[:1]]
+    for result in run(mini_workers.parity, cases, ranks=ranks).results:
+        for case, worst in zip(cases, result, strict=True):
+            assert worst["torch"] < 1e-6 and worst["alone"] < 1e-6 and worst["frozen"] == 0, (case, worst)
+
+
+def test_single_precision_and_buffers_equal_torchs():
+    cases = [(name, torch.float32, 12, {}) for name in NAMES] + [("CNN with batch norm", torch.float64, 12, {})]
+    for result in run(mini_workers.parity, cases, ranks=2).results:
+        for case, worst in zip(cases, result, strict=True):
+            assert worst["torch"] < (1e-4 if case[1] == torch.float32 else 1e-6), (case, worst)
+        assert result[-1]["alone"] > 1e-3, "each rank normalises over its own samples: no equality with one process"
+
+
+def test_all_ranks_start_from_rank_0():
+    assert run(mini_workers.starts_equal, ranks=3).results == [0.0] * 3
+
+
+def test_backwards_in_a_row_after_no_sync_and_after_failure():
+    for told in run(mini_workers.special_backwards, ranks=3).results:
+        assert all(value < 1e-12 for value in told.values()), told
+
+
+def test_a_parameter_without_gradient_is_named():
+    told = run(mini_workers.unused, False, ranks=2).results
+    assert "no gradient for never.bias, never.weight in this backward on rank 0" in told[0]["error"]
+    assert "never.bias, never.weight, sometimes.bias, sometimes.weight in this backward on rank 1" in told[1]["error"]
+
+
+def test_unused_parameters_count_as_zero_where_others_use_them():
+    for told in run(mini_workers.unused, True, ranks=3).results:
+        assert told["never"] == [True, True], "nobody has a gradient: .grad stays None"
+        assert told["difference"] < 1e-12
+
+
+# Bytes, calls, time
+
+
+@needs_counters
+@on_all_ranks
+def test_gradients_travel_once_and_live_in_their_buckets(ranks):
+    job = updates(ranks)
+    params = job.results[0]["params"]
+    for rank in range(ranks):
+        rows = reduces(job, rank)
+        assert len(rows) == 1 and rows["payload_bytes"].sum() == params and set(rows["op"]) == {"all_reduce"}
+    sent = job.steps[job.steps["step"] >= 2]["wire_bytes"]
+    assert ((sent / theory.step_bytes("data_parallel", params, ranks) - 1).abs() < 0.02).all()
+    held = job.memory[job.memory["category"] == "grads"]["bytes"]
+    assert held.tolist() == [params] * ranks, "no second copy of the gradients"
+
+
+@needs_counters
+def test_no_sync_divides_bytes_by_the_number_of_micro_batches():
+    k = 4
+    once, always = updates(2, num_microbatches=k), updates(2, num_microbatches=k, sync_always=True)
+    sent = [job.steps[job.steps["step"] >= 2]["wire_bytes"].mean() for job in (once, always)]
+    assert sent[1] / sent[0] == pytest.approx(k, rel=0.02)
+    assert len(reduces(once)) == 1 and len(reduces(always)) == k
+    for weights in zip(once.results[0]["weights"], once.results[1]["weights"], always.results[0]["weights"]):
+        assert torch.equal(weights[0], weights[1]) and torch.allclose(weights[0], weights[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("bucket_cap_mb, calls", [(0, 8), (40_000 / 2**20, 4), (80_000 / 2**20, 2), (121_000 / 2**20, 2), (float("inf"), 1), (25, 1)])
+def test_calls_are_as_many_as_buckets_are_needed(bucket_cap_mb, calls):
+    job = updates(2, bucket_cap_mb=bucket_cap_mb)
+    for rank in range(2):
+        rows = reduces(job, rank)
+        assert len(rows) == calls and rows["payload_bytes"].sum() == job.results[rank]["params"]
+    if 0 < bucket_cap_mb < 1:
+        assert calls <= math.ceil(job.results[0]["params"] / (bucket_cap_mb * 2**20))
+        assert len(reduces(updates(2, kind="torch", bucket_cap_mb=bucket_cap_mb))) == calls, "as torch fills its buckets"
+
+
+def test_full_buckets_travel_while_backward_goes_on():
+    early, late = run(mini_workers.sleepy, ranks=2), run(mini_workers.sleepy, bucket_cap_mb=float("inf"), ranks=2)
+    for rank in range(2):
+        assert len(reduces(early, rank)) == 4 and len(reduces(late, rank)) == 1
+        assert mini_workers.overlap(late, rank) == 0, "one bucket is full only at the end"
+        assert mini_workers.overlap(early, rank) > 0.5, "all but the first layer's: three of four"
+        ends = early.timeline[(early.timeline["rank"] == rank) & (early.timeline["name"] == "backward 0")]
+        starts = early.timeline[(early.timeline["rank"] == rank) & (early.timeline["name"] == "all_reduce")]["start_s"]
+        assert (starts.sort_values().iloc[:3] < ends["start_s"].iloc[0]).all(), "started before the last layer's backward began"
+
+
+def test_a_group_averages_among_itself():
+    job = run(mini_workers.ddp_in_pairs, ranks=4)
+    weights, gradients = zip(*job.results)
+    assert torch.equal(weights[0], weights[2]) and torch.equal(weights[1], weights[3]) and not torch.equal(weights[0], weights[1])
+    assert [g.unique().tolist() for g in gradients] == [[1.0], [2.0], [1.0], [2.0]]
+    assert set(reduces(job)["group_size"]) == {2}
