@@ -59,10 +59,11 @@ def work(request: dict, rank: int, channel: socket.socket) -> None:
         sys.path[:] = job["path"]
         os.environ.clear()
         os.environ.update(_DEFAULTS | job["environ"])
-        store = _join(request, rank)
+        meet = _meeting_point(_join(request, rank), request["ranks"])
         function, args, kwargs = pickle.loads(job["call"])
+        meet("started")                   # all have joined: a rank that fails at once does not break another's connecting
         kernel.send("started")
-        ledger = measure.start_ledger(lambda step: kernel.send("step", step), _meeting_point(store, request["ranks"]))
+        ledger = measure.start_ledger(lambda step: kernel.send("step", step), meet)
         begin = time.perf_counter()
         result = function(*args, **kwargs)
         seconds = time.perf_counter() - begin
