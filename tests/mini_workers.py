@@ -387,10 +387,10 @@ def sleepy(kind: str = "mine", bucket_cap_mb: float = 0.0, layers: int = 4, nume
 
 
 def overlap(job, rank: int) -> float:
-    """Of the time in which all_reduces of the traced step ran on this rank: the share before its last piece of backward ended."""
+    """Of the time in which all_reduces of the traced step ran on this rank: the share during which its backward computed (or slept) too."""
     rows = job.timeline[job.timeline["rank"] == rank]
-    computing = rows[(rows["kind"] == "backward") | rows["name"].str.startswith("backward ")]
     reduces = rows[(rows["kind"] == "communication") & (rows["name"] == "all_reduce")]
-    end = (computing["start_s"] + computing["seconds"]).max()
-    inside = (reduces["start_s"] + reduces["seconds"]).clip(upper=end) - reduces["start_s"].clip(upper=end)
-    return float(inside.sum() / reduces["seconds"].sum())
+    backward = rows[(rows["kind"] == "backward") | ((rows["kind"] == "span") & rows["name"].str.startswith("backward "))]
+    intervals = [[(row.start_s, row.start_s + row.seconds) for row in table.itertuples()] for table in (reduces, backward)]
+    together = sum(max(0.0, min(a_end, b_end) - max(a, b)) for a, a_end in intervals[0] for b, b_end in intervals[1])
+    return float(together / reduces["seconds"].sum())

