@@ -94,7 +94,7 @@ def test_functions_that_start_ranks(function):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("value", JUNK, ids=repr)
+@pytest.mark.parametrize("value", JUNK, ids=lambda value: type(value).__name__)
 def test_loading_and_measuring(value, tmp_path):
     from course_lib import measure
     try:
