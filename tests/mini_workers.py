@@ -105,17 +105,22 @@ def ring_bytes(numel: int) -> None:
                 call()
 
 
-def in_pairs(numel: int = 100_001) -> list[float]:
-    """The ring and the star in two groups at once: ranks 1 and 3, and ranks 2 and 0."""
+def in_pairs(numel: int = 100_001) -> list:
+    """The ring and the star in two groups at once: ranks 1 and 3, and ranks 2 and 0; then the ring in a group of one."""
     rank = dist.get_rank()
     odd, even = dist.new_group([1, 3]), dist.new_group([2, 0])
+    alone = [dist.new_group([r]) for r in range(4)][rank]
     group = odd if rank % 2 else even
     x, y = torch.full((numel,), float(rank)), torch.full((numel,), float(rank))
     for _ in range(2):
         with measure.step():
             ring.all_reduce(x, group)
             data_parallel.star_all_reduce(y, root=1, group=group)
-    return [x.unique().tolist(), y.unique().tolist()]
+    chunk, full, mine = torch.zeros(3), torch.zeros(6), torch.zeros(3)
+    ring.reduce_scatter(chunk, torch.arange(6.0) + rank, group)
+    ring.all_gather(full, torch.full((3,), float(rank)), group)
+    ring.reduce_scatter(mine, torch.full((3,), float(rank)), alone)
+    return [x.unique().tolist(), y.unique().tolist(), chunk.tolist(), full.tolist(), mine.unique().tolist()]
 
 
 # The star
