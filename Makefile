@@ -40,7 +40,7 @@ lab: env
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb $(LAB_ARGS)
 
 test: env
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest
 	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=60 -n 2 --dist loadscope notebooks
 
 demo: env

@@ -161,7 +161,7 @@ def test_make_has_every_target_and_help_lists_it():
 
 def test_make_test_runs_the_tests_and_then_the_notebooks_strictly():
     tests, notebooks = recipe("test").splitlines()
-    assert tests == ".venv/bin/python -m pytest -n 2 --dist loadfile"
+    assert tests == ".venv/bin/python -m pytest"
     assert notebooks == ".venv/bin/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=60 -n 2 --dist loadscope notebooks"
 
 
