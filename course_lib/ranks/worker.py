@@ -22,7 +22,7 @@ import torch.distributed as dist
 from course_lib import measure
 from course_lib.ranks import where
 
-MEETING_S = 2.0
+MEETING_S = 2.0                           # how long a rank waits at a meeting point within a job
 _DEFAULTS = {
     "KINETO_LOG_LEVEL": "99",             # or the profiler's banners stand in the output
     "TORCH_FR_BUFFER_SIZE": str(where.RECORDED),       # the Flight Recorder: the last collectives of this rank, for the explanation of a hang
@@ -61,7 +61,7 @@ def work(request: dict, rank: int, channel: socket.socket) -> None:
         os.environ.update(_DEFAULTS | job["environ"])
         meet = _meeting_point(_join(request, rank), request["ranks"])
         function, args, kwargs = pickle.loads(job["call"])
-        meet("started")                   # all have joined: a rank that fails at once does not break another's connecting
+        meet("started", request["timeout"])       # all have joined: a rank that fails at once does not break another's connecting
         kernel.send("started")
         ledger = measure.start_ledger(lambda step: kernel.send("step", step), meet)
         begin = time.perf_counter()
@@ -123,13 +123,14 @@ def _join(request: dict, rank: int) -> dist.Store:
     return dist.PrefixStore("course_lib", store)
 
 
-def _meeting_point(store: dist.Store, ranks: int) -> Callable[[str], None]:
+def _meeting_point(store: dist.Store, ranks: int) -> Callable[..., None]:
     """A function that lets ranks wait for each other without a collective, and for a bounded time: it cannot hang a job."""
-    def meet(name: str) -> None:
+    def meet(name: str, at_most_s: float = MEETING_S) -> None:
         store.add(name, 1)
-        end = time.monotonic() + MEETING_S
-        while store.add(name, 0) < ranks and time.monotonic() < end:
-            time.sleep(0.0005)
+        begin, pause = time.monotonic(), 0.0005
+        while store.add(name, 0) < ranks and time.monotonic() - begin < at_most_s:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)  # a late rank needs the cores more than those who wait for it
     return meet
 
 
