@@ -1,0 +1,72 @@
+"""A modelled link: all_reduces between hosts are real, and then wait for as long as a slower link would need.
+
+On one machine all links are alike. To see which ranks should sit together, say which ranks share a host and how fast the link between hosts is:
+
+    with slow_link(hosts=[[0, 1], [2, 3]], bytes_per_s=20e6):
+        ...                             # an all_reduce over ranks 0 and 2 takes bytes sent / 20 MB/s at least; one over 0 and 1 is as fast as ever
+
+A figure of such a run must say that its link is modelled.
+"""
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import torch.distributed as dist
+
+from course_lib import measure, theory
+from course_lib.arguments import number
+
+__all__ = ["slow_link"]
+
+
+@contextlib.contextmanager
+def slow_link(hosts: Sequence[Sequence[int]], bytes_per_s: float) -> Iterator[None]:
+    """Within this context, every `dist.all_reduce` of this rank over a group with ranks of several hosts takes as long as the link between them.
+
+    Each rank has a link of its own. It carries one message after the other, each for 2(n-1)/n S / bytes_per_s seconds. An all_reduce with
+    async_op=True lets the rank go on, and waits in `wait()`. The timeline shows the waiting as the span "slow link". Calls that Python does
+    not see (torch's own DDP) and other collectives are left alone.
+
+    Args:
+        hosts: the ranks of each host; every rank once. bytes_per_s: speed of the link between hosts.
+    """
+    number("bytes_per_s", bytes_per_s, above=True)
+    host_of = {rank: host for host, ranks in enumerate(hosts) for rank in ranks}
+    real, free_at = dist.all_reduce, 0.0
+
+    def all_reduce(tensor, op=dist.ReduceOp.SUM, group=None, async_op=False):
+        nonlocal free_at
+        work = real(tensor, op=op, group=group, async_op=async_op)
+        ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+        if len({host_of[rank] for rank in ranks}) == 1:
+            return work
+        sent_bytes = theory.collective_bytes("all_reduce", tensor.nbytes, len(ranks))
+        free_at = max(free_at, time.perf_counter()) + sent_bytes / bytes_per_s
+        if async_op:
+            return _Arriving(work, free_at)
+        return _sleep_until(free_at)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield
+    finally:
+        dist.all_reduce = real
+
+
+class _Arriving:
+    """The work of an all_reduce that has not come through the link before a certain time."""
+
+    def __init__(self, work: dist.Work, at: float):
+        self._work, self._at = work, at
+
+    def wait(self) -> bool:
+        self._work.wait()
+        _sleep_until(self._at)
+        return True
+
+
+def _sleep_until(at: float) -> None:
+    left = at - time.perf_counter()
+    if left > 0:
+        with measure.span("slow link"):
+            time.sleep(left)
