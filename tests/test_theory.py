@@ -254,6 +254,21 @@ def test_megatron_percentages_are_of_the_a100_peak():
         assert round(row["tflops_per_gpu"] / 312 * 100) == row["percent_of_peak"]
 
 
+def test_megatron_configurations_fit_the_models_and_the_gpus():
+    rows = theory.published("megatron_configurations")["rows"]
+    for row, measured in zip(rows, theory.published("megatron_table_1")["rows"], strict=True):
+        h, replicas = row["hidden"], row["gpus"] // (row["tp_size"] * row["pp_size"])
+        numel = row["layers"] * (12 * h**2 + 13 * h) + (51200 + 2048) * h
+        assert round(numel / 1e9, 1) == pytest.approx(row["model"], abs=0.11) and (row["model"], row["gpus"]) == (measured["model"], measured["gpus"])
+        assert replicas * row["tp_size"] * row["pp_size"] == row["gpus"] and row["layers"] % row["pp_size"] == 0
+        assert row["batch_size"] % (replicas * row["micro_batch_size"]) == 0
+
+
+def test_llama3_took_six_flops_per_parameter_and_token():
+    (row,) = theory.published("llama3_405b")["rows"]
+    assert 6 * row["model"] * 1e9 * row["tokens"] * 1e12 == pytest.approx(row["flops"] * 1e25, rel=0.01)
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda: theory.collective_bytes("allreduce", 8, 2), "'all_reduce', 'reduce_scatter'"),
     (lambda: theory.collective_bytes("all_reduce", -1, 2), "payload_bytes"),
