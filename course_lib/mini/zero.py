@@ -1,0 +1,329 @@
+"""ZeRO: data parallel training in which no rank holds what another one holds already.
+
+With DDP, every rank keeps all parameters, all gradients and all optimizer states, n times the same. ZeRO cuts each into n shards. The means are
+one and the same in its three stages: a `Unit` puts some parameters one after the other into a flat tensor of n equal chunks (the last one is
+padded), and rank k owns chunk k, its *shard*. The optimizer gets shards instead of parameters and never knows. Each stage shards one thing more:
+
+    stage   optimizer states   gradients in full                   parameters in full                   sent per step
+    1       shards             from backward to zero_grad          always                               2 r P
+    2       shards             until their unit is complete        always                               2 r P
+    3       shards             until their unit is complete        while their module computes          3 r P
+
+A chunk of the gradients' average comes by reduce_scatter (r P bytes, r = (n-1)/n), and parameters become whole by all_gather (r P): in stages 1 and 2
+once, after the optimizer's step; in stage 3 twice, before a module's forward and again before its backward.
+
+Source: Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward training trillion parameter models", sections 5 and 7.
+"""
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.utils._pytree import tree_leaves
+
+from course_lib.mini import ring
+
+__all__ = ["shard", "ZeroOptimizer", "Unit"]
+
+
+def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.optim.Optimizer], *,
+          params: Iterable[nn.Parameter] | Iterable[dict] | None = None, units: Iterable[nn.Module] | None = None,
+          process_group: dist.ProcessGroup | None = None, **defaults) -> tuple[nn.Module, "ZeroOptimizer"]:
+    """Shard a model's training over the ranks of a group; every rank must call this, and from then on compute the same layers in the same order.
+
+    Args:
+        model: the same architecture on every rank; it is changed in place. All start from rank 0's parameters and buffers.
+        stage: 1 shards optimizer states, 2 gradients too, 3 parameters too.
+        optimizer_class: an optimizer that treats each element for itself, as SGD, Adam and AdamW do.
+        params: as torch's optimizers take them: parameters, or several groups of them as dicts. None: all. What is not to learn must be frozen
+            (requires_grad=False). Frozen parameters stay whole in stages 1 and 2.
+        units: modules whose parameters share a flat tensor, and so travel and (stage 3) live together; what is in none of them makes a unit for each
+            module that has parameters of its own. None: for stage 1 the whole model, for 2 and 3 no modules.
+        process_group: the ranks that take part; None for all.
+        defaults: the optimizer's own options, such as lr.
+
+    Returns:
+        The model and its optimizer. In stage 3 the model's parameters are empty, but for shards, unless their module is computing: see
+        `ZeroOptimizer.gathered`.
+    """
+    if stage not in (1, 2, 3):
+        raise ValueError(f"stage={stage!r}: it must be 1, 2 or 3.")
+    units = ([model] if stage == 1 else []) if units is None else list(units)
+    if foreign := [type(module).__name__ for module in units if module not in list(model.modules())]:
+        raise ValueError(f"units: {', '.join(foreign)} is no part of the model.")
+    groups = list(model.parameters() if params is None else params)
+    groups = groups if groups and isinstance(groups[0], dict) else [{"params": groups}]
+    groups = [{**group, "params": [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])} for group in groups]
+    number = {parameter: k for k, group in enumerate(groups) for parameter in group["params"] if parameter.requires_grad}
+    names = {module: name for name, module in model.named_modules()}
+    if missing := [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in number]:
+        raise ValueError(f"params has no {', '.join(missing)}: freeze what is not to learn, with requires_grad_(False).")
+    _broadcast([*model.parameters(), *model.buffers()], process_group)
+    needs: dict[nn.Module, list[Unit]] = {}
+    unit_of: dict[nn.Parameter, Unit] = {}
+    for module, used in _users(model, units).items():
+        kinds: dict[tuple, list[nn.Parameter]] = {}
+        for parameter in used:
+            if parameter not in unit_of and (parameter.requires_grad or stage == 3):         # tied: it belongs to the first module that uses it
+                kinds.setdefault((number.get(parameter), parameter.dtype, parameter.device), []).append(parameter)
+        for k, ((group, *_), members) in enumerate(kinds.items()):
+            unit = Unit(f"{names[module] or 'model'}.shard_{k}", members, stage, process_group)
+            unit_of |= dict.fromkeys(members, unit)
+            if stage == 3:
+                module.register_parameter(f"shard_{k}", unit.shard)
+            if group is not None:
+                groups[group].setdefault("shards", []).append(unit.shard)
+        needs[module] = list(dict.fromkeys(unit_of[parameter] for parameter in used if parameter in unit_of))
+    _Hooks(stage, needs, unit_of)
+    shards = [{**group, "params": group.pop("shards", [])} for group in groups]
+    return model, ZeroOptimizer(optimizer_class(shards, **defaults), list(dict.fromkeys(unit_of.values())), stage, process_group)
+
+
+class ZeroOptimizer(torch.optim.Optimizer):
+    """An optimizer of this rank's shards, with what they need before and after its step.
+
+    Attributes:
+        optim: the optimizer itself, torch's own. `param_groups` and `state` are its; the tensors in them are shards.
+        units: all units, in the order of the model's modules.
+    """
+
+    def __init__(self, optim: torch.optim.Optimizer, units: list["Unit"], stage: int, process_group: dist.ProcessGroup | None) -> None:
+        self.optim, self.units, self.stage, self.process_group = optim, units, stage, process_group
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return self.optim.param_groups
+
+    @property
+    def state(self) -> dict:
+        return self.optim.state
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Average the gradients (stage 1), update this rank's shards, and make the parameters whole again (stages 1 and 2)."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._average()
+        self.optim.step()
+        for unit in self.units:
+            unit.free() if self.stage == 3 else unit.gather()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Let go of all gradients, in full and sharded. (They are never kept as zeros.)"""
+        for unit in self.units:
+            unit.forget()
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale the gradients so that their norm over all parameters is at most `max_norm`; returns the norm before. Every rank must call this.
+
+        A rank knows its shards only. So the squares are summed over the ranks before the root is taken.
+        """
+        self._average()
+        grads = [unit.shard.grad for unit in self.units if unit.shard.grad is not None]
+        norm = torch.stack([grad.square().sum() for grad in grads]).sum()
+        dist.all_reduce(norm, group=self.process_group)
+        norm.sqrt_()
+        for grad in grads:
+            grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within this context all parameters are whole, to be read: `model.state_dict()`, a norm. Every rank must enter it."""
+        for unit in self.units:
+            unit.gather()
+        yield
+        for unit in self.units:
+            unit.free()
+
+    def _average(self) -> None:
+        """Stage 1: now that no more gradients will come, average them; the other stages did so during backward."""
+        for unit in self.units:
+            if self.stage == 1 and unit.grads is not None and unit.shard.grad is None:
+                unit.reduce()
+
+
+class Unit:
+    """Some parameters in one flat tensor, of which this rank owns one of n equal chunks.
+
+    Attributes:
+        name: the module's name and "shard_k"; k counts the units of a module: one for each param group and dtype, and one for frozen parameters.
+        views: each parameter's place in `full`, in the parameter's shape.
+        full: [n * ceil(numel / n)]: parameters, then padding. In stage 3 it has no memory, unless it is gathered.
+        shard: [ceil(numel / n)]: what this rank owns. In stages 1 and 2 it is a chunk of `full`, in stage 3 memory of its own.
+        grads: as `full`, the gradients while they are there in full; else None.
+        missing: the parameters whose gradient is not there.
+    """
+
+    def __init__(self, name: str, parameters: list[nn.Parameter], stage: int, process_group: dist.ProcessGroup | None) -> None:
+        self.name, self.stage, self.process_group = name, stage, process_group
+        rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        numel = sum(parameter.numel() for parameter in parameters)
+        shard_numel = -(-numel // self.size)
+        self.full = parameters[0].detach().new_zeros(self.size * shard_numel)
+        self.views = dict(zip(parameters, self._cut(self.full, parameters)))
+        for parameter, view in self.views.items():
+            view.copy_(parameter.detach())
+            parameter.data = view
+        self.own = slice(rank * shard_numel, (rank + 1) * shard_numel)
+        mine = self.full[self.own]
+        self.shard = nn.Parameter(mine.clone() if stage == 3 else mine, requires_grad=parameters[0].requires_grad)
+        self.forget()
+        self.free()
+
+    @staticmethod
+    def _cut(flat: Tensor, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+        begin, parts = 0, []
+        for parameter in parameters:
+            parts.append(flat[begin : begin + parameter.numel()].view(parameter.shape))
+            begin += parameter.numel()
+        return parts
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the parameters in full on this rank, at this moment: 0 if they are not there."""
+        return self.full.untyped_storage().nbytes()
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Make the parameters whole: all_gather of all ranks' shards."""
+        if not self.full_bytes:
+            self.full.untyped_storage().resize_(self.full.nbytes)
+            for parameter, view in self.views.items():
+                parameter.data = view
+        ring.all_gather(self.full, self.shard, self.process_group)
+
+    def free(self) -> None:
+        """Stage 3: give the memory of the full parameters back. What autograd saved for backward stays valid: it is the same storage when it returns."""
+        if self.stage == 3:
+            for parameter in self.views:
+                parameter.data = self.shard.detach()[:0]
+            self.full.untyped_storage().resize_(0)
+
+    @torch.no_grad()
+    def put(self, parameter: nn.Parameter) -> None:
+        """Move a gradient to its place in `grads`."""
+        if self.grads is None:
+            self.grads = torch.empty_like(self.full)
+            self.grads[sum(p.numel() for p in self.views) :] = 0                                  # the padding
+            self.places = dict(zip(self.views, self._cut(self.grads, self.views)))
+        if parameter.grad.data_ptr() != self.places[parameter].data_ptr():
+            self.places[parameter].copy_(parameter.grad)
+        parameter.grad = self.places[parameter] if self.stage == 1 else None
+        self.missing.discard(parameter)
+
+    @torch.no_grad()
+    def reduce(self) -> None:
+        """Leave in (or add to) `shard.grad` this rank's chunk of the average over ranks. Stages 2 and 3 then let go of the gradients in full."""
+        for parameter in self.missing:
+            self.places[parameter].zero_()
+        mine = self.grads[self.own] if self.stage == 1 else torch.empty_like(self.shard)
+        ring.reduce_scatter(mine, self.grads, self.process_group)
+        mine.div_(self.size)
+        self.shard.grad = mine if self.shard.grad is None else self.shard.grad.add_(mine)
+        if self.stage > 1:
+            self._drop_full()
+
+    def forget(self) -> None:
+        """Let go of all gradients."""
+        self.shard.grad = None
+        for parameter in self.views:
+            parameter.grad = None
+        self._drop_full()
+
+    def _drop_full(self) -> None:
+        self.grads, self.places, self.missing = None, {}, {p for p in self.views if p.requires_grad}
+
+
+class _Hooks:
+    """Who calls a unit when: the forward of modules, and autograd."""
+
+    def __init__(self, stage: int, needs: dict[nn.Module, list[Unit]], unit_of: dict[nn.Parameter, Unit]) -> None:
+        self.stage, self.units, self.in_backward = stage, list(dict.fromkeys(unit_of.values())), False
+        for parameter, unit in unit_of.items():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda parameter, unit=unit: self.arrive(parameter, unit))
+        for module, units in needs.items() if stage == 3 else ():
+            self.gather_around(module, units)
+
+    def arrive(self, parameter: nn.Parameter, unit: Unit) -> None:
+        """Autograd calls this when it has written `parameter.grad`."""
+        if self.stage == 1 and unit.shard.grad is not None:
+            raise RuntimeError("a gradient has come after the gradients were averaged: call optimizer.zero_grad() between step() and backward.")
+        unit.put(parameter)
+        self.expect_end()
+        if self.stage > 1 and not unit.missing:
+            unit.reduce()
+            unit.free()
+
+    def expect_end(self) -> None:
+        """Ask autograd for a call when this backward ends."""
+        if not self.in_backward:
+            self.in_backward = True
+            torch.autograd.Variable._execution_engine.queue_callback(self.finish)
+
+    def finish(self) -> None:
+        """The end of backward: parameters without a gradient count as zero if others of their unit have one."""
+        self.in_backward = False
+        for unit in self.units:
+            if self.stage > 1 and unit.grads is not None:
+                unit.reduce()
+            unit.free()
+
+    def gather_around(self, module: nn.Module, units: list[Unit]) -> None:
+        """Stage 3: the module's units are whole during its forward, and from its output's gradient on until their own gradients are complete."""
+        frozen = [unit for unit in units if not unit.shard.requires_grad]
+        mine: list[Unit] = []             # not what another module, or backward, has gathered and still needs
+
+        def before_forward(module, args, kwargs):
+            mine[:] = gather()
+            inputs = _with_grad((args, kwargs))
+            if frozen and inputs:         # frozen parameters get no gradients; backward is done with them when it has those of the inputs
+                register_multi_grad_hook(inputs, lambda grads: [unit.free() for unit in frozen])
+
+        def after_forward(module, args, output):
+            for unit in mine:
+                unit.free()
+            if outputs := _with_grad(output):
+                register_multi_grad_hook(outputs, before_backward, mode="any")
+
+        def before_backward(grad):
+            self.expect_end()
+            gather()
+
+        def gather():
+            absent = [unit for unit in units if not unit.full_bytes]
+            for unit in absent:
+                unit.gather()
+            return absent
+
+        module.register_forward_pre_hook(before_forward, with_kwargs=True)
+        module.register_forward_hook(after_forward)
+
+
+def _with_grad(tensors) -> list[Tensor]:
+    return [tensor for tensor in tree_leaves(tensors) if isinstance(tensor, Tensor) and tensor.requires_grad]
+
+
+def _users(module: nn.Module, units: list[nn.Module], within: nn.Module | None = None) -> dict[nn.Module, list[nn.Parameter]]:
+    """For each module whose forward uses parameters, which. A unit uses all that is in it, but for units inside; a list of parameters has no forward."""
+    within = module if module in units else within
+    found = {within or module: list(module.parameters(recurse=False))}
+    for child in module.children():
+        lists = isinstance(child, (nn.ParameterList, nn.ParameterDict))
+        for user, parameters in _users(child, units, (within or module) if lists else within).items():
+            found.setdefault(user, []).extend(parameters)
+    return {user: list(dict.fromkeys(parameters)) for user, parameters in found.items() if parameters}        # tied: once
+
+
+@torch.no_grad()
+def _broadcast(tensors: Iterable[Tensor], process_group: dist.ProcessGroup | None) -> None:
+    for tensor in tensors:
+        dense = tensor.contiguous()
+        dist.broadcast(dense, group_src=0, group=process_group)
+        tensor.copy_(dense)
