@@ -3,174 +3,30 @@
 Three ideas, apart from each other:
 
     split       the model as a list of stages; only the activations at the cuts travel, and their gradients back
-    schedule    data: for each rank a list of instructions, F0 (forward of micro-batch 0), B0 (its backward), and so on, in their order
+    schedule    data: for each rank a list of instructions, F0 (forward of micro-batch 0), B0 (its backward), ... (made in schedules.py)
     Pipeline    executes this rank's list: receive, compute, send. It knows no schedule by name, and runs every one that `validate` accepts
 
-What a schedule decides is when a rank is idle, and how many micro-batches' activations it holds at once (p stages, m micro-batches):
-
-    schedule      idle share of a step     micro-batches in flight on stage s
-    naive         (p-1) / p                1
-    gpipe         (p-1) / (m+p-1)          m
-    one_f_one_b   (p-1) / (m+p-1)          min(p-s, m)
-    interleaved   (p-1) / (v m+p-1)        more: v stages per rank, each of 1/v the work
+Per boundary, micro-batch and direction, one tensor travels: the activations [micro-batch, time, dim] forward, their gradient backward.
 
 Sources: Huang et al. 2019, "GPipe", section 2; Narayanan et al. 2021, "Efficient large-scale language model training", section 2.2.
 """
 import contextlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from course_lib import measure
+from course_lib.mini.schedules import (Instruction, Schedule, backward, forward, gpipe, heir_of, interleaved, naive, one_f_one_b, source_of, validate,
+                                       with_stages)
 from course_lib.models import MLP, TinyGPT
 
 __all__ = ["Instruction", "forward", "backward", "naive", "gpipe", "one_f_one_b", "interleaved", "validate", "split", "Pipeline"]
 
-
-@dataclass(frozen=True)
-class Instruction:
-    """One entry of a rank's list; printed F0, B0, or F0@2 where the stage is given.
-
-    Attributes:
-        op: "forward" or "backward".
-        microbatch: number of the micro-batch, from 0.
-        stage: number of the stage, from 0. Stage s lives on rank s mod p. None: the stage with the number of the rank; right wherever each
-            rank has one stage.
-    """
-    op: str
-    microbatch: int
-    stage: int | None = None
-
-    def __repr__(self) -> str:
-        return f"{self.op[:1].upper()}{self.microbatch}" + ("" if self.stage is None else f"@{self.stage}")
-
-
-Schedule = Sequence[Sequence[Instruction]]
-
-
-def forward(microbatch: int, stage: int | None = None) -> Instruction:
-    """Return the instruction to run the forward of a micro-batch."""
-    return Instruction("forward", microbatch, stage)
-
-
-def backward(microbatch: int, stage: int | None = None) -> Instruction:
-    """Return the instruction to run the backward of a micro-batch."""
-    return Instruction("backward", microbatch, stage)
-
-
-def naive(num_stages: int, num_microbatches: int) -> Schedule:
-    """Return the schedule F0 B0 F1 B1 ...: a micro-batch sets out when the one before is back, so one rank works at a time."""
-    return [[op(k) for k in range(num_microbatches) for op in (forward, backward)] for _ in range(num_stages)]
-
-
-def gpipe(num_stages: int, num_microbatches: int) -> Schedule:
-    """Return the schedule of GPipe: all forwards, then all backwards."""
-    return [[op(k) for op in (forward, backward) for k in range(num_microbatches)] for _ in range(num_stages)]
-
-
-def one_f_one_b(num_stages: int, num_microbatches: int) -> Schedule:
-    """Return the schedule 1F1B: as few forwards as fill the pipeline, then one forward and one backward in turn, then the backwards that are left."""
-    forwards, backwards = ([op(k) for k in range(num_microbatches)] for op in (forward, backward))
-    return [_alternate(forwards, backwards, warm_up=num_stages - 1 - rank) for rank in range(num_stages)]
-
-
-def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Schedule:
-    """Return interleaved 1F1B: each rank has `chunks` stages, rank r the stages r, r + p, r + 2p, ..., so micro-batches go round the ranks several times.
-
-    A rank runs p micro-batches through its first stage, the same p through its next one, and so on. The idle share is that of the table
-    above where num_microbatches is a multiple of num_ranks, and more elsewhere.
-    """
-    schedule = []
-    for rank in range(num_ranks):
-        stages = range(rank, chunks * num_ranks, num_ranks)
-        rounds = [range(first, min(first + num_ranks, num_microbatches)) for first in range(0, num_microbatches, num_ranks)]
-        forwards = [forward(k, stage) for round in rounds for stage in stages for k in round]
-        backwards = [backward(k, stage) for round in rounds for stage in reversed(stages) for k in round]
-        schedule.append(_alternate(forwards, backwards, warm_up=2 * (num_ranks - 1 - rank) + (chunks - 1) * num_ranks))
-    return schedule
-
-
-def _alternate(forwards: list[Instruction], backwards: list[Instruction], warm_up: int) -> list[Instruction]:
-    """`warm_up` forwards, then one forward and one backward in turn, then the other backwards."""
-    warm_up = min(warm_up, len(forwards))
-    pairs = [instruction for pair in zip(forwards[warm_up:], backwards) for instruction in pair]
-    return forwards[:warm_up] + pairs + backwards[len(forwards) - warm_up:]
-
-
-def validate(schedule: Schedule, num_stages: int, num_microbatches: int) -> None:
-    """Check that a schedule runs to its end and does each forward and backward once, on the right rank.
-
-    Sends don't block, receives do. So ranks get stuck only where one waits for what another, in the order of its list, can never come to.
-
-    Args:
-        schedule: one list per rank.
-        num_stages: how many stages there are: a multiple of the number of ranks. num_microbatches: how many micro-batches.
-
-    Errors: ValueError that names the rank, the position in its list (from 0) and the instruction: a wrong stage or micro-batch, one that is
-        repeated, one that is skipped, a backward before its forward, or a deadlock (then of each rank that is stuck, and what it waits for).
-    """
-    size = len(schedule)
-    if not size or num_stages % size:
-        raise ValueError(f"the schedule has lists for {size} ranks, and {num_stages} stages cannot be dealt out evenly to them.")
-    position: dict[Instruction, int] = {}
-    lists = _with_stages(schedule)
-    for rank, instructions in enumerate(lists):
-        for index, instruction in enumerate(instructions):
-            _check(instruction, f"rank {rank}, position {index}, {schedule[rank][index]}", rank, size, num_stages, num_microbatches, position)
-            position[instruction] = index
-        for stage in range(rank, num_stages, size):
-            for op in (forward, backward):
-                for k in range(num_microbatches):
-                    if op(k, stage) not in position:
-                        raise ValueError(f"rank {rank}, end of its list (position {len(instructions)}): {op(k, stage)} is missing; "
-                                         f"stage {stage} skips the {op.__name__} of micro-batch {k}.")
-    done, at = set(), [0] * size          # run it without computing: `at` is where each rank stands
-    before = -1
-    while len(done) > before:
-        before = len(done)
-        for rank, instructions in enumerate(lists):
-            while at[rank] < len(instructions) and _source(instructions[at[rank]], num_stages) in {None, *done}:
-                done.add(instructions[at[rank]])
-                at[rank] += 1
-    waits = []
-    for rank in range(size):
-        if at[rank] < len(lists[rank]):
-            source = _source(lists[rank][at[rank]], num_stages)
-            waits.append(f"rank {rank}, position {at[rank]}, {schedule[rank][at[rank]]} waits for {source}, which rank {source.stage % size} "
-                         f"has at position {position[source]}")
-    if waits:
-        raise ValueError(f"deadlock: {'; '.join(waits)}.")
-
-
-def _with_stages(schedule: Schedule) -> list[list[Instruction]]:
-    return [[replace(instruction, stage=rank) if instruction.stage is None else instruction for instruction in instructions]
-            for rank, instructions in enumerate(schedule)]
-
-
-def _check(instruction: Instruction, where: str, rank: int, size: int, num_stages: int, num_microbatches: int, position: dict[Instruction, int]) -> None:
-    stage, k = instruction.stage, instruction.microbatch
-    if instruction.op not in ("forward", "backward"):
-        raise ValueError(f"{where}: op={instruction.op!r} must be 'forward' or 'backward'.")
-    if not 0 <= stage < num_stages:
-        raise ValueError(f"{where}: there is no stage {stage}; stages are 0 to {num_stages - 1}.")
-    if stage % size != rank:
-        raise ValueError(f"{where}: stage {stage} lives on rank {stage % size}.")
-    if not 0 <= k < num_microbatches:
-        raise ValueError(f"{where}: there is no micro-batch {k}; micro-batches are 0 to {num_microbatches - 1}.")
-    if instruction in position:
-        raise ValueError(f"{where}: this repeats position {position[instruction]}.")
-    if instruction.op == "backward" and forward(k, stage) not in position:
-        raise ValueError(f"{where}: a backward before its forward, F{k}.")
-
-
-def _source(instruction: Instruction, num_stages: int) -> Instruction | None:
-    """The instruction, on another stage, whose result this one needs; None if it needs none."""
-    stage = instruction.stage + (-1 if instruction.op == "forward" else 1)
-    return replace(instruction, stage=stage) if 0 <= stage < num_stages else None
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)      # of activations; a header names one by its number
+HEADER = 10                     # numbers in a header: dtype, how many dimensions, and up to eight sizes
 
 
 def split(model: nn.Module, num_stages: int, sizes: Sequence[int] | None = None) -> list[nn.Sequential]:
@@ -228,7 +84,9 @@ class Pipeline(nn.Module):
         process_group: the ranks of the pipeline, stage 0 on its first; None for all.
 
     Attributes:
-        peak_in_flight: most micro-batches (times stages, where a rank has several) whose activations this rank held at once in the last step.
+        num_microbatches: how many the schedule has.
+        peak_in_flight: most micro-batches (counted once per stage, where a rank has several) whose activations this rank held at once in
+            the last step.
 
     Errors: ValueError if `validate` refuses the schedule.
     """
@@ -237,7 +95,17 @@ class Pipeline(nn.Module):
                  process_group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages if isinstance(stages, (list, tuple, nn.ModuleList)) else [stages])
-        self.schedule, self.loss_fn, self.process_group, self.peak_in_flight = schedule, loss_fn, process_group, 0
+        self.schedule, self.loss_fn, self.peak_in_flight = schedule, loss_fn, 0
+        self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        if len(schedule) != self._size:
+            raise ValueError(f"the schedule has lists for {len(schedule)} ranks, and the group has {self._size}.")
+        num_stages = self._size * len(self.stages)
+        self.num_microbatches = 1 + max((instruction.microbatch for instructions in schedule for instruction in instructions), default=-1)
+        validate(schedule, num_stages, self.num_microbatches)
+        lists = with_stages(schedule)
+        self._own, self._last = lists[self._rank], num_stages - 1
+        self._final = {instruction.stage: instruction for instruction in self._own}       # the last one of each stage, a backward
+        self._post = _Post(lists, self._rank, num_stages, process_group, next(self.parameters(), torch.empty(0)).device)
 
     def step(self, inputs: Tensor | None = None, targets: Tensor | None = None) -> Tensor | None:
         """Run forward and backward of a batch, and add to every `.grad` the gradient of the mean loss over the whole batch.
@@ -250,4 +118,130 @@ class Pipeline(nn.Module):
 
         Returns: the mean loss over the batch, detached, on the rank of the last stage; None on others.
         """
-        raise NotImplementedError
+        self._inputs = self._micro_batches("inputs", inputs, 0)
+        self._targets = self._micro_batches("targets", targets, self._last)
+        self._in_flight: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}    # (micro-batch, stage) -> input, output with the graph behind it
+        self._losses: list[Tensor] = []
+        self.peak_in_flight = 0
+        self._post.open()
+        for instruction, given in zip(self._own, self.schedule[self._rank]):
+            (self._forward if instruction.op == "forward" else self._backward)(instruction, name=repr(given))
+        self._post.close()
+        return torch.stack(self._losses).sum() if self._losses else None
+
+    def _forward(self, instruction: Instruction, name: str) -> None:
+        k, stage = instruction.microbatch, instruction.stage
+        x = self._post.receive(instruction).requires_grad_() if stage else self._inputs[k]
+        with measure.span(name):
+            y = self.stages[stage // self._size](x)
+            if stage == self._last:
+                y = self.loss_fn(y, self._targets[k]) / self.num_microbatches       # m gradients of these sum to the gradient of the mean
+                self._losses.append(y.detach())
+        self._in_flight[k, stage] = x, y
+        self.peak_in_flight = max(self.peak_in_flight, len(self._in_flight))
+        if stage < self._last:
+            self._post.send(y.detach(), instruction)
+
+    def _backward(self, instruction: Instruction, name: str) -> None:
+        k, stage = instruction.microbatch, instruction.stage
+        grad = self._post.receive(instruction) if stage < self._last else None      # d loss / d y
+        x, y = self._in_flight.pop((k, stage))                                      # the last to hold them: they go when this function ends
+        with measure.span(name), self._sync(instruction):
+            if y.requires_grad:                                                     # not so if all of the first stage is frozen
+                torch.autograd.backward(y, grad)
+        if stage:
+            self._post.send(x.grad, instruction)
+
+    def _sync(self, instruction: Instruction) -> contextlib.AbstractContextManager:
+        """A DistributedDataParallel around a stage averages in the stage's last backward only."""
+        stage = self.stages[instruction.stage // self._size]
+        early = instruction != self._final[instruction.stage]
+        return stage.no_sync() if early and hasattr(stage, "no_sync") else contextlib.nullcontext()
+
+    def _micro_batches(self, name: str, batch: Tensor | None, stage: int) -> Sequence[Tensor]:
+        """The micro-batches [batch / m, ...] of what `stage` needs; nothing on other ranks."""
+        if stage % self._size != self._rank:
+            return ()
+        if batch is None or not len(batch) or len(batch) % self.num_microbatches:
+            raise ValueError(f"rank {self._rank} needs {name}, for stage {stage}: a number of samples that is a multiple of "
+                             f"{self.num_microbatches} micro-batches, not {None if batch is None else len(batch)}.")
+        return batch.chunk(self.num_microbatches)
+
+
+class _Post:
+    """What this rank sends and receives. Sends never wait; only `receive` does, and `close`, when all is done.
+
+    Between two ranks, messages come in the order in which they are sent. A rank may need them in another: those that come before the one that
+    it waits for are put into a box. The order is known beforehand, for every rank has the whole schedule.
+    """
+
+    def __init__(self, lists: list[list[Instruction]], rank: int, num_stages: int, group: dist.ProcessGroup | None, device: torch.device) -> None:
+        self._rank, self._size, self._num_stages, self._device = rank, len(lists), num_stages, device
+        self._nccl = device.type == "cuda" and "nccl" in str(dist.get_backend_config(group))
+        self._position = {instruction: index for instructions in lists for index, instruction in enumerate(instructions)}
+        heirs = [[heir_of(instruction, num_stages) for instruction in instructions] for instructions in lists]
+        self._order = [[heir for heir in theirs if heir and heir.stage % self._size == rank] for theirs in heirs]     # what each rank sends to this one
+        self._shapes: dict[int, tuple[torch.Size, torch.dtype]] = {}          # stage -> what goes into it, once that is known
+        # NCCL runs the messages between two ranks of a group one after the other, both ways: two that cross would wait for each other for
+        # ever. So there each sender has a group of its own.
+        ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+        self._groups = [dist.new_group(ranks, use_local_synchronization=True) if self._nccl else group for _ in ranks]
+
+    def open(self) -> None:
+        """Before a step."""
+        self._coming = [iter(order) for order in self._order]
+        self._box: dict[Instruction, tuple[Tensor, dist.Work | None]] = {}    # for which instruction -> what came, or is on its way
+        self._sent: dict[int, deque[tuple[int, dist.Work]]] = defaultdict(deque)
+
+    def close(self) -> None:
+        """After a step: wait until everything has been received."""
+        for queue in self._sent.values():
+            for _, work in queue:
+                work.wait()
+
+    def send(self, result: Tensor, done: Instruction) -> None:
+        """Send the result of an instruction to the rank that needs it."""
+        heir = heir_of(done, self._num_stages)
+        peer = heir.stage % self._size
+        if peer == self._rank:
+            self._box[heir] = result, None
+            return
+        into = max(done.stage, heir.stage)                                    # a gradient has the shape of what went into that stage
+        if into not in self._shapes:                                          # the first time, a header goes before
+            self._shapes[into] = result.shape, result.dtype
+            header = [DTYPES.index(result.dtype), result.dim(), *result.shape]
+            self._isend(torch.tensor(header + [0] * (HEADER - len(header)), device=self._device), peer, self._position[heir])
+        if (result.shape, result.dtype) != self._shapes[into]:
+            raise ValueError(f"{done} has made {list(result.shape)}, but the first time it was {list(self._shapes[into][0])}: batches must keep their shape.")
+        self._isend(result, peer, self._position[heir])
+
+    def receive(self, wanted: Instruction) -> Tensor:
+        """Wait for what an instruction needs, and return it."""
+        source = source_of(wanted, self._num_stages)
+        peer = source.stage % self._size
+        while wanted not in self._box:
+            self._irecv(next(self._coming[peer]), peer)
+        tensor, work = self._box.pop(wanted)
+        if work is not None:
+            work.wait()
+            # The peer had done `source` when it sent this. What it needed for that, and before, has arrived there: let go of it.
+            while self._sent[peer] and self._sent[peer][0][0] <= self._position[source]:
+                self._sent[peer].popleft()[1].wait()
+        return tensor.to(self._device)
+
+    def _isend(self, tensor: Tensor, peer: int, position: int) -> None:
+        tensor = tensor.contiguous() if self._nccl else tensor.cpu().contiguous()                # gloo sends from the CPU's memory only
+        self._sent[peer].append((position, dist.isend(tensor, group=self._groups[self._rank], group_dst=peer)))
+
+    def _irecv(self, coming: Instruction, peer: int) -> None:
+        into = coming.stage + (coming.op == "backward")
+        if into not in self._shapes:
+            header = self._empty((HEADER,), torch.int64)
+            dist.irecv(header, group=self._groups[peer], group_src=peer).wait()
+            dtype, dims, *sizes = header.tolist()
+            self._shapes[into] = torch.Size(sizes[:dims]), DTYPES[dtype]
+        buffer = self._empty(*self._shapes[into])
+        self._box[coming] = buffer, dist.irecv(buffer, group=self._groups[peer], group_src=peer)
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self._device if self._nccl else "cpu")
