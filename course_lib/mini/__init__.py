@@ -4,7 +4,7 @@
     data_parallel     DataParallel, the star: replicas in threads; and its sums between processes  02
     ring              all_reduce, reduce_scatter and all_gather round a ring, in chunks            03
     ddp               DistributedDataParallel: broadcast, hooks, buckets that overlap backward     04, 05
-    zero              ZeRO stages 1, 2 and 3: shards of optimizer states, gradients and parameters         06, 07
+    zero              ZeRO stages 1, 2, 3: shards of optimizer states, gradients and parameters    06, 07
     pipeline          stages, schedules as lists of instructions, a worker that executes them      08
     tensor_parallel   layers cut by columns and by rows, heads, vocabulary; sequence parallelism   09
     hybrid            a mesh of ranks: coordinates, and the process groups of each axis            10
