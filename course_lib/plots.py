@@ -183,7 +183,7 @@ def timeline(job: Job, ax: Axes | None = None) -> Axes:
     """Draw what each rank did and when in the traced step: computing and spans in a wide lane, communication in a thin one beneath.
 
     Empty lane is idle time; the share of the step in which a rank computed stands under its number. A span named like a micro-batch of a pipeline
-    ("F0", "forward 3", "B1") has the colour of its kind. Communication includes waiting for the other ranks.
+    ("F0", "forward 3", "B1", or "B1@5" on stage 5) has the colour of its kind. Communication includes waiting for the other ranks.
     """
     _require_trace(job)
     rows = job.timeline
@@ -291,7 +291,7 @@ def _what(kind: str, name: str) -> str:
     """What a piece of the timeline is called in the legend: an op, a kind of computing, or a span's name without its number."""
     if kind != "span":
         return name if kind == "communication" else kind
-    if match := re.fullmatch(r"(f|fwd|forward|b|bwd|backward)[\s_]*\d*", name, re.IGNORECASE):
+    if match := re.fullmatch(r"(f|fwd|forward|b|bwd|backward)[\s_]*\d*(@\d+)?", name, re.IGNORECASE):
         return "forward" if match[1][0] in "fF" else "backward"
     return re.sub(r"[\s_]*\d+$", "", name) or name
 

@@ -189,6 +189,15 @@ def test_timeline_has_every_piece_at_its_place_in_ms():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["rank 0\n60% busy", "rank 1\n60% busy"]
 
 
+def test_timeline_colours_a_pipelines_spans_by_their_kind_and_no_others():
+    job = make_job(ranks=1)
+    spans = [{"rank": 0, "kind": "span", "name": name, "start_s": i / 100, "seconds": 0.01} for i, name in enumerate(("F0", "F3@5", "B1@4", "F0@"))]
+    ax = plots.timeline(replace(job, records={**job.records, "timeline": spans}))
+    assert [left for _, left, _ in pieces(ax, "forward")] == [0, 10]
+    assert [left for _, left, _ in pieces(ax, "backward")] == [20]
+    assert len(pieces(ax, "F0@")) == 1
+
+
 def test_timeline_says_why_there_is_no_communication():
     job = make_job(absent={"collective times": "the call says nothing of the transfer"})
     assert "communication is not drawn: the call says nothing" in texts(plots.timeline(job)).replace("\n", " ")
