@@ -1,0 +1,242 @@
+"""Checks of chapter 09, "Tensor parallelism": the operators f and g, a parallel MLP, a loss over a vocabulary that is cut.
+
+What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
+"""
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+from course_lib import measure, theory
+from course_lib.check.judge import Judge, exercise
+from course_lib.job import Job
+
+__all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss"]
+
+ERROR_LIMIT = 1e-9                      # relative, in float64: rounding stays a thousand times below it, and no mistake does
+BYTES_LIMIT = 1.02                      # times what ring all_reduces of the same tensors send
+TIMEOUT_S = 10.0
+BATCH, SEQUENCE, HIDDEN = 8, 64, 32     # x is [8, 64, 32]: large enough for the headers of messages not to count
+S = 8 * BATCH * SEQUENCE * HIDDEN       # bytes of x in float64
+
+
+@exercise
+def f_and_g(judge: Judge, f: Callable, g: Callable) -> None:
+    """`f(x)` and `g(x)`: in an MLP that is cut by columns, then by rows, they give values and gradients of one process with two all_reduces."""
+    def mlp(f, g):
+        torch.set_default_device("cpu")
+        torch.set_default_dtype(torch.float64)
+        rank, n = dist.get_rank(), dist.get_world_size()
+
+        def relative(found, wanted):
+            return 1.0 if found is None or found.shape != wanted.shape else ((found - wanted).norm() / wanted.norm()).item()
+
+        def forward(x, A, B, enter, leave):
+            x, A, B = (tensor.clone().requires_grad_() for tensor in (x, A, B))
+            with measure.step() if enter is f else torch.enable_grad():
+                partial = F.gelu(enter(x) @ A) @ B
+                y = leave(partial)
+                (y * weights).sum().backward()
+            return {"output": y.detach(), "x": x.grad, "A": A.grad, "B": B.grad, "partial": partial.detach()}
+
+        torch.manual_seed(0)
+        weights = torch.randn(BATCH, SEQUENCE, HIDDEN)
+        for _ in range(2):
+            x, A, B = torch.randn(BATCH, SEQUENCE, HIDDEN), torch.randn(HIDDEN, 4 * HIDDEN), torch.randn(4 * HIDDEN, HIDDEN)
+            A_rank, B_rank = A.tensor_split(n, 1)[rank], B.tensor_split(n, 0)[rank]
+            mine = forward(x, A_rank, B_rank, f, g)
+        one, alone = forward(x, A, B, nn.Identity(), nn.Identity()), forward(x, A_rank, B_rank, nn.Identity(), nn.Identity())
+        wanted = {**one, "A": one["A"].tensor_split(n, 1)[rank], "B": one["B"].tensor_split(n, 0)[rank]}
+        # A part of the gradient that one process has: the one that flows through this rank's part of the weights.
+        hidden = (x @ A_rank).requires_grad_()
+        (F.gelu(hidden) @ B_rank * weights).sum().backward()
+        guesses = {
+            "output": {"this rank's own part: g must add up the parts of all ranks in forward": alone["output"], "the mean: do not divide": wanted["output"] / n},
+            "x": {"this rank's own part: f must add up the gradients of all ranks in backward. The weights of this MLP do not notice, but every layer "
+                  "below would learn from a wrong gradient": hidden.grad @ A_rank.T,
+                  f"{n} times too large: it was added up where it was already complete": n * wanted["x"],
+                  f"this rank's own part, and {n} times too large: f must add up in backward, and g must not": n * hidden.grad @ A_rank.T},
+            "A": {f"{n} times too large. Every rank has the same loss, so the gradient that comes to g is already complete: g must pass it on as it is":
+                  n * wanted["A"]},
+        }
+        guesses["B"] = {text: n * wanted["B"] for text in guesses["A"]}
+        found = {}
+        for name, tensor in wanted.items():
+            if name != "partial":
+                looks = [text for text, guess in guesses[name].items() if relative(mine[name], guess) < 1e-6]
+                found[name] = relative(mine[name], tensor), mine[name] is None, "".join(looks[:1])
+        return found
+
+    mlp.__name__ = "your f and g"
+    names = {"output": "the output", "x": "the gradient of the input", "A": "the gradient of A's part", "B": "the gradient of B's part"}
+    for ranks in (3, 2):
+        job = judge.run(mlp, f, g, ranks=ranks, timeout=TIMEOUT_S)
+        for name, words in names.items():
+            error, absent, looks = max((found[name] for found in job.results), key=lambda found: found[0])
+            why = "there is none: backward does not reach it" if absent else f"it is {looks}" if looks else f"relative error {error:.2g}"
+            judge.demand(error < ERROR_LIMIT, f"{ranks} ranks: {words} is that of one process", f"{ranks} ranks: {words} is not that of one process: {why}.")
+        _judge_calls(judge, job, "one in forward (g) and one in backward (f)",
+                     "An all_gather brings the whole tensor of every rank to every rank, to be added up there; an all_reduce sends sums.")
+        _judge_bytes(judge, job)
+        if not judge.verdict():                   # what is wrong on three ranks need not be said again of two
+            return
+
+
+@exercise
+def parallel_mlp(judge: Judge, make: Callable) -> None:
+    """`make(mlp)` returns a module that computes what `mlp` (Linear, GELU, Linear) does, with 1/n of its weights and two all_reduces."""
+    STEPS = 3
+
+    def train(make):
+        torch.set_default_device("cpu")
+        torch.set_default_dtype(torch.float64)
+        torch.manual_seed(0)
+        whole = nn.Sequential(nn.Linear(HIDDEN, 4 * HIDDEN), nn.GELU(), nn.Linear(4 * HIDDEN, HIDDEN))
+        one = nn.Sequential(nn.Linear(HIDDEN, 4 * HIDDEN), nn.GELU(), nn.Linear(4 * HIDDEN, HIDDEN))
+        one.load_state_dict(whole.state_dict())
+        module = make(whole)
+        params = list(module.parameters())
+        found = {"output": [], "x": [], "views": any(p.nbytes < p.untyped_storage().nbytes() for p in params), "numel": sum(p.numel() for p in params),
+                 "params": len(params)}
+        if not params:
+            return found
+        optimizer, optimizer_of_one = (torch.optim.SGD(model.parameters(), 0.5) for model in (module, one))
+        target = torch.randn(BATCH, SEQUENCE, HIDDEN)
+        for _ in range(STEPS):
+            data, grads = torch.randn(BATCH, SEQUENCE, HIDDEN), []
+            for model, its_optimizer in ((module, optimizer), (one, optimizer_of_one)):
+                x = data.clone().requires_grad_()
+                its_optimizer.zero_grad()
+                with measure.step(model, its_optimizer) if model is module else torch.enable_grad():
+                    y = model(x)
+                    F.mse_loss(y, target).backward()
+                    its_optimizer.step()
+                grads.append((y.detach(), x.grad))
+            for name, mine, wanted in zip(("output", "x"), *grads):
+                same = mine is not None and mine.shape == wanted.shape
+                found[name].append(((mine - wanted).norm() / wanted.norm()).item() if same else 1.0)
+        return found
+
+    train.__name__ = "your parallel MLP"
+    for ranks in (2, 4):
+        job = judge.run(train, make, ranks=ranks, timeout=TIMEOUT_S)
+        if not all(found["params"] for found in job.results):
+            judge.demand(False, "", f"{ranks} ranks: your module has no parameters. Put the slices into nn.Parameter, so that the optimizer can find them.")
+            return
+        errors = {name: [max(found[name][step] for found in job.results) for step in range(STEPS)] for name in ("output", "x")}
+        if judge.demand(errors["output"][0] < ERROR_LIMIT, f"{ranks} ranks: the output is that of one process",
+                        f"{ranks} ranks: the output is not that of one process (relative error {errors['output'][0]:.2g}). Cut the first weight by columns, "
+                        "the second by rows, and add the second bias once, after g."):
+            judge.demand(errors["x"][0] < ERROR_LIMIT, f"{ranks} ranks: the gradient of the input is that of one process",
+                         f"{ranks} ranks: the gradient of the input is not that of one process (relative error {errors['x'][0]:.2g}). An all_reduce in backward "
+                         "is missing or too many: that is what f is for.")
+            judge.demand(max(errors["output"]) < ERROR_LIMIT, f"{ranks} ranks: after {STEPS - 1} updates with SGD, it still is",
+                         f"{ranks} ranks: after {STEPS - 1} updates with SGD, the output is not that of one process (relative error {max(errors['output']):.2g}). "
+                         "So a weight or a bias has got a wrong gradient.")
+        _judge_weights(judge, job)
+        _judge_calls(judge, job, "one in forward and one in backward",
+                     "An all_gather puts the hidden layer together on every rank, and it may stay in parts: GELU works on each number alone.")
+        _judge_bytes(judge, job)
+        if not judge.verdict():
+            return
+
+
+def _judge_weights(judge: Judge, job: Job) -> None:
+    """Demand 1/n of everything but the second bias, by storages."""
+    h, n = HIDDEN, job.ranks
+    cut, bias = 8 * (4 * h * h + 4 * h + 4 * h * h), 8 * h
+    rows = job.memory[job.memory["category"] == "params"]
+    held = int(rows["bytes"].max())
+    allowed = cut // n + bias
+    why = f"a rank holds {held:,} bytes of parameters, {held / allowed:.2f} times (weights / {n} + the second bias) = {allowed:,}"
+    if held >= cut:
+        why += ". All weights are on every rank"
+    if any(found["views"] for found in job.results):
+        why += ": a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"
+    judge.demand(held <= allowed, f"{n} ranks: each rank holds 1/{n} of the weights, to the byte", f"{n} ranks: {why}.")
+
+
+@exercise
+def vocabulary_loss(judge: Judge, answer: Callable) -> None:
+    """`answer(logits, targets)`: the mean cross-entropy, from logits of which each rank has the columns of its part of the vocabulary."""
+    TOKENS, VOCABULARY = 24, 600
+
+    def losses(answer):
+        torch.set_default_device("cpu")
+        torch.set_default_dtype(torch.float64)
+        rank, n = dist.get_rank(), dist.get_world_size()
+        torch.manual_seed(0)
+        found = []
+        for offset in (0.0, 0.0, 2000.0):          # exp(2000) is more than a float64 can hold
+            # The offset is larger from one rank's part to the next: the largest logit of a token is not on every rank.
+            full = torch.randn(TOKENS, VOCABULARY) + offset * torch.arange(VOCABULARY).div(VOCABULARY / 3).floor()
+            targets = torch.randint(VOCABULARY, (TOKENS,))
+            mine, whole = full.tensor_split(n, 1)[rank].clone().requires_grad_(), full.clone().requires_grad_()
+            wanted = F.cross_entropy(whole, targets)
+            wanted.backward()
+            with measure.step():
+                loss = answer(mine, targets)
+                loss.backward()
+            grad, part = mine.grad, whole.grad.tensor_split(n, 1)[rank]
+            found.append({
+                "loss": abs(loss.item() / wanted.item() - 1), "finite": bool(loss.isfinite()), "sum": abs(loss.item() / wanted.item() / TOKENS - 1) < 1e-6,
+                "grad": 1.0 if grad is None or grad.shape != part.shape else ((grad - part).norm() / part.norm()).item(),
+                "times": 0.0 if grad is None else next((times for times in (n, 1 / n) if torch.allclose(grad, part * times, rtol=1e-6)), 0.0),
+            })
+        return found
+
+    losses.__name__ = "your loss"
+    for ranks in (2, 3):
+        job = judge.run(losses, answer, ranks=ranks, timeout=TIMEOUT_S)
+        for case, name in ((1, f"{ranks} ranks"), (2, f"{ranks} ranks, logits up to 4000")):
+            found = [result[case] for result in job.results]
+            worst = max(f["loss"] if f["finite"] else 2.0 for f in found)
+            why = ("exp() of a large logit overflows. Subtract the token's largest logit first: the largest of **all** ranks" if not all(f["finite"] for f in found)
+                   else "it is the sum over the tokens; divide by their number" if found[0]["sum"] else f"relative error {worst:.2g}")
+            if not judge.demand(worst < ERROR_LIMIT, f"{name}: the loss is that of one process, on every rank",
+                                f"{name}: the loss is not that of one process on every rank: {why}."):
+                continue
+            grad, times = max(f["grad"] for f in found), found[0]["times"]
+            why = (f"it is {times:g} times as large. Is something added up again in backward?" if times > 1 else f"it is 1/{ranks} of it" if times
+                   else f"relative error {grad:.2g}")
+            judge.demand(grad < ERROR_LIMIT, f"{name}: the gradient of each rank's logits is that of one process",
+                         f"{name}: the gradient of a rank's logits is not that of one process: {why}.")
+        _judge_small(judge, job, 8 * TOKENS)
+        if not judge.verdict():
+            return
+
+
+def _judge_small(judge: Judge, job: Job, token_bytes: int) -> None:
+    """Demand at most three collectives, which carry three numbers per token together."""
+    calls = job.comm[job.comm["rank"] == 0]
+    judge.demand(len(calls) <= 3, f"{job.ranks} ranks: at most three collectives", f"{job.ranks} ranks: {_used(job)}, and three are enough: the largest logit, the "
+                 "sum of exp(), and the target's logit.")
+    numbers = calls["payload_bytes"].sum() / token_bytes
+    judge.demand(numbers <= 3, f"{job.ranks} ranks: together they carry no more than three numbers per token",
+                 f"{job.ranks} ranks: your collectives carry {numbers:,.0f} numbers per token, and three are enough. The logits must stay where they are: only a "
+                 "maximum and two sums over the vocabulary need to travel.")
+
+
+def _used(job: Job) -> str:
+    counts = job.comm[job.comm["rank"] == 0]["op"].value_counts()
+    return ", ".join(f"{count} {op}" for op, count in counts.items()) or "no collective"
+
+
+def _judge_calls(judge: Judge, job: Job, where: str, gathered: str) -> None:
+    """Demand exactly two all_reduces in the traced step, and nothing else; `gathered` is the advice where an all_gather is found."""
+    calls = job.comm[job.comm["op"] != "barrier"]
+    right = all(list(calls[calls["rank"] == rank]["op"]) == ["all_reduce"] * 2 for rank in range(job.ranks))
+    advice = f" {gathered}" if "all_gather" in set(calls["op"]) else ""
+    judge.demand(right, f"{job.ranks} ranks: exactly two all_reduces, {where}", f"{job.ranks} ranks: exactly two all_reduces, {where}; you used {_used(job)}.{advice}")
+
+
+def _judge_bytes(judge: Judge, job: Job) -> None:
+    """Demand no more bytes than two ring all_reduces of x."""
+    ring = 2 * theory.collective_bytes("all_reduce", S, job.ranks)
+    wire = job.steps[job.steps["phase"] == "traced"]["wire_bytes"]
+    sent = float(wire.max()) if wire.notna().all() else float(job.comm.groupby("rank")["algorithm_bytes"].sum().max() if len(job.comm) else 0)
+    judge.demand(sent <= BYTES_LIMIT * ring, f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times 4(n-1)/n S",
+                 f"{job.ranks} ranks: a rank sent {sent / ring:.1f} times the 4(n-1)/n S = {ring:,.0f} bytes of two all_reduces of x. Something larger than the input "
+                 "travels, or whole tensors travel where sums would do.")

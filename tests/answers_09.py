@@ -1,0 +1,294 @@
+"""Answers to the exercises of chapter 09, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+
+def stub(*arguments):
+    raise NotImplementedError
+
+
+def summed(tensor):
+    tensor = tensor.contiguous().clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def operator(forward, backward):
+    """An operator from what it does in each direction."""
+    class Operator(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return forward(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return backward(grad)
+    return Operator.apply
+
+
+def same(tensor):
+    return tensor.view_as(tensor)
+
+
+# f(x) and g(x)
+
+
+def f(x):
+    return operator(same, summed)(x)
+
+
+def g(x):
+    return operator(summed, same)(x)
+
+
+def f_in_place(x):
+    """Right as well: the gradient is nobody else's here."""
+    def backward(grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad
+    return operator(same, backward)(x)
+
+
+def f_identity(x):
+    return x
+
+
+def f_sums_forward(x):
+    return operator(summed, summed)(x)
+
+
+def f_averages(x):
+    return operator(same, lambda grad: summed(grad) / dist.get_world_size())(x)
+
+
+def g_sums_both_ways(x):
+    return operator(summed, summed)(x)
+
+
+def g_identity(x):
+    return x
+
+
+def g_mean(x):
+    return operator(lambda x: summed(x) / dist.get_world_size(), same)(x)
+
+
+def g_detached(x):
+    return summed(x.detach()).requires_grad_()
+
+
+def gathered(tensor):
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+def g_by_all_gather(x):
+    return operator(lambda x: sum(gathered(x)), same)(x)
+
+
+def f_by_all_gather(x):
+    return operator(same, lambda grad: sum(gathered(grad)))(x)
+
+
+def g_by_reduce_and_broadcast(x):
+    def forward(x):
+        x = x.clone()
+        dist.reduce(x, 0)
+        dist.broadcast(x, 0)
+        return x
+    return operator(forward, same)(x)
+
+
+# ParallelMLP(mlp)
+
+
+def share(tensor, dim):
+    return tensor.detach().tensor_split(dist.get_world_size(), dim)[dist.get_rank()].clone()
+
+
+class ParallelMLP(nn.Module):
+    def __init__(self, mlp):
+        super().__init__()
+        first, _, second = mlp
+        self.A, self.a = nn.Parameter(share(first.weight, 0)), nn.Parameter(share(first.bias, 0))
+        self.B, self.b = nn.Parameter(share(second.weight, 1)), nn.Parameter(second.bias.detach().clone())
+
+    def forward(self, x):
+        return g(F.gelu(F.linear(f(x), self.A, self.a)) @ self.B.T) + self.b
+
+
+class BiasOnRank0(ParallelMLP):
+    """Right as well: one rank adds the bias before g."""
+    def forward(self, x):
+        y = F.gelu(F.linear(f(x), self.A, self.a)) @ self.B.T
+        return g(y + self.b if dist.get_rank() == 0 else y)
+
+
+def of_mini(mlp):
+    from course_lib.mini import tensor_parallel
+
+    return nn.Sequential(tensor_parallel.ColumnParallelLinear(mlp[0]), nn.GELU(), tensor_parallel.RowParallelLinear(mlp[2]))
+
+
+class GathersHidden(ParallelMLP):
+    """Both weights by columns: the hidden layer and the output are put together on every rank."""
+    def __init__(self, mlp):
+        super().__init__(mlp)
+        self.B, self.b = nn.Parameter(share(mlp[2].weight, 0)), nn.Parameter(share(mlp[2].bias, 0))
+
+    def forward(self, x):
+        rank, n = dist.get_rank(), dist.get_world_size()
+
+        def gather(x):
+            return torch.cat(gathered(x), dim=-1)
+        hidden = operator(gather, lambda grad: summed(grad).chunk(n, -1)[rank])(F.gelu(F.linear(f(x), self.A, self.a)))
+        return operator(gather, lambda grad: grad.chunk(n, -1)[rank])(F.linear(hidden, self.B, self.b))
+
+
+class GathersHiddenByAllReduce(ParallelMLP):
+    """The hidden layer travels in an all_reduce of tensors that are zero but for this rank's part. Two all_reduces, and far too many bytes."""
+    def forward(self, x):
+        rank, n = dist.get_rank(), dist.get_world_size()
+
+        def place(part):
+            return F.pad(part, (rank * part.shape[-1], (n - 1 - rank) * part.shape[-1]))
+        hidden = operator(lambda part: summed(place(part)), lambda grad: grad.chunk(n, -1)[rank])(F.gelu(F.linear(f(x), self.A, self.a)))
+        return g(hidden.chunk(n, -1)[rank] @ self.B.T) + self.b
+
+
+class WeightsOnEveryRank(nn.Module):
+    """Right values and right communication; but every rank holds everything."""
+    def __init__(self, mlp):
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x):
+        rank, n = dist.get_rank(), dist.get_world_size()
+        first, _, second = self.mlp
+        hidden = F.gelu(F.linear(f(x), first.weight.chunk(n)[rank], first.bias.chunk(n)[rank]))
+        return g(hidden @ second.weight.chunk(n, 1)[rank].T) + second.bias
+
+
+class NotParallel(nn.Module):
+    """Every rank computes everything: right values, and nothing is gained."""
+    def __init__(self, mlp):
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x):
+        return self.mlp(x)
+
+
+class Views(ParallelMLP):
+    def __init__(self, mlp):
+        super().__init__(mlp)
+        n, rank = dist.get_world_size(), dist.get_rank()
+        self.A, self.a = nn.Parameter(mlp[0].weight.detach().chunk(n)[rank]), nn.Parameter(mlp[0].bias.detach().chunk(n)[rank])
+        self.B = nn.Parameter(mlp[2].weight.detach().chunk(n, 1)[rank])
+
+
+class NoF(ParallelMLP):
+    def forward(self, x):
+        return g(F.gelu(F.linear(x, self.A, self.a)) @ self.B.T) + self.b
+
+
+class BiasOnEveryRank(ParallelMLP):
+    def forward(self, x):
+        return g(F.linear(F.gelu(F.linear(f(x), self.A, self.a)), self.B, self.b))
+
+
+class SharedBias(ParallelMLP):
+    """Each rank adds 1/n of the bias: the right output, and a gradient that is 1/n of what it should be."""
+    def forward(self, x):
+        return g(F.linear(F.gelu(F.linear(f(x), self.A, self.a)), self.B, self.b / dist.get_world_size()))
+
+
+class WrongCut(ParallelMLP):
+    """The first weight by rows of the matrix that torch stores in the other direction."""
+    def __init__(self, mlp):
+        super().__init__(mlp)
+        n, rank = dist.get_world_size(), dist.get_rank()
+        self.A = nn.Parameter(mlp[0].weight.detach().flatten().chunk(n)[(rank + 1) % n].view_as(self.A).clone())
+
+
+class NoParameters(ParallelMLP):
+    def __init__(self, mlp):
+        super().__init__(mlp)
+        tensors = {name: p.detach().requires_grad_() for name, p in self.named_parameters()}
+        self._parameters.clear()
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+
+
+# vocabulary_loss(logits, targets)
+
+
+def own_part(logits, targets):
+    """Which targets are in this rank's part of the vocabulary, and where; 0 for those that are not."""
+    width = logits.shape[1]
+    local = targets - dist.get_rank() * width
+    mine = (local >= 0) & (local < width)
+    return mine, local.where(mine, 0)
+
+
+def largest_logit(logits):
+    largest = logits.detach().amax(1)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
+def target_logit(logits, targets):
+    mine, local = own_part(logits, targets)
+    return logits.gather(1, local[:, None])[:, 0] * mine
+
+
+def loss(logits, targets):
+    logits = logits - largest_logit(logits)[:, None]
+    return (g(logits.exp().sum(1)).log() - g(target_logit(logits, targets))).mean()
+
+
+def loss_of_mini(logits, targets):
+    from course_lib.mini import tensor_parallel
+
+    return tensor_parallel.vocab_parallel_cross_entropy(logits, targets)
+
+
+def loss_gathered(logits, targets):
+    n, rank = dist.get_world_size(), dist.get_rank()
+    full = operator(lambda part: torch.cat(gathered(part), 1), lambda grad: grad.chunk(n, 1)[rank])(logits)
+    return F.cross_entropy(full, targets)
+
+
+def loss_without_maximum(logits, targets):
+    return (g(logits.exp().sum(1)).log() - g(target_logit(logits, targets))).mean()
+
+
+def loss_own_maximum(logits, targets):
+    logits = logits - logits.detach().amax(1)[:, None]
+    return (g(logits.exp().sum(1)).log() - g(target_logit(logits, targets))).mean()
+
+
+def loss_summed_both_ways(logits, targets):
+    logits = logits - largest_logit(logits)[:, None]
+    return (g_sums_both_ways(logits.exp().sum(1)).log() - g_sums_both_ways(target_logit(logits, targets))).mean()
+
+
+def loss_of_own_part(logits, targets):
+    mine, local = own_part(logits, targets)
+    return F.cross_entropy(logits, local)
+
+
+def loss_sum(logits, targets):
+    return loss(logits, targets) * len(targets)
+
+
+def loss_exact_but_padded(logits, targets):
+    """Right values; the target's logit travels as a tensor that is as wide as the vocabulary."""
+    logits = logits - largest_logit(logits)[:, None]
+    n, rank, width = dist.get_world_size(), dist.get_rank(), logits.shape[1]
+    full = g(F.pad(logits, (rank * width, (n - 1 - rank) * width)))
+    return (g(logits.exp().sum(1)).log() - full.gather(1, targets[:, None])[:, 0]).mean()

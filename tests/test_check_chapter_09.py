@@ -1,0 +1,85 @@
+"""Each check of chapter 09 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+import answers_09 as answers
+import pytest
+
+from course_lib.check import chapter_09
+from course_lib.mini import tensor_parallel
+
+OPERATORS, MLP, LOSS = chapter_09.f_and_g, chapter_09.parallel_mlp, chapter_09.vocabulary_loss
+RIGHT = [
+    (OPERATORS, [answers.f, answers.g]),
+    (OPERATORS, [answers.f_in_place, answers.g]),
+    (OPERATORS, [tensor_parallel.copy_to_group, tensor_parallel.reduce_from_group]),
+    (MLP, [answers.ParallelMLP]),
+    (MLP, [answers.BiasOnRank0]),
+    (MLP, [answers.of_mini]),
+    (LOSS, [answers.loss]),
+    (LOSS, [answers.loss_of_mini]),
+]
+UNTOUCHED = [(OPERATORS, [answers.stub, answers.stub]), (OPERATORS, [answers.f, answers.stub]), (MLP, [answers.stub]), (LOSS, [answers.stub])]
+VALUES = "the output is that of one process"
+WRONG = [       # a check, answers, words that name the problem, and words of a demand that is met all the same
+    (OPERATORS, [answers.f_identity, answers.g], ["f must add up the gradients of all ranks in backward. The weights of this MLP do not notice",
+                                                  "you used 1 all_reduce"], "the gradient of A's part is that of one process"),
+    (OPERATORS, [answers.f_averages, answers.g], ["3 ranks: the gradient of the input is not that"], "exactly two all_reduces"),
+    (OPERATORS, [answers.f_sums_forward, answers.g], ["the output is not that", "you used 3 all_reduce"], ""),
+    (OPERATORS, [answers.f, answers.g_sums_both_ways], ["3 times too large. Every rank has the same loss", "you used 3 all_reduce"], VALUES),
+    (OPERATORS, [answers.f_identity, answers.g_sums_both_ways], ["this rank's own part, and 3 times too large: f must add up in backward, and g must not"],
+     "exactly two all_reduces"),
+    (OPERATORS, [answers.f, answers.g_identity], ["this rank's own part: g must add up"], ""),
+    (OPERATORS, [answers.f, answers.g_mean], ["it is the mean: do not divide"], "exactly two all_reduces"),
+    (OPERATORS, [answers.f, answers.g_detached], ["there is none: backward does not reach it"], VALUES),
+    (OPERATORS, [answers.f_by_all_gather, answers.g_by_all_gather], ["you used 2 all_gather. An all_gather brings the whole tensor of every rank", "a rank sent 1.5 times the"],
+     "the gradient of the input is that of one process"),
+    (OPERATORS, [answers.f, answers.g_by_reduce_and_broadcast], ["exactly two all_reduces"], "the gradient of the input is that of one process"),
+    (MLP, [answers.GathersHidden], ["puts the hidden layer together on every rank, and it may stay in parts", "Something larger than the input travels"], VALUES),
+    (MLP, [answers.GathersHiddenByAllReduce], ["a rank sent 3.0 times the"], VALUES),
+    (MLP, [answers.WeightsOnEveryRank], ["All weights are on every rank"], "exactly two all_reduces"),
+    (MLP, [answers.NotParallel], ["All weights are on every rank", "you used no collective"], VALUES),
+    (MLP, [answers.Views], ["a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"], "exactly two all_reduces"),
+    (MLP, [answers.NoF], ["the gradient of the input is not that of one process", "you used 1 all_reduce"], VALUES),
+    (MLP, [answers.BiasOnEveryRank], ["add the second bias once, after g"], "exactly two all_reduces"),
+    (MLP, [answers.SharedBias], ["So a weight or a bias has got a wrong gradient"], VALUES),
+    (MLP, [answers.WrongCut], ["the output is not that of one process"], "exactly two all_reduces"),
+    (MLP, [answers.NoParameters], ["your module has no parameters"], ""),
+    (LOSS, [answers.loss_gathered], ["your collectives carry 600 numbers per token, and three are enough. The logits must stay where they are"], "the gradient of each rank's logits"),
+    (LOSS, [answers.loss_exact_but_padded], ["your collectives carry 602 numbers per token"], "the gradient of each rank's logits"),
+    (LOSS, [answers.loss_without_maximum], ["logits up to 4000: the loss is not that", "the largest of **all** ranks"], "2 ranks: the loss is that of one process"),
+    (LOSS, [answers.loss_own_maximum], ["2 ranks: the loss is not that of one process"], "together they carry no more"),
+    (LOSS, [answers.loss_summed_both_ways], ["it is 2 times as large. Is something added up again in backward?"], "2 ranks: the loss is that of one process"),
+    (LOSS, [answers.loss_of_own_part], ["the loss is not that of one process"], "at most three collectives"),
+    (LOSS, [answers.loss_sum], ["it is the sum over the tokens; divide by their number"], "at most three collectives"),
+]
+
+
+def name(value) -> str:
+    parts = value if isinstance(value, list) else [value]
+    return "-".join(getattr(part, "__name__", "") for part in parts).strip("-")
+
+
+@pytest.mark.parametrize("check, answer", RIGHT, ids=name)
+def test_right_answers_are_accepted(check, answer):
+    verdict = check(*answer)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+
+
+@pytest.mark.parametrize("check, answer", [(OPERATORS, RIGHT[0][1]), (MLP, RIGHT[3][1]), (LOSS, RIGHT[6][1])], ids=name)
+def test_a_verdict_is_the_same_each_time(check, answer):
+    assert repr(check(*answer)) == repr(check(*answer)), "a verdict that changes from run to run cannot be compared"
+
+
+@pytest.mark.parametrize("check, answer", UNTOUCHED, ids=name)
+def test_the_stub_gets_one_calm_line(check, answer):
+    verdict = check(*answer)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict)
+
+
+@pytest.mark.parametrize("check, answer, reasons, met", WRONG, ids=name)
+def test_wrong_answers_are_refused_with_the_reason(check, answer, reasons, met):
+    verdict = check(*answer)
+    assert not verdict and not verdict.untouched
+    for reason in reasons:
+        assert any(line.startswith("no ") and reason in line for line in verdict.lines), repr(verdict)
+    assert not met or any(line.startswith("yes ") and met in line for line in verdict.lines), repr(verdict)
