@@ -56,7 +56,8 @@ def split(model: nn.Module, num_stages: int, sizes: Sequence[int] | None = None)
         raise ValueError(f"sizes={list(sizes)}: it must be {num_stages} numbers that sum to {len(layers)}, the model's layers.")
     rest = iter(layers)
     parts = [[next(rest) for _ in range(size)] for size in sizes]
-    parts[0], parts[-1] = before + parts[0], parts[-1] + after
+    parts[0] = before + parts[0]
+    parts[-1] = parts[-1] + after
     if not all(parts):
         raise ValueError(f"{len(layers)} layers leave nothing for stage {parts.index([])} of {num_stages}.")
     return [nn.Sequential(*part) for part in parts]
