@@ -2,6 +2,7 @@
 
 What ranks say to each other is real; only the computing is replaced by `time.sleep`. A figure of such a run must say so.
 """
+import contextlib
 import time
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from course_lib import measure
 
-__all__ = ["SleepingNet"]
+__all__ = ["SleepingNet", "SleepingStage"]
 
 
 class SleepingNet(nn.Module):
@@ -35,21 +36,40 @@ class SleepingNet(nn.Module):
         return x
 
 
+class SleepingStage(nn.Module):
+    """One stage of a pipeline whose forward and backward sleep; what it returns has the shape of its input.
+
+    The timeline shows nothing of its own: a pipeline names what it runs.
+
+    Args:
+        forward_s, backward_s: seconds for one micro-batch.
+    """
+
+    def __init__(self, forward_s: float = 0.01, backward_s: float = 0.02) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.forward_s, self.backward_s = forward_s, backward_s
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x plus the weight."""
+        return _SleepingLayer.apply(x, self.weight, None, self.forward_s, self.backward_s)
+
+
 class _SleepingLayer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, number: int, forward_s: float, backward_s: float) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, number: int | None, forward_s: float, backward_s: float) -> Tensor:
         ctx.weight_shape, ctx.number, ctx.backward_s = weight.shape, number, backward_s
-        _sleep(f"F{number}", forward_s)
+        _sleep("F", number, forward_s)
         return x + weight.mean()
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        _sleep(f"B{ctx.number}", ctx.backward_s)
+        _sleep("B", ctx.number, ctx.backward_s)
         grad_weight = (grad.sum() / ctx.weight_shape.numel()).expand(ctx.weight_shape)
         return grad, grad_weight, None, None, None
 
 
-def _sleep(name: str, seconds: float) -> None:
+def _sleep(kind: str, number: int | None, seconds: float) -> None:
     if seconds:
-        with measure.span(name):
+        with contextlib.nullcontext() if number is None else measure.span(f"{kind}{number}"):
             time.sleep(seconds)
