@@ -12,6 +12,7 @@ from course_lib.check.chapter_02 import forward_in_threads, star_all_reduce, tre
 from course_lib.check.chapter_03 import chain_broadcast, doubling_all_reduce, ring_all_reduce
 from course_lib.check.chapter_04 import checkpoint, one_synchronisation, own_ddp
 from course_lib.check.chapter_05 import bucketed_overlap, finish_time, half_precision_hook, quoted_rates
+from course_lib.check.chapter_06 import clip_grad_norm, sharded_adam, sharded_checkpoint
 from course_lib.check.chapter_09 import f_and_g, parallel_mlp, vocabulary_loss
 from course_lib.check.judge import Judge, Verdict, exercise
 
@@ -19,4 +20,5 @@ __all__ = ["Judge", "Verdict", "exercise", "ping_pong", "my_share", "average", "
            "star_all_reduce", "forward_in_threads", "tree_all_reduce", "ring_all_reduce", "chain_broadcast", "doubling_all_reduce",
            "own_ddp", "one_synchronisation", "checkpoint",
            "bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates",
+           "sharded_adam", "clip_grad_norm", "sharded_checkpoint",
            "f_and_g", "parallel_mlp", "vocabulary_loss"]

@@ -1,0 +1,344 @@
+"""Checks of chapter 06, "ZeRO stage 1".
+
+What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
+"""
+import contextlib
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from course_lib import measure, theory
+from course_lib.check.judge import Judge, exercise
+from course_lib.datasets import digits
+from course_lib.models import MLP, TinyGPT
+from course_lib.ranks.errors import RankError
+
+__all__ = ["sharded_adam", "clip_grad_norm", "sharded_checkpoint"]
+
+ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
+BYTES_LIMIT = 1.02                  # times what the textbook algorithm sends
+TIMEOUT_S = 15.0
+UPDATES = 4
+
+
+@exercise
+def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
+    """`make_optimizer(groups)` has `step` and `zero_grad`: the weights of one process, the moments of one n-th, and 2 r P bytes."""
+    def mlp():
+        model = MLP((64, 131, 61, 10))
+        vectors = [p for p in model.parameters() if p.dim() == 1]
+        return model, [{"params": [p for p in model.parameters() if p.dim() > 1], "lr": 0.003}, {"params": vectors, "lr": 0.01}]
+
+    def gpt():
+        model = TinyGPT(dim=48, layers=1, context=16)
+        model.position.requires_grad_(False)
+        return model, [{"params": list(model.parameters()), "lr": 0.002}]
+
+    def data(model, samples, update):
+        """Inputs and targets of one update, the same on every rank."""
+        if isinstance(model, MLP):
+            images, labels = (all_[update * samples:(update + 1) * samples] for all_ in digits())
+            return images.double(), labels
+        return (torch.arange(samples * 17).add(update).pow(3).remainder(251).view(samples, 17),)          # tokens without a pattern that matters
+
+    def train(make, make_optimizer):
+        import gc
+
+        from course_lib.mini import ring
+
+        def loss_of(model, batch):
+            return model(batch[0]) if len(batch) == 1 else F.cross_entropy(model(batch[0]), batch[1])
+
+        def weights(model):
+            return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+        def one_process(pieces_of, scale=1.0):
+            """Weights of one process that uses, of each batch, the pieces that `pieces_of` picks."""
+            torch.manual_seed(0)
+            model, groups = make()
+            optimizer = torch.optim.Adam([{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups])
+            for update in range(UPDATES):
+                pieces = list(zip(*(tensor.split(4) for tensor in data(model, 4 * n, update))))
+                optimizer.zero_grad()
+                (sum(loss_of(model, piece) for piece in pieces_of(pieces)) * scale).backward()
+                optimizer.step()
+            return weights(model)
+
+        def storages(tensors):
+            return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+        def alive():
+            """Storages of all tensors that anybody in this process still holds."""
+            gc.collect()
+            ring._buffers.cache_clear()           # the ring keeps its buffers for the next call; they are not the answer's
+            return storages(found for found in gc.get_objects() if issubclass(type(found), torch.Tensor))
+
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("cpu")           # gloo sends from one CPU memory to the other
+        rank, n = dist.get_rank(), dist.get_world_size()
+        wanted = one_process(lambda pieces: pieces, 1 / n)
+        guesses = {"as if the gradients were summed, and not averaged: divide by the number of ranks": one_process(lambda pieces: pieces),
+                   "as if this rank had used its own gradients alone": one_process(lambda pieces: pieces[rank:rank + 1])}
+        torch.manual_seed(0)
+        model, groups = make()
+        start, sizes = weights(model), [p.numel() for p in model.parameters() if p.requires_grad]
+        before = alive()
+        optimizer = make_optimizer(groups)
+        found = {"sizes": sizes, "looks": "", "largest": ""}
+        for update in range(UPDATES):
+            mine = [tensor.split(4)[rank] for tensor in data(model, 4 * n, update)]
+            with measure.step(model):
+                loss_of(model, mine).backward()
+                optimizer.step()
+            if update < UPDATES - 1:
+                optimizer.zero_grad()
+        del mine
+        states = alive()
+        of_model = storages([*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        found["kept"] = sum(count for address, count in states.items() if address not in before and address not in of_model)
+        found["model"] = sum(storages(model.parameters()).values()) - sum(p.nbytes for p in model.parameters())
+        final = weights(model)
+        moved = (wanted - start).norm()
+        found["error"] = ((final - wanted).norm() / moved).item()
+        found["frozen"] = all(torch.equal(p, q) for p, q in zip((p for p in model.parameters() if not p.requires_grad), _frozen(make)))
+        if found["error"] > ERROR_LIMIT:
+            found["looks"] = next((text for text, guess in guesses.items() if (final - guess).norm() / moved < 1e-6), "")
+            found["unmoved"] = bool(torch.equal(final, start))
+        return found | {"final": final}
+
+    def _frozen(make):
+        torch.manual_seed(0)
+        return [p for p in make()[0].parameters() if not p.requires_grad]
+
+    train.__name__ = "your optimizer"
+    for what, make, ranks in (("an MLP in two groups", mlp, 3), ("a TinyGPT with tied and frozen weights", gpt, 4)):
+        job = judge.run(train, make, make_optimizer, ranks=ranks, timeout=TIMEOUT_S)
+        case = f"{what}, {ranks} ranks"
+        _judge_weights(judge, case, job)
+        _judge_kept(judge, case, job)
+        _judge_sent(judge, case, job)
+
+
+def _judge_weights(judge: Judge, case: str, job) -> None:
+    error = max(found["error"] for found in job.results)
+    equal = all(torch.equal(found["final"], job.results[0]["final"]) for found in job.results)
+    looks = next((f" They are {found['looks']}." for found in job.results if found["looks"]), "")
+    if any(found.get("unmoved") for found in job.results):
+        looks = " They have not changed at all: does the update reach the model's own parameters?"
+    elif not equal:
+        looks = f" And the ranks do not agree: the new weights of each rank must reach all others.{looks}"
+    judge.demand(error < ERROR_LIMIT, f"{case}: after {UPDATES} updates, the weights are those of one process",
+                 f"{case}: after {UPDATES} updates the weights are not those of one process (relative error {error:.2g}).{looks}")
+
+
+def _judge_kept(judge: Judge, case: str, job) -> None:
+    """Demand that a rank keeps two moments of one n-th; padding may add one element per tensor, and a counter counts as 16 bytes."""
+    n, sizes = job.ranks, job.results[0]["sizes"]
+    share = 16 * sum(sizes) / n                   # two moments in float64
+    allowed = sum(16 * math.ceil(size / n) + 16 for size in sizes)
+    kept = [found["kept"] for found in job.results]
+    most = max(kept)
+    advice = ("Some ranks hold much more than others: cut the elements into equal parts, not the list of parameters." if min(kept) < 0.7 * most else
+              "That is the state of all parameters, on every rank: nothing is sharded." if most > 0.95 * n * share else
+              "Is something kept that could be a view, or freed after the step: a copy of the weights, a flat copy of the gradients?")
+    judge.demand(most <= allowed, f"{case}: besides parameters and gradients, no rank keeps more than the two moments of 1/{n}",
+                 f"{case}: besides parameters and gradients, rank {kept.index(most)} keeps {most / share:.2f} times the two moments of 1/{n} of the elements. {advice}")
+
+
+def _judge_sent(judge: Judge, case: str, job) -> None:
+    limit = theory.step_bytes("zero_1", 8 * sum(job.results[0]["sizes"]), job.ranks)
+    wire = job.steps[job.steps["phase"] == "traced"].set_index("rank")["wire_bytes"]
+    sent = (wire if wire.notna().all() else job.comm.groupby("rank")["algorithm_bytes"].sum().reindex(range(job.ranks), fill_value=0)).astype(float)
+    most, ops = sent.max(), set(job.comm["op"])
+    if sent.min() < 0.7 * most:
+        advice = "The others send less, and wait for this rank: on a ring all send the same."
+    elif "reduce_scatter" in ops:
+        advice = "gloo's reduce_scatter is an all_reduce that keeps one chunk. `ring.reduce_scatter` sends half of it."
+    else:
+        advice = "Does a rank need the sum of all gradients, or only that of its own part?"
+    judge.demand(most <= BYTES_LIMIT * limit, f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
+                 f"{case}: rank {int(sent.idxmax())} sends {most / limit:.2f} times 2(n-1)/n P. {advice}")
+
+
+@exercise
+def clip_grad_norm(judge: Judge, clip: Callable) -> None:
+    """`clip(grads, max_norm)`: this rank's shards, scaled in place by the norm of the whole gradient; one collective, hardly any bytes."""
+    CASES = (("a gradient that is too long", 1.0, False), ("a gradient that is too long", 1.0, False),
+             ("a gradient that is short enough", 1e3, False), ("a rank without any shard", 1.0, True))
+
+    def trial(clip):
+        torch.set_default_device("cpu")
+        rank, n, problems = dist.get_rank(), dist.get_world_size(), []
+
+        def shards(number, rank, some_empty):
+            generator = torch.Generator().manual_seed(10 * number + rank)
+            shapes = () if some_empty and rank == n - 1 else ((100 * (rank + 1), 30), (7,))
+            return [torch.randn(shape, generator=generator, dtype=torch.float64) * (rank + 1) for shape in shapes]
+
+        def norm_of(tensors):
+            return math.sqrt(sum(tensor.square().sum().item() for tensor in tensors))
+
+        def near(a, b):
+            return abs(a - b) <= ERROR_LIMIT * abs(b)
+
+        for number, (_, max_norm, some_empty) in enumerate(CASES):
+            everyone = [shards(number, other, some_empty) for other in range(n)]
+            own = norm_of(everyone[rank])
+            whole = norm_of([tensor for part in everyone for tensor in part])
+            grads = shards(number, rank, some_empty)
+            dist.barrier()
+            with measure.step():
+                returned = clip(grads, max_norm)
+            factor = min(1.0, max_norm / whole)
+            wanted = [tensor * factor for tensor in everyone[rank]]
+            problem = ""
+            if returned is None or not near(float(returned), whole):
+                norms = [norm_of(part) for part in everyone]
+                looks = ("the function returned nothing" if returned is None else
+                         "it is the norm of this rank's own shards" if near(float(returned), own) else
+                         "it is the sum of the ranks' norms; norms do not add up, their squares do" if near(float(returned), sum(norms)) else
+                         "it is the norm after clipping" if near(float(returned), max_norm) else
+                         "it is the mean over the ranks, not the sum" if near(float(returned), whole / math.sqrt(n)) else f"it is {float(returned):.4g}")
+                problem = f"the norm must be that of the whole gradient, {whole:.4g}, and {looks}"
+            elif not all(torch.allclose(a, b, rtol=ERROR_LIMIT, atol=0) for a, b in zip(grads, wanted)):
+                local = [tensor * min(1.0, max_norm / own) for tensor in everyone[rank]] if own else []
+                problem = ("the gradients are unchanged: scale them in place" if all(map(torch.equal, grads, everyone[rank])) else
+                           "each rank has scaled by its own norm, so the gradient has another direction now" if all(map(torch.allclose, grads, local)) else
+                           "a gradient that is short enough must stay as it is" if factor == 1 else "the gradients are scaled by another factor than max_norm / norm")
+            problems.append(problem)
+        return problems
+
+    trial.__name__ = "your function"
+    for ranks in (2, 3):
+        job = judge.run(trial, clip, ranks=ranks, timeout=TIMEOUT_S)
+        wrong = next(((CASES[number][0], rank, problems[number]) for number in range(len(CASES)) for rank, problems in enumerate(job.results)
+                      if problems[number]), None)
+        if wrong is None:
+            judge.demand(True, f"{ranks} ranks: the norm and the gradients are those of one process", "")
+        else:
+            judge.demand(False, "", f"{ranks} ranks, {wrong[0]}: on rank {wrong[1]} {wrong[2]}")
+        calls = job.comm[job.comm["op"] != "barrier"].groupby("rank").size().reindex(range(ranks), fill_value=0)
+        judge.demand(calls.max() == 1, f"{ranks} ranks: one collective", f"{ranks} ranks: a rank calls {calls.max()} collectives, and one is needed: "
+                     "each rank needs one number from the others.")
+        wire = job.steps[job.steps["phase"] == "traced"]["wire_bytes"]
+        sent = float(wire.max()) if wire.notna().all() else float(job.comm.groupby("rank")["algorithm_bytes"].sum().max() if len(job.comm) else 0)
+        judge.demand(sent <= 1000, f"{ranks} ranks: no rank sends more than 1,000 bytes",
+                     f"{ranks} ranks: a rank sends {sent:,.0f} bytes. To know a norm, nobody needs the gradients of the others: add up the squares first.")
+
+
+@exercise
+def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
+    """`save(root, step, shard, numel)` and `load(root, numel)`: each rank its own part, another number of ranks, and a kill in the middle."""
+    NUMEL, NAMES = 40_001, ("params", "exp_avg", "exp_avg_sq")
+
+    def shard_of(step, rank, n):
+        """What a rank has at a step: views of longer tensors, as in training."""
+        padded = -(-NUMEL // n) * n
+        full = {}
+        for number, name in enumerate(NAMES):
+            values = torch.zeros(padded, dtype=torch.float64)
+            values[:NUMEL] = torch.randn(NUMEL, generator=torch.Generator().manual_seed(10 * step + number), dtype=torch.float64)
+            full[name] = values.chunk(n)[rank]
+        return full
+
+    def saving(save, root, step, killed):
+        import io
+        import os
+        import signal
+        import time
+        torch.set_default_device("cpu")
+        rank, n, own_save, calls = dist.get_rank(), dist.get_world_size(), torch.save, []
+
+        def killed_in_the_middle(content, f, *args, **kwargs):
+            file = io.BytesIO()
+            own_save(content, file, *args, **kwargs)
+            half = file.getvalue()[:file.tell() // 2]
+            if hasattr(f, "write"):
+                f.write(half)
+                f.flush()
+            else:
+                with open(f, "wb") as opened:
+                    opened.write(half)
+            time.sleep(0.25)                      # time for the others to do what they should not
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def noted(*args, **kwargs):
+            calls.append(1)
+            own_save(*args, **kwargs)
+
+        torch.save = killed_in_the_middle if killed and rank == 1 else noted
+        try:
+            shard = shard_of(step, rank, n)
+            with measure.step():
+                save(root, step, shard, NUMEL)
+        finally:
+            torch.save = own_save
+        return len(calls)
+
+    def loading(load, root, wanted_step):
+        torch.set_default_device("cpu")
+        rank, n = dist.get_rank(), dist.get_world_size()
+        try:
+            step, found = load(root, NUMEL)
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            return f"`load` raised {type(error).__name__}: {' '.join(str(error).split()).replace(str(root), '...')[:160]}"
+        if step != wanted_step:
+            return f"`load` returned step {step!r}"
+        wanted = shard_of(step, rank, n)
+        if sorted(found) != sorted(wanted):
+            return f"`load` returned {sorted(found)}, and {sorted(wanted)} were saved"
+        for name, tensor in wanted.items():
+            if found[name].shape != tensor.shape:
+                return f"{name!r} has the shape {tuple(found[name].shape)}, and it must be {tuple(tensor.shape)}: padded for {n} ranks"
+            if not torch.equal(found[name], tensor):
+                return f"{name!r} has other values than the elements {rank * len(tensor)} to {(rank + 1) * len(tensor) - 1} of what was saved"
+            if found[name].untyped_storage().nbytes() > 2 * tensor.nbytes:
+                return f"{name!r} is a view that keeps the elements of all ranks alive: take a `clone()`"
+        return ""
+
+    def told(problems):
+        return next((f"on rank {rank}, {problem}" for rank, problem in enumerate(problems) if problem), "")
+
+    saving.__name__, loading.__name__ = "your save", "your load"
+    root = Path(tempfile.mkdtemp(prefix="course_lib-check-"))
+    try:
+        first = judge.run(saving, save, root, 1, False, ranks=4, timeout=TIMEOUT_S)
+        judge.demand(all(calls == 1 for calls in first.results), "each rank calls torch.save once, for its own shard",
+                     f"each rank must call torch.save once, for its own shard, and they called it {', '.join(map(str, first.results))} times.")
+        _judge_written(judge, first, 8 * 3 * -(-NUMEL // 4))
+        problem = told(judge.run(loading, load, root, 1, ranks=3, timeout=TIMEOUT_S).results)
+        if not judge.demand(not problem, "saved by 4 ranks, loaded by 3: every element is right, to the last bit", f"saved by 4 ranks, loaded by 3: {problem}."):
+            return
+        with contextlib.suppress(RankError):      # rank 1 is killed
+            judge.run(saving, save, root, 2, True, ranks=4, timeout=TIMEOUT_S)
+        problem = told(judge.run(loading, load, root, 1, ranks=3, timeout=TIMEOUT_S).results)
+        judge.demand(not problem, "rank 1 is killed while step 2 is saved: step 1 is loaded",
+                     f"step 1 was saved, and rank 1 was killed in the middle of saving step 2. Step 1 must be loaded now, but {problem}. A save must not touch the one "
+                     "before, and it must not look complete before every rank has written.")
+        judge.run(saving, save, root, 2, False, ranks=3, timeout=TIMEOUT_S)
+        problem = told(judge.run(loading, load, root, 2, ranks=2, timeout=TIMEOUT_S).results)
+        judge.demand(not problem, "then 3 ranks save step 2 again, and 2 ranks load it",
+                     f"then 3 ranks saved step 2 again and 2 ranks loaded it, but {problem}. Has the killed save left files that are still there?")
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _judge_written(judge: Judge, job, shard_bytes: int) -> None:
+    """Demand that no rank has written (to files and to other ranks) much more than its shard, where the system counts it."""
+    wire = job.steps.set_index("rank")["wire_bytes"]
+    if wire.isna().any():
+        return
+    most, limit = int(wire.max()), int(1.1 * shard_bytes) + 20_000
+    even = wire.min() > 0.7 * most
+    advice = ("A view is saved with the whole storage behind it: `clone()` it first." if even else
+              "The others wait for this rank, and it needs room for everything.")
+    judge.demand(most <= limit, "no rank writes more than 1.1 times its shard",
+                 f"rank {int(wire.astype(float).idxmax())} writes {most / shard_bytes:.1f} times the bytes of its shard. {advice}")
