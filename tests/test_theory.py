@@ -269,6 +269,13 @@ def test_llama3_took_six_flops_per_parameter_and_token():
     assert 6 * row["model"] * 1e9 * row["tokens"] * 1e12 == pytest.approx(row["flops"] * 1e25, rel=0.01)
 
 
+def test_megatron_tensor_parallel_models_grow_with_the_gpus_and_lose_a_little_each_time():
+    rows = theory.published("megatron_tensor_parallel")["rows"]
+    assert all(0.8 < row["model"] / row["tp_size"] / rows[0]["model"] < 1.01 for row in rows)
+    efficiencies = [row["efficiency_percent"] for row in rows]
+    assert efficiencies[0] == 100 and efficiencies == sorted(efficiencies, reverse=True)
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda: theory.collective_bytes("allreduce", 8, 2), "'all_reduce', 'reduce_scatter'"),
     (lambda: theory.collective_bytes("all_reduce", -1, 2), "payload_bytes"),
