@@ -6,11 +6,12 @@
     ddp               DistributedDataParallel: broadcast, hooks, buckets that overlap backward     04, 05
     zero              ZeRO stages 1, 2, 3: shards of optimizer states, gradients and parameters    06, 07
     pipeline          stages, schedules as lists of instructions, a worker that executes them      08
+    tensor_operators  f and g: what happens where a network that is cut is entered and left        09
     tensor_parallel   layers cut by columns and by rows, heads, vocabulary; sequence parallelism   09
     hybrid            a mesh of ranks: coordinates, and the process groups of each axis            10
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
 """
-from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_operators, tensor_parallel, zero
 
-__all__ = ["data_parallel", "ring", "ddp", "zero", "pipeline", "tensor_parallel", "hybrid"]
+__all__ = ["data_parallel", "ring", "ddp", "zero", "pipeline", "tensor_operators", "tensor_parallel", "hybrid"]

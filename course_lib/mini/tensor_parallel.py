@@ -5,26 +5,20 @@ A matrix can be cut two ways. Here y = x W, where nn.Linear keeps W transposed:
     by columns   every rank needs all of x and gets its own columns of y                nothing to send forward
     by rows      every rank needs its own columns of x and gets an addend of all of y   the addends are summed: one all_reduce
 
-So a layer cut by columns hands over exactly what a layer cut by rows wants, and what stands between them works on each element alone
-(GELU) or on each head alone (attention). Such a pair communicates only where it is entered and left. The two operators there are
-called f and g in the Megatron paper; each is the other's backward:
-
-                                  forward          backward
-    f   copy_to_group             nothing          all_reduce     each rank's columns add something to the gradient of x
-    g   reduce_from_group         all_reduce       nothing        a sum hands its gradient on to every addend
-
-A transformer block has two pairs, attention and MLP: two all_reduces forward and two backward, whatever the number of ranks.
+So a layer cut by columns hands over exactly what a layer cut by rows wants, as long as what stands between them works on each element alone
+(GELU) or on each head alone (attention). Such a pair communicates only where it is entered and where it is left, by the operators f and g
+of tensor_operators.py: one all_reduce forward (g) and one backward (f). A transformer block has two pairs, attention and MLP; so it has two
+all_reduces forward and two backward, whatever the number of ranks.
 
 Sequence parallelism: between pairs (norms, dropout, residual sums) all ranks do the same work on the same x. Instead each can keep a slice
-of the tokens. Then f and g are an all_gather and a reduce_scatter, each the other's backward: the two halves of an all_reduce, so the bytes
-are the same, and what norms and residual sums keep for backward is cut too.
+of the tokens. Then f and g are an all_gather and a reduce_scatter, the two halves of an all_reduce: the bytes are the same, and what norms
+and residual sums keep for backward is cut too. (A pair still keeps its gathered input whole, for the gradients of its weights. Megatron
+keeps the slice and gathers once more in backward.)
 
 Sources: Shoeybi et al. 2019, "Megatron-LM", section 3; Korthikanti et al. 2022, "Reducing activation recomputation in large transformer
 models", section 4.2.2.
 """
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -32,14 +26,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from course_lib.mini.tensor_operators import (Group, ReduceScatter, Region, all_slices, copy_to_group, gather_from_group, reduce_from_group,
+                                              reduce_scatter_to_group, share)
 from course_lib.models import MLP, Attention, Block, TinyGPT
 
 __all__ = ["parallelize", "gather_full", "copy_to_group", "reduce_from_group", "gather_from_group", "reduce_scatter_to_group",
            "ColumnParallelLinear", "RowParallelLinear", "ParallelAttention", "VocabParallelEmbedding", "vocab_parallel_cross_entropy",
            "ShardedDropout", "Region"]
-
-Group = dist.ProcessGroup | None
-ReduceScatter = Callable[[Tensor, Tensor, Group], None]
 
 
 def parallelize(model: nn.Module, group: Group = None, sequence_parallel: bool = False, *, reduce_scatter: ReduceScatter | None = None) -> nn.Module:
@@ -47,7 +40,7 @@ def parallelize(model: nn.Module, group: Group = None, sequence_parallel: bool =
 
     All ranks start from the weights of the group's first rank. `model` stays as it is; drop it to free its memory. Names of parameters stay
     too; biases of row layers, norms and positions are whole on every rank. After backward every gradient is right as it is: a slice of one
-    process's, or, where the parameter is whole, the same on all ranks.
+    process's, or, where the parameter is whole, the same on all ranks. (But a norm over all of them, for clipping, is not: a rank sees slices.)
 
     Args:
         model: TinyGPT, a Block, an Attention, an MLP, or nn.Sequential(Linear, activation, Linear). All ranks must call it with the same data.
@@ -67,100 +60,16 @@ def parallelize(model: nn.Module, group: Group = None, sequence_parallel: bool =
 
 
 def gather_full(model: nn.Module, group: Group = None, grads: bool = False) -> dict[str, Tensor]:
-    """Put every parameter (or gradient) of a parallelized model together again, by name: what one process would have. Every rank must call this."""
+    """Put every parameter (or gradient) of a parallelized model together again, by name: what one process would have.
+
+    Every rank of the group must call this. The names are those of the model that was cut, so that one can load it.
+    """
     full = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             tensor, dim = parameter.grad if grads else parameter.detach(), getattr(module, "cut_dims", {}).get(name)
-            full[f"{prefix}.{name}".removeprefix(".")] = tensor if dim is None or tensor is None else _gather(tensor, group, dim)
+            full[f"{prefix}.{name}".removeprefix(".")] = tensor if dim is None or tensor is None else all_slices(tensor, group, dim)
     return full
-
-
-# The operators
-
-
-def copy_to_group(x: Tensor, group: Group = None) -> Tensor:
-    """f: forward x itself; backward the sum of its gradient over the ranks. For what all ranks have the same, and each uses differently."""
-    return _Operator.apply(x, lambda x: x.view_as(x), lambda grad: _sum(grad, group))
-
-
-def reduce_from_group(x: Tensor, group: Group = None) -> Tensor:
-    """g: forward the sum of x over the ranks; backward the gradient itself."""
-    return _Operator.apply(x, lambda x: _sum(x, group), lambda grad: grad)
-
-
-def gather_from_group(x: Tensor, group: Group = None, reduce_scatter: ReduceScatter | None = None) -> Tensor:
-    """f under sequence parallelism: forward all ranks' slices [..., time / n, dim] as [..., time, dim]; backward the sum of its own slice."""
-    return _Operator.apply(x, lambda x: _gather(x, group, -2), lambda grad: _sum_slice(grad, group, reduce_scatter))
-
-
-def reduce_scatter_to_group(x: Tensor, group: Group = None, reduce_scatter: ReduceScatter | None = None) -> Tensor:
-    """g under sequence parallelism: forward this rank's slice [..., time / n, dim] of the sum of x over the ranks; backward all slices."""
-    return _Operator.apply(x, lambda x: _sum_slice(x, group, reduce_scatter), lambda grad: _gather(grad, group, -2))
-
-
-class _Operator(torch.autograd.Function):
-    """A function of a tensor whose backward is another function: apply(x, forward, backward)."""
-
-    @staticmethod
-    def forward(ctx, x, forward, backward):
-        ctx.of_gradient = backward
-        return forward(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return ctx.of_gradient(grad), None, None
-
-
-def _sum(x: Tensor, group: Group) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)      # not in place: autograd may still need x
-    dist.all_reduce(total, group=group)
-    return total
-
-
-def _gather(x: Tensor, group: Group, dim: int) -> Tensor:
-    parts = x.new_empty(dist.get_world_size(group), *x.shape)
-    dist.all_gather_into_tensor(parts.view(-1), x.contiguous().view(-1), group=group)
-    return torch.cat(list(parts), dim)
-
-
-def _sum_slice(x: Tensor, group: Group, reduce_scatter: ReduceScatter | None) -> Tensor:
-    _share(x.shape[-2], "tokens", group)
-    parts = torch.stack(x.chunk(dist.get_world_size(group), -2))      # [n, ..., time / n, dim]: in memory, one slice after the other
-    output = torch.empty_like(parts[0])
-    (reduce_scatter or _torch_reduce_scatter)(output.view(-1), parts.view(-1), group)
-    return output
-
-
-def _torch_reduce_scatter(output: Tensor, input: Tensor, group: Group) -> None:
-    dist.reduce_scatter_tensor(output, input, group=group)
-
-
-@dataclass(frozen=True)
-class Region:
-    """The part of a network in which tensors are cut by features: who shares it, and which operators stand at its borders.
-
-    Attributes: as the arguments of `parallelize`.
-    """
-    group: Group = None
-    sequence_parallel: bool = False
-    reduce_scatter: ReduceScatter | None = None
-
-    def enter(self, x: Tensor) -> Tensor:
-        """f: [..., time (or time / n), dim] in, [..., time, dim] out."""
-        return gather_from_group(x, self.group, self.reduce_scatter) if self.sequence_parallel else copy_to_group(x, self.group)
-
-    def leave(self, x: Tensor) -> Tensor:
-        """g: an addend [..., time, dim] in, the sum [..., time (or time / n), dim] out."""
-        return reduce_scatter_to_group(x, self.group, self.reduce_scatter) if self.sequence_parallel else reduce_from_group(x, self.group)
-
-    def outside(self, parameter: nn.Parameter) -> Tensor:
-        """A parameter that is whole on every rank, for use outside the region.
-
-        Under sequence parallelism each rank uses it for its own tokens, so its gradient has an addend on every rank. f sums them; without
-        it the ranks' copies would drift apart. (Megatron sums them in one all_reduce after backward.)
-        """
-        return copy_to_group(parameter, self.group) if self.sequence_parallel else parameter
 
 
 # The layers
@@ -221,7 +130,7 @@ class ParallelAttention(Attention):
 
     def __init__(self, attention: Attention, region: Region = Region()) -> None:
         nn.Module.__init__(self)
-        _share(attention.q.out_features // attention.head_dim, "heads", region.group)
+        share(attention.q.out_features // attention.head_dim, "heads", region.group)
         self.head_dim, self.region = attention.head_dim, region
         self.q, self.k, self.v = (ColumnParallelLinear(linear, region, enters=False) for linear in (attention.q, attention.k, attention.v))
         self.out = RowParallelLinear(attention.out, region)
@@ -377,19 +286,12 @@ def _slice(full: nn.Parameter, dim: int | None, group: Group) -> nn.Parameter:
 
 def _bounds(count: int, what: str, group: Group) -> slice:
     """Which of `count` things are this rank's."""
-    share, rank = _share(count, what, group), dist.get_rank(group)
-    return slice(rank * share, (rank + 1) * share)
+    width, rank = share(count, what, group), dist.get_rank(group)
+    return slice(rank * width, (rank + 1) * width)
 
 
-def _share(count: int, what: str, group: Group) -> int:
-    size = dist.get_world_size(group)
-    if count % size:
-        raise ValueError(f"{count} {what} cannot be dealt out evenly to {size} ranks.")
-    return count // size
-
-
-def _own_rows(tokens: Tensor, share: int, group: Group) -> tuple[Tensor, Tensor]:
+def _own_rows(tokens: Tensor, width: int, group: Group) -> tuple[Tensor, Tensor]:
     """Each token's row in this rank's slice of the vocabulary (0 where it has none), and where it has none."""
-    rows = tokens - dist.get_rank(group) * share
-    elsewhere = (rows < 0) | (rows >= share)
+    rows = tokens - dist.get_rank(group) * width
+    elsewhere = (rows < 0) | (rows >= width)
     return rows.masked_fill(elsewhere, 0), elsewhere
