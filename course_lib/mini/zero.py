@@ -21,9 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
-from course_lib.mini import ring
+from course_lib.mini.zero_unit import Unit
 
 __all__ = ["shard", "ZeroOptimizer", "Unit"]
 
@@ -38,7 +39,7 @@ def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.opt
         stage: 1 shards optimizer states, 2 gradients too, 3 parameters too.
         optimizer_class: an optimizer that treats each element for itself, as SGD, Adam and AdamW do.
         params: as torch's optimizers take them: parameters, or several groups of them as dicts. None: all. What is not to learn must be frozen
-            (requires_grad=False). Frozen parameters stay whole in stages 1 and 2.
+            (requires_grad=False).
         units: modules whose parameters share a flat tensor, and so travel and (stage 3) live together; what is in none of them makes a unit for each
             module that has parameters of its own. None: for stage 1 the whole model, for 2 and 3 no modules.
         process_group: the ranks that take part; None for all.
@@ -63,10 +64,11 @@ def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.opt
     _broadcast([*model.parameters(), *model.buffers()], process_group)
     needs: dict[nn.Module, list[Unit]] = {}
     unit_of: dict[nn.Parameter, Unit] = {}
+    shards: list[list[nn.Parameter]] = [[] for _ in groups]
     for module, used in _users(model, units).items():
         kinds: dict[tuple, list[nn.Parameter]] = {}
         for parameter in used:
-            if parameter not in unit_of and (parameter.requires_grad or stage == 3):         # tied: it belongs to the first module that uses it
+            if parameter not in unit_of:              # a tied one belongs to the first module that uses it
                 kinds.setdefault((number.get(parameter), parameter.dtype, parameter.device), []).append(parameter)
         for k, ((group, *_), members) in enumerate(kinds.items()):
             unit = Unit(f"{names[module] or 'model'}.shard_{k}", members, stage, process_group)
@@ -74,11 +76,11 @@ def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.opt
             if stage == 3:
                 module.register_parameter(f"shard_{k}", unit.shard)
             if group is not None:
-                groups[group].setdefault("shards", []).append(unit.shard)
+                shards[group].append(unit.shard)
         needs[module] = list(dict.fromkeys(unit_of[parameter] for parameter in used if parameter in unit_of))
     _Hooks(stage, needs, unit_of)
-    shards = [{**group, "params": group.pop("shards", [])} for group in groups]
-    return model, ZeroOptimizer(optimizer_class(shards, **defaults), list(dict.fromkeys(unit_of.values())), stage, process_group)
+    optim = optimizer_class([{**group, "params": members} for group, members in zip(groups, shards)], **defaults)
+    return model, ZeroOptimizer(optim, list(dict.fromkeys(unit_of.values())), stage, process_group)
 
 
 class ZeroOptimizer(torch.optim.Optimizer):
@@ -109,7 +111,10 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._average()
         self.optim.step()
         for unit in self.units:
-            unit.free() if self.stage == 3 else unit.gather()
+            if self.stage == 3:
+                unit.free()               # it is free already, unless a forward or backward has failed
+            elif unit.shard.requires_grad:
+                unit.gather()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -135,109 +140,62 @@ class ZeroOptimizer(torch.optim.Optimizer):
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
         """Within this context all parameters are whole, to be read: `model.state_dict()`, a norm. Every rank must enter it."""
-        for unit in self.units:
+        for unit in self.units if self.stage == 3 else ():
             unit.gather()
-        yield
+        try:
+            yield
+        finally:
+            for unit in self.units:
+                unit.free()
+
+    def state_dict(self) -> dict:
+        """Return parameters and optimizer states, as this rank holds them, for torch.distributed.checkpoint: `dcp.save(optimizer.state_dict(), ...)`.
+
+        Shards are DTensors: each knows which part of a longer tensor it is, and that has no padding. So what n ranks save, m ranks can load:
+        `dcp.load(state := optimizer.state_dict(), ...)` fills the state in place, and `optimizer.load_state_dict(state)` takes it over.
+        """
+        if not self.state:                # before the first step: a step that changes nothing, so that there are states to be filled
+            self._make_state()
+        units = {unit.name: {"shard": unit.as_dtensor(unit.shard)} for unit in self.units}
         for unit in self.units:
-            unit.free()
+            for name, value in self.state.get(unit.shard, {}).items():
+                units[unit.name][name] = unit.as_dtensor(value) if value.shape == unit.shard.shape else value
+        return {"units": units, "param_groups": [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over parameters and optimizer states from what `state_dict` has returned and dcp has filled. Every rank must call this."""
+        own = self.state_dict()
+        for name, tensors in own["units"].items():
+            for key, value in tensors.items():
+                (value.to_local() if isinstance(value, DTensor) else value).copy_(
+                    other.to_local() if isinstance(other := state_dict["units"][name][key], DTensor) else other)
+        for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group.update(loaded)
+        if self.stage < 3:
+            for unit in self.units:
+                unit.gather()
+
+    def _make_state(self) -> None:
+        before = [unit.shard.grad for unit in self.units], [group["lr"] for group in self.param_groups]
+        for unit in self.units:
+            unit.shard.grad = torch.zeros_like(unit.shard) if unit.shard.requires_grad else None
+        for group in self.param_groups:
+            group["lr"] = 0.0
+        self.optim.step()
+        for tensor in tree_leaves(list(self.state.values())):
+            if isinstance(tensor, Tensor):
+                tensor.zero_()            # also Adam's counter of steps
+        for unit, grad in zip(self.units, before[0]):
+            unit.shard.grad = grad
+        for group, lr in zip(self.param_groups, before[1]):
+            group["lr"] = lr
 
     def _average(self) -> None:
         """Stage 1: now that no more gradients will come, average them; the other stages did so during backward."""
         for unit in self.units:
             if self.stage == 1 and unit.grads is not None and unit.shard.grad is None:
                 unit.reduce()
-
-
-class Unit:
-    """Some parameters in one flat tensor, of which this rank owns one of n equal chunks.
-
-    Attributes:
-        name: the module's name and "shard_k"; k counts the units of a module: one for each param group and dtype, and one for frozen parameters.
-        views: each parameter's place in `full`, in the parameter's shape.
-        full: [n * ceil(numel / n)]: parameters, then padding. In stage 3 it has no memory, unless it is gathered.
-        shard: [ceil(numel / n)]: what this rank owns. In stages 1 and 2 it is a chunk of `full`, in stage 3 memory of its own.
-        grads: as `full`, the gradients while they are there in full; else None.
-        missing: the parameters whose gradient is not there.
-    """
-
-    def __init__(self, name: str, parameters: list[nn.Parameter], stage: int, process_group: dist.ProcessGroup | None) -> None:
-        self.name, self.stage, self.process_group = name, stage, process_group
-        rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
-        numel = sum(parameter.numel() for parameter in parameters)
-        shard_numel = -(-numel // self.size)
-        self.full = parameters[0].detach().new_zeros(self.size * shard_numel)
-        self.views = dict(zip(parameters, self._cut(self.full, parameters)))
-        for parameter, view in self.views.items():
-            view.copy_(parameter.detach())
-            parameter.data = view
-        self.own = slice(rank * shard_numel, (rank + 1) * shard_numel)
-        mine = self.full[self.own]
-        self.shard = nn.Parameter(mine.clone() if stage == 3 else mine, requires_grad=parameters[0].requires_grad)
-        self.forget()
-        self.free()
-
-    @staticmethod
-    def _cut(flat: Tensor, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-        begin, parts = 0, []
-        for parameter in parameters:
-            parts.append(flat[begin : begin + parameter.numel()].view(parameter.shape))
-            begin += parameter.numel()
-        return parts
-
-    @property
-    def full_bytes(self) -> int:
-        """Bytes of the parameters in full on this rank, at this moment: 0 if they are not there."""
-        return self.full.untyped_storage().nbytes()
-
-    @torch.no_grad()
-    def gather(self) -> None:
-        """Make the parameters whole: all_gather of all ranks' shards."""
-        if not self.full_bytes:
-            self.full.untyped_storage().resize_(self.full.nbytes)
-            for parameter, view in self.views.items():
-                parameter.data = view
-        ring.all_gather(self.full, self.shard, self.process_group)
-
-    def free(self) -> None:
-        """Stage 3: give the memory of the full parameters back. What autograd saved for backward stays valid: it is the same storage when it returns."""
-        if self.stage == 3:
-            for parameter in self.views:
-                parameter.data = self.shard.detach()[:0]
-            self.full.untyped_storage().resize_(0)
-
-    @torch.no_grad()
-    def put(self, parameter: nn.Parameter) -> None:
-        """Move a gradient to its place in `grads`."""
-        if self.grads is None:
-            self.grads = torch.empty_like(self.full)
-            self.grads[sum(p.numel() for p in self.views) :] = 0                                  # the padding
-            self.places = dict(zip(self.views, self._cut(self.grads, self.views)))
-        if parameter.grad.data_ptr() != self.places[parameter].data_ptr():
-            self.places[parameter].copy_(parameter.grad)
-        parameter.grad = self.places[parameter] if self.stage == 1 else None
-        self.missing.discard(parameter)
-
-    @torch.no_grad()
-    def reduce(self) -> None:
-        """Leave in (or add to) `shard.grad` this rank's chunk of the average over ranks. Stages 2 and 3 then let go of the gradients in full."""
-        for parameter in self.missing:
-            self.places[parameter].zero_()
-        mine = self.grads[self.own] if self.stage == 1 else torch.empty_like(self.shard)
-        ring.reduce_scatter(mine, self.grads, self.process_group)
-        mine.div_(self.size)
-        self.shard.grad = mine if self.shard.grad is None else self.shard.grad.add_(mine)
-        if self.stage > 1:
-            self._drop_full()
-
-    def forget(self) -> None:
-        """Let go of all gradients."""
-        self.shard.grad = None
-        for parameter in self.views:
-            parameter.grad = None
-        self._drop_full()
-
-    def _drop_full(self) -> None:
-        self.grads, self.places, self.missing = None, {}, {p for p in self.views if p.requires_grad}
 
 
 class _Hooks:
@@ -311,11 +269,11 @@ def _with_grad(tensors) -> list[Tensor]:
 
 
 def _users(module: nn.Module, units: list[nn.Module], within: nn.Module | None = None) -> dict[nn.Module, list[nn.Parameter]]:
-    """For each module whose forward uses parameters, which. A unit uses all that is in it, but for units inside; a list of parameters has no forward."""
+    """For each module whose forward uses parameters, which ones. A unit uses all that is in it, but for units inside it."""
     within = module if module in units else within
     found = {within or module: list(module.parameters(recurse=False))}
     for child in module.children():
-        lists = isinstance(child, (nn.ParameterList, nn.ParameterDict))
+        lists = isinstance(child, (nn.ParameterList, nn.ParameterDict))       # they have no forward; their parent uses them
         for user, parameters in _users(child, units, (within or module) if lists else within).items():
             found.setdefault(user, []).extend(parameters)
     return {user: list(dict.fromkeys(parameters)) for user, parameters in found.items() if parameters}        # tied: once
