@@ -125,7 +125,8 @@ class Pipeline(nn.Module):
         self._losses: list[Tensor] = []
         self.peak_in_flight = 0
         self._post.open()
-        for instruction, given in zip(self._own, self.schedule[self._rank]):
+        for instruction, following, given in zip(self._own, [*self._own[1:], None], self.schedule[self._rank]):
+            self._post.expect(following)
             (self._forward if instruction.op == "forward" else self._backward)(instruction, name=repr(given))
         self._post.close()
         return torch.stack(self._losses).sum() if self._losses else None
@@ -182,7 +183,8 @@ class _Post:
         self._position = {instruction: index for instructions in lists for index, instruction in enumerate(instructions)}
         heirs = [[heir_of(instruction, num_stages) for instruction in instructions] for instructions in lists]
         self._order = [[heir for heir in theirs if heir and heir.stage % self._size == rank] for theirs in heirs]     # what each rank sends to this one
-        self._shapes: dict[int, tuple[torch.Size, torch.dtype]] = {}          # stage -> what goes into it, once that is known
+        self._shapes: dict[int, tuple[torch.Size, torch.dtype]] = {}          # stage -> what goes into it
+        self._all_shapes = False                                              # known? After a first step they are
         # NCCL runs the messages between two ranks of a group one after the other, both ways: two that cross would wait for each other for
         # ever. So there each sender has a group of its own.
         ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
@@ -199,6 +201,7 @@ class _Post:
         for queue in self._sent.values():
             for _, work in queue:
                 work.wait()
+        self._all_shapes = True
 
     def send(self, result: Tensor, done: Instruction) -> None:
         """Send the result of an instruction to the rank that needs it."""
@@ -216,12 +219,16 @@ class _Post:
             raise ValueError(f"{done} has made {list(result.shape)}, but the first time it was {list(self._shapes[into][0])}: batches must keep their shape.")
         self._isend(result, peer, self._position[heir])
 
+    def expect(self, wanted: Instruction | None) -> None:
+        """Begin to receive what the next instruction needs, so that it travels while this rank computes. (Not in the first step: headers wait.)"""
+        if wanted and self._all_shapes and (source := source_of(wanted, self._num_stages)):
+            self._begin(wanted, source.stage % self._size)
+
     def receive(self, wanted: Instruction) -> Tensor:
         """Wait for what an instruction needs, and return it."""
         source = source_of(wanted, self._num_stages)
         peer = source.stage % self._size
-        while wanted not in self._box:
-            self._irecv(next(self._coming[peer]), peer)
+        self._begin(wanted, peer)
         tensor, work = self._box.pop(wanted)
         if work is not None:
             work.wait()
@@ -234,15 +241,18 @@ class _Post:
         tensor = tensor.contiguous() if self._nccl else tensor.cpu().contiguous()                # gloo sends from the CPU's memory only
         self._sent[peer].append((position, dist.isend(tensor, group=self._groups[self._rank], group_dst=peer)))
 
-    def _irecv(self, coming: Instruction, peer: int) -> None:
-        into = coming.stage + (coming.op == "backward")
-        if into not in self._shapes:
-            header = self._empty((HEADER,), torch.int64)
-            dist.irecv(header, group=self._groups[peer], group_src=peer).wait()
-            dtype, dims, *sizes = header.tolist()
-            self._shapes[into] = torch.Size(sizes[:dims]), DTYPES[dtype]
-        buffer = self._empty(*self._shapes[into])
-        self._box[coming] = buffer, dist.irecv(buffer, group=self._groups[peer], group_src=peer)
+    def _begin(self, wanted: Instruction, peer: int) -> None:
+        """Begin to receive the peer's messages, up to the one that is wanted; on the same rank, there is nothing to do."""
+        while peer != self._rank and wanted not in self._box:
+            coming = next(self._coming[peer])
+            into = coming.stage + (coming.op == "backward")
+            if into not in self._shapes:
+                header = self._empty((HEADER,), torch.int64)
+                dist.irecv(header, group=self._groups[peer], group_src=peer).wait()
+                dtype, dims, *sizes = header.tolist()
+                self._shapes[into] = torch.Size(sizes[:dims]), DTYPES[dtype]
+            buffer = self._empty(*self._shapes[into])
+            self._box[coming] = buffer, dist.irecv(buffer, group=self._groups[peer], group_src=peer)
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self._device if self._nccl else "cpu")
