@@ -1,0 +1,287 @@
+"""Functions that the tests of course_lib.mini.tensor_parallel run on ranks."""
+import copy
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from course_lib import measure
+from course_lib.mini import ddp, hybrid, ring
+from course_lib.mini import tensor_parallel as tp
+from course_lib.models import MLP, Attention, Block, TinyGPT
+
+DIM, HEADS, BATCH, TIME, VOCAB = 24, 12, 2, 12, 48      # 2, 3 and 4 ranks divide them
+
+
+def pair(dim: int = DIM, bias: bool = True, hidden: int | None = None) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, hidden or 4 * dim, bias), nn.GELU(), nn.Linear(hidden or 4 * dim, dim, bias))
+
+
+def gpt(tied: bool = True) -> TinyGPT:
+    return TinyGPT(vocab_size=VOCAB, context=TIME, dim=DIM, heads=HEADS, tied=tied)
+
+
+def make(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A model with random weights everywhere: also in biases and norms, which would start at 0 and 1."""
+    torch.manual_seed(seed)
+    model = {"pair": pair, "pair without biases": lambda: pair(bias=False), "MLP": lambda: MLP((24, 36, 12, 60, 24)), "frozen": pair,
+             "attention": lambda: Attention(DIM, HEADS), "block": lambda: Block(DIM, HEADS),
+             "GPT": gpt, "GPT, untied": lambda: gpt(tied=False)}[name]().to(dtype)
+    for parameter in model.parameters():
+        parameter.detach().normal_(std=0.3)
+    if name == "frozen":
+        model[0].weight.requires_grad_(False)
+    return model
+
+
+def data(name: str, seed: int = 1, batch: int = BATCH, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if "GPT" in name:
+        return torch.randint(VOCAB, (batch, TIME + 1), generator=generator)
+    return torch.randn(*((TIME,) if name == "MLP" else (batch, TIME)), DIM, generator=generator, dtype=dtype)
+
+
+def difference(own: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest norm of a difference over the tensor's norm. (What is zero but for rounding, as the bias of keys, is held against all tensors.)"""
+    total = float(sum(tensor.norm() ** 2 for tensor in other.values()) ** 0.5)
+    return max(float((own[name] - tensor).norm()) / max(float(tensor.norm()), 1e-6 * total) for name, tensor in other.items())
+
+
+def grads(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def mine(x: Tensor, cut: bool) -> Tensor:
+    """This rank's tokens under sequence parallelism."""
+    return x.chunk(dist.get_world_size(), -2)[dist.get_rank()] if cut else x
+
+
+# Values
+
+
+MODELS = ("pair", "pair without biases", "frozen", "MLP", "attention", "block", "GPT", "GPT, untied")
+
+
+def against_one_process() -> dict:
+    """How far everything is from one process: by part of the module and case, numbers that must be tiny; and what is wrong with layers, in words."""
+    told = {f"{name}, sequence_parallel={cut}": _values(name, cut, None) for name in MODELS for cut in (False, True)}
+    told["block, from the ring"] = _values("block", True, ring.reduce_scatter)
+    told["trained"] = {f"sequence_parallel={cut}": trained(cut) for cut in (False, True)}
+    return told | {"losses": _losses(), "layers": _layers()}
+
+
+def _values(name: str, sequence_parallel: bool, reduce_scatter) -> dict[str, float]:
+    alone, x = make(name), data(name)
+    before = copy.deepcopy(alone.state_dict())
+    model = tp.parallelize(make(name, seed=dist.get_rank()), sequence_parallel=sequence_parallel, reduce_scatter=reduce_scatter)
+    told = {"weights": difference(tp.gather_full(model), weights(alone))}
+    if "GPT" in name:
+        loss, expected = model(x), alone(x)
+        told["output"] = difference({"": loss.detach()}, {"": expected.detach()})
+    else:
+        inputs = mine(x, sequence_parallel).clone().requires_grad_()
+        x.requires_grad_()
+        output, whole = model(inputs), alone(x)
+        cotangent = torch.randn(whole.shape, generator=torch.Generator().manual_seed(2), dtype=whole.dtype)
+        loss, expected = (output * mine(cotangent, sequence_parallel)).sum(), (whole * cotangent).sum()
+        told["output"] = difference({"": output.detach()}, {"": mine(whole.detach(), sequence_parallel)})
+    loss.backward()
+    expected.backward()
+    if "GPT" not in name:
+        told["input gradient"] = difference({"": inputs.grad}, {"": mine(x.grad, sequence_parallel)})
+    told["gradients"] = difference(tp.gather_full(model, grads=True), grads(alone))
+    told["frozen"] = float(sum(p.grad is not None for p in model.parameters()) != sum(p.grad is not None for p in alone.parameters()))
+    told["model was changed"] = float(any(not torch.equal(before[key], tensor) for key, tensor in alone.state_dict().items()))
+    return told
+
+
+def trained(sequence_parallel: bool, mesh: dict[str, dist.ProcessGroup] | None = None, steps: int = 3) -> float:
+    """How far weights are from one process's after steps of SGD with momentum: cut over all ranks, or on a mesh of data x tensor."""
+    alone, model = make("GPT"), make("GPT", seed=dist.get_rank())
+    tensor, replicas = (mesh["tp"], mesh["dp"]) if mesh else (None, None)
+    model = cut = tp.parallelize(model, tensor, sequence_parallel)
+    share = lambda x: x
+    if mesh:
+        model = ddp.DistributedDataParallel(cut, bucket_cap_mb=0.01, process_group=replicas)
+        share = lambda x: x.chunk(dist.get_world_size(replicas))[dist.get_rank(replicas)]
+    optimizers = [torch.optim.SGD(m.parameters(), 0.02, momentum=0.9) for m in (model, alone)]
+    for step in range(steps):
+        x = data("GPT", seed=step, batch=4)
+        with measure.step(model, optimizers[0]):
+            model(share(x)).backward()
+            optimizers[0].step()
+            optimizers[0].zero_grad()
+        alone(x).backward()
+        optimizers[1].step()
+        optimizers[1].zero_grad()
+    full = tp.gather_full(cut, tensor)
+    gpt().double().load_state_dict(full)      # all of TinyGPT's names, and no others
+    return difference(full, weights(alone))
+
+
+def on_a_mesh() -> list[float]:
+    """Training on 2 x 2; then tensor parallelism in groups in another order, ranks 1 and 3 and ranks 2 and 0; then in groups of one rank."""
+    mesh = hybrid.make_groups({"dp": 2, "tp": 2})
+    told = [trained(cut, mesh) for cut in (False, True)]
+    odd, even, ones = dist.new_group([1, 3]), dist.new_group([2, 0]), [dist.new_group([r]) for r in range(4)]
+    rank = dist.get_rank()
+    for group in (odd if rank % 2 else even, ones[rank]):
+        for cut in (False, True):
+            alone, x = make("GPT"), data("GPT", seed=rank % 2)      # each group has data of its own
+            model = tp.parallelize(alone, group, cut)
+            model(x).backward()
+            alone(x).backward()
+            told.append(difference(tp.gather_full(model, group, grads=True), grads(alone)))
+    return told
+
+
+def _losses() -> dict[str, float]:
+    """The vocabulary-parallel loss and its gradient against F.cross_entropy, for usual logits and for huge ones."""
+    rank, size, told = dist.get_rank(), dist.get_world_size(), {}
+    for scale in (1.0, 1e4):
+        generator = torch.Generator().manual_seed(0)
+        logits = (scale * torch.randn(5, 7, VOCAB, generator=generator, dtype=torch.float64)).requires_grad_()
+        targets = torch.randint(VOCAB, (5, 7), generator=generator)
+        own = logits.detach().chunk(size, -1)[rank].clone().requires_grad_()
+        loss, expected = tp.vocab_parallel_cross_entropy(own, targets), F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        (3 * loss).backward()
+        (3 * expected).backward()
+        told[f"loss {scale}"] = difference({"": loss.detach()}, {"": expected.detach()})
+        told[f"gradient {scale}"] = difference({"": own.grad}, {"": logits.grad.chunk(size, -1)[rank]})
+    return told
+
+
+def _layers() -> list[str]:
+    """What is wrong with layers made by hand, in words: [] if nothing."""
+    rank, size, wrong = dist.get_rank(), dist.get_world_size(), []
+    first, _, second = make("pair")
+    column, row = tp.ColumnParallelLinear.from_linear(first), tp.RowParallelLinear.from_linear(second)
+    slices = {"column weight": (column.weight, first.weight.chunk(size, 0)[rank]), "column bias": (column.bias, first.bias.chunk(size)[rank]),
+              "row weight": (row.weight, second.weight.chunk(size, 1)[rank]), "row bias": (row.bias, second.bias)}
+    for name, (own, expected) in slices.items():
+        if not torch.equal(own, expected):
+            wrong.append(name)
+        if own.untyped_storage().nbytes() != expected.numel() * expected.element_size():
+            wrong.append(f"{name} keeps more memory than its own")
+    x, full = data("pair"), torch.nn.Parameter(torch.ones(3))
+    kept = x.clone().requires_grad_()
+    y = kept.exp()                            # saves its result, which must not be overwritten by the sum
+    tp.reduce_from_group(y).sum().backward()
+    if not torch.allclose(kept.grad, x.exp()):
+        wrong.append("g changed what autograd had saved")
+    (tp.copy_to_group(full) * rank).sum().backward()
+    if full.grad.tolist() != [sum(range(size))] * 3:
+        wrong.append("f does not sum gradients")
+    if not torch.equal(tp.gather_from_group(mine(x, True)), x):
+        wrong.append("gather_from_group")
+    if not torch.allclose(tp.reduce_scatter_to_group(x), size * mine(x, True)):
+        wrong.append("reduce_scatter_to_group")
+    return wrong
+
+
+def refusals() -> list[str]:
+    """What is said of models that cannot be cut, on 4 ranks."""
+    told = []
+    for call in (lambda: tp.parallelize(Attention(24, 6)), lambda: tp.parallelize(pair(hidden=90)), lambda: tp.parallelize(MLP((8, 8, 8, 8))),
+                 lambda: tp.parallelize(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))), lambda: tp.parallelize(nn.Conv2d(1, 1, 1)),
+                 lambda: tp.parallelize(TinyGPT(vocab_size=50, dim=8)), lambda: tp.parallelize(gpt(), sequence_parallel=True)(torch.zeros(1, 10).long())):
+        try:
+            call()
+            told.append("nothing")
+        except (ValueError, TypeError) as error:
+            told.append(f"{type(error).__name__}: {error}")
+    return told
+
+
+# Dropout
+
+
+def dropout() -> dict:
+    """Dropout on hidden features that are cut, and on an output that is whole, from one seed and from different ones."""
+    told, size = {}, dist.get_world_size()
+
+    def all_ranks(x: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(x) for _ in range(size)]
+        dist.all_gather(parts, x.contiguous())
+        return parts
+
+    ones = torch.ones(2000)
+    torch.manual_seed(0)
+    masks = all_ranks(F.dropout(ones, 0.5))
+    told["nn.Dropout, one seed: the same masks"] = all(torch.equal(mask, masks[0]) for mask in masks)
+    sharded = tp.ShardedDropout(0.5)
+    masks = all_ranks(sharded(ones))
+    told["kept"] = [float((mask > 0).float().mean()) for mask in masks]
+    told["kept together"] = float(((masks[0] > 0) & (masks[1] > 0)).float().mean())
+    told["mean"] = float(torch.stack(masks).mean())
+    told["twice"] = not torch.equal(sharded(ones), masks[dist.get_rank()])
+    told["common generator in step"] = len({float(x) for x in all_ranks(torch.rand(()))}) == 1
+    told["evaluation"] = torch.equal(sharded.eval()(ones), ones)
+
+    # A pair with dropout inside and behind, against one process that is given the ranks' masks.
+    alone = nn.Sequential(*make("pair"), nn.Dropout(0.3))
+    alone.insert(2, nn.Dropout(0.3))
+    for seeds in ("one seed", "other seeds"):
+        torch.manual_seed(0 if seeds == "one seed" else dist.get_rank())
+        model, seen = tp.parallelize(alone), {}
+        for number in (2, 4):
+            model[number].register_forward_hook(lambda _, inputs, output, number=number: seen.update({number: (output / inputs[0]).detach()}))
+        x = data("pair")
+        y = model(x)
+        outputs = all_ranks(y.detach())
+        told[f"outputs equal, {seeds}"] = all(torch.equal(output, outputs[0]) for output in outputs)
+        hidden = alone[1](alone[0](x)) * torch.cat(all_ranks(seen[2]), -1)
+        told[f"one process, {seeds}"] = difference({"": y.detach()}, {"": (alone[3](hidden) * seen[4]).detach()})
+    return told
+
+
+# Bytes and memory
+
+
+def step_of(kind: str, name: str, dim: int = 48, heads: int = 12, batch: int = 8, time: int = 192, steps: int = 3) -> dict:
+    """Steps of one model; `kind`: "tp", "sp" or "sp, ring" for mini's, "DTensor" or "DTensor, sp" for torch's. Returns bytes and values."""
+    torch.manual_seed(0)
+    alone = {"pair": lambda: pair(dim), "block": lambda: Block(dim, heads),
+             "GPT": lambda: TinyGPT(vocab_size=VOCAB, context=time, dim=dim, heads=heads)}[name]()
+    sequence_parallel = "sp" in kind
+    if kind.startswith("DTensor"):
+        model = _parallelize_module(copy.deepcopy(alone), name, sequence_parallel)
+    else:
+        model = tp.parallelize(alone, sequence_parallel=sequence_parallel, reduce_scatter=ring.reduce_scatter if "ring" in kind else None)
+    optimizer = torch.optim.Adam(model.parameters())
+    whole = torch.randn(batch, time, dim, generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(VOCAB, (batch, time + 1), generator=torch.Generator().manual_seed(1))
+    local = [(p.to_local() if hasattr(p, "to_local") else p) for p in model.parameters()]
+    told = {"params": sum(p.numel() * 4 for p in alone.parameters()), "shapes": [tuple(p.shape) for p in local],
+            "whole on every rank": sum(p.numel() * 4 for name_, p in alone.named_parameters() if name_.endswith(("out.bias", "mlp.2.bias", "norm.weight", "norm.bias"))
+                                       or name_.startswith("position") or (name == "pair" and name_ == "2.bias"))}
+    for _ in range(steps):
+        x = tokens if name == "GPT" else mine(whole, sequence_parallel).clone().requires_grad_()
+        with measure.step(model, optimizer):
+            y = model(x)
+            (y if name == "GPT" else y.square().mean()).backward()
+            if "output" not in told:
+                told |= {"output": y.detach(), "input gradient": x.grad}
+            optimizer.step()
+            optimizer.zero_grad()
+    return told
+
+
+def _parallelize_module(model: nn.Module, name: str, sequence_parallel: bool) -> nn.Module:
+    """Cut a pair or a block as torch does it."""
+    from torch.distributed.device_mesh import init_device_mesh      # slow to import, and only needed here
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
+
+    leave = RowwiseParallel(output_layouts=Shard(1)) if sequence_parallel else RowwiseParallel()
+    plan = {f"attention.{part}": ColwiseParallel() for part in "qkv"} | {"attention.out": leave, "mlp.0": ColwiseParallel(), "mlp.2": leave}
+    enter = PrepareModuleInput(input_layouts=(Shard(1) if sequence_parallel else Replicate(),), desired_input_layouts=(Replicate(),))
+    plan |= {"attention": enter, "mlp": enter}      # without it, q, k and v would each all_reduce their input's gradient
+    if sequence_parallel:
+        plan |= {"attention_norm": SequenceParallel(), "mlp_norm": SequenceParallel()}
+    return parallelize_module(model, init_device_mesh("cpu", (dist.get_world_size(),)), {"0": ColwiseParallel(), "2": leave} if name == "pair" else plan)

@@ -1,0 +1,180 @@
+"""mini.tensor_parallel on real ranks: equal to one process and to torch's parallelize_module; calls, bytes, memory; dropout; groups."""
+import functools
+import sys
+
+import pytest
+import tensor_parallel_workers as workers
+import torch
+
+from course_lib import run, theory
+
+BATCH, TIME, DIM, HEADS = 8, 192, 48, 12      # of the measured steps
+ACTIVATION = 4 * BATCH * TIME * DIM           # bytes of [batch, time, dim]
+on_all_ranks = pytest.mark.parametrize("ranks", [2, 3, 4])
+needs_counters = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts what one process sends")
+
+
+@functools.cache
+def against_one_process(ranks: int) -> list[dict]:
+    return run(workers.against_one_process, ranks=ranks).results
+
+
+@functools.cache
+def measured(kind: str, name: str, ranks: int):
+    return run(workers.step_of, kind, name, ranks=ranks, backend="gloo")
+
+
+def calls(job, rank: int = 0, least_bytes: int = 0) -> list[str]:
+    """The collectives of one step, in order; the small ones may be left out."""
+    rows = job.comm[(job.comm["rank"] == rank) & (job.comm["payload_bytes"] >= least_bytes)]
+    return rows.sort_values("start_s")["op"].tolist()
+
+
+def held(job, category: str) -> list[int]:
+    return job.memory[job.memory["category"] == category]["bytes"].tolist()
+
+
+def sent(job) -> list[float]:
+    return job.steps[job.steps["step"] >= 2]["wire_bytes"].tolist()
+
+
+# Values
+
+
+@on_all_ranks
+def test_outputs_and_gradients_equal_one_process(ranks):
+    for told in against_one_process(ranks):
+        for name in workers.MODELS:
+            for cut in (False, True):
+                values = told[f"{name}, sequence_parallel={cut}"]
+                assert {"weights", "output", "gradients"} < set(values) and all(value < 1e-6 for value in values.values()), (name, cut, values)
+        assert all(value < 1e-6 for value in told["block, from the ring"].values())
+
+
+@on_all_ranks
+def test_trained_weights_equal_one_process(ranks):
+    assert all(value < 1e-6 for told in against_one_process(ranks) for value in told["trained"].values())
+
+
+@on_all_ranks
+def test_the_loss_needs_no_gathered_logits(ranks):
+    assert all(value < 1e-6 for told in against_one_process(ranks) for value in told["losses"].values())
+
+
+@on_all_ranks
+def test_layers_and_operators(ranks):
+    assert [told["layers"] for told in against_one_process(ranks)] == [[]] * ranks
+
+
+def test_meshes_and_groups():
+    """Data x tensor trains to the weights of one process over the whole batch; tensor parallelism in any groups."""
+    job = run(workers.on_a_mesh, ranks=4, backend="gloo")
+    assert max(max(told) for told in job.results) < 1e-6
+    assert set(job.comm["group_size"]) == {2}
+
+
+def test_what_cannot_be_cut_is_refused():
+    heads, hidden, odd, norm, conv, vocabulary, tokens = run(workers.refusals, ranks=4).results[0]
+    assert heads == "ValueError: 6 heads cannot be dealt out evenly to 4 ranks."
+    assert hidden == "ValueError: 90 features cannot be dealt out evenly to 4 ranks."
+    assert odd.startswith("ValueError: an odd number of Linear layers")
+    assert norm.startswith("TypeError: cannot cut a LayerNorm between two Linear layers")
+    assert conv.startswith("TypeError: cannot cut a Conv2d: give a TinyGPT")
+    assert vocabulary == "ValueError: 50 features cannot be dealt out evenly to 4 ranks."
+    assert tokens == "ValueError: 9 tokens cannot be dealt out evenly to 4 ranks."
+
+
+# Calls, bytes, memory
+
+
+@on_all_ranks
+def test_one_all_reduce_forward_and_one_backward_for_an_mlp(ranks):
+    job = measured("tp", "pair", ranks)
+    for rank in range(ranks):
+        assert calls(job, rank) == ["all_reduce"] * 2
+        timeline = job.timeline[job.timeline["rank"] == rank]
+        backward = timeline[timeline["kind"] == "backward"]["start_s"].min()
+        starts = sorted(job.comm[job.comm["rank"] == rank]["start_s"])
+        assert starts[0] < backward < starts[1]
+    rows = job.comm[job.comm["rank"] == 0]
+    assert rows["algorithm_bytes"].sum() == pytest.approx(theory.tensor_parallel_bytes(BATCH, TIME, DIM, ranks) / 2)
+
+
+@needs_counters
+@pytest.mark.parametrize("kind, ranks", [("tp", 2), ("tp", 3), ("tp", 4), ("sp", 2), ("sp", 3), ("sp", 4), ("sp, ring", 4)])
+def test_bytes_of_a_block(kind, ranks):
+    job, expected = measured(kind, "block", ranks), theory.tensor_parallel_bytes(BATCH, TIME, DIM, ranks)
+    for rank in range(ranks):
+        rows = job.comm[(job.comm["rank"] == rank) & (job.comm["op"] != "recv")]
+        assert rows["algorithm_bytes"].sum() / expected == pytest.approx(1, abs=0.02)
+    if kind == "tp":
+        assert calls(job) == ["all_reduce"] * 4
+    elif kind == "sp":
+        assert calls(job, least_bytes=ACTIVATION) == ["all_gather", "reduce_scatter"] * 4, "two pairs forward, two backward"
+        expected = sum(4 * theory.gloo_bytes(op, ACTIVATION, ranks) for op in ("all_gather", "reduce_scatter"))
+    assert all(abs(count / expected - 1) < 0.02 for count in sent(job)), [count / expected for count in sent(job)]
+
+
+@pytest.mark.parametrize("kind, name, ranks", [("tp", "pair", 2), ("tp", "pair", 3), ("tp", "pair", 4), ("tp", "block", 2), ("tp", "block", 3),
+                                               ("tp", "block", 4), ("tp", "GPT", 2), ("tp", "GPT", 3), ("tp", "GPT", 4), ("sp", "block", 4)])
+def test_every_rank_holds_its_share_to_the_byte(kind, name, ranks):
+    job = measured(kind, name, ranks)
+    told = job.results[0]
+    share = (told["params"] - told["whole on every rank"]) / ranks + told["whole on every rank"]
+    assert held(job, "params") == held(job, "grads") == [share] * ranks
+    assert held(job, "optimizer_states") == [theory.adam_state_bytes(told["shapes"])] * ranks
+
+
+@on_all_ranks
+def test_calls_and_bytes_of_a_whole_model(ranks):
+    """Two layers of two pairs, the embedding (forward) and the head (backward); and three numbers per token for the loss."""
+    rows = measured("tp", "GPT", ranks).comm
+    rows = rows[rows["rank"] == 0]
+    token = 4 * BATCH * TIME
+    assert sorted(rows["payload_bytes"]) == [token, 2 * token] + [ACTIVATION] * (2 * 4 + 2)
+    assert set(rows["op"]) == {"all_reduce"}
+    expected = 2.5 * theory.tensor_parallel_bytes(BATCH, TIME, DIM, ranks) + theory.collective_bytes("all_reduce", 3 * token, ranks)
+    assert rows["algorithm_bytes"].sum() == pytest.approx(expected)
+
+
+@on_all_ranks
+def test_activations_of_a_block(ranks):
+    """To the byte, in units of batch x time x dim elements.
+
+    Whole: inputs and outputs of the two norms, and the output for the test's loss. Cut by features: q, k, v and what attention makes of them (4), its
+    sums of exponentials, the hidden layer before and after GELU (8). Norms keep two numbers per token each. Sequence parallelism cuts all but
+    the two gathered inputs of the pairs.
+    """
+    features, tokens = 12 + HEADS / DIM, 3 + 4 / DIM
+    cut = held(measured("tp", "block", ranks), "activations")
+    assert [count / ACTIVATION for count in cut] == pytest.approx([2 + tokens + features / ranks] * ranks)
+    also_tokens = held(measured("sp", "block", ranks), "activations")
+    assert [count / ACTIVATION for count in also_tokens] == pytest.approx([2 + (tokens + features) / ranks] * ranks)
+
+
+# As torch does it
+
+
+@pytest.mark.parametrize("kind, theirs, name", [("tp", "DTensor", "pair"), ("tp", "DTensor", "block"), ("sp", "DTensor, sp", "block")])
+def test_parallelize_module_gives_the_same_values_and_bytes(kind, theirs, name):
+    own, other = measured(kind, name, 4), measured(theirs, name, 4)
+    for a, b in zip(own.results, other.results):
+        assert a["shapes"] == b["shapes"]
+        torch.testing.assert_close([a["output"], a["input gradient"]], [b["output"], b["input gradient"]])
+    assert held(own, "params") == held(other, "params") and held(own, "activations") == held(other, "activations")
+    assert calls(own, least_bytes=ACTIVATION) == calls(other, least_bytes=ACTIVATION)
+    totals = [job.comm.groupby("rank")["algorithm_bytes"].sum() for job in (own, other)]
+    assert (totals[0] / totals[1]).tolist() == pytest.approx([1] * 4, abs=0.01)
+
+
+# Dropout
+
+
+def test_dropout_differs_where_activations_do():
+    for told in run(workers.dropout, ranks=2).results:
+        assert told["nn.Dropout, one seed: the same masks"] and told["twice"] and told["evaluation"]
+        assert all(0.45 < share < 0.55 for share in told["kept"]) and 0.2 < told["kept together"] < 0.3, "independent masks"
+        assert told["mean"] == pytest.approx(1, abs=0.05)
+        assert told["common generator in step"], "what is whole on every rank still gets one mask"
+        assert told["outputs equal, one seed"] and told["one process, one seed"] < 1e-6
+        assert not told["outputs equal, other seeds"], "nn.Dropout behind the row layer: ranks drift apart"
