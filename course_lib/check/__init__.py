@@ -13,6 +13,7 @@ from course_lib.check.chapter_03 import chain_broadcast, doubling_all_reduce, ri
 from course_lib.check.chapter_04 import checkpoint, one_synchronisation, own_ddp
 from course_lib.check.chapter_05 import bucketed_overlap, finish_time, half_precision_hook, quoted_rates
 from course_lib.check.chapter_06 import clip_grad_norm, sharded_adam, sharded_checkpoint
+from course_lib.check.chapter_08 import balanced_stages, gpipe_schedule, one_f_one_b_schedule, pipeline_worker
 from course_lib.check.chapter_09 import f_and_g, parallel_mlp, vocabulary_loss
 from course_lib.check.judge import Judge, Verdict, exercise
 
@@ -21,4 +22,5 @@ __all__ = ["Judge", "Verdict", "exercise", "ping_pong", "my_share", "average", "
            "own_ddp", "one_synchronisation", "checkpoint",
            "bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates",
            "sharded_adam", "clip_grad_norm", "sharded_checkpoint",
+           "gpipe_schedule", "one_f_one_b_schedule", "pipeline_worker", "balanced_stages",
            "f_and_g", "parallel_mlp", "vocabulary_loss"]

@@ -1,0 +1,81 @@
+"""Each check of chapter 08 accepts right answers, speaks calmly of a stub, and refuses wrong and wasteful ones with a reason that helps."""
+import functools
+
+import pytest
+
+import answers_08 as answers
+from course_lib.check import chapter_08
+
+CHECKS = {
+    chapter_08.gpipe_schedule: [answers.gpipe, answers.gpipe_last_backward_first],
+    chapter_08.one_f_one_b_schedule: [answers.one_f_one_b, answers.one_f_one_b_by_hand],
+    chapter_08.pipeline_worker: [answers.execute, answers.execute_receives_early],
+    chapter_08.balanced_stages: [answers.balance, answers.balance_by_trying_limits],
+}
+WRONG = [
+    (chapter_08.gpipe_schedule, answers.one_after_the_other, "only one rank works at a time: does each micro-batch wait until the one before is back?"),
+    (chapter_08.gpipe_schedule, answers.one_after_the_other, "rank 0 has 1 micro-batches in flight (measured), and m is 8"),
+    (chapter_08.gpipe_schedule, answers.one_f_one_b, "rank 0 has 4 micro-batches in flight (measured), and m is 8"),
+    (chapter_08.gpipe_schedule, answers.gpipe_for_one_rank, "return a list with one list for each of the 4 ranks"),
+    (chapter_08.gpipe_schedule, answers.gpipe_in_words, "made with forward(k) and backward(k), and not 'F0'"),
+    (chapter_08.gpipe_schedule, answers.gpipe_skips_the_last, "skips the backward of micro-batch 7"),
+    (chapter_08.gpipe_schedule, answers.gpipe_repeats_the_first, "this repeats position 8"),
+    (chapter_08.gpipe_schedule, answers.gpipe_backwards_first, "a backward before its forward"),
+    (chapter_08.gpipe_schedule, answers.gpipe_deadlock, "deadlock: rank 0, position 1, B0 waits for B0@1"),
+    (chapter_08.gpipe_schedule, answers.gpipe_with_a_pause, "and 3 (m + p - 1) = 33 is possible"),
+    (chapter_08.gpipe_schedule, answers.gpipe_in_two_halves, "rank 0 has 4 micro-batches in flight (measured), and m is 8"),
+    (chapter_08.one_f_one_b_schedule, answers.gpipe, "rank 0 has 8 micro-batches in flight (measured), and min(p - stage, m) is 4"),
+    (chapter_08.one_f_one_b_schedule, answers.one_after_the_other, "only one rank works at a time"),
+    (chapter_08.one_f_one_b_schedule, answers.one_f_one_b_too_early, "rank 0 has 5 micro-batches in flight (measured), and min(p - stage, m) is 4"),
+    (chapter_08.one_f_one_b_schedule, answers.one_f_one_b_same_on_all_ranks, "rank 1 has 4 micro-batches in flight (measured), and min(p - stage, m) is 3"),
+    (chapter_08.one_f_one_b_schedule, answers.one_f_one_b_too_late, "rank 0 has 3 micro-batches in flight (measured), and min(p - stage, m) is 4"),
+    (chapter_08.one_f_one_b_schedule, answers.one_f_one_b_too_late, "and 3 (m + p - 1) = 33 is possible"),
+    (chapter_08.one_f_one_b_schedule, answers.one_f_one_b_from_the_wrong_end, "deadlock: "),
+    (chapter_08.one_f_one_b_schedule, answers.one_f_one_b_without_the_end, "skips the backward of micro-batch 5"),
+    (chapter_08.pipeline_worker, answers.execute_one_after_the_other, "only one rank works at a time"),
+    (chapter_08.pipeline_worker, answers.execute_all_forwards_first, "rank 0 has 8 micro-batches in flight (measured), and min(p - stage, m) is 4"),
+    (chapter_08.pipeline_worker, answers.execute_keeps_all, "a rank keeps the outputs of 8 micro-batches at once, and at most 5 are needed"),
+    (chapter_08.pipeline_worker, answers.execute_without_mean, "It is 8 times too large: a loss must be the mean over the whole batch"),
+    (chapter_08.pipeline_worker, answers.execute_last_gradient_only, "the gradient is wrong: it differs by"),
+    (chapter_08.pipeline_worker, answers.execute_sends_that_wait, "send"),
+    (chapter_08.pipeline_worker, answers.execute_without_history, "x.grad"),
+    (chapter_08.pipeline_worker, answers.execute_tells_everybody, "you call broadcast. Only neighbours have anything to say"),
+    (chapter_08.pipeline_worker, answers.execute_sends_the_input_too, "rank 0 sends 2.00 times the bytes of one tensor per cut"),
+    (chapter_08.balanced_stages, answers.balance_equal_numbers, "the slowest takes 5, and 4 is possible"),
+    (chapter_08.balanced_stages, answers.balance_greedy, "is possible"),
+    (chapter_08.balanced_stages, answers.balance_all_on_the_first, "leaves a stage without a layer"),
+    (chapter_08.balanced_stages, answers.balance_forgets_layers, "deals out 3 layers, and there are 5"),
+    (chapter_08.balanced_stages, answers.balance_returns_costs, "is not a list of whole numbers"),
+]
+# Right values, wasteful way: the gradients must have been accepted, and the waste refused.
+WASTEFUL = {answers.one_after_the_other, answers.gpipe_with_a_pause, answers.gpipe_in_two_halves, answers.one_f_one_b_too_early,
+            answers.one_f_one_b_same_on_all_ranks, answers.one_f_one_b_too_late, answers.execute_one_after_the_other,
+            answers.execute_all_forwards_first, answers.execute_keeps_all, answers.execute_tells_everybody, answers.execute_sends_the_input_too}
+
+
+@pytest.mark.parametrize("check, answer", [(check, answer) for check, right in CHECKS.items() for answer in right], ids=lambda f: f.__name__)
+def test_right_answers_are_accepted(check, answer):
+    verdict = check(answer)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
+def test_the_stub_gets_one_calm_line(check):
+    verdict = check(answers.stub)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict)
+
+
+once = functools.cache(lambda check, answer: check(answer))       # one answer may be refused for several reasons
+
+
+@pytest.mark.parametrize("check, answer, reason", WRONG, ids=lambda value: getattr(value, "__name__", None))
+def test_wrong_answers_are_refused_with_the_reason(check, answer, reason):
+    verdict = once(check, answer)
+    assert not verdict and not verdict.untouched
+    refused = [line for line in verdict.lines if line.startswith("no ")]
+    assert any(reason in line for line in refused), repr(verdict)
+    if answer in WASTEFUL:
+        accepted = "\n".join(line for line in verdict.lines if line.startswith("yes "))
+        assert "the gradients of one process" in accepted, repr(verdict)
