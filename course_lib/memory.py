@@ -69,11 +69,13 @@ class Watch:
 
     def _count(self) -> None:
         params = [p for module in self._modules for p in module.parameters()]
+        # What the optimizer updates may be other tensors: shards of the parameters (views of them, or not), or fp32 copies of 16-bit ones.
+        updated = [p for group in getattr(self._optimizer, "param_groups", ()) for p in group["params"]] if self._modules else []
         seen: set[int] = set()
         self._states = {
             "params": storage_bytes(params, seen),
-            "grads": storage_bytes((p.grad for p in params if p.grad is not None), seen),
-            "optimizer_states": storage_bytes(_states_of(self._optimizer), seen),
+            "grads": storage_bytes((p.grad for p in (*params, *updated) if p.grad is not None), seen),
+            "optimizer_states": storage_bytes((*_states_of(self._optimizer), *updated), seen),       # copies count here, as in the ZeRO paper
             "buffers": storage_bytes((b for module in self._modules for b in module.buffers()), seen),
         }
         if torch.get_default_device().type == "cuda":

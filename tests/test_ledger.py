@@ -289,6 +289,21 @@ def test_tensor_parallel_holds_its_part_of_the_weights(ranks):
     assert memory(done, "optimizer_states") == [8 * numel + 4 * 8] * ranks
 
 
+def test_gradients_of_shards_are_gradients_and_copies_of_parameters_are_optimizer_states():
+    done = job("master_copies", 2)
+    for rank, told in enumerate(done.results):
+        assert told["numel"] < 2 * told["shard"] + 2 and memory(done, "params")[rank] == 2 * told["numel"]
+        assert memory(done, "grads")[rank] == 4 * told["shard"], "the gradients of the parameters are gone, those of the shard are there"
+        assert memory(done, "optimizer_states")[rank] == (4 + 8) * told["shard"] + 4
+
+
+def test_shards_that_are_views_of_the_parameters_count_once():
+    done = job("views_of_parameters", 1)
+    assert [memory(done, category) for category in ("params", "grads", "optimizer_states")] == [[400], [200], [200]]
+    unknown = job("views_of_parameters", 1, model_known=False)
+    assert [memory(unknown, category) for category in ("params", "grads", "optimizer_states")] == [[0], [0], [200]], "no model: only states"
+
+
 @pytest.mark.parametrize("options", [{}, {"classify": True}, {"accumulate": 3}, {"wrap": True}], ids=str)
 def test_activations_of_an_mlp_are_its_inputs_hidden_layers_and_output(options):
     widths, batch = (64, 129, 50, 10), 33

@@ -344,3 +344,32 @@ def drawn():
 def sleeper(seconds: float):
     time.sleep(seconds)
     return dist.get_rank()
+
+
+def master_copies(steps: int = 3) -> dict:
+    """A model in bfloat16, updated through a shard: this rank's part, in float32, of all parameters in one flat tensor."""
+    net = nn.Sequential(nn.Linear(100, 30), nn.Linear(30, 7)).to(torch.bfloat16)
+    flat = torch.cat([p.detach().flatten() for p in net.parameters()])
+    shard = nn.Parameter(flat.float().chunk(dist.get_world_size())[dist.get_rank()].clone())
+    optimizer = torch.optim.Adam([shard])
+    for _ in range(steps):
+        with measure.step(net, optimizer):
+            net(torch.ones(2, 100, dtype=torch.bfloat16)).sum().backward()
+            shard.grad = torch.cat([p.grad.flatten() for p in net.parameters()]).float().chunk(dist.get_world_size())[dist.get_rank()].clone()
+            net.zero_grad()
+            optimizer.step()
+    return {"numel": flat.numel(), "shard": shard.numel()}
+
+
+def views_of_parameters(model_known: bool = True) -> int:
+    """Parameters that are views of one flat tensor, and an optimizer that updates the half of it, through another view."""
+    net = nn.Linear(9, 10)                # 100 parameters
+    flat = torch.cat([p.detach().flatten() for p in net.parameters()])
+    net.weight.data, net.bias.data = flat[:90].view(10, 9), flat[90:]
+    half = nn.Parameter(flat[:50])
+    optimizer = torch.optim.SGD([half], momentum=0.9)
+    for _ in range(2):
+        with measure.step(net if model_known else None, optimizer):
+            half.grad = torch.ones(50)
+            optimizer.step()
+    return flat.nbytes

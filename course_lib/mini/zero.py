@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from course_lib.mini.zero_unit import Unit
@@ -168,8 +167,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         own = self.state_dict()
         for name, tensors in own["units"].items():
             for key, value in tensors.items():
-                (value.to_local() if isinstance(value, DTensor) else value).copy_(
-                    other.to_local() if isinstance(other := state_dict["units"][name][key], DTensor) else other)
+                _local(value).copy_(_local(state_dict["units"][name][key]))
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(loaded)
         if self.stage < 3:
@@ -262,6 +260,10 @@ class _Hooks:
 
         module.register_forward_pre_hook(before_forward, with_kwargs=True)
         module.register_forward_hook(after_forward)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _with_grad(tensors) -> list[Tensor]:

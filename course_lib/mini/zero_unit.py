@@ -6,14 +6,16 @@
 Parameters are views of `full`, so they need no copying: what all_gather writes there, they see.
 """
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from course_lib.mini import ring
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Unit"]
 
@@ -59,8 +61,10 @@ class Unit:
         """Bytes of the parameters in full on this rank, at this moment: 0 if they are not there."""
         return self.full.untyped_storage().nbytes()
 
-    def as_dtensor(self, mine: Tensor) -> DTensor:
+    def as_dtensor(self, mine: Tensor) -> "DTensor":
         """A tensor of the shard's size as this rank's part of [numel]; the padding is left out."""
+        from torch.distributed.device_mesh import DeviceMesh                       # here, because this import takes half a second
+        from torch.distributed.tensor import DTensor, Shard
         mesh = DeviceMesh.from_group(self.process_group or dist.group.WORLD, mine.device.type)
         real = mine.detach()[: max(0, min(mine.numel(), self.numel - self.own.start))]
         return DTensor.from_local(real, mesh, [Shard(0)], shape=torch.Size([self.numel]), stride=(1,))
@@ -81,7 +85,7 @@ class Unit:
         """
         if self.stage == 3:
             for parameter in self.views:
-                parameter.data = self.shard.detach()[:0]
+                parameter.data = self.full.new_empty(0)
             self.full.untyped_storage().resize_(0)
 
     @torch.no_grad()
