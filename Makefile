@@ -39,9 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 lab: env
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb $(LAB_ARGS)
 
+# Two files at a time, each from top to bottom.
 test: env
-	$(PY) -m pytest
-	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=60 -n 2 --dist loadscope notebooks
+	$(PY) -m pytest -n 2 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks
 
 demo: env
 	$(PY) -m course_lib.demo
