@@ -137,7 +137,7 @@ def test_row_10_nbval_gives_up_on_a_cell(tmp_path):
     cells = [nbformat.v4.new_code_cell(HANGS + "from course_lib import run"),
              nbformat.v4.new_code_cell(f"run(hangs, {str(tmp_path)!r}, ranks=3)")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "hangs.ipynb")
-    result = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=8", "--nbval-current-env", "-q", "-p", "no:cacheprovider",
+    result = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=12", "--nbval-current-env", "-q", "-p", "no:cacheprovider",
                              str(tmp_path / "hangs.ipynb")], capture_output=True, text=True, timeout=120)
     assert "RankInterrupt" in result.stdout and "waits in all_reduce of float32[1]" in result.stdout, result.stdout
     pids = [int(p.read_text()) for p in tmp_path.glob("pid*")]
