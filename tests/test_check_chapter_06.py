@@ -1,0 +1,81 @@
+"""Each check of chapter 06 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+import answers_06 as answers
+import pytest
+
+from course_lib.check import chapter_06
+
+ADAM, CLIP, FILES = chapter_06.sharded_adam, chapter_06.clip_grad_norm, chapter_06.sharded_checkpoint
+RIGHT = [
+    (ADAM, [answers.Sharded]),
+    (ADAM, [answers.Uneven]),
+    (ADAM, [answers.minis_zero]),
+    (CLIP, [answers.clip]),
+    (CLIP, [answers.clip_as_torch]),
+    (FILES, [answers.save, answers.load]),
+]
+UNTOUCHED = [(ADAM, [answers.Untouched]), (CLIP, [answers.stub]), (FILES, [answers.stub, answers.load]), (FILES, [answers.save, answers.stub])]
+VALUES, KEPT, SENT = "the weights are those of one process", "no rank keeps more than the two moments", "no rank sends more than 1.02 times"
+STEP_1 = "Step 1 must be loaded now, but"
+WRONG = [       # a check, answers, words that name the problem, and words of a demand that is met all the same
+    (ADAM, [answers.FullState], ["keeps 4.00 times the two moments of 1/4 of the elements. That is the state of all parameters, on every rank"], VALUES),
+    (ADAM, [answers.FullState], ["keeps 3.00 times the two moments of 1/3"], SENT),
+    (ADAM, [answers.PlainAdam], ["That is the state of all parameters, on every rank: nothing is sharded"], SENT),
+    (ADAM, [answers.SumsOnOneRoot], ["rank 0 sends 2.50 times 2(n-1)/n P. The others send less, and wait for this rank"], KEPT),
+    (ADAM, [answers.SumsOnOneRoot], ["rank 0 sends 2.0"], VALUES),
+    (ADAM, [answers.ReducesToRootAndScatters], ["sends 1.25 times 2(n-1)/n P", "sends 1.17 times"], VALUES),
+    (ADAM, [answers.AllReduceFirst], ["sends 1.50 times 2(n-1)/n P. Does a rank need the sum of all gradients"], KEPT),
+    (ADAM, [answers.ByGloosReduceScatter], ["sends 1.50 times 2(n-1)/n P. gloo's reduce_scatter is an all_reduce"], KEPT),
+    (ADAM, [answers.WholeParametersToOwners], ["Some ranks hold much more than others: cut the elements into equal parts", "2(n-1)/n P"], VALUES),
+    (ADAM, [answers.KeepsACopy], ["Is something kept that could be a view"], VALUES),
+    (ADAM, [answers.Sums], ["They are as if the gradients were summed, and not averaged"], KEPT),
+    (ADAM, [answers.OwnGradients], ["A rank sends only 0.50 times 2(n-1)/n P: do the gradients"], KEPT),
+    (ADAM, [answers.NeverGathers], ["And the ranks do not agree: the new weights of each rank must reach all others"], KEPT),
+    (ADAM, [answers.UpdatesACopy], ["They have not changed at all"], ""),
+    (ADAM, [answers.ForgetsGroups], ["an MLP in two groups, 3 ranks: after 4 updates the weights are not those of one process"], "a TinyGPT with tied and frozen weights, 4 ranks: after 4"),
+    (CLIP, [answers.clip_locally], ["it is the norm of this rank's own shards"], ""),
+    (CLIP, [answers.clip_locally_but_returns_the_norm], ["each rank has scaled by its own norm, so the gradient has another direction"], "one collective"),
+    (CLIP, [answers.clip_by_sum_of_norms], ["norms do not add up, their squares do"], "one collective"),
+    (CLIP, [answers.clip_by_mean_of_squares], ["it is the mean over the ranks"], "one collective"),
+    (CLIP, [answers.clip_by_gathering], ["nobody needs the gradients of the others"], "the norm and the gradients are those of one process"),
+    (CLIP, [answers.clip_tensor_by_tensor], ["a rank calls 2 collectives, and one is needed"], "the norm and the gradients are those of one process"),
+    (CLIP, [answers.clip_that_lengthens], ["a gradient that is short enough must stay as it is"], "one collective"),
+    (CLIP, [answers.clip_returned], ["the gradients are unchanged: scale them in place"], "one collective"),
+    (CLIP, [answers.clip_without_empty_ranks], ["has finished without calling all_reduce"], ""),
+    (FILES, [answers.save_in_place, answers.load_in_place], [STEP_1], "saved by 4 ranks, loaded by 3"),
+    (FILES, [answers.save_without_rename, answers.load], [STEP_1], "saved by 4 ranks, loaded by 3"),
+    (FILES, [answers.save_file_by_file, answers.load], [STEP_1], "saved by 4 ranks, loaded by 3"),
+    (FILES, [answers.save_that_trips, answers.load], ["raised FileExistsError"], "step 1 is loaded"),
+    (FILES, [answers.save_without_clone, answers.load], ["writes 4.0 times the bytes of its shard. A view is saved with the whole storage behind it"], "loaded by 3: every element"),
+    (FILES, [answers.save_all_on_rank_0, answers.load], ["they called it 1, 0, 0, 0 times", "rank 0 writes 4.0 times"], "loaded by 3: every element"),
+    (FILES, [answers.save, answers.load_with_padding], ["has the shape (13335,), and it must be (13334,): padded for 3 ranks"], "no rank writes more"),
+    (FILES, [answers.save, answers.load_the_same_rank], ["has the shape"], "no rank writes more"),
+    (FILES, [answers.save, answers.load_views], ["is a view that keeps the elements of all ranks alive"], "no rank writes more"),
+]
+
+
+def name(value) -> str:
+    parts = value if isinstance(value, list) else [value]
+    return "-".join(getattr(part, "__name__", "") for part in parts).strip("-")
+
+
+@pytest.mark.parametrize("check, answer", RIGHT, ids=name)
+def test_right_answers_are_accepted(check, answer):
+    verdict = check(*answer)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+
+
+@pytest.mark.parametrize("check, answer", UNTOUCHED, ids=name)
+def test_the_stub_gets_one_calm_line(check, answer):
+    verdict = check(*answer)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict)
+
+
+@pytest.mark.parametrize("check, answer, reasons, met", WRONG, ids=name)
+def test_wrong_answers_are_refused_with_the_reason(check, answer, reasons, met):
+    verdict = check(*answer)
+    assert not verdict and not verdict.untouched
+    for reason in reasons:
+        assert any(line.startswith("no ") and reason in line for line in verdict.lines), repr(verdict)
+    assert not met or any(line.startswith("yes ") and met in line for line in verdict.lines), repr(verdict)
