@@ -76,10 +76,10 @@ def against_one_process() -> dict:
 
 
 def _values(name: str, sequence_parallel: bool, reduce_scatter) -> dict[str, float]:
-    alone, x = make(name), data(name)
-    before = copy.deepcopy(alone.state_dict())
-    model = tp.parallelize(make(name, seed=dist.get_rank()), sequence_parallel=sequence_parallel, reduce_scatter=reduce_scatter)
-    told = {"weights": difference(tp.gather_full(model), weights(alone))}
+    alone, x, given = make(name), data(name), make(name, seed=dist.get_rank())      # ranks start from the first one's weights
+    model = tp.parallelize(given, sequence_parallel=sequence_parallel, reduce_scatter=reduce_scatter)
+    told = {"weights": difference(tp.gather_full(model), weights(alone)),
+            "given model": difference(weights(given), weights(make(name, seed=dist.get_rank()))) + (repr(given) != repr(alone))}
     if "GPT" in name:
         loss, expected = model(x), alone(x)
         told["output"] = difference({"": loss.detach()}, {"": expected.detach()})
@@ -96,7 +96,6 @@ def _values(name: str, sequence_parallel: bool, reduce_scatter) -> dict[str, flo
         told["input gradient"] = difference({"": inputs.grad}, {"": mine(x.grad, sequence_parallel)})
     told["gradients"] = difference(tp.gather_full(model, grads=True), grads(alone))
     told["frozen"] = float(sum(p.grad is not None for p in model.parameters()) != sum(p.grad is not None for p in alone.parameters()))
-    told["model was changed"] = float(any(not torch.equal(before[key], tensor) for key, tensor in alone.state_dict().items()))
     return told
 
 
@@ -105,15 +104,14 @@ def trained(sequence_parallel: bool, mesh: dict[str, dist.ProcessGroup] | None =
     alone, model = make("GPT"), make("GPT", seed=dist.get_rank())
     tensor, replicas = (mesh["tp"], mesh["dp"]) if mesh else (None, None)
     model = cut = tp.parallelize(model, tensor, sequence_parallel)
-    share = lambda x: x
     if mesh:
         model = ddp.DistributedDataParallel(cut, bucket_cap_mb=0.01, process_group=replicas)
-        share = lambda x: x.chunk(dist.get_world_size(replicas))[dist.get_rank(replicas)]
+    size, rank = (dist.get_world_size(replicas), dist.get_rank(replicas)) if mesh else (1, 0)
     optimizers = [torch.optim.SGD(m.parameters(), 0.02, momentum=0.9) for m in (model, alone)]
     for step in range(steps):
         x = data("GPT", seed=step, batch=4)
         with measure.step(model, optimizers[0]):
-            model(share(x)).backward()
+            model(x.chunk(size)[rank]).backward()
             optimizers[0].step()
             optimizers[0].zero_grad()
         alone(x).backward()
@@ -257,9 +255,9 @@ def step_of(kind: str, name: str, dim: int = 48, heads: int = 12, batch: int = 8
     whole = torch.randn(batch, time, dim, generator=torch.Generator().manual_seed(1))
     tokens = torch.randint(VOCAB, (batch, time + 1), generator=torch.Generator().manual_seed(1))
     local = [(p.to_local() if hasattr(p, "to_local") else p) for p in model.parameters()]
-    told = {"params": sum(p.numel() * 4 for p in alone.parameters()), "shapes": [tuple(p.shape) for p in local],
-            "whole on every rank": sum(p.numel() * 4 for name_, p in alone.named_parameters() if name_.endswith(("out.bias", "mlp.2.bias", "norm.weight", "norm.bias"))
-                                       or name_.startswith("position") or (name == "pair" and name_ == "2.bias"))}
+    outside = ("norm.weight", "norm.bias", "out.bias", "mlp.2.bias", "position.weight") + (("2.bias",) if name == "pair" else ())
+    told = {"params": sum(p.nbytes for p in alone.parameters()), "shapes": [tuple(p.shape) for p in local],
+            "whole on every rank": sum(p.nbytes for key, p in alone.named_parameters() if key.endswith(outside))}
     for _ in range(steps):
         x = tokens if name == "GPT" else mine(whole, sequence_parallel).clone().requires_grad_()
         with measure.step(model, optimizer):

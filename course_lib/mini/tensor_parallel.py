@@ -255,7 +255,8 @@ def _cut(model: nn.Module, region: Region) -> nn.Module:
         case nn.LayerNorm():
             return _SequenceParallelNorm(model, region) if region.sequence_parallel else model
         case _:
-            raise TypeError(f"cannot cut a {type(model).__name__}: give a TinyGPT, Block, Attention, MLP, or nn.Sequential(Linear, activation, Linear).")
+            raise TypeError(f"cannot cut a {type(model).__name__}: it must be a TinyGPT, Block, Attention, MLP, or "
+                            "nn.Sequential(Linear, activation, Linear).")
     return model
 
 
@@ -273,7 +274,8 @@ def _cut_pairs(layers: nn.Sequential, region: Region) -> nn.Sequential:
         elif isinstance(layer, nn.LayerNorm) and not inside:
             layer = _cut(layer, region)
         elif not isinstance(layer, _ELEMENTWISE):
-            raise TypeError(f"cannot cut a {type(layer).__name__} {'between' if inside else 'beside'} two Linear layers: it may need features of other ranks.")
+            raise TypeError(f"cannot cut a {type(layer).__name__} {'between the two Linear layers of a pair' if inside else 'beside pairs'}: only "
+                            f"{', '.join(kind.__name__ for kind in _ELEMENTWISE)} and Dropout are known to need no features of other ranks.")
         result.append(layer)
     return nn.Sequential(*result)
 
