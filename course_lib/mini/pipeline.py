@@ -133,7 +133,7 @@ class Pipeline(nn.Module):
 
     def _forward(self, instruction: Instruction, name: str) -> None:
         k, stage = instruction.microbatch, instruction.stage
-        x = self._post.receive(instruction).requires_grad_() if stage else self._inputs[k]
+        x = self._post.receive(instruction).requires_grad_() if stage else self._inputs[k].clone()   # memory of its own, to be freed with it
         with measure.span(name):
             y = self.stages[stage // self._size](x)
             if stage == self._last:
@@ -152,6 +152,8 @@ class Pipeline(nn.Module):
             if y.requires_grad:                                                     # not so if all of the first stage is frozen
                 torch.autograd.backward(y, grad)
         if stage:
+            if x.grad is None:
+                raise RuntimeError(f"stage {stage} has no gradient for its input: its output does not depend on it.")
             self._post.send(x.grad, instruction)
 
     def _sync(self, instruction: Instruction) -> contextlib.AbstractContextManager:

@@ -69,8 +69,8 @@ def one_f_one_b(num_stages: int, num_microbatches: int) -> Schedule:
 def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Schedule:
     """Return interleaved 1F1B: each rank has `chunks` stages, rank r the stages r, r + p, r + 2p, ..., so micro-batches go round the ranks several times.
 
-    A rank runs p micro-batches through its first stage, the same p through its next one, and so on, and then the next p. The idle share is
-    that of the table above where num_microbatches is a multiple of p (elsewhere these rounds are a little longer than p, and it is more).
+    A rank runs p micro-batches through its first stage, the same through its next one, and so on, and then the next p. (Where m is not a
+    multiple of p, these rounds are a little longer.) The idle share is that of the table from m = p on; fewer don't fill the pipeline.
     """
     rounds = [part.tolist() for part in torch.arange(num_microbatches, device="cpu").tensor_split(max(1, num_microbatches // num_ranks))]
     schedule = []
@@ -104,6 +104,10 @@ def validate(schedule: Schedule, num_stages: int, num_microbatches: int) -> None
     size = len(schedule)
     if not size or num_stages % size:
         raise ValueError(f"the schedule has lists for {size} ranks, and {num_stages} stages cannot be dealt out evenly to them.")
+    for rank, instructions in enumerate(schedule):
+        for index, instruction in enumerate(instructions):
+            if not isinstance(instruction, Instruction):
+                raise ValueError(f"rank {rank}, position {index}, {instruction!r}: it must be an Instruction.")
     position: dict[Instruction, int] = {}
     lists = with_stages(schedule)
     for rank, instructions in enumerate(lists):
