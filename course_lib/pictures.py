@@ -1,11 +1,11 @@
-"""Draw who holds what: a collective before and after, and a ring step by step, from values that real ranks returned.
+"""Draw who holds what: a collective before and after, a ring step by step, and a mesh of ranks, from values that real ranks returned.
 
 The trick is in the numbers. Rank r starts with the pieces 1, 2, 3, 4, ... times 10**r, so a number tells where it comes from: its digits are the
 pieces, and the place of a digit is the rank. 300 is piece 3 of rank 2; 3333 is piece 3 of four ranks, added up; 0 is nothing. Each rank
 has a colour, and a box has the colours of all ranks that are in its number.
 """
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -13,9 +13,10 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from course_lib.styles import INK, NORMAL, PAPER, SMALL, SOFT, panel
 
-__all__ = ["collective", "RingStep", "ring_steps", "ring", "slider", "sources"]
+__all__ = ["collective", "RingStep", "ring_steps", "ring", "mesh", "slider", "sources"]
 
 _RANK_COLORS = ("#8EC5EA", "#F3C36B", "#7FD1B5", "#E3A7C8", "#F19C79", "#D9D36A", "#B9A6E0", "#B7BDC4")      # by rank, light enough to write on
+_AXIS_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")       # by axis of a mesh
 _WIDTH, _HEIGHT = 1.0, 0.62             # of a box
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -88,6 +89,40 @@ def ring(step: RingStep, subtitle: str = "", ax: Axes | None = None) -> Axes:
             _arrow(ax, x, -_HEIGHT / 2 - 0.5, 0.5)
             ax.text(x + 0.12, top + 0.3, "to rank 0", fontsize=SMALL - 1, color=SOFT, va="center")
     _frame(ax, -0.95, len(step.held[0]) * _WIDTH + 0.1, -1.0, 1.5 * (ranks - 1) + 1.0)
+    return ax
+
+
+def mesh(title: str, subtitle: str, places: Sequence[Mapping[str, int]], groups: Mapping[str, Sequence[Sequence[int]]], ax: Axes | None = None) -> Axes:
+    """Draw a mesh of ranks: a box per rank where its coordinates say, and a coloured band through the ranks of each group.
+
+    Args:
+        places: by rank, its coordinates as a dict of axis -> coordinate, one to three axes. The last axis runs to the right, the one before it
+            down, and the first of three from block to block.
+        groups: axis -> its groups, each a list of ranks.
+    """
+    axes = list(places[0])
+    columns, rows = (1 + max(place[axis] for place in places) if axis else 1 for axis in (axes[-1], axes[-2] if len(axes) > 1 else None))
+    blocks = 1 + max(place[axes[0]] for place in places) if len(axes) > 2 else 1
+    centers = []
+    for place in places:
+        block = place[axes[0]] if len(axes) > 2 else 0
+        centers.append((1.6 * (place[axes[-1]] + block * (columns + 0.35)), 1.5 * (place[axes[-2]] if len(axes) > 1 else 0)))
+    ax = panel(title, subtitle, ax, size=(1.4 + 1.1 * (columns + 0.35) * blocks, 1.3 + 0.85 * rows))
+    for number, (axis, members) in enumerate(groups.items()):
+        color = _AXIS_COLORS[number % len(_AXIS_COLORS)]
+        for group in members:
+            for one, next_ in zip(group, group[1:]):
+                bend = 0.3 if len(axes) > 2 and axis == axes[0] else 0.0         # from block to block, over the ranks between
+                ax.add_patch(FancyArrowPatch(centers[one], centers[next_], arrowstyle="-", connectionstyle=f"arc3,rad={-bend}", linewidth=3 if bend else 9,
+                                             color=color, alpha=0.55, capstyle="round", shrinkA=0, shrinkB=0, zorder=1))
+        ax.plot([], [], color=color, linewidth=5, alpha=0.55, label=f"{axis} groups")
+    for rank, ((x, y), place) in enumerate(zip(centers, places)):
+        ax.add_patch(Rectangle((x - _WIDTH / 2, y - 0.38), _WIDTH, 0.76, facecolor=PAPER, edgecolor=INK, linewidth=1.0, zorder=2))
+        ax.text(x, y - 0.12, f"rank {rank}", ha="center", va="center", fontsize=NORMAL, color=INK, zorder=3)
+        ax.text(x, y + 0.18, ", ".join(f"{axis} {coordinate}" for axis, coordinate in place.items()), ha="center", va="center",
+                fontsize=SMALL - (1 if len(axes) < 3 else 2), color=SOFT, zorder=3)
+    _frame(ax, -0.8, max(x for x, _ in centers) + 0.8, -0.95 if blocks > 1 else -0.55, max(y for _, y in centers) + 0.55)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=SMALL, labelcolor=INK, borderaxespad=0)
     return ax
 
 

@@ -1,0 +1,84 @@
+"""Each check of chapter 10 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+import answers_10 as answers
+import pytest
+
+from course_lib.check import chapter_10
+from course_lib.mini import hybrid
+
+MESH, GROUPS, WEIGHTS, NORM, PLAN = (chapter_10.mesh, chapter_10.process_groups, chapter_10.hybrid_weights, chapter_10.gradient_norm, chapter_10.mesh_plan)
+RIGHT = [
+    (MESH, [answers.coordinates, answers.axis_groups]),
+    (MESH, [hybrid.coordinates, hybrid.axis_groups]),
+    (GROUPS, [answers.make_groups]),
+    (GROUPS, [answers.make_groups_by_torch]),
+    (GROUPS, [answers.make_groups_among_members]),
+    (WEIGHTS, [answers.average]),
+    (WEIGHTS, [answers.average_flat]),
+    (NORM, [answers.gradient_norm]),
+    (PLAN, [answers.plan]),
+]
+UNTOUCHED = [(MESH, [answers.stub, answers.stub]), (MESH, [answers.coordinates, answers.stub]), (GROUPS, [answers.stub]), (WEIGHTS, [answers.stub]),
+             (NORM, [answers.stub]), (PLAN, [answers.stub])]
+WRONG = [       # a check, answers, words that name the problem, and words of a demand that is met all the same
+    (MESH, [answers.coordinates_first_axis_fastest, answers.axis_groups], ["your first axis is the fastest, and it must be the last one"], ""),
+    (MESH, [answers.coordinates_of_two_axes, answers.axis_groups], ["mesh dp 2 x pp 3 x tp 4: rank 0 stands at {'dp': 0, 'pp': 0, 'tp': 0}"],
+     "mesh dp 2 x tp 4: every rank has its place"),
+    (MESH, [answers.coordinates, answers.groups_swapped], ["your groups of 'dp' are [[0, 1], [2, 3]]: those are the groups of 'tp'"], "has its place"),
+    (MESH, [answers.coordinates, answers.groups_overlapping], ["is in more than one of them"], "has its place"),
+    (MESH, [answers.coordinates, answers.groups_of_rank_0], ["rank 1 is in none of them"], "has its place"),
+    (MESH, [answers.coordinates, answers.groups_of_all], ["that is all ranks in one"], "has its place"),
+    (GROUPS, [answers.make_groups_by_members_only], ["in its call number 1 of new_group, rank 0 makes the group [0, 2]",
+                                                     "every rank must make every group, in the same order, also those that it is not in"], ""),
+    (GROUPS, [answers.make_groups_fewer_on_some], ["every rank must make every group"], ""),
+    (GROUPS, [answers.make_groups_swapped], ["those are the groups of 'tp'"], "every rank makes every group"),
+    (GROUPS, [answers.make_groups_overlapping], ["is in more than one of them"], "every rank makes every group"),
+    (GROUPS, [answers.make_groups_keeps_the_last], ["a group that it is not in"], "every rank makes every group"),
+    (GROUPS, [answers.make_groups_all_in_one], ["that is all ranks in one"], "every rank makes every group"),
+    (WEIGHTS, [answers.average_over_all], ["your all_reduce goes over all ranks", "mix numbers that belong to different weights"], ""),
+    (WEIGHTS, [answers.average_over_tp], ["goes over the ranks 0,1, a group of tp"], ""),
+    (WEIGHTS, [answers.average_sum], ["It is the sum over dp, not the average"], "within a group of dp"),
+    (WEIGHTS, [answers.average_divides_by_all], ["It is divided by the number of all ranks; only dp counts"], "within a group of dp"),
+    (WEIGHTS, [answers.average_nothing], ["this row's own gradient: nothing was averaged"], "within a group of dp"),
+    (WEIGHTS, [answers.average_gathers], ["a rank sends 1.50 times the"], "the weights are those of one process"),
+    (WEIGHTS, [answers.average_twice], ["a group of tp"], "the weights are those of one process"),
+    (NORM, [answers.norm_of_this_rank], ["of this rank's gradients alone"], "more than 100 bytes"),
+    (NORM, [answers.norm_of_everything_over_tp], ["the whole parameters counted once per rank"], "more than 100 bytes"),
+    (NORM, [answers.norm_over_all_ranks], ["too large by the root of the size of dp"], "more than 100 bytes"),
+    (NORM, [answers.norm_squared], ["the square of the norm: take the root"], "more than 100 bytes"),
+    (NORM, [answers.norm_of_sums], ["it is not the norm that one process has"], "more than 100 bytes"),
+    (NORM, [answers.norm_that_gathers], ["Gradients need not travel"], "every rank has the norm of one process"),
+    (NORM, [answers.norm_that_clips], ["it must only look at them"], ""),
+    (PLAN, [answers.plan_data_parallel], ["GB of model states on a GPU, and it may be 40"], ""),
+    (PLAN, [answers.plan_as_much_as_fits], ["cuts the model into 8 parts, and 1 are enough"], ""),
+    (PLAN, [answers.plan_over_servers], ["does not stay inside a server of 8"], ""),
+    (PLAN, [answers.plan_pipeline_first], ["has a longer pipeline than it need: with tp 8"], ""),
+    (PLAN, [answers.plan_uneven_stages], ["layers cannot be dealt out evenly"], ""),
+]
+
+
+def name(value) -> str:
+    parts = value if isinstance(value, list) else [value]
+    return "-".join(getattr(part, "__name__", "") for part in parts).strip("-")
+
+
+@pytest.mark.parametrize("check, answer", RIGHT, ids=name)
+def test_right_answers_are_accepted(check, answer):
+    verdict = check(*answer)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+
+
+@pytest.mark.parametrize("check, answer", UNTOUCHED, ids=name)
+def test_the_stub_gets_one_calm_line(check, answer):
+    verdict = check(*answer)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict)
+
+
+@pytest.mark.parametrize("check, answer, reasons, met", WRONG, ids=name)
+def test_wrong_answers_are_refused_with_the_reason(check, answer, reasons, met):
+    verdict = check(*answer)
+    assert not verdict and not verdict.untouched
+    for reason in reasons:
+        assert any(line.startswith("no ") and reason in line for line in verdict.lines), repr(verdict)
+    assert not met or any(line.startswith("yes ") and met in line for line in verdict.lines), repr(verdict)
