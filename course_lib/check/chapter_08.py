@@ -15,7 +15,7 @@ from course_lib.check.judge import Judge, exercise
 from course_lib.job import Job
 from course_lib.mini import pipeline as mini
 
-__all__ = ["gpipe_schedule", "one_f_one_b_schedule", "pipeline_worker", "balanced_stages"]
+__all__ = ["schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"]
 
 SIZES = ((4, 8), (4, 2), (3, 3), (2, 5), (1, 3))       # stages, micro-batches; the first is run for real
 FORWARD_S = 0.006                   # a stage's forward of one micro-batch sleeps so long, its backward twice as long
@@ -26,13 +26,13 @@ TIMEOUT_S = 8.0                     # an answer whose ranks wait for each other 
 
 
 @exercise
-def gpipe_schedule(judge: Judge, answer: Callable) -> None:
+def schedule_gpipe(judge: Judge, answer: Callable) -> None:
     """`answer(num_stages, num_microbatches)` returns GPipe's list of instructions for each rank."""
     _judge_schedule(judge, answer, "gpipe")
 
 
 @exercise
-def one_f_one_b_schedule(judge: Judge, answer: Callable) -> None:
+def schedule_1f1b(judge: Judge, answer: Callable) -> None:
     """`answer(num_stages, num_microbatches)` returns the list of instructions of 1F1B for each rank."""
     _judge_schedule(judge, answer, "1f1b")
 
