@@ -13,6 +13,7 @@ from course_lib.check.chapter_03 import chain_broadcast, doubling_all_reduce, ri
 from course_lib.check.chapter_04 import checkpoint, one_synchronisation, own_ddp
 from course_lib.check.chapter_05 import bucketed_overlap, finish_time, half_precision_hook, quoted_rates
 from course_lib.check.chapter_06 import clip_grad_norm, sharded_adam, sharded_checkpoint
+from course_lib.check.chapter_07 import resharded_checkpoint, sharded_gradients, sharded_layers
 from course_lib.check.chapter_08 import balanced_stages, pipeline_worker, schedule_1f1b, schedule_gpipe
 from course_lib.check.chapter_09 import f_and_g, parallel_mlp, vocabulary_loss
 from course_lib.check.chapter_10 import gradient_norm, hybrid_weights, mesh, mesh_plan, process_groups

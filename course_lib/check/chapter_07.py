@@ -1,0 +1,324 @@
+"""Checks of chapter 07, "ZeRO stages 2 and 3": gradients that are sharded at once, layers that are gathered and freed, a sharded checkpoint.
+
+What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
+"""
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+from course_lib import measure, theory
+from course_lib.check.judge import Judge, exercise
+from course_lib.datasets import digits
+from course_lib.job import Job
+from course_lib.models import MLP
+
+__all__ = ["sharded_gradients", "sharded_layers", "resharded_checkpoint"]
+
+ERROR_LIMIT = 1e-9                  # relative, in float64
+BYTES_LIMIT = 1.02                  # times what a ring sends
+DEPTH, WIDTH = 16, 96               # so many layers, that one more or less is clearly not all of them; no number of ranks divides the parameters of each
+FEW_LAYERS = 3.5                    # gradients of a layer: as autograd makes them, joined, padded, and half a layer of buffers
+TIMEOUT_S = 20.0
+
+
+@exercise
+def sharded_gradients(judge: Judge, answer: Callable) -> None:
+    """`answer(layers)` returns one shard per layer; each backward adds this rank's chunk of the average gradient to it, and frees the rest at once."""
+    def train(answer):
+        from course_lib import alive
+
+        torch.set_default_device("cpu")
+        torch.set_default_dtype(torch.float64)
+        rank, n = dist.get_rank(), dist.get_world_size()
+        images, labels = digits()
+        with alive.Allocations() as held:
+            torch.manual_seed(0)
+            one, model = (MLP((64, *[WIDTH] * (DEPTH - 1), 10)) for _ in range(2))
+            model.load_state_dict(one.state_dict())
+            layers = [layer for layer in model.layers if isinstance(layer, nn.Linear)]
+            shards = list(answer(layers))
+            sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+            chunks = [-(-size // n) for size in sizes]
+            if [tuple(getattr(shard, "shape", ())) for shard in shards] != [(chunk,) for chunk in chunks]:
+                return {"other": f"`shard_gradients` must return one flat shard per layer, of ceil(numel / {n}) elements each, and returned other shapes"}
+
+            def wanted():
+                """This rank's chunks of what one process has, padded."""
+                flats = [torch.cat([p.grad.flatten() for p in layer.parameters()]) for layer in one.layers if isinstance(layer, nn.Linear)]
+                return torch.cat([F.pad(flat, (0, n * chunk - len(flat))).chunk(n)[rank] for flat, chunk in zip(flats, chunks)])
+
+            def mine():
+                return torch.cat([shard.grad.detach() for shard in shards])
+
+            found = {"other": "", "errors": [], "looks": "", "layer_bytes": 8 * max(sizes), "shard_bytes": 8 * sum(chunks), "P": 8 * n * sum(chunks)}
+            single = torch.zeros(0)
+            for number in range(2):               # two micro-batches: their gradients add up
+                batch = slice(number * 2 * n, (number + 1) * 2 * n)
+                own = slice(number * 2 * n + 2 * rank, number * 2 * n + 2 * rank + 2)
+                F.cross_entropy(one(images[batch].double()), labels[batch]).backward()
+                loss = F.cross_entropy(model(images[own].double()), labels[own])
+                dist.barrier()
+                if number == 0:
+                    held.mark("begin")
+                    loss.backward()
+                    held.mark("end")
+                else:
+                    loss.backward()
+                if any(shard.grad is None for shard in shards):
+                    return found | {"other": "after backward a shard has no `.grad`"}
+                found["errors"].append(((mine() - wanted()).norm() / wanted().norm()).item())
+                if number == 0:
+                    single = wanted()
+                    for name, guess in (("the sum over the ranks, not their average: divide by the world size", single * n), ("divided by the world size twice", single / n)):
+                        if (mine() - guess).norm() < 1e-6 * guess.norm():
+                            found["looks"] = name
+                elif (mine() - (wanted() - single)).norm() < 1e-6 * single.norm():
+                    found["looks"] = "the gradient of the last micro-batch alone: add to what `shard.grad` holds already"
+        found["left"] = sum(p.grad is not None for layer in layers for p in layer.parameters())
+        found["most"] = held.peak_bytes("begin", "end") - held.at("begin")
+        for number in range(2):
+            loss = F.cross_entropy(model(images[:2].double()), labels[:2])
+            dist.barrier()
+            with measure.step():
+                loss.backward()
+        return found
+
+    train.__name__ = "your function"
+    for ranks in (4, 3, 2):
+        job, case = judge.run(train, answer, ranks=ranks, timeout=TIMEOUT_S), f"{ranks} ranks"
+        other = next((found["other"] for found in job.results if found["other"]), "")
+        if other:
+            judge.demand(False, "", f"{case}: {other}.")
+            return
+        looks = next((f" It is {found['looks']}." for found in job.results if found["looks"]), "")
+        errors = [max(found["errors"][number] for found in job.results) for number in range(2)]
+        number, what = (0, "one micro-batch") if errors[0] > ERROR_LIMIT else (1, "two micro-batches, added up")
+        right = judge.demand(max(errors) < ERROR_LIMIT, f"{case}: the gradients of one process, after one and after two micro-batches",
+                             f"{case}: after {what}, a shard's gradient is not that of one process (relative error {errors[number]:.2g}).{looks}")
+        freed = _judge_freed(judge, case, job)
+        few = _judge_wire(judge, case, job, theory.collective_bytes("reduce_scatter", job.results[0]["P"], ranks), "(n-1)/n P")
+        if not (right and freed and few):
+            return
+
+
+def _judge_freed(judge: Judge, case: str, job: Job) -> bool:
+    """Demand that backward has never held more than the shards and a few layers' gradients."""
+    worst = max(job.results, key=lambda found: found["most"] - found["shard_bytes"])
+    layers = (worst["most"] - worst["shard_bytes"]) / worst["layer_bytes"]
+    left = any(found["left"] for found in job.results)
+    why = ("after backward the parameters still have a `.grad`: set it to None as soon as the chunk is in the shard" if left else
+           "all gradients were there in full before the first was freed: reduce each layer as soon as its gradients are complete, in a hook")
+    return judge.demand(layers <= FEW_LAYERS and not left, f"{case}: backward holds the gradients of a few layers at most",
+                        f"{case}: in backward a rank held the shards and the gradients of {layers:.0f} layers more ({DEPTH} layers in all), and {why}.")
+
+
+@exercise
+def sharded_layers(judge: Judge, answer: Callable) -> None:
+    """`answer(layers)` returns one shard per layer; from then on each layer is gathered, used and freed, in forward and again in backward."""
+    STEPS = 3
+
+    def train(answer):
+        from course_lib import alive
+
+        torch.set_default_device("cpu")
+        torch.set_default_dtype(torch.float64)
+        rank, n = dist.get_rank(), dist.get_world_size()
+        images, labels = digits()
+        torch.manual_seed(0)
+        one = MLP((64, *[WIDTH] * (DEPTH - 1), 10))
+        with alive.Allocations() as held:
+            torch.manual_seed(0)
+            model = MLP((64, *[WIDTH] * (DEPTH - 1), 10))
+            layers = [layer for layer in model.layers if isinstance(layer, nn.Linear)]
+            sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+            shards = list(answer(layers))
+            if not shards or not all(isinstance(shard, torch.Tensor) for shard in shards):
+                return {"other": "`shard_layers` must return the shards, for the optimizer"}
+            seen = [None] * DEPTH                 # each layer's weights, as its forward finds them
+            full = [[p.shape for p in layer.parameters()] for layer in layers]
+            moments = alive.watch(layers)
+            for number, layer in enumerate(layers):
+                def forward(inputs, number=number, layer=layer, watched=layer.forward):
+                    if keep:
+                        seen[number] = [p.detach().clone() for p in layer.parameters()]
+                    return watched(inputs)
+                layer.forward = forward
+            keep = False
+            optimizer, optimizer_of_one = torch.optim.Adam(shards, 0.002), torch.optim.Adam(one.parameters(), 0.002)
+            for step in range(STEPS):
+                own = slice(step * 2 * n + 2 * rank, step * 2 * n + 2 * rank + 2)
+                moments.clear()
+                held.mark(f"step {step}")
+                loss = F.cross_entropy(model(images[own].double()), labels[own])
+                held.mark(f"backward {step}")
+                loss.backward()
+                held.mark(f"update {step}")
+                del loss
+                optimizer.step()
+                optimizer.zero_grad()
+                held.mark(f"end {step}")
+                if step == 1:
+                    noted = list(moments)
+            last = f"end {STEPS - 1}"
+            keep = True
+            with torch.no_grad():
+                model(images[:2].double())
+        for step in range(STEPS):
+            batch = slice(step * 2 * n, (step + 1) * 2 * n)
+            optimizer_of_one.zero_grad()
+            F.cross_entropy(one(images[batch].double()), labels[batch]).backward()
+            optimizer_of_one.step()
+        if [[p.shape for p in weights] for weights in seen] != full:
+            return {"other": "in its forward a layer did not find its parameters in their shapes"}
+        mine, wanted = torch.cat([p.flatten() for weights in seen for p in weights]), torch.cat([p.detach().flatten() for p in one.parameters()])
+        keep = False
+        for step in range(2):
+            images_, labels_ = images[:2].double(), labels[:2]
+            dist.barrier()
+            with measure.step():
+                F.cross_entropy(model(images_), labels_).backward()
+                optimizer.step()
+            optimizer.zero_grad()
+        layer, P = 8 * max(sizes), 8 * sum(sizes)
+        return {"other": "", "error": ((mine - wanted).norm() / wanted.norm()).item(), "P": 8 * n * sum(-(-size // n) for size in sizes),
+                "alive": max((sum(1 for bytes_ in alive_ if bytes_), name) for name, alive_ in noted),
+                "resting": held.at(last) / P, "in forward": (held.peak_bytes("step 1", "backward 1") - held.at("step 1")) / layer,
+                "in backward": (held.peak_bytes("backward 1", "update 1") - held.at("step 1") - P / n) / layer}
+
+    train.__name__ = "your function"
+    for ranks in (4, 3, 2):
+        job, case = judge.run(train, answer, ranks=ranks, timeout=TIMEOUT_S), f"{ranks} ranks"
+        other = next((found["other"] for found in job.results if found["other"]), "")
+        if other:
+            judge.demand(False, "", f"{case}: {other}.")
+            return
+        error = max(found["error"] for found in job.results)
+        right = judge.demand(error < ERROR_LIMIT, f"{case}: after {STEPS} steps with Adam, the weights are those of one process",
+                     f"{case}: after {STEPS} steps the weights are not those of one process (relative error {error:.2g}). Is the gradient the average over the ranks? "
+                     "Does the optimizer change the shard that the next gather sends?")
+        short = _judge_alive(judge, case, job)
+        few = _judge_wire(judge, case, job, theory.step_bytes("zero_3", job.results[0]["P"], ranks), "3(n-1)/n P")
+        if not (right and short and few):
+            return
+
+
+def _judge_alive(judge: Judge, case: str, job: Job) -> bool:
+    """Demand that between steps there are shards alone, that two layers at most are there in full, and that gradients go."""
+    most = lambda name: max(found[name] for found in job.results)
+    resting, allowed = most("resting"), 3 / job.ranks * 1.1 + 0.1         # a shard and two moments
+    rested = judge.demand(resting <= allowed, f"{case}: between steps a rank holds shards and nothing else",
+                          f"{case}: between steps a rank holds {resting:.1f} P, and a shard with its two moments is {3 / job.ranks:.2f} P. Are full parameters "
+                          "never freed, or does a shard that is a view keep its flat tensor alive?")
+    count, moment = max(found["alive"] for found in job.results)
+    few = judge.demand(count <= 2, f"{case}: at most two layers have their full parameters",
+                       f"{case}: {count} of {DEPTH} layers have their full parameters at once (at {moment}: {'forward' if moment[0] == 'F' else 'backward'} of layer "
+                       f"{moment[1:]}). Gather a layer right before it works, and free it right after.")
+    if not (rested and few):
+        return False
+    forward, backward = most("in forward"), most("in backward")
+    freed = judge.demand(forward <= 3.5, f"{case}: and the allocator agrees, in forward",
+                         f"{case}: the layers look free, but during forward the allocator has given out the memory of {forward:.0f} layers: somebody still holds it. "
+                         "An empty tensor in `p.data` does not free what autograd has saved; empty the storage itself.")
+    return freed & judge.demand(backward <= 6.5, f"{case}: and in backward, gradients included",
+                                f"{case}: during backward the allocator has given out the memory of {backward:.0f} layers beyond the shards ({DEPTH} layers in all). "
+                                "Reduce the gradients of each layer, and free them, as soon as they are complete.")
+
+
+def _judge_wire(judge: Judge, case: str, job: Job, limit_bytes: float, formula: str) -> bool:
+    """Demand that no rank has sent more than 2% above the limit in the traced step."""
+    wire = job.steps[job.steps["phase"] == "traced"].set_index("rank")["wire_bytes"]
+    sent = wire.astype(float) if wire.notna().all() else job.comm.groupby("rank")["algorithm_bytes"].sum().reindex(range(job.ranks), fill_value=0.0)
+    most, ops = float(sent.max()), set(job.comm["op"])
+    if sent.min() < 0.7 * most:
+        why = f" The others send less, and wait for rank {int(sent.idxmax())}: is it a root that sums for all?"
+    elif "all_reduce" in ops:
+        why = " An all_reduce sends the whole sum to every rank, and a rank needs its chunk only."
+    elif "reduce_scatter" in ops:
+        why = " gloo's reduce_scatter is an all_reduce (chapter 03): use the ring's."
+    else:
+        why = " Does something travel more often than it must?"
+    headers = 1500 * 2 * DEPTH          # each message carries some; the layers here are small
+    return judge.demand(most <= BYTES_LIMIT * limit_bytes + headers, f"{case}: no rank sends more than {BYTES_LIMIT} times {formula}",
+                        f"{case}: rank {int(sent.idxmax())} sends {most / limit_bytes:.2f} times {formula}.{why}")
+
+
+@exercise
+def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
+    """`save(path, model, optimizer)` and `load(path, model, optimizer)` of a fully_shard model: each rank its part, on any number of ranks."""
+    def make(seed):
+        from torch.distributed.fsdp import fully_shard
+
+        torch.manual_seed(seed)
+        model = MLP((64, 384, 384, 384, 10))
+        for layer in model.layers:
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer)
+        fully_shard(model)
+        return model, torch.optim.Adam(model.parameters(), 0.002)
+
+    def steps(model, optimizer, first, last):
+        images, labels = digits()
+        share = 12 // dist.get_world_size()
+        for step in range(first, last):
+            own = slice(12 * step + share * dist.get_rank(), 12 * step + share * (dist.get_rank() + 1))
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[own].double()), labels[own]).backward()
+            optimizer.step()
+        return torch.cat([p.detach().full_tensor().flatten() for p in model.parameters()])
+
+    def save_it(save, path):
+        import psutil
+
+        from course_lib import alive
+
+        torch.set_default_device("cpu")
+        torch.set_default_dtype(torch.float64)
+        model, optimizer = make(0)
+        steps(model, optimizer, 0, 2)
+        optimizer.zero_grad()
+        process = psutil.Process()
+        written = lambda: process.io_counters().write_chars if hasattr(process, "io_counters") else 0
+        dist.barrier()
+        before = written()
+        with alive.Allocations() as held:
+            save(path, model, optimizer)
+        total = 3 * 8 * sum(p.numel() for p in model.parameters())
+        found = {"written": (written() - before) / total, "most": held.peak_bytes() / total}
+        dist.barrier()
+        return found | {"straight": steps(model, optimizer, 2, 4)}
+
+    def load_it(load, path, straight):
+        torch.set_default_device("cpu")
+        torch.set_default_dtype(torch.float64)
+        model, optimizer = make(1)
+        load(path, model, optimizer)
+        weights = steps(model, optimizer, 2, 2)
+        resumed = steps(model, optimizer, 2, 4)
+        return {"resumed": ((resumed - straight).norm() / straight.norm()).item(), "unchanged": torch.equal(weights, steps(*make(1), 2, 2))}
+
+    import os
+    import tempfile
+
+    save_it.__name__, load_it.__name__ = "your save", "your load"
+    RANKS = 4
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "checkpoint")
+        job = judge.run(save_it, save, path, ranks=RANKS, timeout=TIMEOUT_S)
+        written, most = (max(found[name] for found in job.results) for name in ("written", "most"))
+        judge.demand(os.path.exists(path), "the checkpoint is there", "nothing was written at `path`")
+        judge.demand(written <= 1.2 / RANKS, "every rank writes at most 1.2 times its share",
+                     f"a rank writes (to files and to other ranks) {written * RANKS:.1f} times its share of the bytes. Each rank must write its own part: no copy of the whole on "
+                     "one rank, and no whole on each.")
+        judge.demand(most <= 2 / RANKS, "and no rank gathers the whole state",
+                     f"while it saves, a rank takes new memory of {most:.2f} times the whole state; a share is {1 / RANKS:.2f}. In stage 3 nobody has room for the whole: "
+                     "save the DTensors as they are.")
+        for ranks in (2, 3):
+            loaded = judge.run(load_it, load, path, job.results[0]["straight"], ranks=ranks, timeout=TIMEOUT_S)
+            resumed = max(found["resumed"] for found in loaded.results)
+            why = ("The model is as it was before: what was loaded never arrived in it" if loaded.results[0]["unchanged"] else
+                   "The weights came back, so look at the optimizer: its state belongs into the checkpoint, and back into the optimizer")
+            judge.demand(resumed < ERROR_LIMIT, f"saved on {RANKS} ranks, it goes on on {ranks} as if it had never stopped",
+                         f"loaded on {ranks} ranks, training does not go on as before (relative error {resumed:.2g} after two steps). {why}.")
