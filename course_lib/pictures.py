@@ -97,7 +97,7 @@ def mesh(title: str, subtitle: str, places: Sequence[Mapping[str, int]], groups:
 
     Args:
         places: by rank, its coordinates as a dict of axis -> coordinate, one to three axes. The last axis runs to the right, the one before it
-            down, and the first of three from block to block.
+            down, and the first of three from block to block. With three, a box shows the numbers alone: name the axes in the subtitle.
         groups: axis -> its groups, each a list of ranks.
     """
     axes = list(places[0])
@@ -119,8 +119,8 @@ def mesh(title: str, subtitle: str, places: Sequence[Mapping[str, int]], groups:
     for rank, ((x, y), place) in enumerate(zip(centers, places)):
         ax.add_patch(Rectangle((x - _WIDTH / 2, y - 0.38), _WIDTH, 0.76, facecolor=PAPER, edgecolor=INK, linewidth=1.0, zorder=2))
         ax.text(x, y - 0.12, f"rank {rank}", ha="center", va="center", fontsize=NORMAL, color=INK, zorder=3)
-        ax.text(x, y + 0.18, ", ".join(f"{axis} {coordinate}" for axis, coordinate in place.items()), ha="center", va="center",
-                fontsize=SMALL - (1 if len(axes) < 3 else 2), color=SOFT, zorder=3)
+        ax.text(x, y + 0.18, ", ".join(f"{axis} {coordinate}" if len(axes) < 3 else str(coordinate) for axis, coordinate in place.items()),
+                ha="center", va="center", fontsize=SMALL - 1, color=SOFT, zorder=3)
     _frame(ax, -0.8, max(x for x, _ in centers) + 0.8, -0.95 if blocks > 1 else -0.55, max(y for _, y in centers) + 0.55)
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=SMALL, labelcolor=INK, borderaxespad=0)
     return ax
