@@ -15,11 +15,10 @@ from course_lib import plots, theory
 from course_lib.job import Job
 from course_lib.ranks import devices
 from course_lib.run import Sweep, run_quietly
-from course_lib.strategies import ONE_PROCESS, STRATEGIES, Strategy, all_reduce_seconds, train_digits
+from course_lib.strategies import BATCH_SIZE, ONE_PROCESS, STRATEGIES, Strategy, all_reduce_seconds, train_digits
 
 __all__ = ["main"]
 
-BATCH_SIZE = 480                          # samples of all ranks together; the digits are three such batches
 EPOCHS_FOR_SPEED = 5
 LINK_BYTES = 2**24
 STATES = ("params", "grads", "optimizer_states")
@@ -70,8 +69,8 @@ class Ran:
         return median(Sweep(self.strategy.name, tuple(self.jobs), len(self.jobs)).table["step_s"])
 
     @property
-    def collectives(self) -> int:
-        """Of rank 0 in one step."""
+    def calls(self) -> int:
+        """Collectives, sends and receives of rank 0 in one step."""
         return int((self.jobs[-1].comm["rank"] == 0).sum())
 
     @property
@@ -87,12 +86,9 @@ class Ran:
         return int(table[table["category"].isin(categories)].groupby("rank")["bytes"].sum().max())
 
     @property
-    def theory(self) -> tuple[float, dict[str, float]]:
-        """Bytes sent per step, and bytes held."""
-        job, strategy = self.jobs[-1], self.strategy
-        numel = job.results[0]["numel"]
-        name = strategy.step_bytes_on_gloo if job.backend == "gloo" else strategy.step_bytes
-        return theory.step_bytes(name, 4 * numel, self.ranks), theory.zero_memory(numel, self.ranks, strategy.stage)
+    def theory(self) -> tuple[list[float], list[dict[str, float]]]:
+        """Bytes sent per step, and bytes held, rank by rank."""
+        return self.strategy.sent(self.ranks, self.jobs[-1].backend == "gloo"), self.strategy.held(self.ranks)
 
 
 def _train(options: argparse.Namespace) -> tuple[list[Ran], float]:
@@ -101,7 +97,7 @@ def _train(options: argparse.Namespace) -> tuple[list[Ran], float]:
     Returns the runs and the bandwidth of the link, bytes per second (0 for one rank).
     """
     counts = sorted({max(1, options.ranks // 2), options.ranks} - {1}) or [1]
-    runs = [Ran(ONE_PROCESS, 1, []), *(Ran(strategy, ranks, []) for strategy in STRATEGIES for ranks in counts)]
+    runs = [Ran(ONE_PROCESS, 1, []), *(Ran(strategy, ranks, []) for strategy in STRATEGIES for ranks in counts if strategy.fits(ranks))]
     links, done = [], 0
     for repeat in range(options.repeats):
         epochs = min(options.epochs, EPOCHS_FOR_SPEED) if repeat else options.epochs     # the first gives the accuracy, the others only speeds
@@ -117,13 +113,13 @@ def _train(options: argparse.Namespace) -> tuple[list[Ran], float]:
 
 def _table(shown: list[Ran], link: float) -> str:
     """One line per strategy, columns aligned."""
-    rows = [("", "", "test", "samples", "batches", "collectives", "sent per", "of the", "states", "activations"),
+    rows = [("", "", "test", "samples", "batches", "calls", "sent per", "of the", "states", "activations"),
             ("strategy", "ranks", "accuracy", "/s", "/s", "/s", "step, rank", "link", "per rank", "per rank"), None]
     for ran in shown:
         steps_per_s = 1 / ran.step_s
         rows.append((
             ran.strategy.name, str(ran.ranks), f"{ran.jobs[0].results[0]['accuracy']:.1%}", f"{steps_per_s * BATCH_SIZE:,.0f}", f"{steps_per_s:.1f}",
-            f"{steps_per_s * ran.collectives:.0f}", _megabytes(ran.sent_bytes) if ran.ranks > 1 else "-",
+            f"{steps_per_s * ran.calls:.0f}", _megabytes(ran.sent_bytes) if ran.ranks > 1 else "-",
             f"{ran.sent_bytes * steps_per_s / link:.1%}" if ran.ranks > 1 else "-",
             _megabytes(ran.held_bytes(*STATES)), _megabytes(ran.held_bytes("activations"))))
     widths = [max(len(row[column]) for row in rows if row) for column in range(len(rows[0]))]
@@ -147,6 +143,8 @@ def _notes(shown: list[Ran], link: float, options: argparse.Namespace) -> str:
                   f"Link: {link / 1e9:.2f} GB/s, what each rank sends per second in an all_reduce of {LINK_BYTES / 1e6:.1f} MB (its bus bandwidth);",
                   "      'of the link' is bytes sent over the time of the whole step, as a share of that."]
     notes += ["States: params, grads and optimizer_states of the rank that holds most; activations: the most that it keeps for backward."]
+    if left_out := [f"{strategy.name} (needs {strategy.needs})" for strategy in STRATEGIES if not strategy.fits(options.ranks)]:
+        notes += [f"Left out with {options.ranks} rank{'s' * (options.ranks > 1)}: {', '.join(left_out)}."]
     cores = devices.usable_cores()
     if job.device == "cpu" and options.ranks > cores:
         notes += [f"{options.ranks} ranks share {cores} core{'s' * (cores > 1)} here, and cannot compute faster than {cores}: expect no speed-up beyond that."]
@@ -160,7 +158,7 @@ def _save_pictures(runs: list[Ran], shown: list[Ran], out: Path) -> Iterator[Pat
     plt.switch_backend("Agg")             # files only, also where there is a screen
 
     def picture(name: str, draw, these: list) -> Path:
-        columns = 2 if len(these) % 2 == 0 else 3
+        columns = 2 if len(these) < 5 else 3
         rows = -(-len(these) // columns)
         figure, axes = plt.subplots(rows, columns, figsize=(7.2 * columns, 4.5 * rows), layout="constrained", squeeze=False)
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
@@ -177,7 +175,7 @@ def _save_pictures(runs: list[Ran], shown: list[Ran], out: Path) -> Iterator[Pat
     one, *others = runs
     base = [] if others[0].ranks == 1 else [one]
     sweeps = []
-    for strategy in STRATEGIES:
+    for strategy in dict.fromkeys(ran.strategy for ran in others):
         compared = [*base, *(ran for ran in others if ran.strategy is strategy)]
         sweeps.append(Sweep(strategy.name, tuple(job for jobs in zip(*(ran.jobs for ran in compared)) for job in jobs), len(one.jobs)))
     yield picture("communication", lambda ran, ax: plots.communication(ran.jobs[-1], ran.theory[0], ax), [ran for ran in shown if ran is not one])

@@ -1,6 +1,6 @@
 """Ways to train one model on many ranks, as data: how each prepares model and optimizer, and what theory expects of it.
 
-A new strategy is a function that takes a model and returns model and optimizer, and an entry in STRATEGIES. `train_digits` and
+A new strategy is a function that takes a model and returns a `Training`, and an entry in STRATEGIES. `train_digits` and
 `all_reduce_seconds` are what the ranks run to compare them (see `course_lib.demo`).
 """
 import time
@@ -9,22 +9,48 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 
-from course_lib import measure
+from course_lib import measure, theory
 from course_lib.datasets import digit_batches, digits
-from course_lib.mini import ddp, ring
+from course_lib.mini import ddp, hybrid, pipeline, ring, tensor_parallel, zero
 from course_lib.models import MLP
 
-__all__ = ["Strategy", "ONE_PROCESS", "STRATEGIES", "train_digits", "all_reduce_seconds"]
+__all__ = ["Strategy", "Training", "ONE_PROCESS", "STRATEGIES", "BATCH_SIZE", "train_digits", "all_reduce_seconds"]
 
 WIDTHS = (64, 256, 256, 256, 256, 256, 10)        # layers of like size, so that they can be dealt out evenly
+HIDDEN = WIDTHS[1]
+NUMEL = sum((width + 1) * following for width, following in zip(WIDTHS[:-1], WIDTHS[1:]))
 LEARNING_RATE = 4e-3
+BATCH_SIZE = 480                          # samples of all ranks together; the digits are three such batches
+MICROBATCHES = 8
+AXIS = 2                                  # ranks along the second axis of a mesh
+
+
+@dataclass
+class Training:
+    """What one rank trains.
+
+    Attributes:
+        model: what this rank holds of the model.
+        optimizer: for that.
+        place, places: this rank trains on slice number `place` of each global batch, which is cut into `places`. Ranks that share a model
+            between them share a slice too.
+        backward: forward and backward of a slice: a function (images, labels); None for the usual ones.
+        whole: returns the trained model as one process can call it; every rank must call it. None if `model` can be called.
+    """
+    model: nn.Module
+    optimizer: Optimizer
+    place: int
+    places: int
+    backward: Callable[[Tensor, Tensor], None] | None = None
+    whole: Callable[[], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,59 +59,194 @@ class Strategy:
 
     Attributes:
         name: as tables and figures show it.
-        prepare: takes the model, and returns model and optimizer as the ranks train them; every rank must call it.
-        stage: what is sharded, for `theory.zero_memory`: 0 nothing, 1 the optimizer states, 2 the gradients too, 3 the parameters too.
-        step_bytes: its name in `theory.step_bytes`, as textbook and NCCL do it.
-        step_bytes_on_gloo: the same on gloo.
+        prepare: takes the model, and returns what this rank trains; every rank must call it.
+        sent: (ranks, whether on gloo) -> bytes that each rank sends in a step, one number per rank.
+        held: ranks -> params, grads and optimizer_states in bytes, one dict per rank.
+        fits: on how many ranks it can run; `needs` says so in words.
     """
     name: str
-    prepare: Callable[[nn.Module], tuple[nn.Module, Optimizer]]
-    stage: int
-    step_bytes: str
-    step_bytes_on_gloo: str
+    prepare: Callable[[nn.Module], Training]
+    sent: Callable[[int, bool], list[float]]
+    held: Callable[[int], list[dict[str, float]]]
+    fits: Callable[[int], bool] = lambda ranks: True
+    needs: str = "any number of ranks"
 
 
-def _alone(model: nn.Module) -> tuple[nn.Module, Optimizer]:
-    return model, Adam(model.parameters(), LEARNING_RATE)
+# Everyone has the whole model, or a shard of everything: each rank trains on its own slice of the batch
 
 
-def _ddp(model: nn.Module) -> tuple[nn.Module, Optimizer]:
+def _data_parallel(model: nn.Module, optimizer: Optimizer) -> Training:
+    return Training(model, optimizer, dist.get_rank(), dist.get_world_size())
+
+
+def _alone(model: nn.Module) -> Training:
+    return _data_parallel(model, Adam(model.parameters(), LEARNING_RATE))
+
+
+def _ddp(model: nn.Module) -> Training:
     """Every rank has everything; gradients are averaged during backward."""
-    model = DistributedDataParallel(model)
-    return model, Adam(model.parameters(), LEARNING_RATE)
+    return _alone(DistributedDataParallel(model))
 
 
-def _mini_ddp(model: nn.Module) -> tuple[nn.Module, Optimizer]:
+def _mini_ddp(model: nn.Module) -> Training:
     """As DDP, from scratch: the course's own hooks and buckets, on its own ring of sends and receives."""
-    model = ddp.DistributedDataParallel(model, all_reduce=ring.all_reduce)
-    return model, Adam(model.parameters(), LEARNING_RATE)
+    return _alone(ddp.DistributedDataParallel(model, all_reduce=ring.all_reduce))
 
 
-def _zero_1(model: nn.Module) -> tuple[nn.Module, Optimizer]:
+def _zero_redundancy_optimizer(model: nn.Module) -> Training:
     """As DDP, but each parameter has one owner, which alone keeps its optimizer state, updates it and broadcasts it."""
     model = DistributedDataParallel(model)
-    return model, ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam, lr=LEARNING_RATE)
+    return _data_parallel(model, ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam, lr=LEARNING_RATE))
 
 
-def _fully_shard(model: nn.Module) -> tuple[nn.Module, Optimizer]:
-    """Every rank has a slice of everything; each layer is gathered for as long as it computes."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer)
-    fully_shard(model)
-    return model, Adam(model.parameters(), LEARNING_RATE)
+def _mini_zero(stage: int) -> Callable[[nn.Module], Training]:
+    """The three stages from scratch, on the course's own ring."""
+    return lambda model: _data_parallel(*zero.shard(model, stage, Adam, lr=LEARNING_RATE))
 
 
-ONE_PROCESS = Strategy("one process", _alone, 0, "data_parallel", "data_parallel")
+def _fully_shard(mesh: DeviceMesh | None = None, reshard_after_forward: bool = True) -> Callable[[nn.Module], Training]:
+    """Every rank has a slice of everything; each layer is gathered for as long as it computes, or (no reshard) from forward until backward."""
+    def prepare(model: nn.Module) -> Training:
+        for layer in [layer for layer in model.modules() if isinstance(layer, nn.Linear)] + [model]:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        return _alone(model)
+    return prepare
+
+
+def _hybrid_sharding(model: nn.Module) -> Training:
+    """Slices of everything within pairs of ranks; between the pairs, as DDP."""
+    return _fully_shard(init_device_mesh(torch.get_default_device().type, _mesh("replicate", "shard").values(), mesh_dim_names=("replicate", "shard")))(model)
+
+
+# Ranks share one model between them
+
+
+def _tensor(model: nn.Module, group: dist.ProcessGroup | None = None) -> Training:
+    """Every rank has 1/n of every weight matrix, and works on the same batch."""
+    model = tensor_parallel.parallelize(model, group)
+    return Training(model, Adam(model.parameters(), LEARNING_RATE), 0, 1, whole=lambda: _loaded(tensor_parallel.gather_full(model, group)))
+
+
+def _pipeline(model: nn.Module, group: dist.ProcessGroup | None = None, wrap: Callable[[nn.Module], nn.Module] = lambda stage: stage) -> Training:
+    """Every rank has some of the layers; micro-batches pass through them (1F1B)."""
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    stage = pipeline.split(model, ranks)[rank]
+    pipe = pipeline.Pipeline(wrap(stage), pipeline.one_f_one_b(ranks, MICROBATCHES), F.cross_entropy, group)
+
+    def whole() -> nn.Module:
+        full = MLP(WIDTHS)
+        for owner, part in enumerate(pipeline.split(full, ranks)):
+            part.load_state_dict(stage.state_dict() if owner == rank else part.state_dict())
+            for parameter in part.parameters():
+                dist.broadcast(parameter.detach(), group_src=owner, group=group)
+        return full
+
+    return Training(pipe, Adam(pipe.parameters(), LEARNING_RATE), 0, 1, pipe.step, whole)
+
+
+def _data_x_tensor(model: nn.Module) -> Training:
+    """Pairs of ranks share a model by tensor parallelism; between the pairs, as DDP."""
+    groups, place = hybrid.make_groups(_mesh("dp", "tp")), hybrid.coordinates(dist.get_rank(), _mesh("dp", "tp"))["dp"]
+    training = _tensor(model, groups["tp"])
+    training.model = ddp.DistributedDataParallel(training.model, process_group=groups["dp"])
+    training.place, training.places = place, dist.get_world_size(groups["dp"])
+    return training
+
+
+def _data_x_pipeline(model: nn.Module) -> Training:
+    """Pairs of ranks share a model as two pipeline stages; between the pairs, as DDP."""
+    groups, place = hybrid.make_groups(_mesh("dp", "pp")), hybrid.coordinates(dist.get_rank(), _mesh("dp", "pp"))["dp"]
+    training = _pipeline(model, groups["pp"], lambda stage: ddp.DistributedDataParallel(stage, process_group=groups["dp"]))
+    training.place, training.places = place, dist.get_world_size(groups["dp"])
+    return training
+
+
+def _mesh(outer: str, inner: str) -> dict[str, int]:
+    return {outer: dist.get_world_size() // AXIS, inner: AXIS}
+
+
+def _loaded(state: dict[str, Tensor]) -> nn.Module:
+    model = MLP(WIDTHS)
+    model.load_state_dict(state)
+    return model
+
+
+# What theory expects
+
+
+def _sends(name: str, on_gloo: str | None = None) -> Callable[[int, bool], list[float]]:
+    return lambda ranks, gloo: [theory.step_bytes(on_gloo if gloo and on_gloo else name, 4 * NUMEL, ranks)] * ranks
+
+
+def _holds(stage: int) -> Callable[[int], list[dict[str, float]]]:
+    return lambda ranks: [theory.zero_memory(NUMEL, ranks, stage)] * ranks
+
+
+def _holds_parts(parts: list[int]) -> list[dict[str, float]]:
+    return [theory.zero_memory(numel, 1, 0) for numel in parts]
+
+
+def _tensor_numel(ranks: int) -> int:
+    """Column layers are cut whole, of row layers the weights."""
+    columns, rows = list(zip(WIDTHS[:-1], WIDTHS[1:]))[::2], list(zip(WIDTHS[:-1], WIDTHS[1:]))[1::2]
+    return (sum((fed + 1) * made for fed, made in columns) + sum(fed * made for fed, made in rows)) // ranks + sum(made for _, made in rows)
+
+
+def _tensor_sent(ranks: int, batch: int) -> float:
+    """An all_reduce of each pair's output in forward, and of its input's gradient in backward (the images need none)."""
+    features = sum(WIDTHS[2::2]) + sum(WIDTHS[2:-1:2])
+    return theory.collective_bytes("all_reduce", 4 * batch * features, ranks)
+
+
+def _stage_numels(ranks: int) -> list[int]:
+    return [sum(parameter.numel() for parameter in stage.parameters()) for stage in pipeline.split(MLP(WIDTHS), ranks)]
+
+
+def _stage_sent(ranks: int, batch: int) -> list[float]:
+    """Activations to the next stage, their gradients to the one before."""
+    return [4 * batch * HIDDEN * ((stage < ranks - 1) + (stage > 0)) for stage in range(ranks)]
+
+
+def _hybrid_sharding_sent(ranks: int, gloo: bool) -> list[float]:
+    shard = theory.step_bytes("fully_shard_gloo" if gloo else "zero_3", 4 * NUMEL, AXIS)
+    return [shard + theory.step_bytes("data_parallel", 4 * NUMEL / AXIS, ranks // AXIS)] * ranks
+
+
+def _data_x_tensor_sent(ranks: int, gloo: bool) -> list[float]:
+    outer = ranks // AXIS
+    return [_tensor_sent(AXIS, BATCH_SIZE // outer) + theory.step_bytes("data_parallel", 4 * _tensor_numel(AXIS), outer)] * ranks
+
+
+def _data_x_pipeline_sent(ranks: int, gloo: bool) -> list[float]:
+    outer = ranks // AXIS
+    parts = zip(_stage_sent(AXIS, BATCH_SIZE // outer), _stage_numels(AXIS))
+    return [between + theory.step_bytes("data_parallel", 4 * numel, outer) for between, numel in parts] * outer
+
+
+_PAIRS = {"fits": lambda ranks: ranks >= 2 * AXIS and BATCH_SIZE % (ranks // AXIS * MICROBATCHES) == 0 and ranks % AXIS == 0,
+          "needs": f"{2 * AXIS} ranks or more, an even number"}
+
+ONE_PROCESS = Strategy("one process", _alone, _sends("data_parallel"), _holds(0))
 STRATEGIES = (
-    Strategy("DDP", _ddp, 0, "data_parallel", "data_parallel"),
-    Strategy("mini DDP", _mini_ddp, 0, "data_parallel", "data_parallel"),
-    Strategy("ZeRO-1", _zero_1, 1, "zero_redundancy_optimizer", "zero_redundancy_optimizer"),
-    Strategy("fully_shard", _fully_shard, 3, "zero_3", "fully_shard_gloo"),
+    Strategy("DDP", _ddp, _sends("data_parallel"), _holds(0)),
+    Strategy("mini DDP", _mini_ddp, _sends("data_parallel"), _holds(0)),
+    Strategy("ZeroRedundancyOptimizer", _zero_redundancy_optimizer, _sends("zero_redundancy_optimizer"), _holds(1)),
+    Strategy("mini ZeRO-1", _mini_zero(1), _sends("zero_1"), _holds(1)),
+    Strategy("mini ZeRO-2", _mini_zero(2), _sends("zero_2"), _holds(2)),
+    Strategy("mini ZeRO-3", _mini_zero(3), _sends("zero_3"), _holds(3)),
+    Strategy("fully_shard, no reshard", _fully_shard(reshard_after_forward=False), _sends("zero_2", "zero_3"), _holds(3)),   # gloo: r more, see theory
+    Strategy("fully_shard", _fully_shard(), _sends("zero_3", "fully_shard_gloo"), _holds(3)),
+    Strategy("pipeline, 1F1B", _pipeline, lambda ranks, gloo: _stage_sent(ranks, BATCH_SIZE), lambda ranks: _holds_parts(_stage_numels(ranks)),
+             lambda ranks: ranks < len(WIDTHS), f"at most {len(WIDTHS) - 1} ranks, one for each Linear"),
+    Strategy("tensor parallel", _tensor, lambda ranks, gloo: [_tensor_sent(ranks, BATCH_SIZE)] * ranks,
+             lambda ranks: _holds_parts([_tensor_numel(ranks)] * ranks), lambda ranks: HIDDEN % ranks == 0, f"a number of ranks that divides {HIDDEN}"),
+    Strategy("data x tensor", _data_x_tensor, _data_x_tensor_sent, lambda ranks: _holds_parts([_tensor_numel(AXIS)] * ranks), **_PAIRS),
+    Strategy("data x pipeline", _data_x_pipeline, _data_x_pipeline_sent, lambda ranks: _holds_parts(_stage_numels(AXIS) * (ranks // AXIS)), **_PAIRS),
+    Strategy("hybrid sharding", _hybrid_sharding, _hybrid_sharding_sent, lambda ranks: _holds_parts([NUMEL // AXIS] * ranks), **_PAIRS),
 )
 
 
-def train_digits(strategy: Strategy, epochs: int, batch_size: int = 480, seed: int = 0) -> dict[str, float]:
+def train_digits(strategy: Strategy, epochs: int, batch_size: int = BATCH_SIZE, seed: int = 0) -> dict[str, float]:
     """Train an MLP of 282,378 parameters on the digits and test it; every rank must call this.
 
     The same seed gives the same start and the same global batches, however many ranks share them.
@@ -94,25 +255,28 @@ def train_digits(strategy: Strategy, epochs: int, batch_size: int = 480, seed: i
         batch_size: samples of all ranks together in one step.
 
     Returns:
-        Per rank: accuracy and loss over the 355 test images, and the number of the model's parameters (numel).
+        Per rank: accuracy and loss over the 355 test images.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(seed)
-    model = MLP(WIDTHS)
-    numel = sum(parameter.numel() for parameter in model.parameters())
-    model, optimizer = strategy.prepare(model)
+    training = strategy.prepare(MLP(WIDTHS))
+    model, optimizer = training.model, training.optimizer
+
+    def backward(images: Tensor, labels: Tensor) -> None:
+        # Gradients are averaged over the slices, so this is the mean over the global batch, whether its slices are equal or not.
+        (F.cross_entropy(model(images), labels, reduction="sum") * training.places / batch_size).backward()
+
     for epoch in range(epochs):
-        for images, labels in digit_batches(batch_size, rank, world_size, epoch=epoch, seed=seed):
-            with measure.step(model, optimizer, samples=len(labels)):
-                # The ranks' gradients are averaged, so this is the mean over the global batch, whether its slices are equal or not.
-                loss = F.cross_entropy(model(images), labels, reduction="sum") * world_size / batch_size
-                loss.backward()
+        for images, labels in digit_batches(batch_size, training.place, training.places, epoch=epoch, seed=seed):
+            with measure.step(model, optimizer, samples=len(labels) * training.places // dist.get_world_size()):
+                (training.backward or backward)(images, labels)
                 optimizer.step()
                 optimizer.zero_grad()
+    if training.whole:
+        model = training.whole()
     images, labels = digits("test")
     with torch.no_grad():
         scores = model(images)
-    return {"accuracy": (scores.argmax(1) == labels).float().mean().item(), "loss": F.cross_entropy(scores, labels).item(), "numel": numel}
+    return {"accuracy": (scores.argmax(1) == labels).float().mean().item(), "loss": F.cross_entropy(scores, labels).item()}
 
 
 def all_reduce_seconds(payload_bytes: int, times: int = 5) -> list[float]:

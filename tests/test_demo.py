@@ -4,22 +4,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
 from matplotlib import image
 
-from course_lib import Job, theory
-from course_lib.strategies import ONE_PROCESS, STRATEGIES
+from course_lib import Job
+from course_lib.run import run_quietly
+from course_lib.strategies import ONE_PROCESS, STRATEGIES, train_digits
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [strategy.name for strategy in (ONE_PROCESS, *STRATEGIES)]
 
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "course_lib.demo", "--out", str(folder), *arguments]
     environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=400)
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -30,14 +31,16 @@ def rows(text: str) -> dict[str, list[str]]:
     return {name: rest for name, *rest in cells}
 
 
-@pytest.mark.parametrize("ranks, epochs", [(1, 1), (2, 16)])
+@pytest.mark.parametrize("ranks, epochs", [(1, 1), (4, 2)])
 def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks, epochs):
     finished = demo(tmp_path, "--ranks", str(ranks), "--epochs", str(epochs), "--repeats", "1")
     assert finished.returncode == 0, finished.stderr
     table = rows(finished.stdout)
-    assert list(table) == NAMES
+    fitting = [strategy for strategy in STRATEGIES if strategy.fits(ranks)]
+    names = [strategy.name for strategy in (ONE_PROCESS, *fitting)]
+    assert list(table) == names and (len(names) == 14 or "Left out with 1 rank: data x tensor (needs 4 ranks" in finished.stdout)
     accuracies = [float(cells[1].rstrip("%")) for cells in table.values()]
-    assert max(accuracies) - min(accuracies) < 1 and (epochs == 1 or min(accuracies) > 90)
+    assert max(accuracies) - min(accuracies) < 1
     for name, cells in table.items():
         assert len(cells) == 9 and cells[0] == ("1" if name == ONE_PROCESS.name else str(ranks))
         assert all(float(cell.replace(",", "")) > 0 for cell in cells[2:4])
@@ -47,17 +50,23 @@ def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks, 
         assert height > 300 and width > 600 and f"{name}.png" in finished.stdout
 
     jobs = [Job.load(path) for path in sorted((tmp_path / "jobs").iterdir())]
-    assert sorted(job.label for job in jobs) == sorted(NAMES)
+    assert {(job.label, job.ranks) for job in jobs} == {(ONE_PROCESS.name, 1)} | {
+        (strategy.name, count) for strategy in STRATEGIES for count in {ranks, max(1, ranks // 2)} if strategy.fits(count)}
     losses = [job.results[0]["loss"] for job in jobs]
     assert losses == pytest.approx([losses[0]] * len(losses), rel=0.02), "all strategies do the same mathematics"
-    for strategy in STRATEGIES:
-        job = next(job for job in jobs if job.label == strategy.name)
-        params = 4 * job.results[0]["numel"]
-        assert job.ranks == ranks and set(job.steps["phase"]) == {"warm-up", "traced", "timed"}
+    by_name = {strategy.name: strategy for strategy in STRATEGIES}
+    for job in jobs:
+        assert set(job.steps["phase"]) == {"warm-up", "traced", "timed"}
+        strategy = by_name.get(job.label, ONE_PROCESS)
         sent = job.steps.loc[job.steps["phase"] == "timed", "wire_bytes"].astype(float).mean()
-        assert sent == pytest.approx(theory.step_bytes(strategy.step_bytes_on_gloo, params, ranks), rel=0.03, abs=1000)
-        held = job.memory[job.memory["category"].isin(("params", "grads", "optimizer_states"))]["bytes"].sum() / ranks
-        assert held == pytest.approx(sum(theory.zero_memory(params // 4, ranks, strategy.stage).values()), rel=0.02)
+        assert sent == pytest.approx(mean(strategy.sent(job.ranks, True)), rel=0.03, abs=1000), job.label
+        held = job.memory[job.memory["category"].isin(("params", "grads", "optimizer_states"))].groupby("rank")["bytes"].sum()
+        expected = [sum(states.values()) for states in strategy.held(job.ranks)]
+        assert list(held) == pytest.approx(expected, rel=0.05) and sum(held) == pytest.approx(sum(expected), rel=0.003), job.label
+
+
+def test_the_model_learns_the_digits():
+    assert run_quietly(train_digits, ONE_PROCESS, 16, ranks=1).results[0]["accuracy"] > 0.9
 
 
 def test_wrong_options_are_refused(tmp_path):
@@ -70,4 +79,4 @@ def test_the_same_command_works_with_a_gpu(tmp_path):
     finished = subprocess.run([sys.executable, "-m", "course_lib.demo", "--out", str(tmp_path), "--ranks", "2", "--epochs", "1", "--repeats", "1"],
                               cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
-    assert list(rows(finished.stdout)) == NAMES and torch.cuda.get_device_name(0) in finished.stdout
+    assert list(rows(finished.stdout)) == [ONE_PROCESS.name, *(strategy.name for strategy in STRATEGIES if strategy.fits(2))] and torch.cuda.get_device_name(0) in finished.stdout
