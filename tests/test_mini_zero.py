@@ -34,7 +34,7 @@ def padded(units: dict[str, int], ranks: int) -> list[int]:
 
 @on_all_ranks
 def test_ten_steps_equal_one_process(ranks):
-    options = {"MLP": {"adam": True, "groups": True, "clip": 0.01}, "CNN": {"adam": True}, "TinyGPT": {"units": "blocks", "groups": True, "clip": 0.01}}
+    options = {"MLP": {"adam": True, "clip": 0.01}, "CNN": {"adam": True}, "TinyGPT": {"units": "blocks", "groups": True, "clip": 0.01}}
     cases = [(name, stage, torch.float64, 13 if name == "CNN" else 12, options[name]) for name in NAMES for stage in (1, 2, 3)]
     cases += [("TinyGPT", 3, torch.float64, 13, {"adam": True})] if ranks == 2 else []                # a unit for each layer
     for result in run(zero_workers.parity, cases, ranks=ranks, backend="gloo").results:
@@ -124,8 +124,7 @@ def test_a_tied_weight_is_gathered_once_more():
         assert ((sent / expected - 1).abs() < 0.03).all()
 
 
-@on_all_ranks
-@pytest.mark.parametrize("name", ["MLP", "TinyGPT", "tied"])
+@pytest.mark.parametrize("name, ranks", [("MLP", 2), ("MLP", 3), ("MLP", 4), ("TinyGPT", 2), ("tied", 2), ("tied", 4)])
 def test_at_most_two_units_are_whole_at_once(name, ranks):
     for told in trained(3, ranks, name).results:
         assert len(told["units"]) >= 6 and 1 <= told["most"] <= 2, told

@@ -68,6 +68,8 @@ def _parity(name: str, stage: int, dtype: torch.dtype, batch_size: int, options:
             one.zero_grad()
         if step in (0, 9):
             told["weights"] = max(told["weights"], difference(whole(model, optimizer, names), alone.parameters()))
+    with optimizer.gathered():
+        make(name).load_state_dict(model.state_dict())           # as before: no shards in it
     told["moved"] = difference(alone.parameters(), start)
     told["frozen"] = sum(p.grad is not None for p in model.parameters())
     return told
@@ -102,7 +104,7 @@ def special(stage: int) -> dict:
                 for values in data:
                     ((k + 1) / size * forward(alone, values).square().mean()).backward()
                 ((k + 1) * forward(model, x).square().mean()).backward()
-            with torch.no_grad():
+            with torch.inference_mode():
                 forward(model, x)         # an evaluation in between
             for one in (ones, optimizer):
                 one.step()
@@ -153,12 +155,14 @@ class Checkpointed(nn.Module):
 
 
 class _Inner(nn.Module):
+    """One unit, of which only the middle is computed again in backward."""
+
     def __init__(self, reentrant: bool):
         super().__init__()
-        self.net, self.reentrant = MLP((4, 6, 4)), reentrant
+        self.before, self.net, self.after, self.reentrant = nn.Linear(4, 4), MLP((4, 6, 4)), nn.Linear(4, 4), reentrant
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.net, x, use_reentrant=self.reentrant)
+        return self.after(checkpoint(self.net, self.before(x).relu(), use_reentrant=self.reentrant))
 
 
 def refusals() -> dict[str, str]:

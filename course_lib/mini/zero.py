@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 
+from course_lib.mini.zero_hooks import Hooks
 from course_lib.mini.zero_unit import Unit
 
 __all__ = ["shard", "ZeroOptimizer", "Unit"]
@@ -70,16 +70,15 @@ def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.opt
             if parameter not in unit_of:              # a tied one belongs to the first module that uses it
                 kinds.setdefault((number.get(parameter), parameter.dtype, parameter.device), []).append(parameter)
         for k, ((group, *_), members) in enumerate(kinds.items()):
-            unit = Unit(f"{names[module] or 'model'}.shard_{k}", members, stage, process_group)
+            unit = Unit(module, f"shard_{k}", members, stage, process_group)
+            unit.name = f"{names[module]}.{unit.key}" if names[module] else unit.key
             unit_of |= dict.fromkeys(members, unit)
-            if stage == 3:
-                module.register_parameter(f"shard_{k}", unit.shard)
             if group is not None:
                 shards[group].append(unit.shard)
         needs[module] = list(dict.fromkeys(unit_of[parameter] for parameter in used if parameter in unit_of))
-    _Hooks(stage, needs, unit_of)
+    hooks = Hooks(stage, needs, unit_of)
     optim = optimizer_class([{**group, "params": members} for group, members in zip(groups, shards)], **defaults)
-    return model, ZeroOptimizer(optim, list(dict.fromkeys(unit_of.values())), stage, process_group)
+    return model, ZeroOptimizer(optim, hooks, stage, process_group)
 
 
 class ZeroOptimizer(torch.optim.Optimizer):
@@ -90,8 +89,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
         units: all units, in the order of the model's modules.
     """
 
-    def __init__(self, optim: torch.optim.Optimizer, units: list["Unit"], stage: int, process_group: dist.ProcessGroup | None) -> None:
-        self.optim, self.units, self.stage, self.process_group = optim, units, stage, process_group
+    def __init__(self, optim: torch.optim.Optimizer, hooks: Hooks, stage: int, process_group: dist.ProcessGroup | None) -> None:
+        self.optim, self.units, self.stage, self.process_group = optim, hooks.units, stage, process_group
+        self.defaults, self._hooks = optim.defaults, hooks
 
     @property
     def param_groups(self) -> list[dict]:
@@ -110,16 +110,13 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._average()
         self.optim.step()
         for unit in self.units:
-            if self.stage == 3:
-                unit.free()               # it is free already, unless a forward or backward has failed
-            elif unit.shard.requires_grad:
+            if self.stage < 3 and unit.shard.requires_grad:
                 unit.gather()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Let go of all gradients, in full and sharded. (They are never kept as zeros.)"""
-        for unit in self.units:
-            unit.forget()
+        """Let go of all gradients, in full and sharded (they are never kept as zeros), and of what a forward or backward that failed has left."""
+        self._hooks.reset()
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
@@ -129,7 +126,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """
         self._average()
         grads = [unit.shard.grad for unit in self.units if unit.shard.grad is not None]
-        norm = torch.stack([grad.square().sum() for grad in grads]).sum()
+        norm = sum(torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2 for grad in grads)
         dist.all_reduce(norm, group=self.process_group)
         norm.sqrt_()
         for grad in grads:
@@ -138,13 +135,15 @@ class ZeroOptimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within this context all parameters are whole, to be read: `model.state_dict()`, a norm. Every rank must enter it."""
+        """Within this context the model is as it was before `shard`, to be read: `model.state_dict()`, or a norm. Every rank must enter it."""
         for unit in self.units if self.stage == 3 else ():
             unit.gather()
+            del unit.module._parameters[unit.key]
         try:
             yield
         finally:
-            for unit in self.units:
+            for unit in self.units if self.stage == 3 else ():
+                unit.module.register_parameter(unit.key, unit.shard)
                 unit.free()
 
     def state_dict(self) -> dict:
@@ -196,78 +195,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
                 unit.reduce()
 
 
-class _Hooks:
-    """Who calls a unit when: the forward of modules, and autograd."""
-
-    def __init__(self, stage: int, needs: dict[nn.Module, list[Unit]], unit_of: dict[nn.Parameter, Unit]) -> None:
-        self.stage, self.units, self.in_backward = stage, list(dict.fromkeys(unit_of.values())), False
-        for parameter, unit in unit_of.items():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda parameter, unit=unit: self.arrive(parameter, unit))
-        for module, units in needs.items() if stage == 3 else ():
-            self.gather_around(module, units)
-
-    def arrive(self, parameter: nn.Parameter, unit: Unit) -> None:
-        """Autograd calls this when it has written `parameter.grad`."""
-        if self.stage == 1 and unit.shard.grad is not None:
-            raise RuntimeError("a gradient has come after the gradients were averaged: call optimizer.zero_grad() between step() and backward.")
-        unit.put(parameter)
-        self.expect_end()
-        if self.stage > 1 and not unit.missing:
-            unit.reduce()
-            unit.free()
-
-    def expect_end(self) -> None:
-        """Ask autograd for a call when this backward ends."""
-        if not self.in_backward:
-            self.in_backward = True
-            torch.autograd.Variable._execution_engine.queue_callback(self.finish)
-
-    def finish(self) -> None:
-        """The end of backward: parameters without a gradient count as zero if others of their unit have one."""
-        self.in_backward = False
-        for unit in self.units:
-            if self.stage > 1 and unit.grads is not None:
-                unit.reduce()
-            unit.free()
-
-    def gather_around(self, module: nn.Module, units: list[Unit]) -> None:
-        """Stage 3: the module's units are whole during its forward, and from its output's gradient on until their own gradients are complete."""
-        frozen = [unit for unit in units if not unit.shard.requires_grad]
-        mine: list[Unit] = []             # not what another module, or backward, has gathered and still needs
-
-        def before_forward(module, args, kwargs):
-            mine[:] = gather()
-            inputs = _with_grad((args, kwargs))
-            if frozen and inputs:         # frozen parameters get no gradients; backward is done with them when it has those of the inputs
-                register_multi_grad_hook(inputs, lambda grads: [unit.free() for unit in frozen])
-
-        def after_forward(module, args, output):
-            for unit in mine:
-                unit.free()
-            if outputs := _with_grad(output):
-                register_multi_grad_hook(outputs, before_backward, mode="any")
-
-        def before_backward(grad):
-            self.expect_end()
-            gather()
-
-        def gather():
-            absent = [unit for unit in units if not unit.full_bytes]
-            for unit in absent:
-                unit.gather()
-            return absent
-
-        module.register_forward_pre_hook(before_forward, with_kwargs=True)
-        module.register_forward_hook(after_forward)
-
-
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _with_grad(tensors) -> list[Tensor]:
-    return [tensor for tensor in tree_leaves(tensors) if isinstance(tensor, Tensor) and tensor.requires_grad]
 
 
 def _users(module: nn.Module, units: list[nn.Module], within: nn.Module | None = None) -> dict[nn.Module, list[nn.Parameter]]:

@@ -24,7 +24,9 @@ class Unit:
     """Some parameters in one flat tensor, of which this rank owns one of n equal chunks.
 
     Attributes:
-        name: the module's name and "shard_k"; k counts the units of a module: one for each param group and dtype, and one for frozen parameters.
+        module, key: whose parameters they are, and "shard_k". k counts the units of a module: one for each param group and dtype, and one for
+            frozen parameters. In stage 3, the shard is the module's parameter of this name.
+        name: the module's name in the model, and key.
         views: each parameter's place in `full`, in the parameter's shape.
         full: [n * ceil(numel / n)]: parameters, then padding. In stage 3 it has no memory, unless it is gathered.
         shard: [ceil(numel / n)]: what this rank owns. In stages 1 and 2 it is a chunk of `full`, in stage 3 memory of its own.
@@ -32,12 +34,13 @@ class Unit:
         missing: the parameters whose gradient is not there.
     """
 
-    def __init__(self, name: str, parameters: list[nn.Parameter], stage: int, process_group: dist.ProcessGroup | None) -> None:
-        self.name, self.stage, self.process_group = name, stage, process_group
+    def __init__(self, module: nn.Module, key: str, parameters: list[nn.Parameter], stage: int, process_group: dist.ProcessGroup | None) -> None:
+        self.module, self.key, self.name, self.stage, self.process_group = module, key, key, stage, process_group
         rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
         self.numel = sum(parameter.numel() for parameter in parameters)
         shard_numel = -(-self.numel // self.size)
-        self.full = parameters[0].detach().new_zeros(self.size * shard_numel)
+        self.nothing = parameters[0].detach().new_empty(0)
+        self.full = self.nothing.new_zeros(self.size * shard_numel)
         self.views = dict(zip(parameters, self._cut(self.full, parameters)))
         for parameter, view in self.views.items():
             view.copy_(parameter.detach())
@@ -45,6 +48,8 @@ class Unit:
         self.own = slice(rank * shard_numel, (rank + 1) * shard_numel)
         mine = self.full[self.own]
         self.shard = nn.Parameter(mine.clone() if stage == 3 else mine, requires_grad=parameters[0].requires_grad)
+        if stage == 3:
+            module.register_parameter(key, self.shard)
         self.forget()
         self.free()
 
@@ -85,7 +90,7 @@ class Unit:
         """
         if self.stage == 3:
             for parameter in self.views:
-                parameter.data = self.full.new_empty(0)
+                parameter.data = self.nothing
             self.full.untyped_storage().resize_(0)
 
     @torch.no_grad()
