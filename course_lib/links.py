@@ -23,28 +23,26 @@ __all__ = ["slow_link"]
 def slow_link(hosts: Sequence[Sequence[int]], bytes_per_s: float) -> Iterator[None]:
     """Within this context, every `dist.all_reduce` of this rank over a group with ranks of several hosts takes as long as the link between them.
 
-    Each rank has a link of its own. It carries one message after the other, each for 2(n-1)/n S / bytes_per_s seconds. An all_reduce with
-    async_op=True lets the rank go on, and waits in `wait()`. The timeline shows the waiting as the span "slow link". Calls that Python does
-    not see (torch's own DDP) and other collectives are left alone.
+    Each rank has a link of its own. It carries one message after the other, each for 2(n-1)/n S / bytes_per_s seconds, from the moment when the real
+    all_reduce is done: before, some rank has not come yet. An all_reduce with async_op=True lets the rank go on, and waits in `wait()`. The timeline
+    shows the waiting as the span "slow link". Calls that Python does not see (torch's own DDP) and other collectives are left alone.
 
     Args:
         hosts: the ranks of each host; every rank once. bytes_per_s: speed of the link between hosts.
     """
     number("bytes_per_s", bytes_per_s, above=True)
     host_of = {rank: host for host, ranks in enumerate(hosts) for rank in ranks}
-    real, free_at = dist.all_reduce, 0.0
+    real, link = dist.all_reduce, _Link()
 
     def all_reduce(tensor, op=dist.ReduceOp.SUM, group=None, async_op=False):
-        nonlocal free_at
         work = real(tensor, op=op, group=group, async_op=async_op)
         ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
         if len({host_of[rank] for rank in ranks}) == 1:
             return work
-        sent_bytes = theory.collective_bytes("all_reduce", tensor.nbytes, len(ranks))
-        free_at = max(free_at, time.perf_counter()) + sent_bytes / bytes_per_s
+        seconds = theory.collective_bytes("all_reduce", tensor.nbytes, len(ranks)) / bytes_per_s
         if async_op:
-            return _Arriving(work, free_at)
-        return _sleep_until(free_at)
+            return _Arriving(work, link, seconds)
+        return link.carry(time.perf_counter(), seconds)
 
     dist.all_reduce = all_reduce
     try:
@@ -53,20 +51,27 @@ def slow_link(hosts: Sequence[Sequence[int]], bytes_per_s: float) -> Iterator[No
         dist.all_reduce = real
 
 
-class _Arriving:
-    """The work of an all_reduce that has not come through the link before a certain time."""
+class _Link:
+    """One rank's link, and until when it is in use."""
+    free_at = 0.0
 
-    def __init__(self, work: dist.Work, at: float):
-        self._work, self._at = work, at
+    def carry(self, begin: float, seconds: float) -> None:
+        """Wait until a message that is there from `begin` on has passed."""
+        self.free_at = max(self.free_at, begin) + seconds
+        left = self.free_at - time.perf_counter()
+        if left > 0:
+            with measure.span("slow link"):
+                time.sleep(left)
+
+
+class _Arriving:
+    """The work of an all_reduce that has still to pass through the link."""
+
+    def __init__(self, work: dist.Work, link: _Link, seconds: float):
+        self._work, self._link, self._seconds, self._done = work, link, seconds, []
+        work.get_future().add_done_callback(lambda future: self._done.append(time.perf_counter()))
 
     def wait(self) -> bool:
         self._work.wait()
-        _sleep_until(self._at)
+        self._link.carry(self._done[0] if self._done else time.perf_counter(), self._seconds)
         return True
-
-
-def _sleep_until(at: float) -> None:
-    left = at - time.perf_counter()
-    if left > 0:
-        with measure.span("slow link"):
-            time.sleep(left)
