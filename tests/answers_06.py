@@ -435,11 +435,6 @@ def load_with_padding(root, numel):
     return step, cut(parts, sum(len(part["params"]) for part in parts))
 
 
-def load_the_same_rank(root, numel):
-    step = last(root)
-    return step, torch.load(root / f"{step}" / f"{dist.get_rank()}.pt", weights_only=True)
-
-
 def load_views(root, numel):
     step = last(root)
     return step, cut(parts_of(root / f"{step}"), numel, keep=lambda view: view)
