@@ -134,11 +134,11 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
             model = MLP((64, *[WIDTH] * (DEPTH - 1), 10))
             layers = [layer for layer in model.layers if isinstance(layer, nn.Linear)]
             sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+            full = [[p.shape for p in layer.parameters()] for layer in layers]
             shards = list(answer(layers))
             if not shards or not all(isinstance(shard, torch.Tensor) for shard in shards):
                 return {"other": "`shard_layers` must return the shards, for the optimizer"}
             seen = [None] * DEPTH                 # each layer's weights, as its forward finds them
-            full = [[p.shape for p in layer.parameters()] for layer in layers]
             moments = alive.watch(layers)
             for number, layer in enumerate(layers):
                 def forward(inputs, number=number, layer=layer, watched=layer.forward):
@@ -232,7 +232,7 @@ def _judge_wire(judge: Judge, case: str, job: Job, limit_bytes: float, formula: 
     wire = job.steps[job.steps["phase"] == "traced"].set_index("rank")["wire_bytes"]
     sent = wire.astype(float) if wire.notna().all() else job.comm.groupby("rank")["algorithm_bytes"].sum().reindex(range(job.ranks), fill_value=0.0)
     most, ops = float(sent.max()), set(job.comm["op"])
-    if sent.min() < 0.7 * most:
+    if sent.min() < 0.85 * most:
         why = f" The others send less, and wait for rank {int(sent.idxmax())}: is it a root that sums for all?"
     elif "all_reduce" in ops:
         why = " An all_reduce sends the whole sum to every rank, and a rank needs its chunk only."

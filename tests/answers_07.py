@@ -1,0 +1,399 @@
+"""Answers to the exercises of chapter 07, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+
+def stub(*arguments):
+    raise NotImplementedError
+
+
+class Unit:
+    """The parameters of one layer in one flat tensor of n equal chunks, of which this rank owns one; as in the chapter."""
+
+    def __init__(self, layer, own_memory=False):
+        n, rank = dist.get_world_size(), dist.get_rank()
+        self.params = list(layer.parameters())
+        sizes = [p.numel() for p in self.params]
+        padding = -sum(sizes) % n
+        self.full = torch.cat([p.detach().flatten() for p in self.params] + [torch.zeros(padding)])
+        for p, view in zip(self.params, self.full.split(sizes + [padding])):
+            p.data = view.view_as(p)
+        mine = self.full.chunk(n)[rank]
+        self.shard = nn.Parameter(mine.clone() if own_memory else mine)
+
+
+def gather(unit):
+    from course_lib.mini import ring
+    unit.full.untyped_storage().resize_(unit.full.nbytes)
+    ring.all_gather(unit.full, unit.shard.detach())
+
+
+def free(unit):
+    unit.full.untyped_storage().resize_(0)
+
+
+def ring_reduce_scatter(output, input):
+    from course_lib.mini import ring
+    ring.reduce_scatter(output, input)
+
+
+def gloo_reduce_scatter(output, input):
+    dist.reduce_scatter_tensor(output, input)
+
+
+def by_all_reduce(output, input):
+    dist.all_reduce(input)
+    output.copy_(input.chunk(dist.get_world_size())[dist.get_rank()])
+
+
+def on_one_root(output, input):
+    dist.reduce(input, dst=0)
+    chunks = [chunk.clone() for chunk in input.chunk(dist.get_world_size())] if dist.get_rank() == 0 else None
+    dist.scatter(output, chunks, src=0)
+
+
+def add_to_shard(unit, reduce_scatter=ring_reduce_scatter, factor=None, add=True, keep=False):
+    grads = torch.cat([p.grad.flatten() for p in unit.params])
+    for p in unit.params:
+        if not keep:
+            p.grad = None
+    grads = F.pad(grads, (0, unit.full.numel() - grads.numel()))
+    mine = torch.empty_like(unit.shard)
+    reduce_scatter(mine, grads)
+    mine *= 1 / dist.get_world_size() if factor is None else factor
+    unit.shard.grad = mine if unit.shard.grad is None or not add else unit.shard.grad + mine
+
+
+def when_complete(unit, function):
+    arrived = []
+
+    def count(p):
+        arrived.append(p)
+        if len(arrived) == len(unit.params):
+            arrived.clear()
+            function(unit)
+
+    for p in unit.params:
+        p.register_post_accumulate_grad_hook(count)
+
+
+def hook(function, *units):
+    def call(*_):
+        for unit in units:
+            function(unit)
+    return call
+
+
+# shard_gradients(layers)
+
+
+def gradients(layers, **how):
+    units = [Unit(layer) for layer in layers]
+    for unit in units:
+        when_complete(unit, lambda unit: add_to_shard(unit, **how))
+    return [unit.shard for unit in units]
+
+
+def gradients_own_memory(layers):
+    """Right as well: shards with memory of their own."""
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    for unit in units:
+        when_complete(unit, add_to_shard)
+    return [unit.shard for unit in units]
+
+
+def gradients_by_gloo(layers):
+    return gradients(layers, reduce_scatter=gloo_reduce_scatter)
+
+
+def gradients_by_all_reduce(layers):
+    return gradients(layers, reduce_scatter=by_all_reduce)
+
+
+def gradients_on_one_root(layers):
+    return gradients(layers, reduce_scatter=on_one_root)
+
+
+def gradients_summed(layers):
+    return gradients(layers, factor=1.0)
+
+
+def gradients_overwritten(layers):
+    return gradients(layers, add=False)
+
+
+def gradients_of_this_rank(layers):
+    def keep_own(output, input):
+        output.copy_(input.chunk(dist.get_world_size())[dist.get_rank()])
+    return gradients(layers, reduce_scatter=keep_own, factor=1.0)
+
+
+def gradients_kept(layers):
+    """The chunk is taken out of a full gradient that stays: it must be zeroed, or it would count twice, and nothing is saved."""
+    units = [Unit(layer) for layer in layers]
+
+    def reduce(unit):
+        add_to_shard(unit, keep=True)
+        for p in unit.params:
+            p.grad.zero_()
+
+    for unit in units:
+        when_complete(unit, reduce)
+    return [unit.shard for unit in units]
+
+
+def gradients_late(layers):
+    """Waits for all gradients: each is freed, but when the last has come."""
+    units, ready = [Unit(layer) for layer in layers], []
+
+    def collect(unit):
+        ready.append(unit)
+        if len(ready) == len(units):
+            for each in ready:
+                add_to_shard(each)
+            ready.clear()
+
+    for unit in units:
+        when_complete(unit, collect)
+    return [unit.shard for unit in units]
+
+
+def gradients_of_parameters(layers):
+    return [p for layer in layers for p in layer.parameters()]
+
+
+# shard_layers(layers)
+
+
+def reduce_and_free(unit, **how):
+    add_to_shard(unit, **how)
+    free(unit)
+
+
+def layers_sharded(layers, after_forward=free, complete=reduce_and_free):
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    for layer, unit in zip(layers, units):
+        layer.register_forward_pre_hook(hook(gather, unit))
+        if after_forward:
+            layer.register_forward_hook(hook(after_forward, unit))
+        layer.register_full_backward_pre_hook(hook(gather, unit))
+        when_complete(unit, complete)
+    return [unit.shard for unit in units]
+
+
+def layers_ahead(layers):
+    """Right as well: in forward, the next layer is gathered while this one works. Two are alive."""
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+
+    def fetch(number):
+        def call(*_):
+            for unit in units[number : number + 2]:
+                if not unit.full.untyped_storage().nbytes():
+                    gather(unit)
+        return call
+
+    for number, (layer, unit) in enumerate(zip(layers, units)):
+        layer.register_forward_pre_hook(fetch(number))
+        layer.register_forward_hook(hook(free, unit))
+        layer.register_full_backward_pre_hook(hook(gather, unit))
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_all_at_once(layers):
+    """Gathers all in the first layer's forward, and frees each after its backward."""
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    layers[0].register_forward_pre_hook(hook(gather, *units))
+    for unit in units:
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_kept_until_backward(layers):
+    """As fully_shard(reshard_after_forward=False)."""
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    for layer, unit in zip(layers, units):
+        layer.register_forward_pre_hook(hook(gather, unit))
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_never_freed(layers):
+    """Stage 2: shards are views, and all parameters stay."""
+    units = [Unit(layer) for layer in layers]
+    for layer, unit in zip(layers, units):
+        layer.register_forward_pre_hook(hook(gather, unit))
+        when_complete(unit, add_to_shard)
+    return [unit.shard for unit in units]
+
+
+def layers_with_view_shards(layers):
+    """Frees by swapping p.data; the shard is a view of the flat tensor, which therefore lives on."""
+    units = [Unit(layer) for layer in layers]
+    for layer, unit in zip(layers, units):
+        layer.register_forward_pre_hook(hook(gather, unit))
+        layer.register_full_backward_pre_hook(hook(gather, unit))
+        when_complete(unit, add_to_shard)
+    return [unit.shard for unit in units]
+
+
+class Swapped(Unit):
+    """Gathers into fresh memory and frees by an empty `p.data`."""
+
+    def __init__(self, layer):
+        super().__init__(layer, own_memory=True)
+        self.shapes, self.numel = [p.shape for p in self.params], self.full.numel()
+        self.empty()
+
+    def fill(self):
+        from course_lib.mini import ring
+        full, sizes = torch.empty(self.numel), [shape.numel() for shape in self.shapes]
+        ring.all_gather(full, self.shard.detach())
+        for p, part, shape in zip(self.params, full.split([*sizes, self.numel - sum(sizes)]), self.shapes):
+            p.data = part.view(shape)
+
+    def empty(self):
+        self.full = torch.empty(0)
+        for p in self.params:
+            p.data = torch.empty(0)
+
+    def complete(self):
+        self.full = torch.empty(self.numel)
+        add_to_shard(self)
+        self.empty()
+
+
+def layers_with_empty_data(layers):
+    units = [Swapped(layer) for layer in layers]
+    for layer, unit in zip(layers, units):
+        layer.register_forward_pre_hook(lambda *_, unit=unit: unit.fill())
+        layer.register_forward_hook(lambda *_, unit=unit: unit.empty())
+        layer.register_full_backward_pre_hook(lambda *_, unit=unit: unit.fill())
+        when_complete(unit, Swapped.complete)
+    return [unit.shard for unit in units]
+
+
+def layers_without_second_gather(layers):
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    for layer, unit in zip(layers, units):
+        layer.register_forward_pre_hook(hook(gather, unit))
+        layer.register_forward_hook(hook(free, unit))
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_with_late_gradients(layers):
+    """The parameters are freed in time, the gradients are reduced all together at the end of backward."""
+    ready = []
+
+    def collect(unit):
+        free(unit)
+        ready.append(unit)
+        if len(ready) == len(layers):
+            for each in ready:
+                add_to_shard(each)
+            ready.clear()
+
+    return layers_sharded(layers, complete=collect)
+
+
+def layers_by_gloo(layers):
+    return layers_sharded(layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=gloo_reduce_scatter))
+
+
+def layers_on_one_root(layers):
+    return layers_sharded(layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=on_one_root))
+
+
+def layers_summed(layers):
+    """With Adam, which divides a gradient by its length, the weights are nearly right."""
+    return layers_sharded(layers, complete=lambda unit: reduce_and_free(unit, factor=1.0))
+
+
+# save_sharded(path, model, optimizer) and load_sharded(path, model, optimizer)
+
+
+def _state(model, optimizer):
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    return {"model": model_state, "optimizer": optimizer_state}
+
+
+def save(path, model, optimizer):
+    import torch.distributed.checkpoint as dcp
+    dcp.save(_state(model, optimizer), checkpoint_id=path)
+
+
+def load(path, model, optimizer):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+    content = _state(model, optimizer)
+    dcp.load(content, checkpoint_id=path)
+    set_state_dict(model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"])
+
+
+def _full():
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+    return StateDictOptions(full_state_dict=True)
+
+
+def save_whole_on_rank_0(path, model, optimizer):
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=_full())
+    if dist.get_rank() == 0:
+        torch.save({"model": model_state, "optimizer": optimizer_state}, path)
+    dist.barrier()
+
+
+def load_whole(path, model, optimizer):
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+    content = torch.load(path, weights_only=True)
+    set_state_dict(model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"], options=_full())
+
+
+def save_files_of_ranks(path, model, optimizer):
+    """Each rank its own shards in its own file: little is written, and only as many ranks can read it."""
+    os.makedirs(path, exist_ok=True)
+    local = [p.detach().to_local() for p in model.parameters()]
+    moments = [{name: getattr(value, "to_local", lambda value=value: value)() for name, value in state.items()} for state in optimizer.state.values()]
+    torch.save({"model": local, "optimizer": moments}, os.path.join(path, f"{dist.get_rank()}.pt"))
+    dist.barrier()
+
+
+def load_files_of_ranks(path, model, optimizer):
+    content = torch.load(os.path.join(path, f"{dist.get_rank()}.pt"), weights_only=True)
+    for p, shard in zip(model.parameters(), content["model"]):
+        p.data.to_local().copy_(shard)
+
+
+def save_model_only(path, model, optimizer):
+    import torch.distributed.checkpoint as dcp
+    dcp.save({"model": _state(model, optimizer)["model"]}, checkpoint_id=path)
+
+
+def load_model_only(path, model, optimizer):
+    import torch.distributed.checkpoint as dcp
+    content = {"model": _state(model, optimizer)["model"]}
+    dcp.load(content, checkpoint_id=path)
+    model.load_state_dict(content["model"])
+
+
+def load_and_forget(path, model, optimizer):
+    """Reads into copies, and never puts them into the model."""
+    import torch.distributed.checkpoint as dcp
+    content = {"model": {name: tensor.detach().clone() for name, tensor in _state(model, optimizer)["model"].items()}}
+    dcp.load(content, checkpoint_id=path)
+
+
+def save_on_rank_0(path, model, optimizer):
+    if dist.get_rank() == 0:
+        save(path, model, optimizer)
