@@ -37,6 +37,7 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (MLP, [answers.WeightsOnEveryRank], ["All weights are on every rank"], "exactly two all_reduces"),
     (MLP, [answers.NotParallel], ["All weights are on every rank", "you used no collective"], VALUES),
     (MLP, [answers.Views], ["a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"], "exactly two all_reduces"),
+    (MLP, [answers.KeepsTheWhole], ["it keeps a whole weight alive in another place"], "to the byte"),
     (MLP, [answers.NoF], ["the gradient of the input is not that of one process", "you used 1 all_reduce"], VALUES),
     (MLP, [answers.BiasOnEveryRank], ["add the second bias once, after g"], "exactly two all_reduces"),
     (MLP, [answers.SharedBias], ["So a weight or a bias has got a wrong gradient"], VALUES),

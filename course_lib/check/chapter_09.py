@@ -90,6 +90,9 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
     STEPS = 3
 
     def train(make):
+        import gc
+        import weakref
+
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
         torch.manual_seed(0)
@@ -97,9 +100,11 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
         one = nn.Sequential(nn.Linear(HIDDEN, 4 * HIDDEN), nn.GELU(), nn.Linear(4 * HIDDEN, HIDDEN))
         one.load_state_dict(whole.state_dict())
         module = make(whole)
-        params = list(module.parameters())
-        found = {"output": [], "x": [], "views": any(p.nbytes < p.untyped_storage().nbytes() for p in params), "numel": sum(p.numel() for p in params),
-                 "params": len(params)}
+        params, weights = list(module.parameters()), [weakref.ref(whole[0].weight), weakref.ref(whole[2].weight)]
+        del whole
+        gc.collect()
+        found = {"output": [], "x": [], "views": any(p.nbytes < p.untyped_storage().nbytes() for p in params),
+                 "params": len(params), "kept": any(weight() is not None for weight in weights)}
         if not params:
             return found
         optimizer, optimizer_of_one = (torch.optim.SGD(model.parameters(), 0.5) for model in (module, one))
@@ -155,6 +160,8 @@ def _judge_weights(judge: Judge, job: Job) -> None:
         why += ". All weights are on every rank"
     if any(found["views"] for found in job.results):
         why += ": a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"
+    kept = held <= allowed and any(found["kept"] for found in job.results)
+    judge.demand(not kept, f"{n} ranks: the whole weights are let go", f"{n} ranks: your module's parameters are small, but it keeps a whole weight alive in another place.")
     judge.demand(held <= allowed, f"{n} ranks: each rank holds 1/{n} of the weights, to the byte", f"{n} ranks: {why}.")
 
 
