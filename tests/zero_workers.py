@@ -238,7 +238,7 @@ def trained(stage: int, name: str = "MLP", steps: int = 3) -> dict:
     if name == "MLP":
         net, x, units = MLP((64, *[517] * 5, 10)), torch.randn(4, 64), None
     else:
-        net, x = TinyGPT(dim=48, context=32, layers=3, tied=name == "tied"), torch.ones(2, 33, dtype=torch.int64)
+        net, x = TinyGPT(dim=48, context=32, tied=name == "tied"), torch.ones(2, 33, dtype=torch.int64)
         units = net.blocks
     model, optimizer = zero.shard(net, stage, torch.optim.Adam, units=units, lr=1e-3)
     live = Live(optimizer.units)
