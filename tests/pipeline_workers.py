@@ -44,7 +44,7 @@ def alone(name: str, steps: int = 1) -> tuple[nn.Module, float]:
 def by_name(schedule: str, ranks: int, num_microbatches: int, chunks: int = 1):
     if schedule == "interleaved":
         return pipeline.interleaved(ranks, num_microbatches, chunks)
-    if schedule == "contrary":            # rank 0 forward in order, rank 1 the other way round, and so on: messages are needed in another order than sent
+    if schedule == "contrary":            # odd ranks go the other way round: messages are needed in another order than sent
         orders = [[*range(num_microbatches)][:: 1 - 2 * (rank % 2)] for rank in range(ranks)]
         return [[forward(k, rank) for k in order] + [backward(k, rank) for k in order] for rank, order in enumerate(orders)]
     return getattr(pipeline, schedule)(ranks, num_microbatches)
@@ -127,8 +127,8 @@ def torchs_step(schedule: str, stages: list[nn.Module], num_microbatches: int, r
     from torch.distributed import pipelining
 
     theirs = [pipelining.PipelineStage(stage, rank + i * size, size * len(stages), torch.device("cpu")) for i, stage in enumerate(stages)]
-    make_schedule = {"gpipe": pipelining.ScheduleGPipe, "one_f_one_b": pipelining.Schedule1F1B, "interleaved": pipelining.ScheduleInterleaved1F1B}[schedule]
-    runs = make_schedule(theirs if schedule == "interleaved" else theirs[0], num_microbatches, loss_fn=loss_fn)
+    make_schedule = {"gpipe": "ScheduleGPipe", "one_f_one_b": "Schedule1F1B", "interleaved": "ScheduleInterleaved1F1B"}[schedule]
+    runs = getattr(pipelining, make_schedule)(theirs if schedule == "interleaved" else theirs[0], num_microbatches, loss_fn=loss_fn)
 
     def step(inputs: Tensor, targets: Tensor) -> None:
         runs.step(*[inputs] * (rank == 0), target=targets if rank == size - 1 else None)
@@ -137,7 +137,7 @@ def torchs_step(schedule: str, stages: list[nn.Module], num_microbatches: int, r
 
 
 def hybrid(wrapped: bool) -> list[tuple]:
-    """Two pipelines of two stages, on ranks 0 and 2 and on ranks 1 and 3; equal stages average their gradients: by mini's DDP, or by hand afterwards."""
+    """Two pipelines of two stages, on ranks 0 and 2, and 1 and 3. Equal stages average their gradients: by mini's DDP, or by hand afterwards."""
     rank = dist.get_rank()
     pp_groups, dp_groups = [[dist.new_group(ranks) for ranks in pairs] for pairs in (([0, 2], [1, 3]), ([0, 1], [2, 3]))]
     pp_rank, dp_rank = divmod(rank, 2)

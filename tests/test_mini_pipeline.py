@@ -58,7 +58,7 @@ def test_all_schedules_are_valid_with_the_bubble_and_the_peak_of_theory(ranks):
                 assert idle == pytest.approx(theory.bubble_fraction(ranks, m, chunks))
             else:
                 assert idle > theory.bubble_fraction(ranks, m, chunks), "too few to fill the pipeline"
-            if m % ranks == 0:            # Narayanan et al. 2021, section 2.2: (1 + (p-1) / (p v)) times the activations of 1F1B, here in 1/v of a stage
+            if m % ranks == 0:            # (1 + (p-1) / (p v)) times the activations of 1F1B; counted here in stages of 1/v the size
                 assert peaks[0] == min(ranks * chunks + ranks - 1, m * chunks)
 
 
@@ -135,7 +135,8 @@ def test_gradients_equal_one_process(ranks):
     cases += [("MLP", "interleaved", m, 2) for m in (1, 2, 3, 4, 6, 8, 12, 16)] + [("MLP", "interleaved", m, 3) for m in some[::2]]
     cases += [("MLP", "naive", 4), ("MLP", "contrary", 8)]
     cases += [("TinyGPT", schedule, some[-1]) for schedule in ("gpipe", "one_f_one_b")] + [("TinyGPT", "interleaved", some[-2], 2)]
-    cases += [("TinyGPT", "one_f_one_b", 4, 1, (0,) * (ranks - 2) + (7, 1), 2)] if ranks == 2 else [("MLP", "one_f_one_b", 4, 1, (1,) * (ranks - 1) + (16 - ranks,), 2)]
+    cases += [("MLP", "one_f_one_b", 4, 1, (1,) * (ranks - 1) + (16 - ranks,), 2)]                              # unequal cuts, and two steps
+    cases += [("TinyGPT", "gpipe", 4, 1, (7, 1), 2)] if ranks == 2 else []
     job = run(pipeline_workers.compare, cases, ranks=ranks, backend="gloo")
     for rank, result in enumerate(job.results):
         for case, (difference, loss, in_flight, missing) in zip(cases, result, strict=True):
@@ -145,11 +146,11 @@ def test_gradients_equal_one_process(ranks):
             assert in_flight == expected, (rank, case)
 
 
-@pytest.mark.parametrize("schedule, chunks, microbatches", [("gpipe", 1, (1, 4, 8, 16)), ("one_f_one_b", 1, (1, 4, 8, 16)), ("interleaved", 2, (4, 8, 16))])
-def test_the_bubble_is_that_of_theory(schedule, chunks, microbatches):
-    for m in microbatches:
+@pytest.mark.parametrize("schedule, chunks", [("gpipe", 1), ("one_f_one_b", 1), ("interleaved", 2)])
+def test_the_bubble_is_that_of_theory(schedule, chunks):
+    for m in (1, 4, 8, 16) if chunks == 1 else (4, 8, 16):
         expected = theory.bubble_fraction(4, m, chunks)
-        for seconds in (0.015, 0.03, 0.06):           # other work on the machine makes ranks late: then once more, with more time
+        for seconds in (0.015, 0.04, 0.1):            # other work on the machine makes ranks late: then once more, with more time
             found = bubble(run(pipeline_workers.sleep, schedule, m, chunks, seconds, 2 * seconds, ranks=4))
             if abs(found - expected) < 0.04:
                 break
@@ -182,17 +183,17 @@ def test_activations_in_flight_are_those_of_theory_by_count_and_in_bytes():
 def test_torchs_pipeline_has_the_same_gradients_and_bytes():
     m, per_microbatch, tensor_bytes = 8, 4, 4 * 16 * 32 * 4               # b s h elements of 4 bytes
     cases = [("gpipe", 1), ("one_f_one_b", 1), ("interleaved", 2)]
-    mine, theirs = (run(pipeline_workers.train_gpts, cases, m, per_microbatch, kind, ranks=4, backend="gloo") for kind in ("mine", "torch"))
-    for rank in range(4):
+    mine, theirs = (run(pipeline_workers.train_gpts, cases, m, per_microbatch, kind, ranks=3, backend="gloo") for kind in ("mine", "torch"))
+    for rank in range(3):
         for (schedule, chunks), own, other, sends, their_sends in zip(cases, mine.results[rank], theirs.results[rank], sends_of_each(mine, rank),
                                                                       sends_of_each(theirs, rank), strict=True):
             assert pipeline_workers.distance(list(zip(own, other, strict=True))) < 1e-5, schedule
-            last = 4 * chunks - 1         # forward over the boundary behind a stage, backward over the one before it
-            messages = m * sum((stage < last) + (stage > 0) for stage in range(rank, last + 1, 4))
+            last = 3 * chunks - 1         # forward over the boundary behind a stage, backward over the one before it
+            messages = m * sum((stage < last) + (stage > 0) for stage in range(rank, last + 1, 3))
             assert sends == [tensor_bytes] * messages and sum(their_sends) == sum(sends), schedule
     if "wire bytes" not in mine.absent:
         wire = mine.steps[mine.steps["phase"] == "timed"]["wire_bytes"].sum()
-        assert wire == pytest.approx(2 * (3 + 3 + 7) * m * tensor_bytes, rel=0.03)
+        assert wire == pytest.approx(2 * (2 + 2 + 5) * m * tensor_bytes, rel=0.03)
 
 
 def sends_of_each(job, rank: int) -> list[list[int]]:
@@ -232,6 +233,13 @@ def test_mistakes_are_named(what, message):
     with pytest.raises(RankError) as error:
         run(pipeline_workers.refused, what, ranks=2, backend="gloo", timeout=20)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("make", [lambda n: naive(n, 1), lambda n: gpipe(1, n), lambda n: one_f_one_b(n, 1), lambda n: interleaved(1, 1, n)])
+@pytest.mark.parametrize("junk", [0, -1, 1.5, None, "2"])
+def test_sizes_of_schedules_are_whole_numbers(make, junk):
+    with pytest.raises(ValueError, match="it must be a whole number of at least 1"):
+        make(junk)
 
 
 def test_it_offers_the_schedules_too():

@@ -184,7 +184,7 @@ class _Post:
         self._nccl = device.type == "cuda" and "nccl" in str(dist.get_backend_config(group))
         self._position = {instruction: index for instructions in lists for index, instruction in enumerate(instructions)}
         heirs = [[heir_of(instruction, num_stages) for instruction in instructions] for instructions in lists]
-        self._order = [[heir for heir in theirs if heir and heir.stage % self._size == rank] for theirs in heirs]     # what each rank sends to this one
+        self._order = [[heir for heir in theirs if heir and heir.stage % self._size == rank] for theirs in heirs]     # what each sends to this rank
         self._shapes: dict[int, tuple[torch.Size, torch.dtype]] = {}          # stage -> what goes into it
         self._all_shapes = False                                              # known? After a first step they are
         # NCCL runs the messages between two ranks of a group one after the other, both ways: two that cross would wait for each other for
@@ -218,7 +218,8 @@ class _Post:
             header = [DTYPES.index(result.dtype), result.dim(), *result.shape]
             self._isend(torch.tensor(header + [0] * (HEADER - len(header)), device=self._device), peer, self._position[heir])
         if (result.shape, result.dtype) != self._shapes[into]:
-            raise ValueError(f"{done} has made {list(result.shape)}, but the first time it was {list(self._shapes[into][0])}: batches must keep their shape.")
+            raise ValueError(f"{done} has made {list(result.shape)}, {result.dtype}, and the first time it was {list(self._shapes[into][0])}, "
+                             f"{self._shapes[into][1]}: batches must keep their shape.")
         self._isend(result, peer, self._position[heir])
 
     def expect(self, wanted: Instruction | None) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from course_lib.arguments import whole
+
 __all__ = ["Instruction", "Schedule", "forward", "backward", "naive", "gpipe", "one_f_one_b", "interleaved", "validate"]
 
 
@@ -34,7 +36,7 @@ class Instruction:
     stage: int | None = None
 
     def __repr__(self) -> str:
-        return f"{self.op[:1].upper()}{self.microbatch}" + ("" if self.stage is None else f"@{self.stage}")
+        return f"{str(self.op)[:1].upper()}{self.microbatch}" + ("" if self.stage is None else f"@{self.stage}")
 
 
 Schedule = Sequence[Sequence[Instruction]]
@@ -52,26 +54,31 @@ def backward(microbatch: int, stage: int | None = None) -> Instruction:
 
 def naive(num_stages: int, num_microbatches: int) -> Schedule:
     """Return the schedule F0 B0 F1 B1 ...: a micro-batch sets out when the one before is back, so one rank works at a time."""
+    _whole(num_stages=num_stages, num_microbatches=num_microbatches)
     return [[op(k) for k in range(num_microbatches) for op in (forward, backward)] for _ in range(num_stages)]
 
 
 def gpipe(num_stages: int, num_microbatches: int) -> Schedule:
     """Return the schedule of GPipe: all forwards, then all backwards."""
+    _whole(num_stages=num_stages, num_microbatches=num_microbatches)
     return [[op(k) for op in (forward, backward) for k in range(num_microbatches)] for _ in range(num_stages)]
 
 
 def one_f_one_b(num_stages: int, num_microbatches: int) -> Schedule:
     """Return the schedule 1F1B: as few forwards as fill the pipeline, then one forward and one backward in turn, then the backwards that are left."""
+    _whole(num_stages=num_stages, num_microbatches=num_microbatches)
     forwards, backwards = ([op(k) for k in range(num_microbatches)] for op in (forward, backward))
     return [_alternate(forwards, backwards, warm_up=num_stages - 1 - rank) for rank in range(num_stages)]
 
 
 def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Schedule:
-    """Return interleaved 1F1B: each rank has `chunks` stages, rank r the stages r, r + p, r + 2p, ..., so micro-batches go round the ranks several times.
+    """Return interleaved 1F1B: each rank has `chunks` stages, rank r the stages r, r + p, r + 2p, ...
 
-    A rank runs p micro-batches through its first stage, the same through its next one, and so on, and then the next p. (Where m is not a
-    multiple of p, these rounds are a little longer.) The idle share is that of the table from m = p on; fewer don't fill the pipeline.
+    So a micro-batch goes round the ranks several times. A rank runs p micro-batches through its first stage, the same through its next one, and
+    so on, and then the next p. (Where m is not a multiple of p, these rounds are a little longer.) The idle share is that of the table from
+    m = p on: fewer don't fill the pipeline.
     """
+    _whole(num_ranks=num_ranks, num_microbatches=num_microbatches, chunks=chunks)
     rounds = [part.tolist() for part in torch.arange(num_microbatches, device="cpu").tensor_split(max(1, num_microbatches // num_ranks))]
     schedule = []
     for rank in range(num_ranks):
@@ -80,6 +87,11 @@ def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Schedule:
         backwards = [backward(k, stage) for part in rounds for stage in reversed(stages) for k in part]
         schedule.append(_alternate(forwards, backwards, warm_up=2 * (num_ranks - 1 - rank) + (chunks - 1) * len(rounds[0])))
     return schedule
+
+
+def _whole(**sizes: int) -> None:
+    for name, size in sizes.items():
+        whole(name, size)
 
 
 def _alternate(forwards: list[Instruction], backwards: list[Instruction], warm_up: int) -> list[Instruction]:
@@ -102,62 +114,68 @@ def validate(schedule: Schedule, num_stages: int, num_microbatches: int) -> None
         repeated, one that is skipped, a backward before its forward, or a deadlock (then of each rank that is stuck, and what it waits for).
     """
     size = len(schedule)
-    if not size or num_stages % size:
+    if not size or num_stages < 1 or num_stages % size:
         raise ValueError(f"the schedule has lists for {size} ranks, and {num_stages} stages cannot be dealt out evenly to them.")
+    position: dict[Instruction, int] = {}                   # of those that are in order so far
     for rank, instructions in enumerate(schedule):
         for index, instruction in enumerate(instructions):
-            if not isinstance(instruction, Instruction):
-                raise ValueError(f"rank {rank}, position {index}, {instruction!r}: it must be an Instruction.")
-    position: dict[Instruction, int] = {}
-    lists = with_stages(schedule)
-    for rank, instructions in enumerate(lists):
-        for index, instruction in enumerate(instructions):
-            _check(instruction, f"rank {rank}, position {index}, {schedule[rank][index]}", rank, size, num_stages, num_microbatches, position)
-            position[instruction] = index
+            wrong = _wrong(instruction, rank, size, num_stages, num_microbatches, position)
+            if wrong:
+                raise ValueError(f"rank {rank}, position {index}, {instruction!r}: {wrong}.")
+            position[_with_stage(instruction, rank)] = index
         for stage in range(rank, num_stages, size):
-            for op in (forward, backward):
-                for k in range(num_microbatches):
-                    if op(k, stage) not in position:
-                        raise ValueError(f"rank {rank}, end of its list (position {len(instructions)}): {op(k, stage)} is missing; "
-                                         f"stage {stage} skips the {op.__name__} of micro-batch {k}.")
-    done, at = set(), [0] * size          # run it without computing: `at` is where each rank stands
-    before = -1
-    while len(done) > before:
+            for needed in (op(k, stage) for op in (forward, backward) for k in range(num_microbatches)):
+                if needed not in position:
+                    raise ValueError(f"rank {rank}, end of its list (position {len(instructions)}): {needed} is missing; "
+                                     f"stage {stage} skips the {needed.op} of micro-batch {needed.microbatch}.")
+    if waiting := _stuck(with_stages(schedule), num_stages):
+        told = [f"rank {rank}, position {index}, {schedule[rank][index]} waits for {source}, which rank {source.stage % size} has at position "
+                f"{position[source]}" for rank, index, source in waiting]
+        raise ValueError(f"deadlock: {'; '.join(told)}.")
+
+
+def _wrong(instruction: Instruction, rank: int, size: int, num_stages: int, num_microbatches: int, position: dict[Instruction, int]) -> str | None:
+    """What is wrong with one instruction, after those at `position`; None if nothing."""
+    if not isinstance(instruction, Instruction):
+        return "it must be an Instruction"
+    full = _with_stage(instruction, rank)
+    stage, k = full.stage, full.microbatch
+    if full.op not in ("forward", "backward"):
+        return f"op={full.op!r} must be 'forward' or 'backward'"
+    if stage not in range(num_stages):
+        return f"there is no stage {stage}; stages are 0 to {num_stages - 1}"
+    if stage % size != rank:
+        return f"stage {stage} lives on rank {stage % size}"
+    if k not in range(num_microbatches):
+        return f"there is no micro-batch {k}; micro-batches are 0 to {num_microbatches - 1}"
+    if full in position:
+        return f"this repeats position {position[full]}"
+    if full.op == "backward" and forward(k, stage) not in position:
+        return f"a backward before its forward, F{k}"
+    return None
+
+
+def _stuck(lists: list[list[Instruction]], num_stages: int) -> list[tuple[int, int, Instruction]]:
+    """Run a schedule without computing: (rank, position, the instruction that it waits for) of each rank that does not come to its end."""
+    done: set[Instruction] = set()
+    at, before = [0] * len(lists), -1                       # where each rank stands
+    while len(done) > before:                               # as long as any rank went on
         before = len(done)
         for rank, instructions in enumerate(lists):
-            while at[rank] < len(instructions) and source_of(instructions[at[rank]], num_stages) in {None, *done}:
+            while at[rank] < len(instructions) and ((source := source_of(instructions[at[rank]], num_stages)) is None or source in done):
                 done.add(instructions[at[rank]])
                 at[rank] += 1
-    waits = []
-    for rank in range(size):
-        if at[rank] < len(lists[rank]):
-            source = source_of(lists[rank][at[rank]], num_stages)
-            waits.append(f"rank {rank}, position {at[rank]}, {schedule[rank][at[rank]]} waits for {source}, which rank {source.stage % size} "
-                         f"has at position {position[source]}")
-    if waits:
-        raise ValueError(f"deadlock: {'; '.join(waits)}.")
+    stuck = [rank for rank, instructions in enumerate(lists) if at[rank] < len(instructions)]
+    return [(rank, at[rank], source_of(lists[rank][at[rank]], num_stages)) for rank in stuck]
 
 
 def with_stages(schedule: Schedule) -> list[list[Instruction]]:
     """The same schedule with every stage written out."""
-    return [[replace(instruction, stage=rank) if instruction.stage is None else instruction for instruction in instructions]
-            for rank, instructions in enumerate(schedule)]
+    return [[_with_stage(instruction, rank) for instruction in instructions] for rank, instructions in enumerate(schedule)]
 
 
-def _check(instruction: Instruction, where: str, rank: int, size: int, num_stages: int, num_microbatches: int, position: dict[Instruction, int]) -> None:
-    stage, k = instruction.stage, instruction.microbatch
-    if instruction.op not in ("forward", "backward"):
-        raise ValueError(f"{where}: op={instruction.op!r} must be 'forward' or 'backward'.")
-    if not 0 <= stage < num_stages:
-        raise ValueError(f"{where}: there is no stage {stage}; stages are 0 to {num_stages - 1}.")
-    if stage % size != rank:
-        raise ValueError(f"{where}: stage {stage} lives on rank {stage % size}.")
-    if not 0 <= k < num_microbatches:
-        raise ValueError(f"{where}: there is no micro-batch {k}; micro-batches are 0 to {num_microbatches - 1}.")
-    if instruction in position:
-        raise ValueError(f"{where}: this repeats position {position[instruction]}.")
-    if instruction.op == "backward" and forward(k, stage) not in position:
-        raise ValueError(f"{where}: a backward before its forward, F{k}.")
+def _with_stage(instruction: Instruction, rank: int) -> Instruction:
+    return replace(instruction, stage=rank) if instruction.stage is None else instruction
 
 
 def source_of(instruction: Instruction, num_stages: int) -> Instruction | None:
