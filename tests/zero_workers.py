@@ -81,7 +81,8 @@ def special(stage: int) -> dict:
     data = [torch.randn(6, 4, generator=torch.Generator().manual_seed(r), dtype=torch.float64) for r in range(size)]
     x, told = data[rank], {}
 
-    def differ(forward, backwards: int = 1, make=lambda: MLP((4, 5, 4)), units=lambda model: None, fail: bool = False) -> float:
+    def differ(forward, backwards: int = 1, make=lambda: MLP((4, 5, 4)), units=lambda model: None, fail: bool = False,
+               again: bool = False) -> float:
         torch.manual_seed(0)
         alone, net = make().double(), None
         torch.manual_seed(0)
@@ -103,7 +104,10 @@ def special(stage: int) -> dict:
             for k in range(backwards):
                 for values in data:
                     ((k + 1) / size * forward(alone, values).square().mean()).backward()
-                ((k + 1) * forward(model, x).square().mean()).backward()
+                loss = (k + 1) * forward(model, x).square().mean() / (1 + again)
+                loss.backward(retain_graph=again)
+                if again:
+                    loss.backward()
             with torch.inference_mode():
                 forward(model, x)         # an evaluation in between
             for one in (ones, optimizer):
@@ -112,6 +116,7 @@ def special(stage: int) -> dict:
         return difference(whole(model, optimizer, names), alone.parameters())
 
     told["two backwards"] = differ(lambda model, x: model(x), backwards=2)
+    told["two backwards of one forward"] = differ(lambda model, x: model(x), again=True)
     told["a layer called twice"] = differ(lambda model, x: model(model(x)))
     told["a layer left out"] = differ(lambda model, x: model.layers[0](x))
     told["one unit"] = differ(lambda model, x: model(x), units=lambda model: [model])

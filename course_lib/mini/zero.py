@@ -39,14 +39,18 @@ def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.opt
         optimizer_class: an optimizer that treats each element for itself, as SGD, Adam and AdamW do.
         params: as torch's optimizers take them: parameters, or several groups of them as dicts. None: all. What is not to learn must be frozen
             (requires_grad=False).
-        units: modules whose parameters share a flat tensor, and so travel and (stage 3) live together; what is in none of them makes a unit for each
-            module that has parameters of its own. None: for stage 1 the whole model, for 2 and 3 no modules.
+        units: modules whose parameters share a flat tensor, and so travel and (stage 3) live together. What is in none of them makes a unit for each
+            module that has parameters of its own, and is gathered when that module computes. None: for stage 1 the whole model, for 2 and 3 none.
         process_group: the ranks that take part; None for all.
         defaults: the optimizer's own options, such as lr.
 
     Returns:
         The model and its optimizer. In stage 3 the model's parameters are empty, but for shards, unless their module is computing: see
-        `ZeroOptimizer.gathered`.
+        `ZeroOptimizer.gathered`. Several backwards before a step add up; in stages 2 and 3 each of them sends its gradients. Buffers are not
+        synchronised. A weight that two modules share (tied) is gathered in stage 3 for each of them in forward, and stays whole in backward from one
+        to the other.
+
+    Errors: ValueError for a stage, units or params that cannot be. In stage 1, a backward raises RuntimeError if no `zero_grad()` followed the step.
     """
     if stage not in (1, 2, 3):
         raise ValueError(f"stage={stage!r}: it must be 1, 2 or 3.")

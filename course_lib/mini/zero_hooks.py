@@ -66,8 +66,8 @@ class Hooks:
         def after_forward(module, args, output):
             for unit in mine:
                 unit.free()
-            if outputs := _with_grad(output):
-                register_multi_grad_hook(outputs, before_backward, mode="any")
+            for tensor in _with_grad(output):
+                tensor.register_hook(before_backward)
 
         def before_backward(grad):
             self.expect_end()
