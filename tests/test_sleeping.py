@@ -6,7 +6,7 @@ import torch
 
 from course_lib.job import Job
 from course_lib.overlap import overlap
-from course_lib.sleeping import SleepingNet
+from course_lib.sleeping import SleepingNet, SleepingStage
 
 
 def test_gradients_are_real():
@@ -50,3 +50,13 @@ def test_overlap(rows, compute_s, communication_s, both_s):
 def test_overlap_with_named_spans_alone():
     mixed = job(("span", 0, 2), ("forward", 2, 4), ("communication", 1, 4))
     assert overlap(mixed).loc[0, "both_s"] == 3 and overlap(mixed, kinds=("span",)).loc[0, "both_s"] == 1
+
+
+def test_a_stage_sleeps_in_forward_and_in_backward_and_its_gradients_are_real():
+    stage, x = SleepingStage(forward_s=0.01, backward_s=0.03), torch.arange(4.0, requires_grad=True)
+    begin = time.perf_counter()
+    y = stage(x)
+    middle = time.perf_counter()
+    (y * torch.arange(4.0)).sum().backward()
+    assert y.shape == x.shape and middle - begin >= 0.01 and time.perf_counter() - middle >= 0.03
+    assert stage.weight.grad.item() == 6 and torch.equal(x.grad, torch.arange(4.0))
