@@ -299,3 +299,75 @@ def loss_exact_but_padded(logits, targets):
     n, rank, width = dist.get_world_size(), dist.get_rank(), logits.shape[1]
     full = g(F.pad(logits, (rank * width, (n - 1 - rank) * width)))
     return (g(logits.exp().sum(1)).log() - full.gather(1, targets[:, None])[:, 0]).mean()
+
+
+# sequence_operators(f, g): x is [batch, time, h], and the tokens are cut
+
+
+def all_tokens(x):
+    return torch.cat(gathered(x), dim=1)
+
+
+def sum_of_own_tokens(x, reduce_scatter=None):
+    from course_lib.mini import ring
+
+    parts = [part.contiguous() for part in x.chunk(dist.get_world_size(), dim=1)]
+    mine = torch.empty_like(parts[0])
+    (reduce_scatter or ring.reduce_scatter)(mine, parts)
+    return mine
+
+
+def sum_by_gloo(x):
+    return sum_of_own_tokens(x, dist.reduce_scatter)
+
+
+def sum_by_all_reduce(x):
+    return summed(x).chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+
+
+def own_tokens(x):
+    return x.chunk(dist.get_world_size(), dim=1)[dist.get_rank()].contiguous()
+
+
+def gather_tokens(x):
+    return operator(all_tokens, sum_of_own_tokens)(x)
+
+
+def scatter_sum(x):
+    return operator(sum_of_own_tokens, all_tokens)(x)
+
+
+def gather_tokens_of_mini(x):
+    from course_lib.mini import ring, tensor_parallel
+
+    return tensor_parallel.gather_from_group(x, None, ring.reduce_scatter)
+
+
+def scatter_sum_of_mini(x):
+    from course_lib.mini import ring, tensor_parallel
+
+    return tensor_parallel.reduce_scatter_to_group(x, None, ring.reduce_scatter)
+
+
+def gather_without_sum(x):
+    return operator(all_tokens, own_tokens)(x)
+
+
+def gather_gloo(x):
+    return operator(all_tokens, sum_by_gloo)(x)
+
+
+def scatter_gloo(x):
+    return operator(sum_by_gloo, all_tokens)(x)
+
+
+def gather_all_reduce(x):
+    return operator(all_tokens, sum_by_all_reduce)(x)
+
+
+def scatter_all_reduce(x):
+    return operator(sum_by_all_reduce, all_tokens)(x)
+
+
+def scatter_without_sum(x):
+    return operator(own_tokens, all_tokens)(x)

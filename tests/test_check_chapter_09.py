@@ -5,7 +5,7 @@ import pytest
 from course_lib.check import chapter_09
 from course_lib.mini import tensor_parallel
 
-OPERATORS, MLP, LOSS = chapter_09.f_and_g, chapter_09.parallel_mlp, chapter_09.vocabulary_loss
+OPERATORS, MLP, LOSS, TOKENS = chapter_09.f_and_g, chapter_09.parallel_mlp, chapter_09.vocabulary_loss, chapter_09.sequence_operators
 RIGHT = [
     (OPERATORS, [answers.f, answers.g]),
     (OPERATORS, [answers.f_in_place, answers.g]),
@@ -15,8 +15,10 @@ RIGHT = [
     (MLP, [answers.of_mini]),
     (LOSS, [answers.loss]),
     (LOSS, [answers.loss_of_mini]),
+    (TOKENS, [answers.gather_tokens, answers.scatter_sum]),
+    (TOKENS, [answers.gather_tokens_of_mini, answers.scatter_sum_of_mini]),
 ]
-UNTOUCHED = [(OPERATORS, [answers.stub, answers.stub]), (OPERATORS, [answers.f, answers.stub]), (MLP, [answers.stub]), (LOSS, [answers.stub])]
+UNTOUCHED = [(OPERATORS, [answers.stub, answers.stub]), (OPERATORS, [answers.f, answers.stub]), (MLP, [answers.stub]), (LOSS, [answers.stub]), (TOKENS, [answers.stub, answers.stub])]
 VALUES = "the output is that of one process"
 WRONG = [       # a check, answers, words that name the problem, and words of a demand that is met all the same
     (OPERATORS, [answers.f_identity, answers.g], ["f must add up the gradients of all ranks in backward. The weights of this MLP do not notice",
@@ -50,6 +52,12 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (LOSS, [answers.loss_summed_both_ways], ["it is 2 times as large. Is something added up again in backward?"], "2 ranks: the loss is that of one process"),
     (LOSS, [answers.loss_of_own_part], ["the loss is not that of one process"], "at most three collectives"),
     (LOSS, [answers.loss_sum], ["it is the sum over the tokens; divide by their number"], "at most three collectives"),
+    (TOKENS, [answers.gather_gloo, answers.scatter_gloo], ["a rank sent 1.5 times the", "gloo's own reduce_scatter is an all_reduce: use a ring"], VALUES),
+    (TOKENS, [answers.gather_all_reduce, answers.scatter_all_reduce], ["you used 2 all_reduce. It gives every rank the sum for all tokens", "a rank sent 1.5 times the"],
+     "the gradient of the input is that of one process"),
+    (TOKENS, [answers.gather_without_sum, answers.scatter_sum], ["this rank's own part: f must add up the gradients"], VALUES),
+    (TOKENS, [answers.gather_tokens, answers.scatter_without_sum], ["this rank's own part: g must add up"], "no all_reduce"),
+    (TOKENS, [answers.f, answers.g], ["the output is not that of one process", "you used 2 all_reduce"], ""),
 ]
 
 

@@ -15,7 +15,7 @@ from course_lib.check.chapter_05 import bucketed_overlap, finish_time, half_prec
 from course_lib.check.chapter_06 import clip_grad_norm, sharded_adam, sharded_checkpoint
 from course_lib.check.chapter_07 import resharded_checkpoint, sharded_gradients, sharded_layers
 from course_lib.check.chapter_08 import balanced_stages, pipeline_worker, schedule_1f1b, schedule_gpipe
-from course_lib.check.chapter_09 import f_and_g, parallel_mlp, vocabulary_loss
+from course_lib.check.chapter_09 import f_and_g, parallel_mlp, sequence_operators, vocabulary_loss
 from course_lib.check.chapter_10 import gradient_norm, hybrid_weights, mesh, mesh_plan, process_groups
 from course_lib.check.judge import Judge, Verdict, exercise
 
@@ -25,5 +25,5 @@ __all__ = ["Judge", "Verdict", "exercise", "ping_pong", "my_share", "average", "
            "bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates",
            "sharded_adam", "clip_grad_norm", "sharded_checkpoint",
            "schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages",
-           "f_and_g", "parallel_mlp", "vocabulary_loss",
+           "f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators",
            "mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"]

@@ -1,4 +1,4 @@
-"""Checks of chapter 09, "Tensor parallelism": the operators f and g, a parallel MLP, a loss over a vocabulary that is cut.
+"""Checks of chapter 09, "Tensor parallelism": the operators f and g, a parallel MLP, a loss over a cut vocabulary, f and g for cut tokens.
 
 What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
 """
@@ -13,7 +13,7 @@ from course_lib import measure, theory
 from course_lib.check.judge import Judge, exercise
 from course_lib.job import Job
 
-__all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss"]
+__all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
 
 ERROR_LIMIT = 1e-9                      # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                      # times what ring all_reduces of the same tensors send
@@ -25,63 +25,87 @@ S = 8 * BATCH * SEQUENCE * HIDDEN       # bytes of x in float64
 @exercise
 def f_and_g(judge: Judge, f: Callable, g: Callable) -> None:
     """`f(x)` and `g(x)`: in an MLP that is cut by columns, then by rows, they give values and gradients of one process with two all_reduces."""
+    for ranks in (3, 2):
+        job = _run_mlp(judge, f, g, ranks, cut_tokens=False)
+        _judge_values(judge, job)
+        _judge_calls(judge, job, "one in forward (g) and one in backward (f)",
+                     "An all_gather brings the whole tensor of every rank to every rank, to be added up there; an all_reduce sends sums.")
+        _judge_bytes(judge, job, "two all_reduces of x")
+        if not judge.verdict():                   # what is wrong on three ranks need not be said again of two
+            return
+
+
+@exercise
+def sequence_operators(judge: Judge, f: Callable, g: Callable) -> None:
+    """`f(x)` gathers the tokens of all ranks, `g(x)` adds up and keeps this rank's tokens: values of one process, bytes of two all_reduces."""
+    for ranks in (4, 2):
+        job = _run_mlp(judge, f, g, ranks, cut_tokens=True)
+        _judge_values(judge, job)
+        sums = job.comm[job.comm["rank"] == 0]["op"].value_counts().get("all_reduce", 0)
+        judge.demand(not sums, f"{ranks} ranks: no all_reduce", f"{ranks} ranks: you used {sums} all_reduce. It gives every rank the sum for all tokens, and a rank needs "
+                     "only its own: that is a reduce_scatter.")
+        _judge_bytes(judge, job, "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a ring)")
+        if not judge.verdict():
+            return
+
+
+def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: bool) -> Job:
+    """Run y = g(GELU(f(x) A) B) with this rank's part of A and B, on all tokens or on this rank's.
+
+    Each rank returns, for the output and the gradients of x, A and B, the error against one process, whether it is absent, and what it looks like.
+    """
     def mlp(f, g):
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
 
+        def mine(tensor, dim):
+            return tensor.tensor_split(n, dim)[rank]
+
+        def tokens(tensor):
+            return mine(tensor, 1) if cut_tokens else tensor
+
         def relative(found, wanted):
             return 1.0 if found is None or found.shape != wanted.shape else ((found - wanted).norm() / wanted.norm()).item()
 
-        def forward(x, A, B, enter, leave):
+        def gradients(x, A, B, weights, enter, leave):
             x, A, B = (tensor.clone().requires_grad_() for tensor in (x, A, B))
             with measure.step() if enter is f else torch.enable_grad():
-                partial = F.gelu(enter(x) @ A) @ B
-                y = leave(partial)
+                y = leave(F.gelu(enter(x) @ A) @ B)
                 (y * weights).sum().backward()
-            return {"output": y.detach(), "x": x.grad, "A": A.grad, "B": B.grad, "partial": partial.detach()}
+            return {"output": y.detach(), "x": x.grad, "A": A.grad, "B": B.grad}
 
         torch.manual_seed(0)
         weights = torch.randn(BATCH, SEQUENCE, HIDDEN)
         for _ in range(2):
             x, A, B = torch.randn(BATCH, SEQUENCE, HIDDEN), torch.randn(HIDDEN, 4 * HIDDEN), torch.randn(4 * HIDDEN, HIDDEN)
-            A_rank, B_rank = A.tensor_split(n, 1)[rank], B.tensor_split(n, 0)[rank]
-            mine = forward(x, A_rank, B_rank, f, g)
-        one, alone = forward(x, A, B, nn.Identity(), nn.Identity()), forward(x, A_rank, B_rank, nn.Identity(), nn.Identity())
-        wanted = {**one, "A": one["A"].tensor_split(n, 1)[rank], "B": one["B"].tensor_split(n, 0)[rank]}
-        # A part of the gradient that one process has: the one that flows through this rank's part of the weights.
-        hidden = (x @ A_rank).requires_grad_()
-        (F.gelu(hidden) @ B_rank * weights).sum().backward()
+            found = gradients(tokens(x), mine(A, 1), mine(B, 0), tokens(weights), f, g)
+        wanted = gradients(x, A, B, weights, nn.Identity(), nn.Identity())
+        wanted = {"output": tokens(wanted["output"]), "x": tokens(wanted["x"]), "A": mine(wanted["A"], 1), "B": mine(wanted["B"], 0)}
+        own = gradients(x, mine(A, 1), mine(B, 0), weights, nn.Identity(), nn.Identity())       # without any communication
+        own = {name: tokens(own[name]) for name in ("output", "x")}
+        below = "The weights of this MLP do not notice, but every layer below would learn from a wrong gradient"
+        times = f"{n} times too large. Every rank has the same loss, so the gradient that comes to g is already complete: g must pass it on as it is"
         guesses = {
-            "output": {"this rank's own part: g must add up the parts of all ranks in forward": alone["output"], "the mean: do not divide": wanted["output"] / n},
-            "x": {"this rank's own part: f must add up the gradients of all ranks in backward. The weights of this MLP do not notice, but every layer "
-                  "below would learn from a wrong gradient": hidden.grad @ A_rank.T,
+            "output": {"this rank's own part: g must add up the parts of all ranks in forward": own["output"], "the mean: do not divide": wanted["output"] / n},
+            "x": {f"this rank's own part: f must add up the gradients of all ranks in backward. {below}": own["x"],
                   f"{n} times too large: it was added up where it was already complete": n * wanted["x"],
-                  f"this rank's own part, and {n} times too large: f must add up in backward, and g must not": n * hidden.grad @ A_rank.T},
-            "A": {f"{n} times too large. Every rank has the same loss, so the gradient that comes to g is already complete: g must pass it on as it is":
-                  n * wanted["A"]},
+                  f"this rank's own part, and {n} times too large: f must add up in backward, and g must not": n * own["x"]},
+            "A": {times: n * wanted["A"]}, "B": {times: n * wanted["B"]},
         }
-        guesses["B"] = {text: n * wanted["B"] for text in guesses["A"]}
-        found = {}
-        for name, tensor in wanted.items():
-            if name != "partial":
-                looks = [text for text, guess in guesses[name].items() if relative(mine[name], guess) < 1e-6]
-                found[name] = relative(mine[name], tensor), mine[name] is None, "".join(looks[:1])
-        return found
+        looks = {name: [text for text, guess in guesses[name].items() if relative(found[name], guess) < 1e-6] for name in wanted}
+        return {name: (relative(found[name], wanted[name]), found[name] is None, "".join(looks[name][:1])) for name in wanted}
 
     mlp.__name__ = "your f and g"
+    return judge.run(mlp, f, g, ranks=ranks, timeout=TIMEOUT_S)
+
+
+def _judge_values(judge: Judge, job: Job) -> None:
     names = {"output": "the output", "x": "the gradient of the input", "A": "the gradient of A's part", "B": "the gradient of B's part"}
-    for ranks in (3, 2):
-        job = judge.run(mlp, f, g, ranks=ranks, timeout=TIMEOUT_S)
-        for name, words in names.items():
-            error, absent, looks = max((found[name] for found in job.results), key=lambda found: found[0])
-            why = "there is none: backward does not reach it" if absent else f"it is {looks}" if looks else f"relative error {error:.2g}"
-            judge.demand(error < ERROR_LIMIT, f"{ranks} ranks: {words} is that of one process", f"{ranks} ranks: {words} is not that of one process: {why}.")
-        _judge_calls(judge, job, "one in forward (g) and one in backward (f)",
-                     "An all_gather brings the whole tensor of every rank to every rank, to be added up there; an all_reduce sends sums.")
-        _judge_bytes(judge, job)
-        if not judge.verdict():                   # what is wrong on three ranks need not be said again of two
-            return
+    for name, words in names.items():
+        error, absent, looks = max((found[name] for found in job.results), key=lambda found: found[0])
+        why = "there is none: backward does not reach it" if absent else f"it is {looks}" if looks else f"relative error {error:.2g}"
+        judge.demand(error < ERROR_LIMIT, f"{job.ranks} ranks: {words} is that of one process", f"{job.ranks} ranks: {words} is not that of one process: {why}.")
 
 
 @exercise
@@ -143,7 +167,7 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
         _judge_weights(judge, job)
         _judge_calls(judge, job, "one in forward and one in backward",
                      "An all_gather puts the hidden layer together on every rank, and it may stay in parts: GELU works on each number alone.")
-        _judge_bytes(judge, job)
+        _judge_bytes(judge, job, "two all_reduces of x")
         if not judge.verdict():
             return
 
@@ -239,11 +263,11 @@ def _judge_calls(judge: Judge, job: Job, where: str, gathered: str) -> None:
     judge.demand(right, f"{job.ranks} ranks: exactly two all_reduces, {where}", f"{job.ranks} ranks: exactly two all_reduces, {where}; you used {_used(job)}.{advice}")
 
 
-def _judge_bytes(judge: Judge, job: Job) -> None:
-    """Demand no more bytes than two ring all_reduces of x."""
+def _judge_bytes(judge: Judge, job: Job, calls: str) -> None:
+    """Demand no more bytes than two ring all_reduces of x: 4 r S. `calls`: what sends so much."""
     ring = 2 * theory.collective_bytes("all_reduce", S, job.ranks)
     wire = job.steps[job.steps["phase"] == "traced"]["wire_bytes"]
     sent = float(wire.max()) if wire.notna().all() else float(job.comm.groupby("rank")["algorithm_bytes"].sum().max() if len(job.comm) else 0)
     judge.demand(sent <= BYTES_LIMIT * ring, f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times 4(n-1)/n S",
-                 f"{job.ranks} ranks: a rank sent {sent / ring:.1f} times the 4(n-1)/n S = {ring:,.0f} bytes of two all_reduces of x. Something larger than the input "
+                 f"{job.ranks} ranks: a rank sent {sent / ring:.1f} times the 4(n-1)/n S = {ring:,.0f} bytes of {calls}. Something larger than the input "
                  "travels, or whole tensors travel where sums would do.")
