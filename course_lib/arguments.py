@@ -1,8 +1,9 @@
 """Check arguments: each function returns the value, or raises a ValueError that says in one sentence what is allowed."""
 import math
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
-__all__ = ["whole", "number", "one_of", "instance"]
+__all__ = ["whole", "number", "one_of", "instance", "listed"]
 
 
 def whole(name: str, value, least: int = 1, most: int = 2**62) -> int:
@@ -31,6 +32,13 @@ def instance(name: str, value, kind: type, hint: str = ""):
     """An instance of `kind`."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}={_shown(value)}: it must be a {kind.__name__}{', ' + hint if hint else ''}.")
+    return value
+
+
+def listed(name: str, value, what: str, good: Callable[[object], bool] = lambda entry: True):
+    """A list or tuple with one entry at least, each of them good; `what` says what such a list is."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value or not all(map(good, value)):
+        raise ValueError(f"{name}={_shown(value)}: it must be {what}.")
     return value
 
 

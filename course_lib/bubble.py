@@ -1,4 +1,5 @@
 """The bubble of a pipeline: how much of a step its ranks were idle, from the spans of the traced step."""
+from course_lib.arguments import instance
 from course_lib.job import Job
 from course_lib.overlap import overlap
 
@@ -13,6 +14,7 @@ def bubble(job: Job) -> float:
 
     Errors: ValueError if the traced step has no span.
     """
+    instance("job", job, Job, "what run returns")
     spans = job.timeline[job.timeline["kind"] == "span"]
     if spans.empty:
         raise ValueError(f"{job.label} has no span in its traced step: run two steps or more, each inside measure.step.")

@@ -1,6 +1,7 @@
 """How much of a rank's communication was hidden behind its computing, from the intervals of the traced step."""
 import pandas as pd
 
+from course_lib.arguments import instance
 from course_lib.job import Job
 
 __all__ = ["overlap"]
@@ -17,6 +18,8 @@ def overlap(job: Job, kinds: tuple[str, ...] = ("forward", "backward", "optimize
     Args:
         kinds: what counts as computing, of the kinds in `job.timeline`; ("span",) leaves out what no `measure.span` names.
     """
+    instance("job", job, Job, "what run returns")
+    instance("kinds", kinds, tuple)
     rows = []
     for rank in range(job.ranks):
         mine = job.timeline[job.timeline["rank"] == rank]

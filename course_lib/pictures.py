@@ -5,12 +5,14 @@ pieces, and the place of a digit is the rank. 300 is piece 3 of rank 2; 3333 is 
 has a colour, and a box has the colours of all ranks that are in its number.
 """
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
+from course_lib.arguments import instance, listed, number, whole
 from course_lib.styles import INK, NORMAL, PAPER, SMALL, SOFT, panel
 
 __all__ = ["collective", "RingStep", "ring_steps", "ring", "mesh", "slider", "sources"]
@@ -23,6 +25,7 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def sources(value: float) -> list[int]:
     """The ranks whose pieces are in a number: the places of its digits that are not 0."""
+    number("value", value)
     return [rank for rank, digit in enumerate(reversed(str(round(value)))) if digit not in "0-"]
 
 
@@ -33,6 +36,10 @@ def collective(title: str, subtitle: str, before: Sequence[Sequence[float]], aft
         title: the collective. subtitle: what it does, in words.
         before, after: [rank][piece], as the ranks returned them.
     """
+    for name, pieces in (("before", before), ("after", after)):
+        listed(name, pieces, "a list of ranks, each a list of numbers", _are_numbers)
+    if len(before) != len(after):
+        raise ValueError(f"before has {len(before)} ranks and after {len(after)}: it must be the same number.")
     ax = panel(title, subtitle, ax, size=(4.9, 0.9 + 0.4 * len(before)))
     columns = max(map(len, before))
     right = columns * _WIDTH + 1.1
@@ -63,6 +70,8 @@ class RingStep:
 
 def ring_steps(notes: Sequence[Sequence[tuple]]) -> list[RingStep]:
     """Put together what the ranks have noted: for each rank a list of (name of the step, chunk sent or None, values held after it)."""
+    listed("notes", notes, "a list of ranks, each a list of (name, chunk, values)",
+           lambda rank: isinstance(rank, list) and len(rank) == len(notes[0]) and all(isinstance(note, tuple) and len(note) == 3 for note in rank))
     steps = []
     for notes_of_step in zip(*notes, strict=True):
         names, sent, held = zip(*notes_of_step)
@@ -75,7 +84,7 @@ def ring(step: RingStep, subtitle: str = "", ax: Axes | None = None) -> Axes:
 
     The last rank's right neighbour is rank 0: its arrow leaves at the bottom and comes in at the top.
     """
-    ranks = len(step.held)
+    ranks = len(instance("step", step, RingStep).held)
     ax = panel(step.name, subtitle, ax, size=(4.2, 1.1 + 0.75 * ranks))
     for rank, values in enumerate(step.held):
         ax.text(-0.15, 1.5 * rank, f"rank {rank}", ha="right", va="center", fontsize=SMALL, color=SOFT)
@@ -100,6 +109,8 @@ def mesh(title: str, subtitle: str, places: Sequence[Mapping[str, int]], groups:
             down, and the first of three from block to block. With three, a box shows the numbers alone: name the axes in the subtitle.
         groups: axis -> its groups, each a list of ranks.
     """
+    listed("places", places, "a list of dicts of axis -> coordinate, one for each rank", lambda place: isinstance(place, dict) and place.keys() == places[0].keys() != set())
+    instance("groups", groups, dict)
     axes = list(places[0])
     columns, rows = (1 + max(place[axis] for place in places) if axis else 1 for axis in (axes[-1], axes[-2] if len(axes) > 1 else None))
     blocks = 1 + max(place[axes[0]] for place in places) if len(axes) > 2 else 1
@@ -108,8 +119,7 @@ def mesh(title: str, subtitle: str, places: Sequence[Mapping[str, int]], groups:
         block = place[axes[0]] if len(axes) > 2 else 0
         centers.append((1.6 * (place[axes[-1]] + block * (columns + 0.35)), 1.5 * (place[axes[-2]] if len(axes) > 1 else 0)))
     ax = panel(title, subtitle, ax, size=(1.4 + 1.1 * (columns + 0.35) * blocks, 1.3 + 0.85 * rows))
-    for number, (axis, members) in enumerate(groups.items()):
-        color = _AXIS_COLORS[number % len(_AXIS_COLORS)]
+    for color, (axis, members) in zip(itertools.cycle(_AXIS_COLORS), groups.items()):
         for group in members:
             for one, next_ in zip(group, group[1:]):
                 bend = 0.3 if len(axes) > 2 and axis == axes[0] else 0.0         # from block to block, over the ranks between
@@ -132,6 +142,8 @@ def slider(draw: Callable[[int], Axes], count: int) -> None:
     Args:
         draw: draws picture number i and returns its Axes; called once per picture, when it is first looked at.
     """
+    instance("draw", draw, Callable, "that takes a number and returns Axes")
+    whole("count", count, most=1000)
     from IPython.display import display
     from ipywidgets import HBox, Image, IntSlider, Play, VBox, jslink
 
@@ -150,6 +162,10 @@ def slider(draw: Callable[[int], Axes], count: int) -> None:
     box = VBox([HBox([play, step]), image])
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     display({_WIDGET: view, "text/plain": f"(run this cell in JupyterLab: a slider steps through {count} pictures)"}, raw=True)
+
+
+def _are_numbers(pieces) -> bool:
+    return isinstance(pieces, (list, tuple)) and len(pieces) > 0 and all(isinstance(piece, (int, float)) and piece >= 0 for piece in pieces)
 
 
 def _png(ax: Axes) -> bytes:

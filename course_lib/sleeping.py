@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib import measure
+from course_lib.arguments import number, whole
 
 __all__ = ["SleepingNet", "SleepingStage"]
 
@@ -26,8 +27,10 @@ class SleepingNet(nn.Module):
 
     def __init__(self, layers: int = 8, layer_bytes: int = 2**20, backward_s: float = 0.01, forward_s: float = 0.0) -> None:
         super().__init__()
+        whole("layers", layers, most=4096)
+        whole("layer_bytes", layer_bytes, most=2**33)
         self.weights = nn.ParameterList(torch.randn(layer_bytes // 4) for _ in range(layers))
-        self.forward_s, self.backward_s = forward_s, backward_s
+        self.forward_s, self.backward_s = number("forward_s", forward_s), number("backward_s", backward_s)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x plus the means of all weights. In the timeline, layer 3 is F3 and B3."""
@@ -48,7 +51,7 @@ class SleepingStage(nn.Module):
     def __init__(self, forward_s: float = 0.01, backward_s: float = 0.02) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.forward_s, self.backward_s = forward_s, backward_s
+        self.forward_s, self.backward_s = number("forward_s", forward_s), number("backward_s", backward_s)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x plus the weight."""
