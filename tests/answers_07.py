@@ -235,16 +235,6 @@ def layers_never_freed(layers):
     return [unit.shard for unit in units]
 
 
-def layers_with_view_shards(layers):
-    """Frees by swapping p.data; the shard is a view of the flat tensor, which therefore lives on."""
-    units = [Unit(layer) for layer in layers]
-    for layer, unit in zip(layers, units):
-        layer.register_forward_pre_hook(hook(gather, unit))
-        layer.register_full_backward_pre_hook(hook(gather, unit))
-        when_complete(unit, add_to_shard)
-    return [unit.shard for unit in units]
-
-
 class Swapped(Unit):
     """Gathers into fresh memory and frees by an empty `p.data`."""
 
