@@ -18,7 +18,8 @@ RIGHT = [
     (TOKENS, [answers.gather_tokens, answers.scatter_sum]),
     (TOKENS, [answers.gather_tokens_of_mini, answers.scatter_sum_of_mini]),
 ]
-UNTOUCHED = [(OPERATORS, [answers.stub, answers.stub]), (OPERATORS, [answers.f, answers.stub]), (MLP, [answers.stub]), (LOSS, [answers.stub]), (TOKENS, [answers.stub, answers.stub])]
+UNTOUCHED = [(OPERATORS, [answers.stub, answers.stub]), (OPERATORS, [answers.f, answers.stub]), (MLP, [answers.stub]), (LOSS, [answers.stub]),
+             (TOKENS, [answers.stub, answers.stub])]
 VALUES = "the output is that of one process"
 WRONG = [       # a check, answers, words that name the problem, and words of a demand that is met all the same
     (OPERATORS, [answers.f_identity, answers.g], ["f must add up the gradients of all ranks in backward. The weights of this MLP do not notice",
@@ -31,10 +32,10 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (OPERATORS, [answers.f, answers.g_identity], ["this rank's own part: g must add up"], ""),
     (OPERATORS, [answers.f, answers.g_mean], ["it is the mean: do not divide"], "exactly two all_reduces"),
     (OPERATORS, [answers.f, answers.g_detached], ["there is none: backward does not reach it"], VALUES),
-    (OPERATORS, [answers.f_by_all_gather, answers.g_by_all_gather], ["you used 2 all_gather. An all_gather brings the whole tensor of every rank", "a rank sent 1.5 times the"],
+    (OPERATORS, [answers.f_by_all_gather, answers.g_by_all_gather], ["you used 2 all_gather. An all_gather brings the whole tensor", "a rank sent 1.5 times the"],
      "the gradient of the input is that of one process"),
     (OPERATORS, [answers.f, answers.g_by_reduce_and_broadcast], ["exactly two all_reduces"], "the gradient of the input is that of one process"),
-    (MLP, [answers.GathersHidden], ["puts the hidden layer together on every rank, and it may stay in parts", "Something larger than the input travels"], VALUES),
+    (MLP, [answers.GathersHidden], ["puts the hidden layer together on every rank", "it may stay in parts", "Something larger than"], VALUES),
     (MLP, [answers.GathersHiddenByAllReduce], ["a rank sent 3.0 times the"], VALUES),
     (MLP, [answers.WeightsOnEveryRank], ["All weights are on every rank"], "exactly two all_reduces"),
     (MLP, [answers.NotParallel], ["All weights are on every rank", "you used no collective"], VALUES),
@@ -45,15 +46,17 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (MLP, [answers.SharedBias], ["So a weight or a bias has got a wrong gradient"], VALUES),
     (MLP, [answers.WrongCut], ["the output is not that of one process"], "exactly two all_reduces"),
     (MLP, [answers.NoParameters], ["your module has no parameters"], ""),
-    (LOSS, [answers.loss_gathered], ["your collectives carry 600 numbers per token, and three are enough. The logits must stay where they are"], "the gradient of each rank's logits"),
+    (LOSS, [answers.loss_gathered], ["your collectives carry 600 numbers per token, and three are enough. The logits must stay where they are"],
+     "the gradient of each rank's logits"),
     (LOSS, [answers.loss_exact_but_padded], ["your collectives carry 602 numbers per token"], "the gradient of each rank's logits"),
-    (LOSS, [answers.loss_without_maximum], ["logits up to 4000: the loss is not that", "the largest of **all** ranks"], "2 ranks: the loss is that of one process"),
+    (LOSS, [answers.loss_without_maximum], ["logits up to 4000: the loss is not that", "the largest of **all** ranks"],
+     "2 ranks: the loss is that of one process"),
     (LOSS, [answers.loss_own_maximum], ["2 ranks: the loss is not that of one process"], "together they carry no more"),
     (LOSS, [answers.loss_summed_both_ways], ["it is 2 times as large. Is something added up again in backward?"], "2 ranks: the loss is that of one process"),
     (LOSS, [answers.loss_of_own_part], ["the loss is not that of one process"], "at most three collectives"),
     (LOSS, [answers.loss_sum], ["it is the sum over the tokens; divide by their number"], "at most three collectives"),
     (TOKENS, [answers.gather_gloo, answers.scatter_gloo], ["a rank sent 1.5 times the", "gloo's own reduce_scatter is an all_reduce: use a ring"], VALUES),
-    (TOKENS, [answers.gather_all_reduce, answers.scatter_all_reduce], ["you used 2 all_reduce. It gives every rank the sum for all tokens", "a rank sent 1.5 times the"],
+    (TOKENS, [answers.gather_all_reduce, answers.scatter_all_reduce], ["you used 2 all_reduce. It gives every rank the sum", "a rank sent 1.5 times the"],
      "the gradient of the input is that of one process"),
     (TOKENS, [answers.gather_without_sum, answers.scatter_sum], ["this rank's own part: f must add up the gradients"], VALUES),
     (TOKENS, [answers.gather_tokens, answers.scatter_without_sum], ["this rank's own part: g must add up"], "no all_reduce"),

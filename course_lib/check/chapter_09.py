@@ -17,7 +17,7 @@ __all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
 
 ERROR_LIMIT = 1e-9                      # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                      # times what ring all_reduces of the same tensors send
-TIMEOUT_S = 10.0
+TIMEOUT_S = 20.0
 BATCH, SEQUENCE, HIDDEN = 8, 64, 32     # x is [8, 64, 32]: large enough for the headers of messages not to count
 S = 8 * BATCH * SEQUENCE * HIDDEN       # bytes of x in float64
 
@@ -42,8 +42,9 @@ def sequence_operators(judge: Judge, f: Callable, g: Callable) -> None:
         job = _run_mlp(judge, f, g, ranks, cut_tokens=True)
         _judge_values(judge, job)
         sums = job.comm[job.comm["rank"] == 0]["op"].value_counts().get("all_reduce", 0)
-        judge.demand(not sums, f"{ranks} ranks: no all_reduce", f"{ranks} ranks: you used {sums} all_reduce. It gives every rank the sum for all tokens, and a rank needs "
-                     "only its own: that is a reduce_scatter.")
+        judge.demand(not sums, f"{ranks} ranks: no all_reduce",
+                     f"{ranks} ranks: you used {sums} all_reduce. It gives every rank the sum for all tokens, and a rank needs only "
+                     "its own: that is a reduce_scatter.")
         _judge_bytes(judge, job, "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a ring)")
         if not judge.verdict():
             return
@@ -105,7 +106,8 @@ def _judge_values(judge: Judge, job: Job) -> None:
     for name, words in names.items():
         error, absent, looks = max((found[name] for found in job.results), key=lambda found: found[0])
         why = "there is none: backward does not reach it" if absent else f"it is {looks}" if looks else f"relative error {error:.2g}"
-        judge.demand(error < ERROR_LIMIT, f"{job.ranks} ranks: {words} is that of one process", f"{job.ranks} ranks: {words} is not that of one process: {why}.")
+        judge.demand(error < ERROR_LIMIT, f"{job.ranks} ranks: {words} is that of one process",
+                     f"{job.ranks} ranks: {words} is not that of one process: {why}.")
 
 
 @exercise
@@ -159,11 +161,11 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
                         f"{ranks} ranks: the output is not that of one process (relative error {errors['output'][0]:.2g}). Cut the first weight by columns, "
                         "the second by rows, and add the second bias once, after g."):
             judge.demand(errors["x"][0] < ERROR_LIMIT, f"{ranks} ranks: the gradient of the input is that of one process",
-                         f"{ranks} ranks: the gradient of the input is not that of one process (relative error {errors['x'][0]:.2g}). An all_reduce in backward "
-                         "is missing or too many: that is what f is for.")
+                         f"{ranks} ranks: the gradient of the input is not that of one process (relative error {errors['x'][0]:.2g}). An all_reduce in "
+                         "backward is missing or too many: that is what f is for.")
             judge.demand(max(errors["output"]) < ERROR_LIMIT, f"{ranks} ranks: after {STEPS - 1} updates with SGD, it still is",
-                         f"{ranks} ranks: after {STEPS - 1} updates with SGD, the output is not that of one process (relative error {max(errors['output']):.2g}). "
-                         "So a weight or a bias has got a wrong gradient.")
+                         f"{ranks} ranks: after {STEPS - 1} updates with SGD, the output is not that of one process "
+                         f"(relative error {max(errors['output']):.2g}). So a weight or a bias has got a wrong gradient.")
         _judge_weights(judge, job)
         _judge_calls(judge, job, "one in forward and one in backward",
                      "An all_gather puts the hidden layer together on every rank, and it may stay in parts: GELU works on each number alone.")
@@ -185,7 +187,8 @@ def _judge_weights(judge: Judge, job: Job) -> None:
     if any(found["views"] for found in job.results):
         why += ": a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"
     kept = held <= allowed and any(found["kept"] for found in job.results)
-    judge.demand(not kept, f"{n} ranks: the whole weights are let go", f"{n} ranks: your module's parameters are small, but it keeps a whole weight alive in another place.")
+    judge.demand(not kept, f"{n} ranks: the whole weights are let go",
+                 f"{n} ranks: your module's parameters are small, but it keeps a whole weight alive in another place.")
     judge.demand(held <= allowed, f"{n} ranks: each rank holds 1/{n} of the weights, to the byte", f"{n} ranks: {why}.")
 
 
@@ -224,8 +227,9 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
         for case, name in ((1, f"{ranks} ranks"), (2, f"{ranks} ranks, logits up to 4000")):
             found = [result[case] for result in job.results]
             worst = max(f["loss"] if f["finite"] else 2.0 for f in found)
-            why = ("exp() of a large logit overflows. Subtract the token's largest logit first: the largest of **all** ranks" if not all(f["finite"] for f in found)
-                   else "it is the sum over the tokens; divide by their number" if found[0]["sum"] else f"relative error {worst:.2g}")
+            why = ("exp() of a large logit overflows. Subtract the token's largest logit first: the largest of **all** ranks"
+                   if not all(f["finite"] for f in found) else
+                   "it is the sum over the tokens; divide by their number" if found[0]["sum"] else f"relative error {worst:.2g}")
             if not judge.demand(worst < ERROR_LIMIT, f"{name}: the loss is that of one process, on every rank",
                                 f"{name}: the loss is not that of one process on every rank: {why}."):
                 continue
@@ -242,12 +246,12 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
 def _judge_small(judge: Judge, job: Job, token_bytes: int) -> None:
     """Demand at most three collectives, which carry three numbers per token together."""
     calls = job.comm[job.comm["rank"] == 0]
-    judge.demand(len(calls) <= 3, f"{job.ranks} ranks: at most three collectives", f"{job.ranks} ranks: {_used(job)}, and three are enough: the largest logit, the "
-                 "sum of exp(), and the target's logit.")
+    judge.demand(len(calls) <= 3, f"{job.ranks} ranks: at most three collectives",
+                 f"{job.ranks} ranks: {_used(job)}, and three are enough: the largest logit, the sum of exp(), and the target's logit.")
     numbers = calls["payload_bytes"].sum() / token_bytes
     judge.demand(numbers <= 3, f"{job.ranks} ranks: together they carry no more than three numbers per token",
-                 f"{job.ranks} ranks: your collectives carry {numbers:,.0f} numbers per token, and three are enough. The logits must stay where they are: only a "
-                 "maximum and two sums over the vocabulary need to travel.")
+                 f"{job.ranks} ranks: your collectives carry {numbers:,.0f} numbers per token, and three are enough. The logits must stay where they are: only "
+                 "a maximum and two sums over the vocabulary need to travel.")
 
 
 def _used(job: Job) -> str:
@@ -260,7 +264,8 @@ def _judge_calls(judge: Judge, job: Job, where: str, gathered: str) -> None:
     calls = job.comm[job.comm["op"] != "barrier"]
     right = all(list(calls[calls["rank"] == rank]["op"]) == ["all_reduce"] * 2 for rank in range(job.ranks))
     advice = f" {gathered}" if "all_gather" in set(calls["op"]) else ""
-    judge.demand(right, f"{job.ranks} ranks: exactly two all_reduces, {where}", f"{job.ranks} ranks: exactly two all_reduces, {where}; you used {_used(job)}.{advice}")
+    judge.demand(right, f"{job.ranks} ranks: exactly two all_reduces, {where}",
+                 f"{job.ranks} ranks: exactly two all_reduces, {where}; you used {_used(job)}.{advice}")
 
 
 def _judge_bytes(judge: Judge, job: Job, calls: str) -> None:
