@@ -124,7 +124,7 @@ def test_a_tied_weight_is_gathered_once_more():
         assert ((sent / expected - 1).abs() < 0.03).all()
 
 
-@pytest.mark.parametrize("name, ranks", [("MLP", 2), ("MLP", 3), ("MLP", 4), ("TinyGPT", 2), ("tied", 2), ("tied", 4)])
+@pytest.mark.parametrize("name, ranks", [("MLP", 2), ("MLP", 3), ("MLP", 4), ("frozen", 2), ("TinyGPT", 2), ("tied", 2), ("tied", 4)])
 def test_at_most_two_units_are_whole_at_once(name, ranks):
     for told in trained(3, ranks, name).results:
         assert len(told["units"]) >= 5 and 1 <= told["most"] <= 2, told

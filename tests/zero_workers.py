@@ -240,8 +240,9 @@ def saved(stage: int, path: str, steps: slice, load: bool = False, save: bool = 
 def trained(stage: int, name: str = "MLP", steps: int = 3) -> dict:
     """A few measured steps of Adam in float32; returns how many elements each unit has, and what was alive."""
     torch.manual_seed(0)
-    if name == "MLP":
+    if name in ("MLP", "frozen"):
         net, x, units = MLP((64, *[517] * 5, 10)), torch.randn(4, 64), None
+        net.layers[2:-1].requires_grad_(name != "frozen")         # all but the first and the last
     else:
         net, x = TinyGPT(dim=48, context=32, tied=name == "tied"), torch.ones(2, 33, dtype=torch.int64)
         units = net.blocks
