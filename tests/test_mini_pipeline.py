@@ -172,16 +172,14 @@ def activations(job) -> list[int]:
 
 def test_activations_in_flight_are_those_of_theory_by_count_and_in_bytes():
     of_one = activations(run(pipeline_workers.train_gpt, "gpipe", 1, ranks=4, backend="gloo"))
-    for schedule, name in (("gpipe", "gpipe"), ("one_f_one_b", "1f1b")):
-        for m in (2, 8):
-            job = run(pipeline_workers.train_gpt, schedule, m, ranks=4, backend="gloo")
-            for stage, bytes_ in enumerate(activations(job)):
-                expected = theory.microbatches_in_flight(name, stage, 4, m)
-                assert job.results[stage] == expected and bytes_ == expected * of_one[stage], (schedule, m, stage)
+    for schedule, name, m in (("gpipe", "gpipe", 8), ("one_f_one_b", "1f1b", 2), ("one_f_one_b", "1f1b", 8)):
+        job = run(pipeline_workers.train_gpt, schedule, m, ranks=4, backend="gloo")
+        expected = [theory.microbatches_in_flight(name, stage, 4, m) for stage in range(4)]
+        assert job.results == expected and activations(job) == [count * bytes_ for count, bytes_ in zip(expected, of_one)], (schedule, m)
 
 
 def test_torchs_pipeline_has_the_same_gradients_and_bytes():
-    m, per_microbatch, tensor_bytes = 8, 4, 4 * 16 * 32 * 4               # b s h elements of 4 bytes
+    m, per_microbatch, tensor_bytes = 4, 4, 4 * 16 * 32 * 4               # b s h elements of 4 bytes
     cases = [("gpipe", 1), ("one_f_one_b", 1), ("interleaved", 2)]
     mine, theirs = (run(pipeline_workers.train_gpts, cases, m, per_microbatch, kind, ranks=3, backend="gloo") for kind in ("mine", "torch"))
     for rank in range(3):
