@@ -12,6 +12,8 @@ padded), and rank k owns chunk k, its *shard*. The optimizer gets shards instead
 A chunk of the gradients' average comes by reduce_scatter (r P bytes, r = (n-1)/n), and parameters become whole by all_gather (r P): in stages 1 and 2
 once, after the optimizer's step; in stage 3 twice, before a module's forward and again before its backward.
 
+Read on in `zero_unit` (how a unit is cut, gathered, freed and averaged) and `zero_hooks` (who calls it when).
+
 Source: Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward training trillion parameter models", sections 5 and 7.
 """
 import contextlib
