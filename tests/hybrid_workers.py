@@ -19,6 +19,7 @@ BATCH, CONTEXT, STEPS = 12, 32, 3
 
 def groups(sizes: dict) -> dict:
     """The ranks of this rank's groups, torch's own, and what an all_reduce along each axis sums."""
+    torch.set_default_device("cpu")
     mine, found = hybrid.make_groups(sizes), {}
     mesh = init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     for axis, group in mine.items():
@@ -30,6 +31,7 @@ def groups(sizes: dict) -> dict:
 
 
 def gpt() -> TinyGPT:
+    torch.set_default_device("cpu")           # gloo, and the mesh of fully_shard, are the CPU's
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     return TinyGPT(tied=False)
@@ -94,6 +96,7 @@ def hybrid_sharding(shape: tuple[int, int]) -> dict:
 
 def through_a_slow_link(numel: int, bytes_per_s: float) -> dict:
     """Seconds of an all_reduce inside a host, between hosts, of two at once between hosts, and values; ranks 0, 1 and 2, 3 share hosts."""
+    torch.set_default_device("cpu")
     own, found = hybrid.make_groups({"across": 2, "inside": 2}), {}
 
     def seconds(call) -> float:
