@@ -5,8 +5,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from course_lib.mini import hybrid
-
 
 def stub(*arguments):
     raise NotImplementedError
@@ -294,7 +292,3 @@ def plan_uneven_stages(numel, layers, gpus):
     possible = [(tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}) for tp in (1, 2, 4, 8) for pp in range(1, layers + 1)
                 if gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9]
     return min(possible, key=lambda found: found[:2])[2]
-
-
-def mini_make_groups(sizes):
-    return hybrid.make_groups(sizes)

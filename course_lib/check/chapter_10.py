@@ -325,7 +325,8 @@ def mesh_plan(judge: Judge, plan: Callable) -> None:
             judge.demand(False, "", f"{case}: {problem}")
             return
         agree += "tp_size" in row and (found["tp"], found["pp"]) == (row["tp_size"], row["pp_size"])
-    judge.demand(True, f"{len(made_up) + len(published)} models: the sizes fit the GPUs, the server, the layers and the memory, and cut no more than they must", "")
+    count = len(made_up) + len(published)
+    judge.demand(True, f"{count} models: the sizes fit the GPUs, the server, the layers and the memory, and cut no more than they must", "")
     judge.demand(agree == len(published), f"{agree} of {len(published)} models are cut as in the Megatron paper",
                  f"{agree} of {len(published)} models are cut as in the Megatron paper.")
 
