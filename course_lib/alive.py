@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from course_lib import memory
@@ -68,6 +69,8 @@ class Allocations:
     """Follow all memory that a `with` block allocates and releases: `with Allocations() as held: ...`.
 
     What was allocated before does not count, and its release neither: put all that matters inside. Not inside `measure.step`: both use the profiler.
+    What another thread releases (gloo's threads, at times) is noticed when its memory is given out again. So what torch's collectives hold can look
+    larger than it is, and never smaller.
     """
 
     def __enter__(self) -> "Allocations":
@@ -77,17 +80,20 @@ class Allocations:
 
     def __exit__(self, *error) -> None:
         self._profile.__exit__(*error)
-        device = torch.get_default_device().type.upper()
-        rows = []
-        for event in self._profile.profiler.kineto_results.events():
-            if event.name() == "[memory]" and str(event.device_type()).endswith(device):
-                rows.append((event.start_ns(), event.nbytes(), ""))
-            elif event.name().startswith(_MARK):
-                rows.append((event.start_ns(), 0, event.name().removeprefix(_MARK)))
-        live, self.events = 0, []
-        for _, count, mark in sorted(rows, key=lambda row: row[0]):
-            live += count
-            self.events.append((live, mark))
+        device, rows, nodes = torch.get_default_device().type, [], self._profile.profiler.kineto_results.experimental_event_tree()
+        while nodes:
+            node = nodes.pop()
+            nodes += node.children
+            if node.typed[0] == _EventType.Allocation and node.typed[1].device.type == device:
+                rows.append((node.start_time_ns, node.typed[1].alloc_size, node.typed[1].ptr))
+            elif node.name.startswith(_MARK):
+                rows.append((node.start_time_ns, 0, node.name.removeprefix(_MARK)))
+        live, blocks, self.events = 0, {}, []
+        for _, count, what in sorted(rows, key=lambda row: row[0]):
+            if count:                             # a block that is given out again was released before: by a thread that the profiler does not see
+                live += max(count, 0) - blocks.pop(what, 0)
+                blocks |= {what: count} if count > 0 else {}
+            self.events.append((live, "" if count else what))
         del self._profile
 
     def mark(self, name: str) -> None:

@@ -10,6 +10,7 @@ RIGHT = [
     (GRADIENTS, [answers.gradients_own_memory]),
     (LAYERS, [answers.layers_sharded]),
     (LAYERS, [answers.layers_ahead]),
+    (LAYERS, [answers.layers_gathered_by_gloo]),
     (FILE, [answers.save, answers.load]),
 ]
 UNTOUCHED = [(GRADIENTS, [answers.stub]), (LAYERS, [answers.stub]), (FILE, [answers.stub, answers.load]), (FILE, [answers.save, answers.stub])]
