@@ -113,12 +113,14 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
     for what, make, ranks in (("an MLP in two groups", mlp, 3), ("a TinyGPT, tied and frozen", gpt, 4)):
         job = judge.run(train, make, make_optimizer, ranks=ranks, timeout=TIMEOUT_S)
         case = f"{what}, {ranks} ranks"
-        _judge_weights(judge, case, job)
+        right = _judge_weights(judge, case, job)
         _judge_kept(judge, case, job)
         _judge_sent(judge, case, job)
+        if not right:
+            return
 
 
-def _judge_weights(judge: Judge, case: str, job) -> None:
+def _judge_weights(judge: Judge, case: str, job) -> bool:
     error = max(found["error"] for found in job.results)
     equal = all(torch.equal(found["final"], job.results[0]["final"]) for found in job.results)
     looks = next((f" They are {found['looks']}." for found in job.results if found["looks"]), "")
@@ -128,8 +130,8 @@ def _judge_weights(judge: Judge, case: str, job) -> None:
         looks = f" And the ranks do not agree: the new weights of each rank must reach all others.{looks}"
     elif not looks and (share := float(_sent(job).max()) / _limit(job)) < 0.75:
         looks = f" A rank sends only {share:.2f} times 2(n-1)/n P: do the gradients and the new weights of all ranks arrive?"
-    judge.demand(error < ERROR_LIMIT, f"{case}: after {UPDATES} updates, the weights are those of one process",
-                 f"{case}: after {UPDATES} updates the weights are not those of one process (relative error {error:.2g}).{looks}")
+    return judge.demand(error < ERROR_LIMIT, f"{case}: after {UPDATES} updates, the weights are those of one process",
+                        f"{case}: after {UPDATES} updates the weights are not those of one process (relative error {error:.2g}).{looks}")
 
 
 def _judge_kept(judge: Judge, case: str, job) -> None:
@@ -324,9 +326,10 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
     root = Path(tempfile.mkdtemp(prefix="course_lib-check-"))
     try:
         first = judge.run(saving, save, root, 1, False, ranks=4, timeout=TIMEOUT_S)
-        judge.demand(all(calls == 1 for calls in first.results), "each rank calls torch.save once, for its own shard",
+        alone = judge.demand(all(calls == 1 for calls in first.results), "each rank calls torch.save once, for its own shard",
                      f"each rank must call torch.save once, for its own shard, and they called it {', '.join(map(str, first.results))} times.")
-        _judge_written(judge, first, 8 * 3 * -(-NUMEL // 4))
+        if not _judge_written(judge, first, 8 * 3 * -(-NUMEL // 4)) or not alone:
+            return
         try:
             judge.run(saving, save, root, 2, True, ranks=4, timeout=TIMEOUT_S)
             judge.demand(False, "", "rank 1 was to be killed in the middle of its torch.save, and it did not call it.")
@@ -352,14 +355,14 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _judge_written(judge: Judge, job, shard_bytes: int) -> None:
+def _judge_written(judge: Judge, job, shard_bytes: int) -> bool:
     """Demand that no rank has written (to files and to other ranks) much more than its shard, where the system counts it."""
     wire = job.steps.set_index("rank")["wire_bytes"]
     if wire.isna().any():
-        return
+        return True
     most, limit = int(wire.max()), int(1.1 * shard_bytes) + 20_000
     even = wire.min() > 0.7 * most
     advice = ("A view is saved with the whole storage behind it: `clone()` it first." if even else
               "The others wait for this rank, and it needs room for everything.")
-    judge.demand(most <= limit, "no rank writes more than 1.1 times its shard",
-                 f"rank {int(wire.astype(float).idxmax())} writes {most / shard_bytes:.1f} times the bytes of its shard. {advice}")
+    return judge.demand(most <= limit, "no rank writes more than 1.1 times its shard",
+                        f"rank {int(wire.astype(float).idxmax())} writes {most / shard_bytes:.1f} times the bytes of its shard. {advice}")
