@@ -25,7 +25,7 @@ def slow_link(hosts: Sequence[Sequence[int]], bytes_per_s: float) -> Iterator[No
 
     Each rank has a link of its own. It carries one message after the other, each for 2(n-1)/n S / bytes_per_s seconds, from the moment when the real
     all_reduce is done: before, some rank has not come yet. An all_reduce with async_op=True lets the rank go on, and waits in `wait()`. The timeline
-    shows the waiting as the span "slow link". Calls that Python does not see (torch's own DDP) and other collectives are left alone.
+    shows the waiting as communication, "slow link". Calls that Python does not see (torch's own DDP) and other collectives are left alone.
 
     Args:
         hosts: the ranks of each host; every rank once. bytes_per_s: speed of the link between hosts.
@@ -60,7 +60,7 @@ class _Link:
         self.free_at = max(self.free_at, begin) + seconds
         left = self.free_at - time.perf_counter()
         if left > 0:
-            with measure.span("slow link"):
+            with measure.span("slow link", communication=True):
                 time.sleep(left)
 
 

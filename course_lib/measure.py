@@ -47,13 +47,14 @@ class step:
             _ledger.end(failed=kind is not None)
 
 
-def span(name: str) -> contextlib.AbstractContextManager:
+def span(name: str, communication: bool = False) -> contextlib.AbstractContextManager:
     """Name a piece of a step, so that the timeline shows it: compute that sleeps, one micro-batch of a pipeline stage.
 
-    Costs nothing in steps that are not traced.
+    It counts as computing, or with `communication` as the rest of a collective, such as the wait for a modelled link. Costs nothing in steps that
+    are not traced.
     """
     if _ledger is not None and _ledger.trace is not None:
-        return tracing.named_span(name)
+        return tracing.named_span(name, "communication" if communication else "span")
     return contextlib.nullcontext()
 
 

@@ -19,7 +19,7 @@ COLORS = {
     "broadcast": "#CC79A7", "reduce": "#AA4499", "gather": "#999933", "scatter": "#DDCC77",
     "send": "#5B3A8C", "recv": "#C9BEDD", "barrier": "#000000", "wire": "#6E7781",
     "params": "#0072B2", "grads": "#D55E00", "optimizer_states": "#009E73", "activations": "#CC79A7", "buffers": "#F0E442", "other": "#B1B7BE",
-    "forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#009E73",
+    "slow link": "#8C5A2B", "forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#009E73",
 }
 OUTLINE = {"fill": False, "edgecolor": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}     # MODELLED, for bars
 SMALL, NORMAL = 8, 9

@@ -37,14 +37,14 @@ _COLLECTIVES = {
     "recv_any_source_": ("recv", 0, "recv"),
     "barrier": ("barrier", None, "barrier"),
 }
-_MARK, _BACKWARD, _SPAN = "course_lib: traced step", "course_lib: backward", "course_lib span: "
+_MARK, _BACKWARD, _SPAN = "course_lib: traced step", "course_lib: backward", "course_lib span of "        # of its kind, and its name
 _AUTOGRAD = "autograd::engine"
 _GAP_S = 150e-6                 # computing that pauses for less than this is drawn as one piece
 
 
-def named_span(name: str) -> record_function:
-    """A piece of the timeline with a name of its own."""
-    return record_function(_SPAN + name)
+def named_span(name: str, kind: str) -> record_function:
+    """A piece of the timeline with a name of its own; its kind is "span" or "communication"."""
+    return record_function(f"{_SPAN}{kind}: {name}")
 
 
 class Trace:
@@ -150,8 +150,9 @@ def _ancestors(event):
 
 
 def _spans(events, mark, shift: float) -> list[dict]:
-    return [{"kind": "span", "name": event.name.removeprefix(_SPAN), "start_s": event.time_range.start / 1e6 + shift,
-             "seconds": event.time_range.elapsed_us() / 1e6} for event in events if event.name.startswith(_SPAN)]
+    named = [(event, *event.name.removeprefix(_SPAN).split(": ", 1)) for event in events if event.name.startswith(_SPAN)]
+    return [{"kind": kind, "name": name, "start_s": event.time_range.start / 1e6 + shift, "seconds": event.time_range.elapsed_us() / 1e6}
+            for event, kind, name in named]
 
 
 def _computing(events, mark, shift: float) -> list[dict]:

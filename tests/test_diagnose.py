@@ -1,4 +1,5 @@
 """What is concluded from what ranks tell: pure functions, no processes."""
+from course_lib.ranks import errors
 from course_lib.ranks.diagnose import deadlock, disagreement, ranks_in_words, suspicious_sites
 from course_lib.ranks.launch import RankState
 from course_lib.ranks.where import RECORDED
@@ -52,3 +53,10 @@ def test_sites():
 
 def test_words():
     assert [ranks_in_words(r) for r in ([1], [0, 2], [3, 0, 1])] == ["rank 1", "ranks 0 and 2", "ranks 0, 1 and 3"]
+
+
+def test_who_waits_in_what():
+    waiting = {rank: RankState(rank, phase="running", where={"frames": [], "call": {"op": op, "tensor": "", "peer": None}, "collectives": []})
+               for rank, op in ((0, "all_reduce"), (2, "all_reduce"), (3, "new_group"))}
+    told = errors._who_waits([waiting[0], RankState(1, phase="finished"), waiting[2], waiting[3]])
+    assert told == "Ranks 0 and 2 wait in all_reduce; rank 3 waits in new_group; rank 1 is not there."

@@ -2,6 +2,7 @@
 import html
 import re
 import signal
+from collections import defaultdict
 from dataclasses import dataclass
 
 from course_lib.ranks import diagnose, places
@@ -155,9 +156,12 @@ def _who_waits(states: list[RankState]) -> str:
     others = [s.rank for s in states if s.rank not in waiting]
     if not waiting or not others:
         return ""
-    first = next(iter(waiting.values())).split(" of ")[0]
-    return (f"{ranks_in_words(waiting).capitalize()} wait{'s' if len(waiting) == 1 else ''} in {first}; "
-            f"{ranks_in_words(others)} {'is' if len(others) == 1 else 'are'} not there.")
+    together = defaultdict(list)
+    for rank, call in waiting.items():
+        together[call.split(" of ")[0]].append(rank)
+    told = [f"{ranks_in_words(ranks)} wait{'s' if len(ranks) == 1 else ''} in {call}" for call, ranks in together.items()]
+    told += [f"{ranks_in_words(others)} {'is' if len(others) == 1 else 'are'} not there"]
+    return f"{told[0][0].upper()}{'; '.join(told)[1:]}."
 
 
 def _ended_in_words(state: RankState) -> str:
