@@ -32,9 +32,9 @@ def rows(text: str) -> dict[str, list[str]]:
     return {name: rest for name, *rest in cells}
 
 
-@pytest.mark.parametrize("ranks, epochs", [(1, 1), (4, 1)])
-def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks, epochs):
-    finished = demo(tmp_path, "--ranks", str(ranks), "--epochs", str(epochs), "--repeats", "1")
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks):
+    finished = demo(tmp_path, "--ranks", str(ranks), "--epochs", "1", "--repeats", "1")
     assert finished.returncode == 0, finished.stderr
     table = rows(finished.stdout)
     fitting = [strategy for strategy in STRATEGIES if strategy.fits(ranks)]
