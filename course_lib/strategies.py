@@ -130,12 +130,12 @@ def _tensor(model: nn.Module, group: dist.ProcessGroup | None = None) -> Trainin
 def _pipeline(model: nn.Module, group: dist.ProcessGroup | None = None, wrap: Callable[[nn.Module], nn.Module] = lambda stage: stage) -> Training:
     """Every rank has some of the layers; micro-batches pass through them (1F1B)."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    stage = pipeline.split(model, ranks)[rank]
+    stage = pipeline.split(model, ranks, _stage_sizes(ranks))[rank]
     pipe = pipeline.Pipeline(wrap(stage), pipeline.one_f_one_b(ranks, MICROBATCHES), F.cross_entropy, group)
 
     def whole() -> nn.Module:
         full = MLP(WIDTHS)
-        for owner, part in enumerate(pipeline.split(full, ranks)):
+        for owner, part in enumerate(pipeline.split(full, ranks, _stage_sizes(ranks))):
             part.load_state_dict(stage.state_dict() if owner == rank else part.state_dict())
             for parameter in part.parameters():
                 dist.broadcast(parameter.detach(), group_src=owner, group=group)
@@ -198,8 +198,20 @@ def _tensor_sent(ranks: int, batch: int) -> float:
     return theory.collective_bytes("all_reduce", 4 * batch * features, ranks)
 
 
+def _stage_sizes(ranks: int) -> list[int]:
+    """How many layers each stage gets, so that all have about the same number of parameters: a Linear goes where its middle falls."""
+    sizes, before = [0] * ranks, 0
+    for fed, made in zip(WIDTHS[:-1], WIDTHS[1:]):
+        numel = (fed + 1) * made
+        sizes[int(ranks * (before + numel / 2) / NUMEL)] += 2        # and its ReLU
+        before += numel
+    sizes[-1] -= 1                        # the last Linear has none
+    return sizes
+
+
 def _stage_numels(ranks: int) -> list[int]:
-    return [sum(parameter.numel() for parameter in stage.parameters()) for stage in pipeline.split(MLP(WIDTHS), ranks)]
+    stages = pipeline.split(MLP(WIDTHS), ranks, _stage_sizes(ranks))
+    return [sum(parameter.numel() for parameter in stage.parameters()) for stage in stages]
 
 
 def _stage_sent(ranks: int, batch: int) -> list[float]:
@@ -237,7 +249,7 @@ STRATEGIES = (
     Strategy("fully_shard, no reshard", _fully_shard(reshard_after_forward=False), _sends("zero_2", "zero_3"), _holds(3)),   # gloo: r more, see theory
     Strategy("fully_shard", _fully_shard(), _sends("zero_3", "fully_shard_gloo"), _holds(3)),
     Strategy("pipeline, 1F1B", _pipeline, lambda ranks, gloo: _stage_sent(ranks, BATCH_SIZE), lambda ranks: _holds_parts(_stage_numels(ranks)),
-             lambda ranks: ranks < len(WIDTHS), f"at most {len(WIDTHS) - 1} ranks, one for each Linear"),
+             lambda ranks: ranks <= 4, "at most 4 ranks"),
     Strategy("tensor parallel", _tensor, lambda ranks, gloo: [_tensor_sent(ranks, BATCH_SIZE)] * ranks,
              lambda ranks: _holds_parts([_tensor_numel(ranks)] * ranks), lambda ranks: HIDDEN % ranks == 0, f"a number of ranks that divides {HIDDEN}"),
     Strategy("data x tensor", _data_x_tensor, _data_x_tensor_sent, lambda ranks: _holds_parts([_tensor_numel(AXIS)] * ranks), **_PAIRS),
