@@ -25,8 +25,8 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (GRADIENTS, [answers.gradients_overwritten], ["after two micro-batches", "It is the gradient of the last micro-batch alone"], "no rank sends more"),
     (GRADIENTS, [answers.gradients_of_this_rank], ["after one micro-batch, a shard's gradient is not that of one process"], "no rank sends more"),
     (GRADIENTS, [answers.gradients_of_parameters], ["must return one flat shard per layer"], ""),
-    (LAYERS, [answers.layers_all_at_once], ["16 of 16 layers have their full parameters at once", "Gather a layer right before it works"], SAME_WEIGHTS),
-    (LAYERS, [answers.layers_kept_until_backward], ["16 of 16 layers have their full parameters at once"], SAME_WEIGHTS),
+    (LAYERS, [answers.layers_all_at_once], ["10 of 10 layers have their full parameters at once", "Gather a layer right before it works"], SAME_WEIGHTS),
+    (LAYERS, [answers.layers_kept_until_backward], ["10 of 10 layers have their full parameters at once"], SAME_WEIGHTS),
     (LAYERS, [answers.layers_never_freed], ["Are full parameters never freed"], SAME_WEIGHTS),
     (LAYERS, [answers.layers_with_empty_data], ["the layers look free, but during forward the allocator has given out the memory of"], FEW),
     (LAYERS, [answers.layers_with_late_gradients], ["during backward the allocator has given out the memory of"], FEW),
@@ -52,6 +52,8 @@ def test_right_answers_are_accepted(check, answer):
     verdict = check(*answer)
     assert verdict, repr(verdict)
     assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+    if answer is next(first for its, first in RIGHT if its is check):
+        assert repr(check(*answer)) == repr(verdict), "a verdict that changes from run to run cannot be compared"
 
 
 @pytest.mark.parametrize("check, answer", UNTOUCHED, ids=name)

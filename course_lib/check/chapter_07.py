@@ -19,7 +19,7 @@ __all__ = ["sharded_gradients", "sharded_layers", "resharded_checkpoint"]
 
 ERROR_LIMIT = 1e-9                  # relative, in float64
 BYTES_LIMIT = 1.02                  # times what a ring sends
-DEPTH, WIDTH = 16, 96               # so many layers, that one more or less is clearly not all of them; no number of ranks divides the parameters of each
+DEPTH, WIDTH = 10, 96               # so many layers, that one more or less is clearly not all of them; no number of ranks divides the parameters of each
 FEW_LAYERS = 3.5                    # gradients of a layer: as autograd makes them, joined, padded, and half a layer of buffers
 TIMEOUT_S = 20.0
 

@@ -183,8 +183,8 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
         loss_fn(nn.Sequential(*stages)(inputs), targets).backward()
         wanted = [p.grad for p in stages[rank].parameters()]
         mine, problem = stages[rank], ""
-        mine.asleep = True
         for step in range(2):
+            mine.asleep = step == 1                       # the first step warms up
             mine.zero_grad()
             live[:] = 0, 0
             dist.barrier()
