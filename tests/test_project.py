@@ -160,7 +160,7 @@ def test_make_has_every_target_and_help_lists_it():
 
 
 def test_make_test_runs_the_tests_and_the_notebooks_strictly():
-    assert recipe("test").strip() == ".venv/bin/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks"
+    assert recipe("test").strip() == ".venv/bin/python -m pytest -n 3 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks"
 
 
 def test_the_other_targets_run_what_they_say():
