@@ -16,6 +16,7 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from course_lib import memory
+from course_lib.arguments import instance, listed
 
 __all__ = ["watch", "Allocations", "draw"]
 
@@ -31,7 +32,8 @@ def watch(layers: Iterable[nn.Module]) -> list[Moment]:
     Returns:
         A list that grows: ("F2", [bytes of layer 0, ...]) in the forward of layer 2, and ("B2", [...]) as its backward begins.
     """
-    layers, moments = list(layers), []
+    instance("layers", layers, Iterable, "of modules")
+    layers, moments = listed("layers", list(layers), "modules", lambda layer: isinstance(layer, nn.Module)), []
 
     def note(name: str) -> None:
         moments.append((name, [_full_bytes(layer) for layer in layers]))
@@ -63,6 +65,10 @@ def _full_bytes(layer: nn.Module) -> int:
     """Bytes of the layer's parameters that are on this rank as a whole, and not as a shard (fully_shard's, mini.zero's) or as an empty shell."""
     whole = [p for name, p in layer.named_parameters() if not name.rpartition(".")[2].startswith("shard_")]
     return sum(p.numel() * p.element_size() for p in whole if memory.storage_bytes([p]) >= p.numel() * p.element_size())
+
+
+def _are_moments(rows) -> bool:
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], list) for row in rows)
 
 
 class Allocations:
@@ -129,6 +135,11 @@ def draw(moments: Mapping[str, Sequence[Moment]], where: str, figsize: tuple[flo
     import matplotlib.pyplot as plt
 
     from course_lib import plots, styles
+
+    listed("moments", list(instance("moments", moments, Mapping, "of title -> moments").values()), "lists of moments, as watch notes them", _are_moments)
+    instance("where", where, str)
+    if len(listed("figsize", figsize, "width and height in inches", lambda side: isinstance(side, (int, float)) and 0 < side < 100)) != 2:
+        raise ValueError(f"figsize={figsize!r}: it must be width and height in inches.")
 
     figure, axes = plt.subplots(2, len(moments), figsize=figsize, layout="constrained", sharex="col", sharey="row", squeeze=False, height_ratios=(1, 1.3))
     figure.get_layout_engine().set(w_pad=0.08)

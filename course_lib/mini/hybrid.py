@@ -17,6 +17,8 @@ from collections.abc import Mapping
 
 import torch.distributed as dist
 
+from course_lib.arguments import instance, whole
+
 __all__ = ["coordinates", "axis_groups", "make_groups"]
 
 
@@ -25,8 +27,8 @@ def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
     Errors: ValueError if there is no such rank in the mesh.
     """
-    if not 0 <= rank < math.prod(sizes.values()):
-        raise ValueError(f"rank={rank}: a mesh of {_in_words(sizes)} has the ranks 0 to {math.prod(sizes.values()) - 1}.")
+    if not 0 <= whole("rank", rank, least=0) < _count(sizes):
+        raise ValueError(f"rank={rank}: a mesh of {_in_words(sizes)} has the ranks 0 to {_count(sizes) - 1}.")
     place = {}
     for axis in reversed(sizes):                  # the last axis first: as the digits of a number, from the right
         rank, place[axis] = divmod(rank, sizes[axis])
@@ -38,10 +40,11 @@ def axis_groups(axis: str, sizes: Mapping[str, int]) -> list[list[int]]:
 
     Errors: ValueError if the mesh has no such axis.
     """
-    if axis not in sizes:
+    ranks = range(_count(sizes))
+    if not isinstance(axis, str) or axis not in sizes:
         raise ValueError(f"axis={axis!r}: the axes of this mesh are {', '.join(map(repr, sizes))}.")
     groups: dict[tuple, list[int]] = {}
-    for rank in range(math.prod(sizes.values())):
+    for rank in ranks:
         place = coordinates(rank, sizes)
         others = tuple(place[name] for name in sizes if name != axis)
         groups.setdefault(others, []).append(rank)
@@ -55,8 +58,8 @@ def make_groups(sizes: Mapping[str, int]) -> dict[str, dist.ProcessGroup]:
 
     Errors: ValueError if the mesh has another number of ranks than the job.
     """
-    if math.prod(sizes.values()) != dist.get_world_size():
-        raise ValueError(f"a mesh of {_in_words(sizes)} needs {math.prod(sizes.values())} ranks, and this job has {dist.get_world_size()}.")
+    if _count(sizes) != dist.get_world_size():
+        raise ValueError(f"a mesh of {_in_words(sizes)} needs {_count(sizes)} ranks, and this job has {dist.get_world_size()}.")
     mine = {}
     for axis in sizes:
         for ranks in axis_groups(axis, sizes):
@@ -64,6 +67,11 @@ def make_groups(sizes: Mapping[str, int]) -> dict[str, dist.ProcessGroup]:
             if dist.get_rank() in ranks:
                 mine[axis] = group
     return mine
+
+
+def _count(sizes: Mapping[str, int]) -> int:
+    """How many ranks a mesh has."""
+    return math.prod(whole(f"the size of {axis}", size, most=2**20) for axis, size in instance("sizes", sizes, Mapping, "of axis -> size").items())
 
 
 def _in_words(sizes: Mapping[str, int]) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from course_lib.arguments import whole
+from course_lib.arguments import instance, whole
 
 __all__ = ["Instruction", "Schedule", "forward", "backward", "naive", "gpipe", "one_f_one_b", "interleaved", "validate"]
 
@@ -113,8 +113,12 @@ def validate(schedule: Schedule, num_stages: int, num_microbatches: int) -> None
     Errors: ValueError that names the rank, the position in its list (from 0) and the instruction: a wrong stage or micro-batch, one that is
         repeated, one that is skipped, a backward before its forward, or a deadlock (then of each rank that is stuck, and what it waits for).
     """
+    instance("schedule", schedule, Sequence, "of one list of instructions per rank")
+    for instructions in schedule:
+        instance("the list of a rank", instructions, Sequence, "of instructions")
     size = len(schedule)
-    if not size or num_stages < 1 or num_stages % size:
+    whole("num_microbatches", num_microbatches)
+    if not isinstance(num_stages, int) or not size or num_stages < 1 or num_stages % size:
         raise ValueError(f"the schedule has lists for {size} ranks, and {num_stages} stages cannot be dealt out evenly to them.")
     position: dict[Instruction, int] = {}                   # of those that are in order so far
     for rank, instructions in enumerate(schedule):
