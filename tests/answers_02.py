@@ -52,6 +52,20 @@ def star_with_isend(tensor, root):
         dist.recv(tensor, root)
 
 
+def star_from_any_source(tensor, root):
+    """Right as well: the root takes the tensors in the order in which they come."""
+    if dist.get_rank() == root:
+        received = torch.empty_like(tensor)
+        for _ in _others(root):
+            dist.recv(received)
+            tensor.add_(received)
+        for other in _others(root):
+            dist.send(tensor, other)
+    else:
+        dist.send(tensor, root)
+        dist.recv(tensor, root)
+
+
 def star_by_all_reduce(tensor, root):
     dist.all_reduce(tensor)
 
@@ -185,6 +199,25 @@ def threads_of_mini(model, images, num_threads):
     return data_parallel.DataParallel(model, num_threads)(images)
 
 
+def threads_beside_the_main_one(model, images, num_threads):
+    """Right as well: even pieces, and the root's is computed in the main thread."""
+    pieces = images.tensor_split(min(num_threads, len(images)))
+    replicas = data_parallel.replicate(model, len(pieces))
+    outputs, enabled = [None] * len(pieces), torch.is_grad_enabled()
+
+    def apply(number):
+        with torch.set_grad_enabled(enabled):
+            outputs[number] = replicas[number](pieces[number])
+
+    workers = [threading.Thread(target=apply, args=(number,)) for number in range(1, len(pieces))]
+    for worker in workers:
+        worker.start()
+    apply(0)
+    for worker in workers:
+        worker.join()
+    return torch.cat(outputs)
+
+
 def _apply_in_threads(replicas, pieces):
     with ThreadPoolExecutor(len(pieces)) as pool:
         return torch.cat(list(pool.map(lambda replica, piece: replica(piece), replicas, pieces)))
@@ -224,6 +257,24 @@ def threads_that_share_the_model(model, images, num_threads):
     """Right values on a CPU, where all threads see one memory; no GPU can compute so."""
     pieces = images.chunk(num_threads)
     return _apply_in_threads([model] * len(pieces), pieces)
+
+
+def threads_with_functional_call(model, images, num_threads):
+    """Right outputs: but all threads exchange the weights of one and the same model."""
+    def replica(piece):
+        clones = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        return torch.func.functional_call(model, clones, (piece,))
+
+    pieces = images.chunk(num_threads)
+    return _apply_in_threads([replica] * len(pieces), pieces)
+
+
+def threads_past_the_model(model, images, num_threads):
+    return model.second(model.first(images.flatten(1)).relu())
+
+
+def threads_in_double(model, images, num_threads):
+    return threads(model, images, num_threads).double()
 
 
 def threads_with_empty_pieces(model, images, num_threads):
@@ -266,6 +317,41 @@ def tree(tensor, link):
     while step > 1:
         step //= 2
         link.send(tensor, rank + step)
+
+
+def tree_from_afar(tensor, link):
+    """Right as well: first the ranks that are farthest apart."""
+    rank, step = dist.get_rank(), dist.get_world_size()
+    received = torch.empty_like(tensor)
+    while step > 1:
+        step //= 2
+        if rank < step:
+            link.recv(received, rank + step)
+            tensor += received
+        elif rank < 2 * step:
+            link.send(tensor, rank - step)
+    while step < dist.get_world_size():
+        if rank < step:
+            link.send(tensor, rank + step)
+        elif rank < 2 * step:
+            link.recv(tensor, rank - step)
+        step *= 2
+
+
+def tree_nearest_first(tensor, link):
+    """Right values: but on the way back the rank with the longest way waits longest."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    received, step, children = torch.empty_like(tensor), 1, []
+    while step < size and rank % (2 * step) == 0:
+        children.append(rank + step)
+        link.recv(received, rank + step)
+        tensor += received
+        step *= 2
+    if rank:
+        link.send(tensor, rank - step)
+        link.recv(tensor, rank - step)
+    for child in children:
+        link.send(tensor, child)
 
 
 def tree_is_a_star(tensor, link):

@@ -61,6 +61,7 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
                    "has the sum without the root's own tensor": sum(parts) - parts[root], "has the root's tensor alone": parts[root]}
         return next((text for text, guess in guesses.items() if torch.equal(tensor, guess)), "has wrong values"), new.peak_bytes / tensor.nbytes
 
+    reduce.__name__ = "your function"
     S = 4 * STAR_SHAPE[0] * STAR_SHAPE[1]
     for ranks, root in STARS:
         case = f"{ranks} ranks, root {root}"
@@ -103,12 +104,14 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             def forward(self, images):
                 cls = Watched
                 with cls.condition:
-                    cls.calls.append((threading.get_ident(), len(images), self.first.weight.data_ptr()))
                     cls.inside += 1
                     cls.most = max(cls.most, cls.inside)
                     cls.condition.notify_all()
                     if not cls.condition.wait_for(lambda: cls.most >= cls.expected, timeout=1.0):
                         cls.expected = 0            # nobody else comes: the next call need not wait
+                    cls.calls.append((threading.get_ident(), len(images), self.first.weight.data_ptr()))
+                    cls.condition.notify_all()      # all look at their weights before one goes on, and perhaps puts others in their place
+                    cls.condition.wait_for(lambda: len(cls.calls) >= cls.expected, timeout=1.0)
                 try:
                     return self.second(self.first(images.flatten(1)).relu())
                 finally:
@@ -119,7 +122,7 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
         def close(a, b):
-            return isinstance(a, torch.Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+            return isinstance(a, torch.Tensor) and (a.shape, a.dtype) == (b.shape, b.dtype) and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
         rows = []
         for size, threads in PIECES:
@@ -135,7 +138,10 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             calls, most, Watched.calls, Watched.expected = Watched.calls, Watched.most, [], 0
             row = {"calls": calls, "most": most, "root": model.first.weight.data_ptr(), "output": close(output, wanted), "grads": "no"}
             row["sorted"] = isinstance(output, torch.Tensor) and output.shape == wanted.shape and close(output.sort(0).values, wanted.sort(0).values)
-            row["what"] = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+            row["what"] = type(output).__name__
+            if isinstance(output, torch.Tensor):
+                right = (output.shape, output.dtype) == (wanted.shape, wanted.dtype)
+                row["what"] = "other values" if right else f"a tensor of shape {tuple(output.shape)} and dtype {str(output.dtype).removeprefix('torch.')}"
             if row["output"] and output.requires_grad:
                 (output * weights).sum().backward()
                 found = gradients(model)
@@ -145,6 +151,7 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             rows.append(row)
         return rows
 
+    examine.__name__ = "your function"
     rows = judge.run(examine, answer, ranks=1, timeout=TIMEOUT_S).results[0]
     for (size, threads), row in zip(PIECES, rows):
         case = f"{size} images, {threads} threads"
@@ -153,6 +160,9 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
                             f"{case}: the outputs of the whole batch, in order, are asked for, and you returned {row['what']}.{hint}"):
             return
         sizes, count, largest = [length for _, length, _ in row["calls"]], min(size, threads), -(-size // threads)
+        if not sizes:
+            judge.demand(False, "", f"{case}: the model was never called. Call a replica of it with each piece of the images")
+            return
         judge.demand(min(sizes) > 0 and max(sizes) <= largest and sum(sizes) == size, f"{case}: each image went through one replica, at most {largest} through each",
                      f"{case}: the model was called with {', '.join(map(str, sizes))} images. " +
                      ("Don't call it with none." if min(sizes) == 0 else f"Each image goes through one replica, and at most {largest} through each."))
@@ -197,6 +207,7 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
         wanted = size * (torch.arange(numel, dtype=torch.float32, device="cpu") % 97) + sum(range(size))
         return torch.equal(tensor, wanted), link.clock, link.messages
 
+    reduce.__name__ = "your function"
     numel = 50_000
     S = 4 * numel
     for ranks in TREES:
@@ -216,7 +227,8 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
                      f"{case}: rank {sent.index(max(sent))} sent {max(sent) / S:.1f} S, and log2(n) S = {depth} S must be enough for every rank")
         time = max(clock for _, clock, _ in job.results)
         judge.demand(time <= LIMIT * 2 * depth, f"{case}: done after the time of {2 * depth} messages",
-                     f"{case}: done after the time of {time:.0f} messages, and 2 log2(n) = {2 * depth} must be enough. Let several pairs of ranks talk at the same time")
+                     f"{case}: done after the time of {time:.0f} messages, and 2 log2(n) = {2 * depth} must be enough. Let several pairs of ranks "
+                     "talk at the same time; on the way back, serve the rank with the most ranks behind it first")
         if not judge.verdict():
             return
 
