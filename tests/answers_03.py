@@ -53,6 +53,23 @@ def ring_padded(tensor):
     tensor.copy_(padded[: tensor.numel()].view_as(tensor))
 
 
+def ring_without_a_ring(tensor):
+    """Right as well, in two steps and not 2(n-1): each chunk goes straight to its owner, and its sum straight to all."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    chunks, others = tensor.view(-1).tensor_split(n), [other for other in range(n) if other != rank]
+    arriving = [torch.empty_like(chunks[rank]) for _ in others]
+    _batch([(chunks[other], other) for other in others], list(zip(arriving, others)))
+    for part in arriving:
+        chunks[rank].add_(part)
+    _batch([(chunks[rank], other) for other in others], [(chunks[other], other) for other in others])
+
+
+def _batch(outgoing, incoming):
+    calls = [dist.P2POp(dist.isend, *message) for message in outgoing] + [dist.P2POp(dist.irecv, *message) for message in incoming]
+    for call in dist.batch_isend_irecv(calls):
+        call.wait()
+
+
 def ring_by_all_gather_and_sum(tensor):
     everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, tensor)
@@ -126,6 +143,17 @@ def ring_returned(tensor):
     return result
 
 
+def ring_without_wait(tensor):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    chunks = tensor.view(-1).tensor_split(n)
+    for step in range(n - 1):
+        incoming = torch.zeros_like(chunks[(rank - 2 - step) % n])
+        dist.isend(chunks[(rank - 1 - step) % n], (rank + 1) % n)
+        dist.irecv(incoming, (rank - 1) % n)
+        chunks[(rank - 2 - step) % n].add_(incoming)
+    _all_gather(chunks)
+
+
 def ring_that_blocks(tensor):
     rank, n = dist.get_rank(), dist.get_world_size()
     dist.send(tensor, (rank + 1) % n)
@@ -148,6 +176,28 @@ def chain(tensor, root):
             sending.append(dist.isend(piece, (rank + 1) % n))
     for call in sending:
         call.wait()
+
+
+def chain_that_receives_ahead(tensor, root):
+    """Right as well: all receives are started before the first piece is passed on."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    pieces, first, last = tensor.view(-1).tensor_split(16), rank == root, (rank + 1) % n == root
+    receiving = [None if first else dist.irecv(piece, (rank - 1) % n) for piece in pieces]
+    for piece, call in zip(pieces, receiving):
+        if not first:
+            call.wait()
+        if not last:
+            dist.send(piece, (rank + 1) % n)
+
+
+def chain_all_then_all(tensor, root):
+    """Right values in small pieces: but a rank receives all of them before it passes on the first."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    pieces = tensor.view(-1).tensor_split(16)
+    for piece in pieces if rank != root else ():
+        dist.recv(piece, (rank - 1) % n)
+    for piece in pieces if (rank + 1) % n != root else ():
+        dist.send(piece, (rank + 1) % n)
 
 
 def chain_in_one_piece(tensor, root):
@@ -214,6 +264,33 @@ def doubling_by_shift(tensor):
         _exchange(tensor, incoming, (rank + distance) % n, (rank - distance) % n)
         tensor += incoming
         distance *= 2
+
+
+def doubling_as_tree(tensor):
+    """Right values, and no rank sends more messages than it may: but in twice as many steps."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    incoming, distance = torch.empty_like(tensor), 1
+    while distance < n and rank % (2 * distance) == 0:
+        dist.recv(incoming, rank + distance)
+        tensor += incoming
+        distance *= 2
+    if rank:
+        dist.send(tensor, rank - distance)
+        dist.recv(tensor, rank - distance)
+    while distance > 1:
+        distance //= 2
+        dist.send(tensor, rank + distance)
+
+
+def doubling_that_collects(tensor):
+    """Right values in as few messages: but they carry all tensors, and grow."""
+    rank, distance, held = dist.get_rank(), 1, tensor[None].clone()
+    while distance < dist.get_world_size():
+        incoming = torch.empty_like(held)
+        _exchange(held, incoming, rank ^ distance, rank ^ distance)
+        held = torch.cat([held, incoming])
+        distance *= 2
+    tensor.copy_(held.sum(0))
 
 
 def doubling_with_everyone(tensor):

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from course_lib import measure, theory
 from course_lib.check.judge import Judge, exercise
 from course_lib.job import Job
+from course_lib.ranks.errors import RankError
 
 __all__ = ["ring_all_reduce", "chain_broadcast", "doubling_all_reduce"]
 
@@ -38,7 +39,7 @@ def ring_all_reduce(judge: Judge, answer: Callable) -> None:
 
 @exercise
 def chain_broadcast(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor, root)` gives every rank the root's tensor, in pieces: at most S bytes from any rank, and no message above S / 8."""
+    """`answer(tensor, root)` gives every rank the root's tensor, in pieces that are passed on: at most S bytes from any rank, no message above S / 8."""
     for ranks, root in ((4, 0), (3, 1)):
         cases = [((10, 7), "float32"), ((LARGE,), "float32"), ((3,), "int64")]
         job = _trial(judge, answer, cases, ranks, root)
@@ -46,28 +47,39 @@ def chain_broadcast(judge: Judge, answer: Callable) -> None:
         sends = _judge_calls(judge, job)
         _judge_bytes(judge, job, LARGE_BYTES, "S")
         largest = sends["payload_bytes"].max() if len(sends) else 0
-        judge.demand(largest <= BYTES_LIMIT * LARGE_BYTES / PIECES, f"{ranks} ranks: no message is larger than S/{PIECES}",
+        small = judge.demand(largest <= BYTES_LIMIT * LARGE_BYTES / PIECES, f"{ranks} ranks: no message is larger than S/{PIECES}",
                      f"{ranks} ranks: your largest message is {largest / LARGE_BYTES:.2f} S, and the next rank waits until all of it has come. With "
                      f"pieces of S/{PIECES} or less, a rank passes on one piece while the next one is on its way")
+        hoarding = [rank for rank in range(ranks) if not _passes_on(job, rank)]
+        if small:
+            judge.demand(not hoarding, f"{ranks} ranks: pieces are passed on while others are on their way",
+                         f"{ranks} ranks: rank {hoarding[0] if hoarding else 0} passes nothing on until it has received everything, so the pieces save no time. "
+                         "Pass on each piece before you wait for the next one")
         if not values:
             return
 
 
 @exercise
 def doubling_all_reduce(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor)` sums a small tensor over 2, 4 or 8 ranks in place, and no rank sends more than log2(ranks) messages."""
+    """`answer(tensor)` sums a small tensor over 2, 4 or 8 ranks in place, in log2(ranks) steps: so many messages of S bytes from every rank."""
     for ranks in (2, 4, 8):
-        cases = [((10, 7), "float32"), ((10, 7), "float32"), ((1,), "int64")]
+        shape = (10, 7)
+        cases = [(shape, "float32"), (shape, "float32"), ((1,), "int64")]
         job = _trial(judge, answer, cases, ranks)
         values = _judge_values(judge, job, cases, "the sum over all ranks")
         sends = _judge_calls(judge, job)
-        counts = sends.groupby("rank").size().reindex(range(ranks), fill_value=0)
-        most, rounds = int(counts.max()), ranks.bit_length() - 1
-        judge.demand(most <= rounds, f"{ranks} ranks: no rank sends more than {_messages(rounds)}",
-                     f"{ranks} ranks: rank {counts.idxmax()} sends {_messages(most)}, and log2({ranks}) = {rounds} is enough: with every exchange "
-                     "a rank can double the number of ranks whose sum it holds")
-        if not values:
+        if not values or sends.empty:
             return
+        counts = sends.groupby("rank").size().reindex(range(ranks), fill_value=0)
+        most, fewest, rounds = int(counts.max()), int(counts.min()), ranks.bit_length() - 1
+        otherwise = (f"rank {counts.idxmax()} sends {_messages(most)}, and log2({ranks}) = {rounds} is enough: with every exchange "
+                     "a rank can double the number of ranks whose sum it holds" if most > rounds else
+                     f"rank {counts.idxmin()} sends {_messages(fewest)} only. To be ready after log2({ranks}) = {rounds} steps, every rank must send in each of them. "
+                     "Along a tree, half of the steps go up and half come down, and most ranks wait")
+        judge.demand(most == fewest == rounds, f"{ranks} ranks: every rank sends {_messages(rounds)}", f"{ranks} ranks: {otherwise}")
+        largest, S = sends["payload_bytes"].max(), 4 * torch.Size(shape).numel()
+        judge.demand(largest <= S, f"{ranks} ranks: no message is larger than S",
+                     f"{ranks} ranks: your largest message is {largest / S:.1f} S. Add what comes to your tensor, and send the sum: it is never larger than S")
 
 
 def _trial(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, root: int | None = None) -> Job:
@@ -108,7 +120,13 @@ def _trial(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, ro
         return problems
 
     trial.__name__ = "your function"
-    return judge.run(trial, ranks=ranks, timeout=TIMEOUT_S)
+    try:
+        return judge.run(trial, ranks=ranks, timeout=TIMEOUT_S)
+    except RankError as error:
+        if "timeout=" not in error.headline:
+            raise
+        raise RankError(f"{error.headline} Do you `wait` for each isend and irecv? A message that nobody waits for can be lost.",
+                        error.reports, error.label) from None
 
 
 def _judge_values(judge: Judge, job: Job, cases: Sequence[Case], wanted: str) -> bool:
@@ -129,6 +147,15 @@ def _judge_calls(judge: Judge, job: Job):
     judge.demand(not others, f"{job.ranks} ranks: only sends and receives were used",
                  f"{job.ranks} ranks: you called {', '.join(others)}. Build the collective yourself, from dist.isend and dist.irecv")
     return job.comm[job.comm["op"] == "send"]
+
+
+def _passes_on(job: Job, rank: int) -> bool:
+    """Whether a rank that receives and sends began to send before its last receive was over: in torch's trace, when `wait` returns."""
+    mine = job.comm[job.comm["rank"] == rank]
+    sends, receives = mine[mine["op"] == "send"], mine[mine["op"] == "recv"]
+    if sends.empty or receives.empty or receives["seconds"].isna().any():
+        return True
+    return bool(sends["start_s"].min() < (receives["start_s"] + receives["seconds"]).max())
 
 
 def _judge_bytes(judge: Judge, job: Job, limit_bytes: float, formula: str) -> None:
