@@ -103,6 +103,8 @@ def test_scatter_cuts_tensors_and_repeats_the_rest():
     assert [piece[0].tolist() for piece in pieces] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert all(piece[1:] == ("same", 3) for piece in pieces)
     assert scatter((torch.ones(2, 1),), 4)[1][0].shape == (1, 1) and len(scatter((torch.ones(2, 1),), 4)) == 2
+    with pytest.raises(ValueError, match="3 and 10 samples"):        # not: three pieces, and the tenth sample is lost
+        scatter((x, torch.arange(3)), 4)
     assert gather([torch.ones(2, 3), torch.zeros(1, 3)]).shape == (3, 3) and gather([torch.tensor(1.0)]).shape == (1,)
 
 

@@ -31,7 +31,7 @@ class DataParallel(nn.Module):
         module: what is replicated; its parameters are the root's, and the optimizer's.
         num_replicas: how many threads, the root's among them. A batch with fewer samples uses fewer.
 
-    Call it as the module: tensors are cut along their first dimension, everything else goes to each replica as it is. Outputs
+    Call it as the module (arguments by position): tensors are cut along their first dimension, everything else goes to each replica as it is. Outputs
     must be tensors: [batch, ...] comes back whole; a scalar, such as a mean loss, comes back as one per replica [num_replicas].
     """
 
@@ -51,7 +51,11 @@ def scatter(inputs: Sequence, num_replicas: int) -> list[tuple]:
     """Cut every tensor among `inputs` [batch, ...] along its first dimension: one tuple of inputs per replica.
 
     Pieces are those of `torch.chunk`: ceil(batch / num_replicas) samples, the last fewer; there may be fewer pieces than replicas.
+
+    Errors: ValueError if the tensors differ in their first dimension.
     """
+    if len(sizes := {len(value) for value in inputs if isinstance(value, Tensor)}) > 1:
+        raise ValueError(f"the tensors have {' and '.join(map(str, sorted(sizes)))} samples: it must be one number for all.")
     columns = [value.chunk(num_replicas) if isinstance(value, Tensor) else None for value in inputs]
     count = min((len(column) for column in columns if column), default=num_replicas)
     columns = [column or [value] * count for column, value in zip(columns, inputs)]
@@ -102,7 +106,7 @@ def star_all_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | No
 
 @torch.no_grad()
 def star_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None = None) -> None:
-    """Sum `tensor` over the ranks into the root's: every other rank sends its whole tensor to the root, which adds them up."""
+    """Sum `tensor` over the ranks into the root's; every rank of the group must call this. The others send their whole tensor, the root adds them up."""
     if dist.get_rank(group) != root:
         dist.send(tensor, group=group, group_dst=root)
         return
@@ -114,7 +118,7 @@ def star_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None =
 
 @torch.no_grad()
 def star_broadcast(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None = None) -> None:
-    """Give every rank the root's `tensor`: the root sends it whole to each of them, one after the other."""
+    """Give every rank the root's `tensor`; every rank of the group must call this. The root sends it whole to one rank after the other."""
     if dist.get_rank(group) != root:
         dist.recv(tensor, group=group, group_src=root)
         return
