@@ -1,5 +1,6 @@
 """Functions that the tests of course_lib.mini.tensor_parallel run on ranks."""
 import copy
+import math
 
 import torch
 import torch.distributed as dist
@@ -139,18 +140,20 @@ def on_a_mesh() -> list[float]:
 
 
 def _losses() -> dict[str, float]:
-    """The vocabulary-parallel loss and its gradient against F.cross_entropy, for usual logits and for huge ones."""
+    """The vocabulary-parallel loss and its gradient against F.cross_entropy: usual logits and huge ones, each token once, targets that do not count."""
     rank, size, told = dist.get_rank(), dist.get_world_size(), {}
     for scale in (1.0, 1e4):
         generator = torch.Generator().manual_seed(0)
-        logits = (scale * torch.randn(5, 7, VOCAB, generator=generator, dtype=torch.float64)).requires_grad_()
-        targets = torch.randint(VOCAB, (5, 7), generator=generator)
+        logits = (scale * torch.randn(5, VOCAB // 4, VOCAB, generator=generator, dtype=torch.float64)).requires_grad_()
+        targets = torch.cat([torch.arange(VOCAB), torch.full((VOCAB // 4,), -100)]).view(5, -1)      # the last row is ignored
         own = logits.detach().chunk(size, -1)[rank].clone().requires_grad_()
         loss, expected = tp.vocab_parallel_cross_entropy(own, targets), F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         (3 * loss).backward()
         (3 * expected).backward()
         told[f"loss {scale}"] = difference({"": loss.detach()}, {"": expected.detach()})
         told[f"gradient {scale}"] = difference({"": own.grad}, {"": logits.grad.chunk(size, -1)[rank]})
+    equal = torch.zeros(1, 120_000 // size, dtype=torch.float16)      # their sum of exponentials is more than float16 can hold
+    told["float16"] = abs(tp.vocab_parallel_cross_entropy(equal, torch.zeros(1).long()).item() / math.log(120_000) - 1)
     return told
 
 
@@ -187,11 +190,13 @@ def refusals() -> list[str]:
     told = []
     for call in (lambda: tp.parallelize(Attention(24, 6)), lambda: tp.parallelize(pair(hidden=90)), lambda: tp.parallelize(MLP((8, 8, 8, 8))),
                  lambda: tp.parallelize(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))), lambda: tp.parallelize(nn.Conv2d(1, 1, 1)),
-                 lambda: tp.parallelize(TinyGPT(vocab_size=50, dim=8)), lambda: tp.parallelize(gpt(), sequence_parallel=True)(torch.zeros(1, 10).long())):
+                 lambda: tp.parallelize(TinyGPT(vocab_size=50, dim=8)), lambda: tp.parallelize(gpt(), sequence_parallel=True)(torch.zeros(1, 10).long()),
+                 *(lambda token=token: tp.VocabParallelEmbedding(nn.Embedding(8, 2))(torch.tensor([[token]])) for token in (8, -1)),
+                 *(lambda token=token: tp.vocab_parallel_cross_entropy(torch.zeros(1, 2), torch.tensor([token])) for token in (8, -1))):
         try:
             call()
             told.append("nothing")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
             told.append(f"{type(error).__name__}: {error}")
     return told
 

@@ -75,7 +75,8 @@ def test_meshes_and_groups():
 
 
 def test_what_cannot_be_cut_is_refused():
-    heads, hidden, odd, norm, conv, vocabulary, tokens = run(workers.refusals, ranks=4).results[0]
+    told = run(workers.refusals, ranks=4).results
+    heads, hidden, odd, norm, conv, vocabulary, tokens, *outside = told[0]
     assert heads == "ValueError: 6 heads cannot be dealt out evenly to 4 ranks."
     assert hidden == "ValueError: 90 features cannot be dealt out evenly to 4 ranks."
     assert odd.startswith("ValueError: an odd number of Linear layers")
@@ -83,6 +84,7 @@ def test_what_cannot_be_cut_is_refused():
     assert conv.startswith("TypeError: cannot cut a Conv2d: it must be a TinyGPT")
     assert vocabulary == "ValueError: 50 features cannot be dealt out evenly to 4 ranks."
     assert tokens == "ValueError: 9 tokens cannot be dealt out evenly to 4 ranks."
+    assert len(outside) == 4 and all("Error" in found for rank in told for found in rank[-4:]), "no token outside of the vocabulary, on any rank"
 
 
 # Calls, bytes, memory

@@ -159,19 +159,22 @@ class VocabParallelEmbedding(nn.Module):
 def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, group: Group = None) -> Tensor:
     """Return the mean cross-entropy loss, the same on every rank, from logits that stay where they are.
 
-    Three numbers per token travel, not vocab_size: the largest logit, the sum of exponentials, and the target's logit.
+    Three numbers per token travel, not vocab_size: the largest logit, the sum of exponentials, and the target's logit. Every rank must call this.
 
     Args:
         logits: this rank's scores [..., vocab_size / n], rank r's being tokens r vocab_size / n and up.
-        targets: int64 [...], tokens of the whole vocabulary, the same on every rank.
+        targets: int64 [...], tokens of the whole vocabulary, the same on every rank. Those that are -100 do not count, as in F.cross_entropy.
+
+    Errors: torch's own, for any other target outside of the vocabulary.
     """
     largest = logits.detach().amax(-1)      # [...]; it cancels out, but keeps exp from overflowing
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    shifted = logits - largest[..., None]
-    rows, elsewhere = _own_rows(targets, logits.shape[-1], group)
+    shifted, ignored = logits - largest[..., None], targets == -100
+    rows, elsewhere = _own_rows(targets.masked_fill(ignored, 0), logits.shape[-1], group)
     of_target = shifted.gather(-1, rows[..., None]).squeeze(-1).masked_fill(elsewhere, 0.0)
-    exp_sum, of_target = reduce_from_group(torch.stack([shifted.exp().sum(-1), of_target]), group)
-    return (exp_sum.log() - of_target).mean()
+    sum_dtype = torch.promote_types(logits.dtype, torch.float32)      # float16 ends at 65504
+    exp_sum, of_target = reduce_from_group(torch.stack([shifted.exp().sum(-1, dtype=sum_dtype), of_target.to(sum_dtype)]), group)
+    return (exp_sum.log() - of_target).masked_fill(ignored, 0.0).sum() / (~ignored).sum()
 
 
 class ShardedDropout(nn.Dropout):
@@ -293,7 +296,11 @@ def _bounds(count: int, what: str, group: Group) -> slice:
 
 
 def _own_rows(tokens: Tensor, width: int, group: Group) -> tuple[Tensor, Tensor]:
-    """Each token's row in this rank's slice of the vocabulary (0 where it has none), and where it has none."""
+    """Each token's row in this rank's slice of the vocabulary (0 where another rank has it), and where another rank has it.
+
+    A token that no rank has keeps a row that does not exist: so the lookup fails on every rank, as it would in one process.
+    """
     rows = tokens - dist.get_rank(group) * width
-    elsewhere = (rows < 0) | (rows >= width)
+    exists = (tokens >= 0) & (tokens < dist.get_world_size(group) * width)
+    elsewhere = exists & ((rows < 0) | (rows >= width))
     return rows.masked_fill(elsewhere, 0), elsewhere
