@@ -76,6 +76,22 @@ def g_mean(x):
     return operator(lambda x: summed(x) / dist.get_world_size(), same)(x)
 
 
+def f_by_hook(x):
+    """Right as well, without a class."""
+    x = x.view_as(x)
+    x.register_hook(summed)
+    return x
+
+
+def g_straight_through(x):
+    """Right as well: the value of the sum, and the gradient of x."""
+    return x + (summed(x.detach()) - x.detach())
+
+
+def nothing(*arguments):
+    """A `return` that was forgotten."""
+
+
 def g_detached(x):
     return summed(x.detach()).requires_grad_()
 
@@ -198,6 +214,40 @@ class KeepsTheWhole(ParallelMLP):
         self.saved = [mlp]
 
 
+class KeepsACopy(ParallelMLP):
+    """The same with a copy, in a buffer."""
+    def __init__(self, mlp):
+        super().__init__(mlp)
+        self.register_buffer("saved", mlp[0].weight.detach().clone(), persistent=False)
+
+
+class CutInPlace(nn.Module):
+    """Right as well: the given layers are made small."""
+    def __init__(self, mlp):
+        super().__init__()
+        self.mlp, (first, _, second) = mlp, mlp
+        first.weight, first.bias, second.weight = (nn.Parameter(share(p, dim)) for p, dim in ((first.weight, 0), (first.bias, 0), (second.weight, 1)))
+
+    def forward(self, x):
+        first, gelu, second = self.mlp
+        return g(gelu(first(f(x))) @ second.weight.T) + second.bias
+
+
+class GathersWeights(ParallelMLP):
+    """Right values, and 1/n of the weights between the steps; but whole weights travel, as in ZeRO."""
+    def forward(self, x):
+        rank, n = dist.get_rank(), dist.get_world_size()
+
+        def whole(part, dim):
+            return operator(lambda part: torch.cat(gathered(part), dim), lambda grad: grad.chunk(n, dim)[rank].contiguous())(part)
+        return F.linear(F.gelu(F.linear(x, whole(self.A, 0), whole(self.a, 0))), whole(self.B, 1), self.b)
+
+
+class ReturnsNothing(ParallelMLP):
+    def forward(self, x):
+        super().forward(x)
+
+
 class NoF(ParallelMLP):
     def forward(self, x):
         return g(F.gelu(F.linear(x, self.A, self.a)) @ self.B.T) + self.b
@@ -256,6 +306,52 @@ def target_logit(logits, targets):
 def loss(logits, targets):
     logits = logits - largest_logit(logits)[:, None]
     return (g(logits.exp().sum(1)).log() - g(target_logit(logits, targets))).mean()
+
+
+def loss_by_logsumexp(logits, targets):
+    """Right as well, and in fewer numbers: each rank's own log-sum-exp is gathered."""
+    own = logits.logsumexp(1)
+    total = torch.stack(gathered(own.detach())).logsumexp(0)
+    part = (own.detach() - total).exp()               # of the sum of exponentials
+    return (total + part * (own - own.detach()) - g(target_logit(logits, targets))).mean()
+
+
+def loss_by_gathered_numbers(logits, targets):
+    """Right values by a wasteful way: three numbers per token of every rank to every rank."""
+    largest = logits.detach().amax(1)
+    mine = torch.stack([(logits - largest[:, None]).exp().sum(1), target_logit(logits, targets)])
+    largest, sums, found = operator(lambda part: torch.stack(gathered(part), 1), lambda grad: grad[:, dist.get_rank()])(torch.cat([largest[None], mine]))
+    top = largest.detach().amax(0)
+    return ((sums * (largest.detach() - top).exp()).sum(0).log() + top - found.sum(0)).mean()
+
+
+def loss_without_first_token(logits, targets):
+    """Off by one: the first token of each part belongs to nobody."""
+    logits = logits - largest_logit(logits)[:, None]
+    local = targets - dist.get_rank() * logits.shape[1]
+    mine = (local > 0) & (local < logits.shape[1])
+    return (g(logits.exp().sum(1)).log() - g(logits.gather(1, local.where(mine, 0)[:, None])[:, 0] * mine)).mean()
+
+
+def loss_with_next_token(logits, targets):
+    """Off by one: the first token of the next part counts twice."""
+    logits = logits - largest_logit(logits)[:, None]
+    local, last = targets - dist.get_rank() * logits.shape[1], logits.shape[1] - 1
+    mine = (local >= 0) & (local <= last + 1)
+    return (g(logits.exp().sum(1)).log() - g(logits.gather(1, local.clamp(0, last)[:, None])[:, 0] * mine)).mean()
+
+
+def loss_per_token(logits, targets):
+    logits = logits - largest_logit(logits)[:, None]
+    return g(logits.exp().sum(1)).log() - g(target_logit(logits, targets))
+
+
+def loss_as_number(logits, targets):
+    return loss(logits, targets).item()
+
+
+def loss_detached(logits, targets):
+    return loss(logits, targets).detach()
 
 
 def loss_of_mini(logits, targets):
@@ -347,6 +443,14 @@ def scatter_sum_of_mini(x):
     from course_lib.mini import ring, tensor_parallel
 
     return tensor_parallel.reduce_scatter_to_group(x, None, ring.reduce_scatter)
+
+
+def gather_along_samples(x):
+    return operator(lambda x: torch.cat(gathered(x), dim=0), sum_of_own_tokens)(x)
+
+
+def gather_mean(x):
+    return operator(all_tokens, lambda grad: sum_of_own_tokens(grad) / dist.get_world_size())(x)
 
 
 def gather_without_sum(x):

@@ -27,6 +27,8 @@ def f_and_g(judge: Judge, f: Callable, g: Callable) -> None:
     """`f(x)` and `g(x)`: in an MLP that is cut by columns, then by rows, they give values and gradients of one process with two all_reduces."""
     for ranks in (3, 2):
         job = _run_mlp(judge, f, g, ranks, cut_tokens=False)
+        if not _judge_returned(judge, job):
+            return
         _judge_values(judge, job)
         _judge_calls(judge, job, "one in forward (g) and one in backward (f)",
                      "An all_gather brings the whole tensor of every rank to every rank, to be added up there; an all_reduce sends sums.")
@@ -40,6 +42,8 @@ def sequence_operators(judge: Judge, f: Callable, g: Callable) -> None:
     """`f(x)` gathers the tokens of all ranks, `g(x)` adds up and keeps this rank's tokens: values of one process, bytes of two all_reduces."""
     for ranks in (4, 2):
         job = _run_mlp(judge, f, g, ranks, cut_tokens=True)
+        if not _judge_returned(judge, job):
+            return
         _judge_values(judge, job)
         sums = job.comm[job.comm["rank"] == 0]["op"].value_counts().get("all_reduce", 0)
         judge.demand(not sums, f"{ranks} ranks: no all_reduce",
@@ -69,10 +73,20 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
         def relative(found, wanted):
             return 1.0 if found is None or found.shape != wanted.shape else ((found - wanted).norm() / wanted.norm()).item()
 
+        class NotATensor(Exception):
+            pass
+
+        def checked(found, name, shape):
+            if not isinstance(found, torch.Tensor) or found.shape != shape:
+                what = f"one of shape {list(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
+                raise NotATensor(f"your {name} must return a tensor of shape {list(shape)}, and it returned {what}")
+            return found
+
         def gradients(x, A, B, weights, enter, leave):
             x, A, B = (tensor.clone().requires_grad_() for tensor in (x, A, B))
             with measure.step() if enter is f else torch.enable_grad():
-                y = leave(F.gelu(enter(x) @ A) @ B)
+                entered = checked(enter(x), "f", (BATCH, SEQUENCE, HIDDEN))
+                y = checked(leave(F.gelu(entered @ A) @ B), "g", weights.shape)
                 (y * weights).sum().backward()
             return {"output": y.detach(), "x": x.grad, "A": A.grad, "B": B.grad}
 
@@ -80,17 +94,22 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
         weights = torch.randn(BATCH, SEQUENCE, HIDDEN)
         for _ in range(2):
             x, A, B = torch.randn(BATCH, SEQUENCE, HIDDEN), torch.randn(HIDDEN, 4 * HIDDEN), torch.randn(4 * HIDDEN, HIDDEN)
-            found = gradients(tokens(x), mine(A, 1), mine(B, 0), tokens(weights), f, g)
+            try:
+                found = gradients(tokens(x), mine(A, 1), mine(B, 0), tokens(weights), f, g)
+            except NotATensor as wrong:
+                return {"problem": str(wrong)}
         wanted = gradients(x, A, B, weights, nn.Identity(), nn.Identity())
         wanted = {"output": tokens(wanted["output"]), "x": tokens(wanted["x"]), "A": mine(wanted["A"], 1), "B": mine(wanted["B"], 0)}
         own = gradients(x, mine(A, 1), mine(B, 0), weights, nn.Identity(), nn.Identity())       # without any communication
         own = {name: tokens(own[name]) for name in ("output", "x")}
+        summed_first = gradients(n * x, mine(A, 1), mine(B, 0), weights, nn.Identity(), nn.Identity())["output"]
         below = "The weights of this MLP do not notice, but every layer below would learn from a wrong gradient"
         times = f"{n} times too large. Every rank has the same loss, so the gradient that comes to g is already complete: g must pass it on as it is"
         guesses = {
-            "output": {"this rank's own part: g must add up the parts of all ranks in forward": own["output"], "the mean: do not divide": wanted["output"] / n},
+            "output": {"this rank's own part: g must add up the parts of all ranks in forward": own["output"], "the mean: do not divide": wanted["output"] / n,
+                       "what comes out if x is added up where it enters: in forward f hands x on, and g adds up": summed_first},
             "x": {f"this rank's own part: f must add up the gradients of all ranks in backward. {below}": own["x"],
-                  f"{n} times too large: it was added up where it was already complete": n * wanted["x"],
+                  f"{n} times too large: it was added up where it was already complete": n * wanted["x"], "the mean: do not divide": wanted["x"] / n,
                   f"this rank's own part, and {n} times too large: f must add up in backward, and g must not": n * own["x"]},
             "A": {times: n * wanted["A"]}, "B": {times: n * wanted["B"]},
         }
@@ -99,6 +118,12 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
 
     mlp.__name__ = "your f and g"
     return judge.run(mlp, f, g, ranks=ranks, timeout=TIMEOUT_S)
+
+
+def _judge_returned(judge: Judge, job: Job) -> bool:
+    """Refuse an answer that returns something of another kind."""
+    problem = next((found["problem"] for found in job.results if isinstance(found, dict) and "problem" in found), "")
+    return not problem or judge.demand(False, "", f"{job.ranks} ranks: {problem}.")
 
 
 def _judge_values(judge: Judge, job: Job) -> None:
@@ -116,21 +141,28 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
     STEPS = 3
 
     def train(make):
+        import copy
         import gc
-        import weakref
 
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
+        def large():
+            """The storages that are as large as a whole weight, wherever a tensor keeps them."""
+            tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, nn.Parameter)]
+            return {t.untyped_storage().data_ptr() for t in tensors if t.untyped_storage().nbytes() >= 8 * HIDDEN * 4 * HIDDEN}
+
         torch.manual_seed(0)
-        whole = nn.Sequential(nn.Linear(HIDDEN, 4 * HIDDEN), nn.GELU(), nn.Linear(4 * HIDDEN, HIDDEN))
         one = nn.Sequential(nn.Linear(HIDDEN, 4 * HIDDEN), nn.GELU(), nn.Linear(4 * HIDDEN, HIDDEN))
-        one.load_state_dict(whole.state_dict())
+        others = large()
+        whole = copy.deepcopy(one)
         module = make(whole)
-        params, weights = list(module.parameters()), [weakref.ref(whole[0].weight), weakref.ref(whole[2].weight)]
+        if not isinstance(module, nn.Module):
+            return {"problem": f"ParallelMLP(mlp) must be a module, and it is {module!r}"}
+        params = list(module.parameters())
         del whole
         gc.collect()
         found = {"output": [], "x": [], "views": any(p.nbytes < p.untyped_storage().nbytes() for p in params),
-                 "params": len(params), "kept": any(weight() is not None for weight in weights)}
+                 "params": len(params), "kept": bool(large() - others)}
         if not params:
             return found
         optimizer, optimizer_of_one = (torch.optim.SGD(model.parameters(), 0.5) for model in (module, one))
@@ -142,6 +174,9 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
                 its_optimizer.zero_grad()
                 with measure.step(model, its_optimizer) if model is module else torch.enable_grad():
                     y = model(x)
+                    if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+                        what = f"one of shape {list(y.shape)}" if isinstance(y, torch.Tensor) else repr(y)
+                        return {"problem": f"the forward of your module must return a tensor of shape {list(x.shape)}, and it returned {what}"}
                     F.mse_loss(y, target).backward()
                     its_optimizer.step()
                 grads.append((y.detach(), x.grad))
@@ -153,6 +188,8 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
     train.__name__ = "your parallel MLP"
     for ranks in (2, 4):
         job = judge.run(train, make, ranks=ranks, timeout=TIMEOUT_S)
+        if not _judge_returned(judge, job):
+            return
         if not all(found["params"] for found in job.results):
             judge.demand(False, "", f"{ranks} ranks: your module has no parameters. Put the slices into nn.Parameter, so that the optimizer can find them.")
             return
@@ -168,7 +205,7 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
                          f"(relative error {max(errors['output']):.2g}). So a weight or a bias has got a wrong gradient.")
         _judge_weights(judge, job)
         _judge_calls(judge, job, "one in forward and one in backward",
-                     "An all_gather puts the hidden layer together on every rank, and it may stay in parts: GELU works on each number alone.")
+                     "An all_gather puts the hidden layer (or a weight) together on every rank, and it may stay in parts: GELU works on each number alone.")
         _judge_bytes(judge, job, "two all_reduces of x")
         if not judge.verdict():
             return
@@ -188,7 +225,7 @@ def _judge_weights(judge: Judge, job: Job) -> None:
         why += ": a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"
     kept = held <= allowed and any(found["kept"] for found in job.results)
     judge.demand(not kept, f"{n} ranks: the whole weights are let go",
-                 f"{n} ranks: your module's parameters are small, but it keeps a whole weight alive in another place.")
+                 f"{n} ranks: your module's parameters are small, but it keeps a whole weight, or a copy of one, in another place.")
     judge.demand(held <= allowed, f"{n} ranks: each rank holds 1/{n} of the weights, to the byte", f"{n} ranks: {why}.")
 
 
@@ -203,15 +240,19 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
         rank, n = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(0)
         found = []
-        for offset in (0.0, 0.0, 2000.0):          # exp(2000) is more than a float64 can hold
+        borders = torch.tensor([0, 199, 200, 299, 300, 399, 400, 599])      # first and last tokens of the parts of 2 and 3 ranks
+        for offset, targets in ((0.0, None), (0.0, None), (2000.0, None), (0.0, borders.repeat(3))):     # exp(2000) is more than a float64 can hold
             # The offset is larger from one rank's part to the next: the largest logit of a token is not on every rank.
             full = torch.randn(TOKENS, VOCABULARY) + offset * torch.arange(VOCABULARY).div(VOCABULARY / 3).floor()
-            targets = torch.randint(VOCABULARY, (TOKENS,))
+            targets = torch.randint(VOCABULARY, (TOKENS,)) if targets is None else targets
             mine, whole = full.tensor_split(n, 1)[rank].clone().requires_grad_(), full.clone().requires_grad_()
             wanted = F.cross_entropy(whole, targets)
             wanted.backward()
             with measure.step():
                 loss = answer(mine, targets)
+                if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                    what = repr(loss) if not isinstance(loss, torch.Tensor) else f"one of shape {list(loss.shape)}" if loss.numel() != 1 else "one without a grad_fn"
+                    return {"problem": f"your function must return the mean loss, a tensor with one number and a grad_fn, and it returned {what}"}
                 loss.backward()
             grad, part = mine.grad, whole.grad.tensor_split(n, 1)[rank]
             found.append({
@@ -224,12 +265,16 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
     losses.__name__ = "your loss"
     for ranks in (2, 3):
         job = judge.run(losses, answer, ranks=ranks, timeout=TIMEOUT_S)
-        for case, name in ((1, f"{ranks} ranks"), (2, f"{ranks} ranks, logits up to 4000")):
+        if not _judge_returned(judge, job):
+            return
+        for case, name in ((1, f"{ranks} ranks"), (2, f"{ranks} ranks, logits up to 4000"), (3, f"{ranks} ranks, targets at the borders of the parts")):
             found = [result[case] for result in job.results]
             worst = max(f["loss"] if f["finite"] else 2.0 for f in found)
             why = ("exp() of a large logit overflows. Subtract the token's largest logit first: the largest of **all** ranks"
                    if not all(f["finite"] for f in found) else
                    "it is the sum over the tokens; divide by their number" if found[0]["sum"] else f"relative error {worst:.2g}")
+            if case == 3 and judge.verdict():         # nothing but the borders is wrong
+                why += f". Rank 1 has the tokens {VOCABULARY // ranks} to {2 * VOCABULARY // ranks - 1}, both included"
             if not judge.demand(worst < ERROR_LIMIT, f"{name}: the loss is that of one process, on every rank",
                                 f"{name}: the loss is not that of one process on every rank: {why}."):
                 continue
@@ -244,14 +289,15 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
 
 
 def _judge_small(judge: Judge, job: Job, token_bytes: int) -> None:
-    """Demand at most three collectives, which carry three numbers per token together."""
+    """Demand at most three collectives, which send no more than all_reduces of three numbers per token."""
     calls = job.comm[job.comm["rank"] == 0]
     judge.demand(len(calls) <= 3, f"{job.ranks} ranks: at most three collectives",
                  f"{job.ranks} ranks: {_used(job)}, and three are enough: the largest logit, the sum of exp(), and the target's logit.")
-    numbers = calls["payload_bytes"].sum() / token_bytes
-    judge.demand(numbers <= 3, f"{job.ranks} ranks: together they carry no more than three numbers per token",
-                 f"{job.ranks} ranks: your collectives carry {numbers:,.0f} numbers per token, and three are enough. The logits must stay where they are: only "
-                 "a maximum and two sums over the vocabulary need to travel.")
+    sent = calls["algorithm_bytes"].sum() / token_bytes if len(calls) else 0.0
+    enough = theory.collective_bytes("all_reduce", 3, job.ranks)
+    judge.demand(sent <= BYTES_LIMIT * enough, f"{job.ranks} ranks: together they send no more than all_reduces of three numbers per token",
+                 f"{job.ranks} ranks: your collectives send {sent:,.1f} numbers per token, and all_reduces of three numbers send {enough:.1f}. The logits must "
+                 "stay where they are: only a maximum and two sums over the vocabulary need to travel.")
 
 
 def _used(job: Job) -> str:
