@@ -121,6 +121,14 @@ def make_groups_keeps_the_last(sizes):
     return {axis: [dist.new_group(ranks) for ranks in axis_groups(axis, sizes)][-1] for axis in sizes}
 
 
+def make_groups_as_lists(sizes):
+    return {axis: next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks) for axis in sizes}
+
+
+def make_groups_none_of_one_rank(sizes):
+    return {axis: group if sizes[axis] > 1 else None for axis, group in make_groups(sizes).items()}
+
+
 def make_groups_all_in_one(sizes):
     return {axis: dist.group.WORLD for axis in sizes}
 
@@ -166,6 +174,13 @@ def average_divides_by_all(model, groups):
         p.grad /= dist.get_world_size()
 
 
+def average_of_what_is_cut(model, groups):
+    """Takes "whole on every rank of a row" for "the same on all ranks"."""
+    for p in cut_and_whole(model)[0]:
+        dist.all_reduce(p.grad, group=groups["dp"])
+        p.grad /= dist.get_world_size(groups["dp"])
+
+
 def average_nothing(model, groups):
     pass
 
@@ -208,6 +223,14 @@ def gradient_norm(model, groups):
     squares = squares_of(cut)
     dist.all_reduce(squares, group=groups["tp"])
     return (squares + squares_of(whole)).sqrt().item()
+
+
+def norm_shared(model, groups):
+    """Right as well, as a tensor: each rank of a row counts its share of what is whole."""
+    cut, whole = cut_and_whole(model)
+    squares = squares_of(cut) + squares_of(whole) / dist.get_world_size(groups["tp"])
+    dist.all_reduce(squares, group=groups["tp"])
+    return squares.sqrt()
 
 
 def norm_of_this_rank(model, groups):
@@ -274,6 +297,13 @@ def plan_as_much_as_fits(numel, layers, gpus):
     """Right sizes by a wasteful way: it always takes a whole server."""
     tp = 8 if gpus % 8 == 0 else 1
     pp = next(pp for pp in range(1, layers + 1) if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9)
+    return {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}
+
+
+def plan_greedy(numel, layers, gpus):
+    """The smallest tp that is enough, and a pipeline only behind a whole server: where three parts are enough, it makes four."""
+    sizes = [(tp, 1) for tp in (1, 2, 4)] + [(8, pp) for pp in range(1, layers + 1) if layers % pp == 0]
+    tp, pp = next((tp, pp) for tp, pp in sizes if gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9)
     return {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}
 
 

@@ -119,9 +119,13 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
             return {"problem": f"rank {rank} must return a dict with the keys {', '.join(sizes)}, not {groups!r}"}
         found = {}
         for axis, group in groups.items():
-            if group is not None and not isinstance(group, dist.ProcessGroup):
+            if group is None:
+                return {"problem": f"rank {rank} returns None for {axis!r}, and to a collective None means all ranks. Make a group, also of one rank"}
+            if group is dist.GroupMember.NON_GROUP_MEMBER:
                 return {"problem": f"rank {rank} returns for {axis!r} a group that it is not in"}
-            found[axis] = dist.get_process_group_ranks(group or dist.group.WORLD)
+            if not isinstance(group, dist.ProcessGroup):
+                return {"problem": f"rank {rank} returns {group!r} for {axis!r}, and it must be a process group, as `dist.new_group` returns it"}
+            found[axis] = dist.get_process_group_ranks(group)
             if rank not in found[axis]:
                 return {"problem": f"rank {rank} returns for {axis!r} a group that it is not in, {found[axis]}"}
         for other in range(count):
@@ -190,6 +194,8 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
         cut = tensor_parallel.parallelize(make(), groups["tp"])
         optimizer, optimizer_of_one = (torch.optim.SGD(model.parameters(), 0.5, momentum=0.9) for model in (cut, one))
         names, found = [name for name, _ in one.named_parameters()], {"gradient": 0.0, "looks": ""}
+        cut_names = {f"{prefix}.{name}" for prefix, module in cut.named_modules() for name in getattr(module, "cut_dims", {})}
+        is_cut = flat(torch.full_like(p, name in cut_names) for name, p in one.named_parameters())
 
         def put_together():
             full = tensor_parallel.gather_full(cut, groups["tp"], grads=True)
@@ -209,7 +215,8 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
             if update == 0 and apart(grad, full) > ERROR_LIMIT:
                 guesses = {"the sum over dp, not the average: divide by the size of dp": full * sizes["dp"],
                            "divided by the number of all ranks; only dp counts, since the ranks of a row have the same samples": full / sizes["tp"],
-                           "this row's own gradient: nothing was averaged": own}
+                           "this row's own gradient: nothing was averaged": own,
+                           "this row's own where a parameter is whole: that is the same along tp, but each row has had other samples": own + is_cut * (full - own)}
                 found["looks"] = next((text for text, guess in guesses.items() if apart(grad, guess) < 1e-6), "")
             found["gradient"] = max(found["gradient"], apart(grad, full))
             optimizer.step()
@@ -276,7 +283,10 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
             cut(tokens).backward()                # all rows have the same tokens: as after an average over dp
             before = flat(p.grad for p in cut.parameters())
             with measure.step():
-                found.append(float(norm(cut, dict(groups))))
+                answer = norm(cut, dict(groups))
+            if not isinstance(answer, (int, float)) and not (isinstance(answer, torch.Tensor) and answer.numel() == 1):
+                return {"problem": f"your function must return the norm, a number, and it returned {answer!r}"}
+            found.append(float(answer))
             if not torch.equal(before, flat(p.grad for p in cut.parameters())):
                 return {"problem": "your function changes the gradients; it must only look at them"}
         parts, whole = 0.0, 0.0
@@ -314,7 +324,7 @@ def mesh_plan(judge: Judge, plan: Callable) -> None:
     """`plan(numel, layers, gpus)`: the sizes of dp, pp and tp, with at most 40 GB of model states on a GPU and as little model parallelism as that needs."""
     MEMORY, SERVER = 40e9, 8
     made_up = [{"model": 1, "layers": 16, "gpus": 8}, {"model": 20, "layers": 44, "gpus": 64}, {"model": 60, "layers": 36, "gpus": 72},
-               {"model": 3, "layers": 24, "gpus": 6}]
+               {"model": 3, "layers": 24, "gpus": 6}, {"model": 7, "layers": 24, "gpus": 24}]
     published = theory.published("megatron_configurations")["rows"]
     agree = 0
     for row in made_up + published:
