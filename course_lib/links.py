@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch.distributed as dist
 
 from course_lib import measure, theory
-from course_lib.arguments import number
+from course_lib.arguments import listed, number
 
 __all__ = ["slow_link"]
 
@@ -28,9 +28,14 @@ def slow_link(hosts: Sequence[Sequence[int]], bytes_per_s: float) -> Iterator[No
     shows the waiting as communication, "slow link". Calls that Python does not see (torch's own DDP) and other collectives are left alone.
 
     Args:
-        hosts: the ranks of each host; every rank once. bytes_per_s: speed of the link between hosts.
+        hosts: the ranks of each host; every rank of the job once. bytes_per_s: speed of the link between hosts.
+
+    Errors: ValueError for other hosts or another speed.
     """
     number("bytes_per_s", bytes_per_s, above=True)
+    listed("hosts", hosts, "a list of hosts, each a list of ranks", lambda host: isinstance(host, Sequence))
+    if sorted(rank for host in hosts for rank in host) != list(range(dist.get_world_size())):
+        raise ValueError(f"hosts={hosts}: every rank of the job must be on one host, 0 to {dist.get_world_size() - 1}.")
     host_of = {rank: host for host, ranks in enumerate(hosts) for rank in ranks}
     real, link = dist.all_reduce, _Link()
 

@@ -95,7 +95,7 @@ def hybrid_sharding(shape: tuple[int, int]) -> dict:
 
 
 def through_a_slow_link(numel: int, bytes_per_s: float) -> dict:
-    """Seconds of an all_reduce inside a host, between hosts, of two at once between hosts, and values; ranks 0, 1 and 2, 3 share hosts."""
+    """Seconds of an all_reduce inside a host, between hosts, of two at once between hosts; what is refused; and values; ranks 0, 1 and 2, 3 share hosts."""
     torch.set_default_device("cpu")
     own, found = hybrid.make_groups({"across": 2, "inside": 2}), {}
 
@@ -109,8 +109,19 @@ def through_a_slow_link(numel: int, bytes_per_s: float) -> dict:
         tensors = [torch.ones(numel) for _ in range(4)]
         found["inside"] = seconds(lambda: dist.all_reduce(tensors[0], group=own["inside"]))
         found["across"] = seconds(lambda: dist.all_reduce(tensors[1], group=own["across"]))
-        works = []
-        found["launching"] = seconds(lambda: works.extend(dist.all_reduce(t, group=own["across"], async_op=True) for t in tensors[2:]))
-        found["two"] = seconds(lambda: [work.wait() for work in works])
+        dist.barrier()
+        begin = time.perf_counter()
+        works = [dist.all_reduce(t, group=own["across"], async_op=True) for t in tensors[2:]]
+        found["launched"] = time.perf_counter() - begin
+        for work in works:
+            work.wait()
+        found["two"] = time.perf_counter() - begin
     real = seconds(lambda: dist.all_reduce(torch.ones(numel), group=own["across"]))
+    found["refused"] = []
+    for hosts, speed in (([[0, 1], [2]], 1), ([[0, 1], [1, 2, 3]], 1), ([0, 1, 2, 3], 1), ([[0, 1], [2, 3]], 0)):
+        try:
+            with slow_link(hosts, speed):
+                found["refused"].append("nothing")
+        except ValueError as error:
+            found["refused"].append(str(error))
     return found | {"sums": [t.unique().tolist() for t in tensors], "afterwards": real}

@@ -122,10 +122,17 @@ def test_only_what_crosses_hosts_waits_for_the_link():
     for found in run(hybrid_workers.through_a_slow_link, numel, speed, ranks=4, backend="gloo").results:
         assert found["sums"] == [[2.0]] * 4
         assert found["across"] >= 0.1 and found["inside"] < found["across"] and found["afterwards"] < found["across"]
-        assert found["launching"] < 0.1 and found["launching"] + found["two"] >= 0.19, "two messages, one after the other"
+        assert found["launched"] < 0.2 <= found["two"], "two messages, one after the other, and the rank goes on meanwhile"
+        missing, double, flat, stopped = found["refused"]
+        assert missing == "hosts=[[0, 1], [2]]: every rank of the job must be on one host, 0 to 3." and double.endswith(missing[len("hosts=[[0, 1], [2]]"):])
+        assert flat == "hosts=[0, 1, 2, 3]: it must be a list of hosts, each a list of ranks." and stopped.startswith("bytes_per_s=0:")
 
 
 # -- the picture ---------------------------------------------------------------------------------------------------------------------
+
+def colors_of(ax) -> dict[str, str]:
+    return {text.get_text(): line.get_color() for text, line in zip(ax.get_legend().get_texts(), ax.get_legend().get_lines())}
+
 
 @pytest.mark.parametrize("sizes", [{"dp": 3}, TWO, CUBE], ids=str)
 def test_the_picture_has_a_box_per_rank_and_a_band_between_neighbours(sizes):
