@@ -82,7 +82,7 @@ def test_what_cannot_be_cut_is_refused():
     assert odd.startswith("ValueError: an odd number of Linear layers")
     assert norm.startswith("TypeError: cannot cut a LayerNorm between the two Linear layers of a pair")
     assert conv.startswith("TypeError: cannot cut a Conv2d: it must be a TinyGPT")
-    assert vocabulary == "ValueError: 50 features cannot be dealt out evenly to 4 ranks."
+    assert vocabulary == "ValueError: 50 tokens of the vocabulary cannot be dealt out evenly to 4 ranks."
     assert tokens == "ValueError: 9 tokens cannot be dealt out evenly to 4 ranks."
     assert len(outside) == 4 and all("Error" in found for rank in told for found in rank[-4:]), "no token outside of the vocabulary, on any rank"
 

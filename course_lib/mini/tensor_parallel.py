@@ -149,6 +149,7 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, embedding: nn.Embedding, region: Region = Region()) -> None:
         super().__init__()
         self.region = region
+        share(embedding.num_embeddings, "tokens of the vocabulary", region.group)
         self.weight = _slice(embedding.weight, 0, region.group)      # [vocab_size / n, dim]
 
     def forward(self, tokens: Tensor) -> Tensor:
