@@ -18,7 +18,7 @@ from course_lib.styles import INK, NORMAL, PAPER, SMALL, SOFT, panel
 __all__ = ["collective", "RingStep", "ring_steps", "ring", "mesh", "slider", "sources"]
 
 _RANK_COLORS = ("#8EC5EA", "#F3C36B", "#7FD1B5", "#E3A7C8", "#F19C79", "#D9D36A", "#B9A6E0", "#B7BDC4")      # by rank, light enough to write on
-_AXIS_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")       # by axis of a mesh
+_AXIS_COLORS = {"dp": "#0072B2", "tp": "#D55E00", "pp": "#009E73", "cp": "#CC79A7"}       # other axes of a mesh take what is left
 _WIDTH, _HEIGHT = 1.0, 0.62             # of a box
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -119,7 +119,9 @@ def mesh(title: str, subtitle: str, places: Sequence[Mapping[str, int]], groups:
         block = place[axes[0]] if len(axes) > 2 else 0
         centers.append((1.6 * (place[axes[-1]] + block * (columns + 0.35)), 1.5 * (place[axes[-2]] if len(axes) > 1 else 0)))
     ax = panel(title, subtitle, ax, size=(1.4 + 1.1 * (columns + 0.35) * blocks, 1.3 + 0.85 * rows))
-    for color, (axis, members) in zip(itertools.cycle(_AXIS_COLORS), groups.items()):
+    spare = itertools.cycle(color for axis, color in _AXIS_COLORS.items() if axis not in groups)
+    for axis, members in groups.items():
+        color = _AXIS_COLORS.get(axis) or next(spare)
         for group in members:
             for one, next_ in zip(group, group[1:]):
                 bend = 0.3 if len(axes) > 2 and axis == axes[0] else 0.0         # from block to block, over the ranks between

@@ -144,5 +144,6 @@ def test_the_picture_has_a_box_per_rank_and_a_band_between_neighbours(sizes):
     assert len(boxes) == count and len({box.get_xy() for box in boxes}) == count
     assert len(bands) == sum(count // size * (size - 1) for size in sizes.values())
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"{axis} groups" for axis in sizes]
+    assert colors_of(ax).items() <= {"dp groups": "#0072B2", "tp groups": "#D55E00", "pp groups": "#009E73"}.items(), "the same axis, the same colour"
     assert {f"rank {rank}" for rank in range(count)} <= {text.get_text() for text in ax.texts}
     plt.close(ax.figure)
