@@ -151,11 +151,14 @@ def star_bytes(root: int) -> None:
 
 
 class Branches(nn.Module):
-    """Three layers of which a batch uses one or two; the third is never used."""
+    """Three layers of which a batch uses one or two; the third is never used.
+
+    Buckets go backwards: that of `always` is full on every rank, the next one on some ranks, and the last one nowhere.
+    """
 
     def __init__(self):
         super().__init__()
-        self.always, self.sometimes, self.never = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.never, self.sometimes, self.always = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
 
     def forward(self, x, use: bool):
         return self.sometimes(self.always(x)) if use else self.always(x)

@@ -108,10 +108,12 @@ class DistributedDataParallel(nn.Module):
             names = {parameter: name for name, parameter in self.module.named_parameters()}
             raise RuntimeError(f"no gradient for {', '.join(sorted(names[parameter] for _, parameter in absent))} in this backward on rank "
                                f"{dist.get_rank()}: the loss does not depend on it. Freeze it, or pass find_unused_parameters=True.")
-        nowhere = self._without_gradient_on_all_ranks() if self._find_unused else []
+        parameters = [parameter for bucket in self.buckets for parameter in bucket.views]
+        has_grad = [parameter.grad is not None for parameter in parameters]               # asked now, for `put` gives one to each that has none
         for bucket, parameter in absent:
             bucket.put(parameter, 1 / dist.get_world_size(self.process_group))
         self._launch_full()
+        nowhere = self._without_gradient_on_all_ranks(parameters, has_grad) if self._find_unused else []
         for bucket in self.buckets:
             if bucket.work is not None:
                 bucket.work.wait()
@@ -119,9 +121,9 @@ class DistributedDataParallel(nn.Module):
             parameter.grad = None
         self._expect_all()
 
-    def _without_gradient_on_all_ranks(self) -> list[nn.Parameter]:
-        parameters = [parameter for bucket in self.buckets for parameter in bucket.views]
-        ranks = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=parameters[0].device)
+    def _without_gradient_on_all_ranks(self, parameters: list[nn.Parameter], has_grad: list[bool]) -> list[nn.Parameter]:
+        """Ask all ranks: after the last bucket has left, for until then one rank may have sent more of them than another."""
+        ranks = torch.tensor(has_grad, dtype=torch.int32, device=parameters[0].device)
         dist.all_reduce(ranks, group=self.process_group)      # how many ranks have a gradient [number of parameters]
         return [parameter for parameter, count in zip(parameters, ranks.tolist()) if count == 0]
 
