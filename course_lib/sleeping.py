@@ -28,7 +28,7 @@ class SleepingNet(nn.Module):
     def __init__(self, layers: int = 8, layer_bytes: int = 2**20, backward_s: float = 0.01, forward_s: float = 0.0) -> None:
         super().__init__()
         whole("layers", layers, most=4096)
-        whole("layer_bytes", layer_bytes, most=2**33)
+        whole("layer_bytes", layer_bytes, least=4, most=2**33)
         self.weights = nn.ParameterList(torch.randn(layer_bytes // 4) for _ in range(layers))
         self.forward_s, self.backward_s = number("forward_s", forward_s), number("backward_s", backward_s)
 

@@ -226,6 +226,27 @@ def update_without_zero_grad(ddp, optimizer, micro_batches):
     optimizer.zero_grad = zero_grad
 
 
+def update_with_one_backward(ddp, optimizer, micro_batches):
+    """Right values, and one synchronisation without `no_sync`; but all activations are held until the end."""
+    optimizer.zero_grad()
+    losses = [F.cross_entropy(ddp(images), labels, reduction="sum") for images, labels in micro_batches]
+    (sum(losses) / sum(len(labels) for _, labels in micro_batches)).backward()
+    optimizer.step()
+
+
+def update_divided_by_all_samples(ddp, optimizer, micro_batches):
+    """DDP divides by the number of ranks as well."""
+    for group in optimizer.param_groups:
+        group["lr"] /= dist.get_world_size()
+    update(ddp, optimizer, micro_batches)
+
+
+def update_without_step(ddp, optimizer, micro_batches):
+    step, optimizer.step = optimizer.step, lambda: None
+    update(ddp, optimizer, micro_batches)
+    optimizer.step = step
+
+
 def update_joined(ddp, optimizer, micro_batches):
     images, labels = (torch.cat(part) for part in zip(*micro_batches))
     update(ddp, optimizer, [(images, labels)])
@@ -259,6 +280,16 @@ def save_without_barrier(path, ddp, optimizer, step):
         torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
 
 
+def save_and_close_late(path, ddp, optimizer, step):
+    """Without a barrier, and the file is there before anything is in it."""
+    if dist.get_rank() == 0:
+        with open(path, "wb") as file:
+            torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, file)
+    else:
+        while not os.path.exists(path):
+            pass
+
+
 def save_barrier_first(path, ddp, optimizer, step):
     dist.barrier()
     save_without_barrier(path, ddp, optimizer, step)
@@ -268,6 +299,31 @@ def save_wrapped(path, ddp, optimizer, step):
     if dist.get_rank() == 0:
         torch.save({"model": ddp.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
     dist.barrier()
+
+
+def save_the_model_itself(path, ddp, optimizer, step):
+    if dist.get_rank() == 0:
+        torch.save({"model": ddp.module, "optimizer": optimizer.state_dict(), "step": step}, path)
+    dist.barrier()
+
+
+def save_other_keys(path, ddp, optimizer, step):
+    if dist.get_rank() == 0:
+        torch.save({"weights": ddp.module.state_dict(), "step": step}, path)
+    dist.barrier()
+
+
+def load_and_broadcast(path, ddp, optimizer):
+    """Right as well: rank 0 reads, and sends to the others."""
+    content = [torch.load(path, map_location="cpu", weights_only=True) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(content, src=0)
+    ddp.module.load_state_dict(content[0]["model"])
+    optimizer.load_state_dict(content[0]["optimizer"])
+    return content[0]["step"]
+
+
+def load_without_return(path, ddp, optimizer):
+    load(path, ddp, optimizer)
 
 
 def load_with_code(path, ddp, optimizer):

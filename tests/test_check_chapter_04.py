@@ -11,6 +11,7 @@ RIGHT = [
     (DDP, [answers.minis_ddp]),
     (SYNC, [answers.update]),
     (FILE, [answers.save, answers.load]),
+    (FILE, [answers.save, answers.load_and_broadcast]),
 ]
 UNTOUCHED = [(DDP, [answers.Untouched]), (SYNC, [answers.stub]), (FILE, [answers.stub, answers.load]), (FILE, [answers.save, answers.stub])]
 WRONG = [       # a check, answers, words that name the problem, and words of a demand that is met all the same
@@ -27,7 +28,7 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (DDP, [answers.NoBroadcast], ["rank 1 does not start with the weights of rank 0. Broadcast them"], "every gradient is that"),
     (DDP, [answers.AveragesTheStart], ["rank 1 does not start with the weights of rank 0"], "every gradient is that"),
     (DDP, [answers.ForgetsBuffers], ["`module.buffers()` must be broadcast too"], "every gradient is that"),
-    (DDP, [answers.StartOnly], ["nothing was sent", "It is this rank's own gradient: nothing was averaged"], "and with its buffers"),
+    (DDP, [answers.StartOnly], ["nothing was summed", "It is this rank's own gradient: nothing was averaged"], "and with its buffers"),
     (DDP, [answers.LastMicroBatchOnly], ["It is averaged in the last micro-batch alone"], "exactly one synchronisation"),
     (DDP, [answers.ByReduceAndBroadcast], ["a rank sent"], "every gradient is that"),
     (DDP, [answers.HooksOnFrozen], ["raised RuntimeError"], ""),
@@ -36,13 +37,20 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (SYNC, [answers.update_never], ["the ranks have different weights"], "one forward per micro-batch"),
     (SYNC, [answers.update_plain_mean], ["divide the sum of all losses by the number of this rank's samples"], "exactly one synchronisation"),
     (SYNC, [answers.update_without_zero_grad], ["are the gradients of the update before still there?"], "exactly one synchronisation"),
+    (SYNC, [answers.update_with_one_backward], ["3 forwards wait for one backward"], "exactly one synchronisation"),
+    (SYNC, [answers.update_divided_by_all_samples], ["3 ranks, micro-batches of 8, 3 and 5: the first update is 0.333 times that of one process"], "one forward"),
+    (SYNC, [answers.update_without_step], ["the first update leaves the weights as they were"], "one forward per micro-batch"),
     (SYNC, [answers.update_joined], ["the model ran 1 times for 3 micro-batches"], "weights are those of one process"),
     (FILE, [answers.save_on_every_rank, answers.load], ["they called it 1 and 1 times"], "training goes on as if"),
     (FILE, [answers.save_without_barrier, answers.load], ["`save` returned on rank 1 before the file was there"], "training goes on as if"),
     (FILE, [answers.save_barrier_first, answers.load], ["after torch.save, on every rank"], "rank 0 alone saves"),
+    (FILE, [answers.save_and_close_late, answers.load], ["before the file was there, and complete"], "training goes on as if"),
+    (FILE, [answers.save_the_model_itself, answers.load], ["no object of a class, such as the model itself"], "rank 0 alone saves"),
+    (FILE, [answers.save_other_keys, answers.load], ["a dict with the keys weights, step, and it should hold"], "rank 0 alone saves"),
     (FILE, [answers.save_wrapped, answers.load], ["the wrapper puts \"module.\" before each name"], "rank 0 alone saves"),
     (FILE, [answers.save, answers.load_with_code], ["the code ran. Load with `weights_only=True`"], "training goes on as if"),
     (FILE, [answers.save, answers.load_without_map_location], ["without `map_location`"], "training goes on as if"),
+    (FILE, [answers.save, answers.load_without_return], ["must return the step, 3, on every rank, and returned None"], "training goes on as if"),
     (FILE, [answers.save, answers.load_model_only], ["Restore the optimizer's state too"], "`load` returns the step"),
     (FILE, [answers.save, answers.load_on_rank_0], ["Restore the optimizer's state too, on every rank"], "`load` returns the step"),
 ]

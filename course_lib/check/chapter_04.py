@@ -2,6 +2,7 @@
 
 What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
 """
+import tempfile
 from collections.abc import Callable
 
 import torch
@@ -154,7 +155,7 @@ def _judge_bytes(judge: Judge, case: str, job: Job, gradient_bytes: int, micro_b
     used = ", ".join(f"{count} {op}" for op, count in calls[calls["rank"] == 0]["op"].value_counts().items())
     gathers = "all_gather" in set(calls["op"]) and "reduce_scatter" not in set(calls["op"])
     if not gathers:
-        why = ("nothing was sent: the gradients of the other ranks cannot have arrived" if times == 0 else
+        why = ("nothing was summed: the gradients of the other ranks cannot have come into yours" if times == 0 else
                f"the gradients travelled {times:.2f} times ({used})" + (": once in every micro-batch. Under `no_sync` nothing may be sent: gradients "
                "add up in `.grad`, and the last backward sends the sum" if micro_batches * 0.95 < times < micro_batches * 1.05 else ""))
         judge.demand(0.98 <= times <= BYTES_LIMIT, f"{case}: exactly one synchronisation per update", f"{case}: exactly one synchronisation per update, but {why}.")
@@ -167,7 +168,7 @@ def _judge_bytes(judge: Judge, case: str, job: Job, gradient_bytes: int, micro_b
 
 @exercise
 def one_synchronisation(judge: Judge, update: Callable) -> None:
-    """`update(ddp, optimizer, micro_batches)`: one update with torch's DDP from micro-batches of different sizes, and one synchronisation."""
+    """`update(ddp, optimizer, micro_batches)`: one update with torch's DDP from micro-batches of different sizes, one at a time, and one synchronisation."""
     UPDATES, SIZES, WIDTHS = 3, (8, 3, 5), (64, 512, 256, 10)
 
     def train(update):
@@ -183,23 +184,40 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
         module.load_state_dict(one.state_dict())
         ddp = DistributedDataParallel(module)
         optimizer, optimizer_of_one = (torch.optim.SGD(model.parameters(), 0.5, momentum=0.9) for model in (module, one))
-        forwards = []
-        module.register_forward_hook(lambda module, inputs, output: forwards.append(len(output)))
+        forwards, waiting, most_waiting = 0, 0, 0         # of one update: forwards that have run, that wait for their backward, and at most
+
+        def after_forward(module, inputs, output):
+            nonlocal forwards, waiting, most_waiting
+            forwards += 1
+            if output.requires_grad:
+                waiting += 1
+                most_waiting = max(most_waiting, waiting)
+                output.register_hook(before_backward)
+
+        def before_backward(grad):
+            nonlocal waiting
+            waiting -= 1
+
+        module.register_forward_hook(after_forward)
         images, labels = (data[:UPDATES * n * total] for data in digits())
         for number in range(UPDATES):
             start = (number * n + rank) * total
             mine = zip(images[start:start + total].double().split(SIZES), labels[start:start + total].split(SIZES))
             whole = slice(number * n * total, (number + 1) * n * total)
-            forwards.clear()
+            forwards = waiting = most_waiting = 0
+            before = flat(one.parameters())
             with measure.step(module, optimizer):
                 update(ddp, optimizer, list(mine))
-            before = flat(one.parameters())
             optimizer_of_one.zero_grad()
             F.cross_entropy(one(images[whole].double()), labels[whole]).backward()
             optimizer_of_one.step()
             if number == 0:
-                first = ((flat(module.parameters()) - flat(one.parameters())).norm() / (flat(one.parameters()) - before).norm()).item()
-        return {"first": first, "forwards": len(forwards), "P": before.nbytes, "weights": flat(module.parameters()), "wanted": flat(one.parameters())}
+                moved, wanted = (flat(model.parameters()) - before for model in (module, one))
+                first, factor = ((moved - wanted).norm() / wanted.norm()).item(), ((moved @ wanted) / (wanted @ wanted)).item()
+                if (moved - factor * wanted).norm() > 1e-6 * wanted.norm():
+                    factor = None                 # another direction, and not only another length
+        return {"first": first, "factor": factor, "forwards": forwards, "most_waiting": most_waiting, "P": before.nbytes,
+                "weights": flat(module.parameters()), "wanted": flat(one.parameters())}
 
     train.__name__ = "your function"
     for ranks in (2, 3):
@@ -212,37 +230,36 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
             why = "the ranks have different weights: their last backward must not be under `no_sync`, or nobody averages"
         elif first < ERROR_LIMIT:
             why = "the first update is right, and a later one is not: are the gradients of the update before still there?"
-        else:
+        elif (factor := job.results[0]["factor"]) is None:
             why = (f"the first update misses that of one process by {first:.0%} of its length. A micro-batch counts by its samples: "
-                   "divide the sum of all losses by the number of this rank's samples")
+                   "divide the sum of all losses by the number of this rank's samples. And zero the gradients once, before the first backward")
+        else:
+            why = ("the first update leaves the weights as they were" if abs(factor) < 1e-6 else
+                   f"the first update is {factor:.3g} times that of one process: by what do you divide the losses? (DDP itself divides by the number of ranks)")
         judge.demand(error < ERROR_LIMIT, f"{case}: the weights are those of one process", f"{case}: {why}.")
         forwards = job.results[0]["forwards"]
         judge.demand(forwards == len(SIZES), f"{case}: one forward per micro-batch", f"{case}: the model ran {forwards} times for {len(SIZES)} micro-batches.")
+        judge.demand(job.results[0]["most_waiting"] <= 1, f"{case}: each backward follows its forward",
+                     f"{case}: {job.results[0]['most_waiting']} forwards wait for one backward, and the activations of all their micro-batches are in memory at once. "
+                     "Call backward after each forward: gradients add up in `.grad`.")
         _judge_bytes(judge, case, job, job.results[0]["P"], len(SIZES))
 
 
 @exercise
 def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
     """`save(path, ddp, optimizer, step)` by rank 0 alone and awaited by all; `load(path, ddp, optimizer)` returns the step and runs no code of the file."""
-    def train(save, load):
+    WIDTHS = (64, 96, 10)
+
+    def train(save, load, path):
+        import io
         import os
-        import pathlib
-        import tempfile
         import time
 
         from torch.nn.parallel import DistributedDataParallel
 
-        class Planted:
-            """Unpickled, it makes a directory: code that came with a file."""
-            def __init__(self, mark):
-                self.mark = mark
-
-            def __reduce__(self):
-                return os.mkdir, (self.mark,)
-
         def make(seed):
             torch.manual_seed(seed)
-            ddp = DistributedDataParallel(MLP((64, 96, 10)))
+            ddp = DistributedDataParallel(MLP(WIDTHS))
             return ddp, torch.optim.Adam(ddp.parameters(), 0.01)
 
         def steps(ddp, optimizer, first, last):
@@ -254,72 +271,96 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 optimizer.step()
             return torch.cat([p.detach().flatten() for p in ddp.parameters()])
 
-        rank, found, own_save, own_load = dist.get_rank(), {"saves": 0, "loads": [], "plain": ""}, torch.save, torch.load
-        folder = [tempfile.mkdtemp() if rank == 0 else None]
-        dist.broadcast_object_list(folder, src=0)
-        path = os.path.join(folder[0], "checkpoint.pt")
-
-        def slow_save(*args, **kwargs):           # as slow as a large model on a network drive
-            found["saves"] += 1
-            time.sleep(0.4)
-            own_save(*args, **kwargs)
+        def slow_save(obj, f, *args, **kwargs):   # as slow as a large model on a network drive
+            if not isinstance(f, io.BytesIO):     # which torch uses itself, to send a tensor as an object
+                found["saves"] += 1
+                time.sleep(0.4)
+            own_save(obj, f, *args, **kwargs)
 
         def noted_load(f, map_location=None, *args, **kwargs):
-            found["loads"].append(map_location is not None)
+            if not isinstance(f, io.BytesIO):
+                found["loads"].append(map_location is not None)
             return own_load(f, map_location, *args, **kwargs)
 
+        def size():
+            return os.path.getsize(path) if os.path.exists(path) else None
+
+        def problem_of_the_file():
+            try:
+                content = own_load(path, map_location="cpu", weights_only=True)
+            except Exception:
+                return "torch.load refuses it with `weights_only=True`. Save state dicts and numbers, and no object of a class, such as the model itself."
+            if not isinstance(content, dict) or not {"model", "optimizer", "step"} <= set(content):
+                holds = f"a dict with the keys {', '.join(map(str, content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+                return f"it holds {holds}, and it should hold a dict with the keys model, optimizer and step."
+            try:
+                MLP(WIDTHS).load_state_dict({name: tensor.cpu() for name, tensor in content["model"].items()})
+            except Exception:
+                return "a plain model cannot load its `model`. Save `ddp.module.state_dict()`: the wrapper puts \"module.\" before each name."
+            return ""
+
+        rank, found, own_save, own_load = dist.get_rank(), {"saves": 0, "loads": [], "problem": ""}, torch.save, torch.load
         torch.save, torch.load = slow_save, noted_load
         try:
             ddp, optimizer = make(0)
             steps(ddp, optimizer, 0, 3)
             save(path, ddp, optimizer, 3)
-            found["there"] = os.path.exists(path)
+            then = size()
             dist.barrier()
-            if not os.path.exists(path):
-                return found | {"plain": f"{os.path.basename(path)} was not written"}
-            straight = steps(ddp, optimizer, 3, 6)
-            try:
-                content = own_load(path, map_location="cpu", weights_only=True)
-                MLP((64, 96, 10)).load_state_dict({name: tensor.cpu() for name, tensor in content["model"].items()})
-            except Exception as error:
-                found["plain"] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-                dist.barrier()
+            found["complete"] = then is not None and then == size()
+            if size() is None:
+                return found | {"problem": "it was not written."}
+            found["problem"] = problem_of_the_file()
+            if found["problem"]:
                 return found
+            straight = steps(ddp, optimizer, 3, 6)
             ddp, optimizer = make(1)
             found["step"] = load(path, ddp, optimizer)
             found["resumed"] = ((steps(ddp, optimizer, 3, 6) - straight).norm() / straight.norm()).item()
-            dist.barrier()
-            mark = os.path.join(folder[0], f"planted{rank}")
-            own_save({"model": Planted(mark), "optimizer": Planted(mark), "step": 3}, f"{path}{rank}")
-            try:
-                load(f"{path}{rank}", ddp, optimizer)
-            except Exception:
-                pass
-            found["planted"] = os.path.exists(mark)
-            dist.barrier()
         finally:
             torch.save, torch.load = own_save, own_load
-            if rank == 0:
-                for left in (*pathlib.Path(folder[0]).iterdir(), pathlib.Path(folder[0])):
-                    left.rmdir() if left.is_dir() else left.unlink()
         return found
 
-    train.__name__ = "your function"
-    job = judge.run(train, save, load, ranks=2, timeout=TIMEOUT_S)
-    zero, other = job.results
-    judge.demand((zero["saves"], other["saves"]) == (1, 0), "rank 0 alone saves, once",
-                 f"rank 0 must call torch.save once and rank 1 never, and they called it {zero['saves']} and {other['saves']} times. All ranks have the same weights, "
-                 "and two that write one file damage it.")
-    judge.demand(other.get("there", False), "when `save` returns on any rank, the file is there",
-                 "`save` returned on rank 1 before the file was there. The others must wait until rank 0 has written it: a barrier, after torch.save, on every rank.")
-    if not judge.demand(not zero["plain"], "a plain model can load it, without DDP",
-                        f"a plain model cannot load `[\"model\"]` of the file ({zero['plain']}). Save `ddp.module.state_dict()`: the wrapper puts \"module.\" before each name."):
-        return
-    judge.demand(all(found["step"] == 3 for found in job.results), "`load` returns the step", f"`load` must return the step, 3, and returned {zero['step']!r}.")
-    resumed = max(found["resumed"] for found in job.results)
-    judge.demand(resumed < 1e-6, "training goes on as if it had never stopped",
-                 f"training does not go on as before: three steps later the weights are {resumed:.2g} away (relative). Restore the optimizer's state too, on every rank.")
-    judge.demand(all(found["loads"] and all(found["loads"]) for found in job.results), "`map_location` says where the tensors go",
-                 "torch.load was called without `map_location`. A tensor that was saved from the GPU of rank 0 would then be loaded to that GPU by every rank.")
-    judge.demand(not any(found["planted"] for found in job.results), "code that is hidden in a file does not run",
-                 "a file with code in it was loaded, and the code ran. Load with `weights_only=True`.")
+    def code_runs(load, path):
+        """Whether code that came with a file runs when it is loaded."""
+        import os
+
+        from torch.nn.parallel import DistributedDataParallel
+
+        class Planted:
+            """Unpickled, it makes a directory."""
+            def __reduce__(self):
+                return os.mkdir, (f"{path}.mark",)
+
+        torch.save({"model": Planted(), "optimizer": Planted(), "step": 3}, path)
+        ddp = DistributedDataParallel(MLP(WIDTHS))
+        try:
+            load(path, ddp, torch.optim.Adam(ddp.parameters()))
+        except Exception:
+            pass                                  # as it should be
+        return os.path.exists(f"{path}.mark")
+
+    train.__name__ = code_runs.__name__ = "your function"
+    with tempfile.TemporaryDirectory() as folder:
+        job = judge.run(train, save, load, f"{folder}/checkpoint.pt", ranks=2, timeout=TIMEOUT_S)
+        zero, other = job.results
+        judge.demand((zero["saves"], other["saves"]) == (1, 0), "rank 0 alone saves, once",
+                     f"rank 0 must call torch.save once and rank 1 never, and they called it {zero['saves']} and {other['saves']} times. All ranks have the same weights, "
+                     "and two that write one file damage it.")
+        judge.demand(other["complete"], "when `save` returns on any rank, the file is there",
+                     "`save` returned on rank 1 before the file was there, and complete. The others must wait until rank 0 has written it: "
+                     "a barrier, after torch.save, on every rank.")
+        if not judge.demand(not zero["problem"], "a plain model can load it, without DDP", f"the file: {zero['problem']}"):
+            return
+        wrong = [found["step"] for found in job.results if found["step"] != 3]
+        judge.demand(not wrong, "`load` returns the step", f"`load` must return the step, 3, on every rank, and returned {wrong[0] if wrong else 3!r:.60}.")
+        resumed = max(found["resumed"] for found in job.results)
+        judge.demand(resumed < 1e-6, "training goes on as if it had never stopped",
+                     f"training does not go on as before: three steps later the weights are {resumed:.2g} away (relative). "
+                     "Restore the optimizer's state too, on every rank.")
+        loads = zero["loads"] + other["loads"]
+        judge.demand(loads and all(loads), "`map_location` says where the tensors go",
+                     "torch.load was called without `map_location`. A tensor that was saved from the GPU of rank 0 would then be loaded to that GPU by every rank."
+                     if loads else "torch.load was not called.")
+        planted = judge.run(code_runs, load, f"{folder}/planted.pt", ranks=1, timeout=TIMEOUT_S).results[0]
+    judge.demand(not planted, "code that is hidden in a file does not run", "a file with code in it was loaded, and the code ran. Load with `weights_only=True`.")

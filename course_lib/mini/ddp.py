@@ -49,7 +49,8 @@ class DistributedDataParallel(nn.Module):
         self._find_unused, self._all_reduce, self._sync = find_unused_parameters, all_reduce, True
         self._broadcast([*module.parameters(), *module.buffers()])
         learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.buckets = make_buckets(reversed(learning), bucket_cap_mb * 2**20)        # backward meets the last layer first
+        # Backward meets the last layer first. (torch deals out once more after the first backward, in the order that it has seen.)
+        self.buckets = make_buckets(reversed(learning), bucket_cap_mb * 2**20)
         for bucket in self.buckets:
             for parameter in bucket.views:
                 parameter.register_post_accumulate_grad_hook(lambda parameter, bucket=bucket: self._arrive(parameter, bucket))
