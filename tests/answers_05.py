@@ -173,6 +173,23 @@ def bucketed_without_finish(model, bucket_bytes):
     _bucketed(model, bucket_bytes)
 
 
+def bucketed_without_writing_back(model, bucket_bytes):
+    """The sums arrive, in flat tensors that nobody reads."""
+    finish = _bucketed(model, bucket_bytes)
+
+    def keep():
+        own = [p.grad.clone() for p in _learning(model)]
+        finish()
+        for p, grad in zip(_learning(model), own):
+            p.grad.copy_(grad)
+    return keep
+
+
+def bucketed_a_layer_late(model, bucket_bytes):
+    """Takes > for >=."""
+    return _bucketed(model, bucket_bytes + 1)
+
+
 def bucketed_without_messages(model, bucket_bytes):
     return lambda: None
 
@@ -190,6 +207,14 @@ def finish_time(ready_s, send_s):
 def finish_time_from_the_back(ready_s, send_s):
     """Right as well: some bucket is the last that finds the network free, and from then on it never rests."""
     return max(ready + sum(send_s[k:]) for k, ready in enumerate(ready_s))
+
+
+def finish_time_as_a_tensor(ready_s, send_s):
+    return torch.tensor(finish_time(ready_s, send_s), dtype=torch.float64)
+
+
+def finish_time_in_ms(ready_s, send_s):
+    return 1e3 * finish_time(ready_s, send_s)
 
 
 def finish_time_without_overlap(ready_s, send_s):
@@ -254,6 +279,26 @@ def half_hook_rounds_and_sends_fp32(state, bucket):
     return half_hook_in_fp32(state, bucket)
 
 
+def half_hook_without_return(state, bucket):
+    """PyTorch would crash."""
+    half_hook(state, bucket)
+
+
+def half_hook_that_returns_the_tensor(state, bucket):
+    return half_hook(state, bucket).wait()
+
+
+def half_hook_with_the_future_of_the_work(state, bucket):
+    """Its value is a list."""
+    return dist.all_reduce((bucket.buffer() / dist.get_world_size()).half(), async_op=True).get_future()
+
+
+def half_hook_without_messages(state, bucket):
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
 def half_hook_by_all_gather(state, bucket):
     flat = bucket.buffer()
     everyone = [torch.empty_like(flat, dtype=torch.float16) for _ in range(dist.get_world_size())]
@@ -303,6 +348,19 @@ def rates_of_fast_ranks(job):
 def rates_by_mean_step(job):
     timed = job.steps[job.steps["phase"] == "timed"]
     return _rates(job, timed.groupby("step")["seconds"].max().mean())
+
+
+def rates_by_shortest_step(job):
+    timed = job.steps[job.steps["phase"] == "timed"]
+    return _rates(job, timed.groupby("step")["seconds"].max().min())
+
+
+def rates_of_all_steps(job):
+    return _rates(job, _step_s(job), samples=int(job.steps.loc[job.steps["phase"] == "timed", "samples"].sum()))
+
+
+def rates_as_text(job):
+    return {name: f"{rate:.1f}" for name, rate in rates(job).items()}
 
 
 def rates_of_whole_job(job):

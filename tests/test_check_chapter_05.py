@@ -1,4 +1,6 @@
 """Each check of chapter 05 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+import functools
+
 import answers_05 as answers
 import pytest
 
@@ -6,12 +8,12 @@ from course_lib.check import chapter_05
 
 CHECKS = {
     chapter_05.bucketed_overlap: [answers.bucketed, answers.bucketed_from_the_shapes],
-    chapter_05.finish_time: [answers.finish_time, answers.finish_time_from_the_back],
+    chapter_05.finish_time: [answers.finish_time, answers.finish_time_from_the_back, answers.finish_time_as_a_tensor],
     chapter_05.half_precision_hook: [answers.half_hook, answers.half_hook_of_torch],
     chapter_05.quoted_rates: [answers.rates],
 }
 WRONG = [
-    (chapter_05.bucketed_overlap, answers.bucketed_all_at_the_end, "you made 1 calls (all_reduce): everything in one, at the end?"),
+    (chapter_05.bucketed_overlap, answers.bucketed_all_at_the_end, "you made 1 call (all_reduce): everything in one, at the end?"),
     (chapter_05.bucketed_overlap, answers.bucketed_all_at_the_end, "no bucket leaves before the last layer's backward"),
     (chapter_05.bucketed_overlap, answers.bucketed_full_buckets_at_the_end, "no bucket leaves before the last layer's backward"),
     (chapter_05.bucketed_overlap, answers.bucketed_one_per_parameter, "you made 8 calls (all_reduce): one for each parameter?"),
@@ -25,7 +27,10 @@ WRONG = [
     (chapter_05.bucketed_overlap, answers.bucketed_by_all_gather, "4 calls (all_gather)"),
     (chapter_05.bucketed_overlap, answers.bucketed_without_finish, "return the function `finish`; it returned None"),
     (chapter_05.bucketed_overlap, answers.bucketed_without_messages, "are not the average over the ranks"),
+    (chapter_05.bucketed_overlap, answers.bucketed_without_writing_back, "this rank's own gradient times 1: `finish` must wait"),
+    (chapter_05.bucketed_overlap, answers.bucketed_a_layer_late, "you made 3 calls (all_reduce): a bucket is full as soon as it holds"),
     (chapter_05.finish_time, answers.finish_time_without_overlap, "without overlap"),
+    (chapter_05.finish_time, answers.finish_time_in_ms, "milliseconds, and not seconds"),
     (chapter_05.finish_time, answers.finish_time_without_tail, "4 equal buckets, computing slower: ready at"),
     (chapter_05.finish_time, answers.finish_time_of_the_last_bucket, "backward plus the last bucket"),
     (chapter_05.finish_time, answers.finish_time_on_a_free_network, "4 equal buckets, communication slower: ready at"),
@@ -35,12 +40,18 @@ WRONG = [
     (chapter_05.half_precision_hook, answers.half_hook_in_fp32, "(float32), and half of P is"),
     (chapter_05.half_precision_hook, answers.half_hook_in_bfloat16, "the relative error is"),
     (chapter_05.half_precision_hook, answers.half_hook_rounds_and_sends_fp32, "(float32), and half of P is"),
+    (chapter_05.half_precision_hook, answers.half_hook_without_return, "the hook must return a Future (as `work.get_future()` gives one), and returned a NoneType"),
+    (chapter_05.half_precision_hook, answers.half_hook_that_returns_the_tensor, "and returned a Tensor"),
+    (chapter_05.half_precision_hook, answers.half_hook_with_the_future_of_the_work, "the value of the hook's Future must be the flat tensor, and is a list"),
     (chapter_05.half_precision_hook, answers.half_hook_by_all_gather, "you call all_gather"),
     (chapter_05.quoted_rates, answers.rates_of_rank_0, "what rank 0 alone does"),
-    (chapter_05.quoted_rates, answers.rates_of_all_collectives, "collectives_per_s is 3.00 times what it should be: it looks like the sum over all ranks"),
+    (chapter_05.quoted_rates, answers.rates_of_all_collectives, "collectives_per_s is 3 times what it should be: it looks like the sum over all ranks"),
     (chapter_05.quoted_rates, answers.rates_of_payload, "the payload, and not what the algorithm sends"),
     (chapter_05.quoted_rates, answers.rates_of_fast_ranks, "not of the slowest rank"),
     (chapter_05.quoted_rates, answers.rates_by_mean_step, "the mean over the timed steps"),
+    (chapter_05.quoted_rates, answers.rates_by_shortest_step, "the shortest step, and not the median"),
+    (chapter_05.quoted_rates, answers.rates_of_all_steps, "the samples of all timed steps over the time of one"),
+    (chapter_05.quoted_rates, answers.rates_as_text, "samples_per_s must be a number, and is '"),
     (chapter_05.quoted_rates, answers.rates_of_whole_job, "the time of the whole job"),
     (chapter_05.quoted_rates, answers.rates_as_a_tuple, "return a dict with the keys"),
 ]
@@ -66,12 +77,24 @@ def test_the_stub_gets_one_calm_line(check):
     assert "not attempted yet" in repr(verdict)
 
 
+@functools.cache
+def verdict_on(check, answer):
+    """One run, also where an answer is refused for more than one reason."""
+    return check(answer)
+
+
 @pytest.mark.parametrize("check, answer, reason", WRONG, ids=lambda value: getattr(value, "__name__", None))
 def test_wrong_answers_are_refused_with_the_reason(check, answer, reason):
-    verdict = check(answer)
+    verdict = verdict_on(check, answer)
     assert not verdict and not verdict.untouched
     refused = [line for line in verdict.lines if line.startswith("no ")]
     assert any(reason in line for line in refused), repr(verdict)
     if answer in WASTEFUL:
         accepted = "\n".join(line for line in verdict.lines if line.startswith("yes "))
         assert "is the average" in accepted or "the average, with the precision of fp16" in accepted, repr(verdict)
+
+
+def test_a_factor_is_named_only_where_there_is_one():
+    """A rank's own gradient is no multiple of the average."""
+    verdict = chapter_05.half_precision_hook(answers.half_hook_without_messages)
+    assert not verdict and "and 0.001 is asked." in repr(verdict) and "times the average" not in repr(verdict)
