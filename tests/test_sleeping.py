@@ -28,6 +28,11 @@ def test_layers_take_the_time_they_are_told():
     assert middle - begin >= 0.04 and time.perf_counter() - middle >= 0.08
 
 
+def test_a_layer_has_at_least_one_weight():
+    with pytest.raises(ValueError, match="layer_bytes=3: it must be a whole number from 4"):
+        SleepingNet(layer_bytes=3)
+
+
 def job(*rows) -> Job:
     timeline = [{"rank": 0, "kind": kind, "name": kind, "start_s": start, "seconds": end - start} for kind, start, end in rows]
     return Job("job", 1, "gloo", "cpu", "CPU", 1.0, [None], [""], records={"timeline": timeline})
