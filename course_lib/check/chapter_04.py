@@ -46,7 +46,7 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
         if isinstance(model, Scaled):
             images, labels = (all_[update * samples:(update + 1) * samples] for all_ in digits())
             return images.double(), labels
-        return (torch.arange(samples * 17).add(update).pow(3).remainder(251).view(samples, 17),)          # tokens without a pattern that matters
+        return (torch.arange(samples * 9).add(update).pow(3).remainder(251).view(samples, 9),)          # tokens without a pattern that matters
 
     def loss_of(model, batch):
         return model(batch[0]) if len(batch) == 1 else F.cross_entropy(model(batch[0]), batch[1])
