@@ -8,9 +8,11 @@ from course_lib import check
 RIGHT = [
     (check.ping_pong, answers.ping_pong),
     (check.ping_pong, answers.ping_pong_in_int64),
+    (check.ping_pong, answers.ping_pong_without_waiting),
     (check.my_share, answers.my_share),
     (check.my_share, answers.my_share_strided),
     (check.average, answers.average),
+    (check.average, answers.average_in_place),
     (check.average, answers.average_through_autograd),
 ]
 UNTOUCHED = [(check.ping_pong, answers.ping_pong_untouched), (check.my_share, answers.my_share_untouched), (check.average, answers.average_untouched)]
@@ -21,6 +23,8 @@ WRONG = [       # a check, an answer, and words that name its problem
     (check.ping_pong, answers.ping_pong_rank_1_first, "rank 0 must send first"),
     (check.ping_pong, answers.ping_pong_padded, "your largest message has 4000 bytes"),
     (check.ping_pong, answers.ping_pong_forgets_to_add, "rank 1 must return [1, 3, 5], and returned [0.0, 0.0, 0.0]"),
+    (check.ping_pong, answers.ping_pong_keeps_one_tensor, "rank 1 must return [1, 3, 5], and returned [tensor([5.]), tensor([5.]), tensor([5.])]"),
+    (check.ping_pong, answers.ping_pong_of_objects, "rank 0 sent 10 and rank 1 sent 10 times"),
     (check.ping_pong, answers.ping_pong_returns_the_last, "rank 0 must return [2, 4, 6], and returned 6.0"),
     (check.ping_pong, answers.ping_pong_raises, "rank 1: raised TypeError"),
     (check.my_share, answers.my_share_loses_the_rest, "10 samples on 4 ranks: 2 samples are on no rank (the ranks have 2, 2, 2, 2 samples)"),
@@ -30,11 +34,18 @@ WRONG = [       # a check, an answer, and words that name its problem
     (check.my_share, answers.my_share_overlaps, "10 samples on 4 ranks: 2 samples are on more than one rank"),
     (check.my_share, answers.my_share_told_by_rank_0, "yours sent messages (broadcast)"),
     (check.my_share, answers.my_share_as_a_number, "not a value of type int"),
+    (check.my_share, answers.my_share_of_positions, "12 samples on 4 ranks: 0 is not in the batch, which has 100 to 111"),
+    (check.my_share, answers.my_share_as_a_mask, "not a tensor of bool with the shape (12,)"),
+    (check.my_share, answers.my_share_as_a_list, "not a value of type list"),
+    (check.my_share, answers.my_share_as_a_column, "not a tensor of int64 with the shape (3, 1)"),
     (check.average, answers.average_one_by_one, "you called 4"),
     (check.average, answers.average_is_a_sum, "4 times the average: by what do you divide?"),
     (check.average, answers.average_of_two, "2 times the average"),
     (check.average, answers.average_by_all_gather, "your all_gather sends"),
     (check.average, answers.average_in_double, "your all_reduce sends"),
+    (check.average, answers.average_padded, "your all_reduce sends"),
+    (check.average, answers.average_in_half, "rank 0: gradient 0 is not the average over all ranks"),
+    (check.average, answers.average_by_a_missing_forward, 'is missing the required "forward" function'),
     (check.average, answers.average_to_rank_0, "rank 1: gradient 0 is not the average over all ranks"),
     (check.average, answers.average_without_messages, "rank 0: gradient 0 is not the average over all ranks"),
     (check.average, answers.average_flat, "return a list of tensors"),
@@ -64,6 +75,15 @@ def test_a_wrong_answer_is_refused_with_its_reason(judge, answer, reason):
     verdict = judge(answer)
     assert not verdict.passed and not verdict.untouched
     assert any(line.startswith("no") and reason in line for line in verdict.lines), verdict
+
+
+@pytest.mark.parametrize("given, shown", [((), "nothing"), ((None,), "None"), ((3,), "3"), (("x" * 1000,), "'xxx"), ((print, print), "print, print")])
+def test_what_is_no_function_is_refused_before_anything_runs(given, shown, monkeypatch):
+    monkeypatch.setattr("course_lib.check.judge.run_quietly", lambda *a, **k: pytest.fail("a job was started"))
+    verdict = check.ping_pong(*given)
+    assert not verdict and not verdict.untouched and len(verdict.lines) == 1 and len(repr(verdict)) < 200
+    assert f"check.ping_pong takes your function by name, without brackets, and was given {shown}" in repr(verdict)
+    assert "takes your 2 functions by name" in repr(check.checkpoint(print))
 
 
 def test_two_ranks_that_both_wait_are_stopped(monkeypatch):

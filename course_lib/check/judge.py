@@ -1,5 +1,6 @@
 """The one way in which all checks run and judge."""
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,19 +59,24 @@ class Judge:
 def exercise(check: Callable) -> Callable[..., Verdict]:
     """Make a check of a function `check(judge, answer, ...)`: what it demands of the judge becomes the verdict."""
     name = check.__name__.replace("_", " ")
+    wanted = len(inspect.signature(check).parameters) - 1
 
     @functools.wraps(check)
     def checked(*answers) -> Verdict:
         judge = Judge(name)
+        if len(answers) != wanted or not all(map(callable, answers)):
+            functions = "your function" if wanted == 1 else f"your {wanted} functions"
+            judge.demand(False, "", f"check.{check.__name__} takes {functions} by name, without brackets, and was given {_shown(answers)}")
+            return judge.verdict()
         try:
             check(judge, *answers)
-        except NotImplementedError:
-            return _untouched(name)
         except RankError as error:
-            if any(report.error_type == "NotImplementedError" for report in error.reports):
+            if any(report.state == "raised NotImplementedError" for report in error.reports):
                 return _untouched(name)
             judge.demand(False, "", str(error))
         except Exception as error:        # an answer that this process calls itself
+            if isinstance(error, NotImplementedError) and not error.args:        # torch's own have a message: a module without forward, say
+                return _untouched(name)
             judge.demand(False, "", f"your code raised {type(error).__name__}: {error}")
         return judge.verdict()
 
@@ -79,3 +85,8 @@ def exercise(check: Callable) -> Callable[..., Verdict]:
 
 def _untouched(name: str) -> Verdict:
     return Verdict(name, False, True, (f"{name}: not attempted yet. Replace the line `raise NotImplementedError` with your answer.",))
+
+
+def _shown(answers: tuple) -> str:
+    texts = [getattr(answer, "__name__", "a function") if callable(answer) else " ".join(repr(answer).split()) for answer in answers]
+    return ", ".join(text if len(text) <= 60 else f"{text[:57]}..." for text in texts) or "nothing"
