@@ -37,6 +37,19 @@ def ping_pong_in_int64(start, rounds):
     return ping_pong(start, rounds, dtype=torch.int64)
 
 
+def ping_pong_without_waiting(start, rounds):
+    """Right too: isend and irecv, with a wait for each."""
+    rank, received, ball = dist.get_rank(), [], _cpu(start or 0)
+    for _ in range(rounds):
+        if rank == 0:
+            dist.isend(ball + 1, dst=1).wait()
+        dist.irecv(ball, src=1 - rank).wait()
+        received.append(ball.clone())
+        if rank == 1:
+            dist.isend(ball + 1, dst=0).wait()
+    return received
+
+
 def ping_pong_untouched(start, rounds):
     raise NotImplementedError
 
@@ -112,6 +125,32 @@ def ping_pong_forgets_to_add(start, rounds):
     return received
 
 
+def ping_pong_keeps_one_tensor(start, rounds):
+    """Puts the tensor itself into the list, again and again: at the end all entries show the last number."""
+    rank, received, ball = dist.get_rank(), [], _cpu(start or 0)
+    for _ in range(rounds):
+        if rank == 0:
+            dist.send(ball + 1, dst=1)
+        dist.recv(ball, src=1 - rank)
+        received.append(ball)
+        if rank == 1:
+            dist.send(ball + 1, dst=0)
+    return received
+
+
+def ping_pong_of_objects(start, rounds):
+    """Right values, two messages per number: the pickled number, and before it how long that is."""
+    rank, received, ball = dist.get_rank(), [], [start]
+    for _ in range(rounds):
+        if rank == 0:
+            dist.send_object_list([ball[0] + 1], dst=1)
+        dist.recv_object_list(ball, src=1 - rank)
+        received.append(ball[0])
+        if rank == 1:
+            dist.send_object_list([ball[0] + 1], dst=0)
+    return received
+
+
 def ping_pong_returns_the_last(start, rounds):
     return ping_pong(start, rounds)[-1]
 
@@ -184,6 +223,22 @@ def my_share_as_a_number(batch):
     return len(my_share(batch))
 
 
+def my_share_of_positions(batch):
+    return torch.arange(dist.get_rank(), len(batch), dist.get_world_size())
+
+
+def my_share_as_a_mask(batch):
+    return torch.arange(len(batch)) % dist.get_world_size() == dist.get_rank()
+
+
+def my_share_as_a_list(batch):
+    return [batch[i] for i in range(dist.get_rank(), len(batch), dist.get_world_size())]
+
+
+def my_share_as_a_column(batch):
+    return my_share(batch)[:, None]
+
+
 # ---- average ------------------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +248,15 @@ def average(gradients):
     flat /= dist.get_world_size()
     parts = flat.split([gradient.numel() for gradient in gradients])
     return [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
+
+
+def average_in_place(gradients):
+    """Right too: divided first, and written back into the gradients."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
+    dist.all_reduce(flat, async_op=True).wait()
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(part.view_as(gradient))
+    return gradients
 
 
 def average_through_autograd(gradients):
@@ -239,6 +303,24 @@ def average_to_rank_0(gradients):
     flat /= dist.get_world_size()
     parts = flat.split([gradient.numel() for gradient in gradients])
     return [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
+
+
+def average_in_half(gradients):
+    """Half the bytes, and rounded."""
+    return [part.float() for part in average([gradient.half() for gradient in gradients])]
+
+
+def average_padded(gradients):
+    """One collective, and every gradient takes the place of the largest."""
+    numel = max(gradient.numel() for gradient in gradients)
+    rows = torch.stack([torch.nn.functional.pad(gradient.flatten(), (0, numel - gradient.numel())) for gradient in gradients])
+    dist.all_reduce(rows)
+    return [row[:gradient.numel()].view_as(gradient) / dist.get_world_size() for row, gradient in zip(rows, gradients)]
+
+
+def average_by_a_missing_forward(gradients):
+    """NotImplementedError, but not the stub's: the module lacks `forward`, and torch says so."""
+    return torch.nn.Module()(gradients)
 
 
 def average_without_messages(gradients):

@@ -18,9 +18,9 @@ WRONG = [
     (chapter_01.memory_ledger, answers.ledger_of_elements, "1,000 bytes to spare: params should be"),
     (chapter_01.memory_ledger, answers.ledger_without_step_counters, "an MLP with Adam: optimizer_states should be"),
     (chapter_01.memory_ledger, answers.ledger_that_copies, "bytes of new tensors"),
-    (chapter_01.memory_ledger, answers.ledger_of_total, "not a dict"),
+    (chapter_01.memory_ledger, answers.ledger_of_total, "returned a value of type int, and not a dict"),
     (chapter_01.memory_ledger, answers.ledger_with_other_names, "it should have params, grads, optimizer_states"),
-    (chapter_01.memory_ledger, answers.ledger_that_fails, "raised AttributeError"),
+    (chapter_01.memory_ledger, answers.ledger_that_fails, "your ledger failed on rank 0.\n  rank 0: raised AttributeError"),
     (chapter_01.uneven_accumulation, answers.accumulate_undivided, "nothing was divided"),
     (chapter_01.uneven_accumulation, answers.accumulate_plain_mean, "plain mean of the micro-batches"),
     (chapter_01.uneven_accumulation, answers.accumulate_sum, "the sum over all samples"),
@@ -37,11 +37,13 @@ WRONG = [
     (chapter_01.weighted_average, answers.average_on_root_only, "on rank 1"),
     (chapter_01.weighted_average, answers.average_in_float64, "2.00 times what one ring all_reduce"),
     (chapter_01.weighted_average, answers.average_nothing, "no rank called a collective"),
-    (chapter_01.weighted_average, answers.average_that_fails, "raised AttributeError"),
+    (chapter_01.weighted_average, answers.average_that_fails, "your function failed on ranks 0 and 1.\n  rank 0: raised AttributeError"),
 ]
 # Right values, wasteful way: the values must have been accepted, and the waste refused.
 WASTEFUL = {answers.ledger_that_copies, answers.accumulate_whole_batch, answers.accumulate_one_backward, answers.accumulate_single_samples,
             answers.average_one_call_per_parameter, answers.average_by_all_gather, answers.average_over_root, answers.average_in_float64}
+# What is wrong in the same way everywhere is not told for each case, and nothing is praised: answer -> number of lines.
+TOLD_ONCE = {answers.ledger_of_total: 1, answers.ledger_with_other_names: 1, answers.average_nothing: 4}
 
 
 @pytest.mark.parametrize("check, answer", [(check, answer) for check, right in CHECKS.items() for answer in right], ids=lambda f: f.__name__)
@@ -69,3 +71,5 @@ def test_wrong_answers_are_refused_with_the_reason(check, answer, reason):
     if answer in WASTEFUL:
         accepted = "\n".join(line for line in verdict.lines if line.startswith("yes "))
         assert "gradient" in accepted or "exact for an MLP with Adam" in accepted, repr(verdict)
+    if answer in TOLD_ONCE:
+        assert all(line.startswith("no ") for line in verdict.lines) and len(verdict.lines) == TOLD_ONCE[answer], repr(verdict)

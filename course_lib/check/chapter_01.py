@@ -89,13 +89,16 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             if isinstance(found, dict):
                 found = {str(key): int(value) if hasattr(value, "__int__") else repr(value) for key, value in found.items()}
             else:
-                found = repr(found)
+                found = type(found).__name__
             rows.append((name, dict(zip(CATEGORIES, expected)), found, new.bytes))
         return rows
 
+    examine.__name__ = "your ledger"
     rows = judge.run(examine, ledger, ranks=1).results[0]
     for name, expected, found, _ in rows:
         judge.demand(found == expected, f"exact for {name}", f"{name}: {_difference(expected, found)}")
+        if not isinstance(found, dict) or set(found) != set(expected):
+            return                                # the same for all others
     copied = max(new for *_, new in rows)
     judge.demand(copied <= 1000, "it only looks: it makes no tensors of its own",
                  f"the ledger itself made {copied:,} bytes of new tensors. A ledger only looks: ask a tensor for its storage, copy nothing.")
@@ -104,7 +107,7 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
 def _difference(expected: dict, found) -> str:
     """What is wrong with one answer, in words."""
     if not isinstance(found, dict):
-        return f"the ledger returned {found}, and not a dict with the keys {', '.join(CATEGORIES)}"
+        return f"the ledger returned a value of type {found}, and not a dict with the keys {', '.join(CATEGORIES)}"
     if set(found) != set(expected):
         return f"the ledger has the keys {', '.join(sorted(found)) or '(none)'}; it should have {', '.join(CATEGORIES)}"
     wrong = [f"{key} should be {count:,} bytes, and you count {found[key]:,}" if isinstance(found[key], int) else f"{key} is {found[key]}"
@@ -147,6 +150,7 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
         near = next((text for text, guess in guesses.items() if (found - guess).norm() < 1e-3 * guess.norm()), "")
         return ((found - full).norm() / full.norm()).item(), near, len(calls)
 
+    step.__name__ = "your function"
     for sizes in ([10, 7, 4, 3], [1, 16, 2]):
         job = judge.run(step, sizes, accumulate, ranks=1)
         error, near, calls = job.results[0]
@@ -201,6 +205,7 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
         near = next((text for text, guess in guesses.items() if (found - guess).norm() < 1e-3 * guess.norm()), "")
         return ((found - full).norm() / full.norm()).item(), near, full.nbytes
 
+    step.__name__ = "your function"
     for sizes in ([6, 2], [9, 5, 3, 1]):
         ranks = len(sizes)
         name = f"{ranks} ranks with {', '.join(map(str, sizes[:-1]))} and {sizes[-1]} samples"
@@ -217,6 +222,8 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
         judge.demand(0 < calls <= CALLS_LIMIT, f"{name}: at most {CALLS_LIMIT} collectives",
                      f"{name}: {f'a rank called {calls} collectives ({used})' if calls else 'no rank called a collective'}; "
                      f"{CALLS_LIMIT} are enough: put all gradients into one flat tensor.")
+        if not calls:
+            continue
         ring = theory.collective_bytes("all_reduce", job.results[0][2], ranks)
         wire = job.steps[job.steps["phase"] == "traced"]["wire_bytes"]
         sent = float(wire.max() if wire.notna().all() else job.comm.groupby("rank")["algorithm_bytes"].sum().max())
