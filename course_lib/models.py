@@ -157,6 +157,8 @@ class TinyGPT(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return [batch, time, dim], what the first block receives, for tokens int64 [batch, time]."""
+        if tokens.shape[1] > self.position.num_embeddings:
+            raise ValueError(f"{tokens.shape[1]} tokens in a row: this model sees at most {self.position.num_embeddings} at once. Make it with a larger context.")
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return self.embedding(tokens) + self.position(positions)
 

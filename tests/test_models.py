@@ -150,6 +150,13 @@ def test_attention_can_be_cut_by_heads():
     torch.testing.assert_close(total, whole(x))
 
 
+def test_more_tokens_than_the_context_are_refused():
+    model = TinyGPT(context=8)
+    assert model(torch.zeros(1, 9, dtype=torch.long)).isfinite()
+    with pytest.raises(ValueError, match="9 tokens in a row.* at most 8"):
+        model(torch.zeros(1, 10, dtype=torch.long))
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="multiple of heads"):
         TinyGPT(dim=10, heads=3)
