@@ -236,7 +236,7 @@ def _data_x_pipeline_sent(ranks: int, gloo: bool) -> list[float]:
 
 
 _PAIRS = {"fits": lambda ranks: ranks >= 2 * AXIS and BATCH_SIZE % (ranks // AXIS * MICROBATCHES) == 0 and ranks % AXIS == 0,
-          "needs": f"{2 * AXIS} ranks or more, an even number"}
+          "needs": f"{2 * AXIS} ranks or more, an even number that divides {AXIS * BATCH_SIZE // MICROBATCHES}"}
 
 ONE_PROCESS = Strategy("one process", _alone, _sends("data_parallel"), _holds(0))
 STRATEGIES = (
