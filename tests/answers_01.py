@@ -187,6 +187,16 @@ def average_by_all_gather(model, num_samples):
     _write(model, total[:-1] / total[-1])
 
 
+def average_by_reduce_scatter(model, num_samples):
+    """What a ring all_reduce does, in two calls; but gloo's reduce_scatter is an all_reduce."""
+    flat = torch.cat([_flat(model) * num_samples, torch.tensor([float(num_samples)])])
+    padded = F.pad(flat, (0, -len(flat) % dist.get_world_size()))
+    mine = padded.new_empty(len(padded) // dist.get_world_size())
+    dist.reduce_scatter_tensor(mine, padded)
+    dist.all_gather_into_tensor(padded, mine)
+    _write(model, padded[:len(flat) - 1] / padded[len(flat) - 1])
+
+
 def average_over_root(model, num_samples):
     flat = torch.cat([_flat(model) * num_samples, torch.tensor([float(num_samples)])])
     dist.reduce(flat, 0)

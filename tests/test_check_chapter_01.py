@@ -33,6 +33,7 @@ WRONG = [
     (chapter_01.weighted_average, answers.average_undivided, "nothing was divided"),
     (chapter_01.weighted_average, answers.average_one_call_per_parameter, "6 collectives"),
     (chapter_01.weighted_average, answers.average_by_all_gather, "4 ranks with 9, 5, 3 and 1 samples: a rank sent"),
+    (chapter_01.weighted_average, answers.average_by_reduce_scatter, "On gloo a reduce_scatter sends as much as an all_reduce"),
     (chapter_01.weighted_average, answers.average_over_root, "times what one ring all_reduce"),
     (chapter_01.weighted_average, answers.average_on_root_only, "on rank 1"),
     (chapter_01.weighted_average, answers.average_in_float64, "2.00 times what one ring all_reduce"),
@@ -41,7 +42,8 @@ WRONG = [
 ]
 # Right values, wasteful way: the values must have been accepted, and the waste refused.
 WASTEFUL = {answers.ledger_that_copies, answers.accumulate_whole_batch, answers.accumulate_one_backward, answers.accumulate_single_samples,
-            answers.average_one_call_per_parameter, answers.average_by_all_gather, answers.average_over_root, answers.average_in_float64}
+            answers.average_one_call_per_parameter, answers.average_by_all_gather, answers.average_by_reduce_scatter, answers.average_over_root,
+            answers.average_in_float64}
 # What is wrong in the same way everywhere is not told for each case, and nothing is praised: answer -> number of lines.
 TOLD_ONCE = {answers.ledger_of_total: 1, answers.ledger_with_other_names: 1, answers.average_nothing: 4}
 
