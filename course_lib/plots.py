@@ -139,7 +139,7 @@ def speedup(sweep, theory: Callable[[int], float] | dict[str, Callable[[int], fl
     low, high = table.groupby("ranks")["speedup"].min(), table.groupby("ranks")["speedup"].max()
     ranks, base, last = list(middle.index), int(middle.index[0]), int(middle.index[-1])
     job = max(sweep.jobs, key=lambda job: job.ranks)
-    where = f"{', '.join(map(str, ranks))} {job.where.split(' ', 1)[1]}; {sweep.repeats} repeats"
+    where = f"{', '.join(map(str, ranks))} {job.where.split(' ', 1)[1]}; {sweep.repeats} repeat{'s' * (sweep.repeats > 1)}"
     if all(job.steps.empty for job in sweep.jobs):
         where += "; times of the whole function, without measure.step"
     style = SLEEPS if sleeps else MEASURED
