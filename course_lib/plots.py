@@ -114,7 +114,8 @@ def memory(job: Job, theory: dict[str, float] | Sequence[dict[str, float]] | Non
             ax.hlines(peak, x - 0.3, x + 0.3, color=COLORS["wire"], linewidth=2.5, label="peak")
             top = max(top, peak.max())
         else:
-            peak_note = f"\n(peak of the whole process: {range_text(peak, *unit_for(peak.max()))})"
+            what = "the allocator's peak" if job.device == "cuda" else "at its peak the whole process had grown by"
+            peak_note = f"\n({what} {range_text(peak, *unit_for(peak.max()))})"
     ax.set_xlabel("rank" + peak_note, fontsize=NORMAL, color=INK)
     ax.set_ylim(0, top * 1.12)
     ax.set_xlim(-0.75 - max(0, 3 - job.ranks) * 0.4, job.ranks - 0.25 + max(0, 3 - job.ranks) * 0.4)

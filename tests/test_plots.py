@@ -150,7 +150,7 @@ def test_memory_stacks_categories_and_prints_totals():
     tops = {c.get_label(): c[0].get_y() + c[0].get_height() for c in ax.containers}
     assert tops == {"params": 4000, "grads": 8000, "optimizer_states": 16000, "activations": 16500}
     assert texts(ax).count("16.5 KB") == 2 and ax.get_ylabel() == "memory (KB)"
-    assert "peak of the whole process: 30.0 MB" in ax.get_xlabel() and ax.get_ylim()[1] < 20_000     # it does not ruin the scale
+    assert "at its peak the whole process had grown by 30.0 MB" in ax.get_xlabel() and ax.get_ylim()[1] < 20_000     # it does not ruin the scale
 
 
 @pytest.mark.parametrize("theory", [{"grads": 3000, "params": 4000, "optimizer_states": 3000},
