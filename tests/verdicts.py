@@ -1,0 +1,66 @@
+"""The tests of a check. A test module says `from verdicts import *`, and lists cases; each begins with a check and the answer, or the list of answers, that it gets:
+
+    RIGHT      (check, answers)                   accepted; the first of each check is judged twice, and both verdicts must read the same
+    UNTOUCHED  (check, answers)                   a stub: one calm line
+    WRONG      (check, answers, reasons, met)     refused, with each of `reasons` (one or a list); `met`: words of a demand that is met all the same, or nothing
+    HANGING    answers                            whose ranks wait for each other for ever; the check gets little patience
+"""
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+__all__ = ["pytest_generate_tests", "test_right_answers_are_accepted", "test_the_stub_gets_one_calm_line", "test_wrong_answers_are_refused_with_the_reason"]
+
+LITTLE_PATIENCE_S = 4.0
+
+
+def test_right_answers_are_accepted(check, answers, first):
+    verdict = check(*answers)
+    assert verdict, repr(verdict)
+    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+    if first:
+        assert repr(check(*answers)) == repr(verdict), "a verdict that changes from run to run cannot be compared"
+
+
+def test_the_stub_gets_one_calm_line(check, stubs):
+    verdict = check(*stubs)
+    assert verdict.untouched and not verdict and len(verdict.lines) == 1
+    assert "not attempted yet" in repr(verdict) and "\n" not in repr(verdict)
+
+
+def test_wrong_answers_are_refused_with_the_reason(check, answers, reasons, met, hangs, monkeypatch):
+    if hangs:
+        monkeypatch.setattr(sys.modules[check.__module__], "TIMEOUT_S", LITTLE_PATIENCE_S)
+    verdict = judged(check, answers)
+    assert not verdict and not verdict.untouched
+    for reason in reasons:
+        assert any(line.startswith("no ") and reason in line for line in verdict.lines), repr(verdict)
+    assert not met or any(line.startswith("yes ") and met in line for line in verdict.lines), repr(verdict)
+
+
+@functools.cache
+def judged(check: Callable, answers: tuple):
+    """One answer may stand in several cases, and is judged once."""
+    return check(*answers)
+
+
+def pytest_generate_tests(metafunc):
+    """Make one test of each case in the module's lists."""
+    module, names = metafunc.module, metafunc.fixturenames
+    if "first" in names:
+        _make(metafunc, "check, answers, first", [(check, _several(answers), answers is next(a for c, a in module.RIGHT if c is check))
+                                                   for check, answers in module.RIGHT])
+    elif "stubs" in names:
+        _make(metafunc, "check, stubs", [(check, _several(answers)) for check, answers in module.UNTOUCHED])
+    elif "met" in names:
+        hanging = getattr(module, "HANGING", ())
+        _make(metafunc, "check, answers, reasons, met, hangs", [(check, _several(answers), _several(reasons), *(met or ("",)), answers in hanging)
+                                                                for check, answers, reasons, *met in module.WRONG])
+
+
+def _make(metafunc, names: str, cases: list[tuple]) -> None:
+    metafunc.parametrize(names, cases, ids=["-".join(getattr(part, "__name__", "answer") for part in (check, *answers)) for check, answers, *_ in cases])
+
+
+def _several(value) -> tuple:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
