@@ -84,6 +84,10 @@ def test_what_three_ranks_save_two_ranks_load(stage, tmp_path):
     assert zero_workers.difference(back, whole) < 1e-12
 
 
+def test_a_look_at_the_states_changes_nothing():
+    assert run(zero_workers.looked_at_before_the_first_step, 2, ranks=2, backend="gloo").results == [0.0, 0.0]
+
+
 # Bytes
 
 

@@ -82,7 +82,7 @@ def special(stage: int) -> dict:
     x, told = data[rank], {}
 
     def differ(forward, backwards: int = 1, make=lambda: MLP((4, 5, 4)), units=lambda model: None, fail: bool = False,
-               again: bool = False) -> float:
+               again: bool = False, gathers: int | None = None) -> float:
         torch.manual_seed(0)
         alone, net = make().double(), None
         torch.manual_seed(0)
@@ -90,6 +90,12 @@ def special(stage: int) -> dict:
         names = names_of(net)
         ones = torch.optim.SGD(alone.parameters(), 0.1)
         model, optimizer = zero.shard(net, stage, torch.optim.SGD, units=units(net), lr=0.1)
+        gathered, evaluated = {}, 0.0
+        for unit in optimizer.units:
+            def gather(unit=unit, own_gather=unit.gather):
+                gathered[unit] = gathered.get(unit, 0) + 1
+                own_gather()
+            unit.gather = gather
         for step in range(2):
             if fail and step == 1:
                 with contextlib.suppress(ZeroDivisionError):
@@ -101,6 +107,7 @@ def special(stage: int) -> dict:
                     forward(model, x)
                 hook.remove()
                 optimizer.zero_grad()
+            gathered.clear()
             for k in range(backwards):
                 for values in data:
                     ((k + 1) / size * forward(alone, values).square().mean()).backward()
@@ -108,16 +115,32 @@ def special(stage: int) -> dict:
                 loss.backward(retain_graph=again)
                 if again:
                     loss.backward()
+            assert stage < 3 or gathers is None or set(gathered.values()) == {gathers}, gathered
+            assert stage < 3 or not any(unit.full_bytes for unit in optimizer.units)
             with torch.inference_mode():
                 forward(model, x)         # an evaluation in between
-            for one in (ones, optimizer):
-                one.step()
-                one.zero_grad()
-        return difference(whole(model, optimizer, names), alone.parameters())
+            if fail:
+                failing = net.layers[2].register_forward_pre_hook(lambda *args: 1 / 0)         # when that layer is whole
+                with contextlib.suppress(ZeroDivisionError), torch.no_grad():
+                    forward(model, x)
+                failing.remove()
+                assert stage < 3 or not any(unit.full_bytes for unit in optimizer.units), "an evaluation that fails leaves nothing behind"
+            ones.step()
+            optimizer.step()
+            with torch.no_grad():         # and one after the step
+                evaluated = max(evaluated, difference([forward(model, x)], [forward(alone, x)]))
+            ones.zero_grad()
+            optimizer.zero_grad()
+        return max(evaluated, difference(whole(model, optimizer, names), alone.parameters()))
 
     told["two backwards"] = differ(lambda model, x: model(x), backwards=2)
     told["two backwards of one forward"] = differ(lambda model, x: model(x), again=True)
     told["a layer called twice"] = differ(lambda model, x: model(model(x)))
+    told["two branches"] = differ(lambda model, x: model(x) * model(2 * x))
+    told["outputs in tuples and dicts"] = differ(lambda model, x: model(x), make=Nested, units=lambda model: [model.inner], gathers=2)
+    told["inputs that are handed on"] = differ(lambda model, x: model(x), make=HandsOn, units=lambda model: list(model.blocks), gathers=2)
+    told["parameters of another module"] = differ(lambda model, x: model(x[:, None], x[:, None], x[:, None])[0],
+                                                  make=lambda: nn.MultiheadAttention(4, 2, batch_first=True), units=lambda model: [model], gathers=2)
     told["a layer left out"] = differ(lambda model, x: model.layers[0](x))
     told["one unit"] = differ(lambda model, x: model(x), units=lambda model: [model])
     told["a unit in a unit"] = differ(lambda model, x: model(x), units=lambda model: [model, model.layers[0]])
@@ -126,7 +149,8 @@ def special(stage: int) -> dict:
     for reentrant in (False, True):
         told[f"checkpoint around units, {reentrant}"] = differ(lambda model, x: checkpoint(model, _learns(x), use_reentrant=reentrant))
         told[f"checkpoint around a unit, {reentrant}"] = differ(
-            lambda model, x: model.layers[2](checkpoint(model.layers[0], _learns(x), use_reentrant=reentrant)), units=lambda model: [model.layers[0]])
+            lambda model, x: model.layers[2](checkpoint(model.layers[0], _learns(x), use_reentrant=reentrant)), units=lambda model: [model.layers[0]],
+            gathers=None if reentrant else 2)         # one for the second forward and for backward
         told[f"checkpoint in a unit, {reentrant}"] = differ(
             lambda model, x: model(x), make=lambda: Checkpointed(reentrant), units=lambda model: [model.inner])
     return told
@@ -148,6 +172,49 @@ class Listed(nn.Module):
         for weight in self.weights:
             x = x * weight
         return x + self.named["bias"]
+
+
+class Nested(nn.Module):
+    """A unit whose outputs are a tuple of a tensor and a dict, and which takes its input by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = _Pair(), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, more = self.inner(x=x)
+        return self.outer(first * more["second"][0])
+
+
+class _Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        return self.first(x), {"second": [self.second(x)]}
+
+
+class HandsOn(nn.Module):
+    """Blocks that return their input, too, as it is. Its gradient is there only when their own backward is over."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(_HandsOn() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = sum(block(x))
+        return x
+
+
+class _HandsOn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, self.linear(x)
 
 
 class Checkpointed(nn.Module):
@@ -213,6 +280,24 @@ def scheduled(stage: int) -> list[float]:
         rates.append(optimizer.param_groups[0]["lr"])
         scheduler.step()
     return rates
+
+
+def looked_at_before_the_first_step(stage: int) -> float:
+    """`state_dict()` before the first step, and what it changes in training. (NAdam has a state that does not begin at zero.)"""
+    weights = []
+    for look in (False, True):
+        torch.manual_seed(0)
+        net = MLP((4, 5, 4)).double()
+        names = names_of(net)
+        model, optimizer = zero.shard(net, stage, torch.optim.NAdam, lr=0.01)
+        if look:
+            optimizer.state_dict()
+        for _ in range(2):
+            model(torch.ones(2, 4, dtype=torch.float64)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(whole(model, optimizer, names))
+    return difference(*weights)
 
 
 def saved(stage: int, path: str, steps: slice, load: bool = False, save: bool = False) -> list[Tensor]:

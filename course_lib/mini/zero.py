@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from course_lib.mini.zero_hooks import Hooks
 from course_lib.mini.zero_unit import Unit
@@ -51,6 +50,9 @@ def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.opt
         `ZeroOptimizer.gathered`. Several backwards before a step add up; in stages 2 and 3 each of them sends its gradients. Buffers are not
         synchronised. A weight that two modules share (tied) is gathered in stage 3 for each of them in forward, and stays whole in backward from one
         to the other.
+
+    In stage 3 a module's output must be tensors, or tuples, lists and dicts of them, and there is no second backward through gradients (create_graph). If
+    the forward of one module uses parameters of another one, as torch's MultiheadAttention does with those of its `out_proj`, they must be in one unit.
 
     Errors: ValueError for a stage, units or params that cannot be. In stage 1, a backward raises RuntimeError if no `zero_grad()` followed the step.
     """
@@ -116,6 +118,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._average()
         self.optim.step()
         for unit in self.units:
+            unit.free()                   # stage 3: what a backward that failed has left in full is old now
             if self.stage < 3 and unit.shard.requires_grad:
                 unit.gather()
         return loss
@@ -158,37 +161,44 @@ class ZeroOptimizer(torch.optim.Optimizer):
         Shards are DTensors: each knows which part of a longer tensor it is, and that has no padding. So what n ranks save, m ranks can load:
         `dcp.load(state := optimizer.state_dict(), ...)` fills the state in place, and `optimizer.load_state_dict(state)` takes it over.
         """
-        if not self.state:                # before the first step: a step that changes nothing, so that there are states to be filled
+        first = not self.state
+        if first:                         # before the first step: states to be filled, that are not in use
             self._make_state()
         units = {unit.name: {"shard": unit.as_dtensor(unit.shard)} for unit in self.units}
         for unit in self.units:
             for name, value in self.state.get(unit.shard, {}).items():
                 units[unit.name][name] = unit.as_dtensor(value) if value.shape == unit.shard.shape else value
+        if first:
+            self.state.clear()
         return {"units": units, "param_groups": [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
         """Take over parameters and optimizer states from what `state_dict` has returned and dcp has filled. Every rank must call this."""
+        if not self.state:
+            self._make_state()
         own = self.state_dict()
         for name, tensors in own["units"].items():
             for key, value in tensors.items():
                 _local(value).copy_(_local(state_dict["units"][name][key]))
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(loaded)
-        if self.stage < 3:
-            for unit in self.units:
+        for unit in self.units:
+            unit.free()
+            if self.stage < 3:
                 unit.gather()
 
     def _make_state(self) -> None:
+        """Let the optimizer make its states, by a step that changes nothing."""
         before = [unit.shard.grad for unit in self.units], [group["lr"] for group in self.param_groups]
         for unit in self.units:
             unit.shard.grad = torch.zeros_like(unit.shard) if unit.shard.requires_grad else None
         for group in self.param_groups:
             group["lr"] = 0.0
         self.optim.step()
-        for tensor in tree_leaves(list(self.state.values())):
-            if isinstance(tensor, Tensor):
-                tensor.zero_()            # also Adam's counter of steps
+        for state in self.state.values():
+            if "step" in state:
+                state["step"] *= 0
         for unit, grad in zip(self.units, before[0]):
             unit.shard.grad = grad
         for group, lr in zip(self.param_groups, before[1]):

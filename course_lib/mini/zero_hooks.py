@@ -63,11 +63,13 @@ class Hooks:
                 # Frozen parameters get no gradients. Backward is done with them when it has those of the inputs.
                 register_multi_grad_hook(inputs, lambda grads: [unit.free() for unit in frozen])
 
-        def after_forward(module, args, output):
+        def after_forward(module, args, kwargs, output):
             for unit in mine:
                 unit.free()
+            handed_on = {id(tensor) for tensor in tree_leaves((args, kwargs))}           # their gradients are complete after this backward
             for tensor in _with_grad(output):
-                tensor.register_hook(before_backward)
+                if id(tensor) not in handed_on:
+                    tensor.register_hook(before_backward)
 
         def before_backward(grad):
             self.expect_end()
@@ -80,7 +82,7 @@ class Hooks:
             return absent
 
         module.register_forward_pre_hook(before_forward, with_kwargs=True)
-        module.register_forward_hook(after_forward)
+        module.register_forward_hook(after_forward, with_kwargs=True, always_call=True)           # also when forward raises
 
 
 def _with_grad(tensors) -> list[Tensor]:
