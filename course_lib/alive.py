@@ -63,7 +63,7 @@ class _Mark(torch.autograd.Function):
 
 def _full_bytes(layer: nn.Module) -> int:
     """Bytes of the layer's parameters that are on this rank as a whole, and not as a shard (fully_shard's, mini.zero's) or as an empty shell."""
-    whole = [p for name, p in layer.named_parameters() if not name.rpartition(".")[2].startswith("shard_")]
+    whole = [p for name, p in layer.named_parameters() if not name.rpartition(".")[2].startswith("shard")]
     return sum(p.numel() * p.element_size() for p in whole if memory.storage_bytes([p]) >= p.numel() * p.element_size())
 
 
@@ -109,14 +109,19 @@ class Allocations:
 
     def at(self, mark: str) -> int:
         """Bytes held when `mark` was set (the first time)."""
-        return next(live for live, name in self.events if name == mark)
+        return self.events[self._place(mark)][0]
 
     def peak_bytes(self, begin: str = "", end: str = "") -> int:
         """The most bytes held at any moment between two marks (from the start, and to the end, if they are not given)."""
-        names = [name for _, name in self.events]
-        first = names.index(begin) if begin else 0
-        last = names.index(end) + 1 if end else len(names)
+        first = self._place(begin) if begin else 0
+        last = self._place(end) + 1 if end else len(self.events)
         return max((live for live, _ in self.events[first:last]), default=0)
+
+    def _place(self, mark: str) -> int:
+        names = [name for _, name in self.events]
+        if mark not in names:
+            raise ValueError(f"there is no mark {mark!r}; there are {', '.join(map(repr, filter(None, names))) or 'none'}.")
+        return names.index(mark)
 
 
 _MARK = "course_lib.alive: "

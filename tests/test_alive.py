@@ -71,8 +71,9 @@ def test_allocations_see_what_autograd_holds():
 def test_an_unknown_mark_is_an_error():
     with alive.Allocations() as held:
         held.mark("here")
-    with pytest.raises(ValueError):
-        held.peak_bytes("there")
+    for look in (held.at, held.peak_bytes):
+        with pytest.raises(ValueError, match="there is no mark 'there'; there are 'here'"):
+            look("there")
 
 
 def test_draw_has_one_bar_per_layer_that_is_alive():
