@@ -105,6 +105,22 @@ def minis_zero(groups):
     return zero.shard(module, 1, torch.optim.Adam, params=groups)[1]
 
 
+class EachByItself(Sharded):
+    """Right as well: each parameter is padded and cut by itself, so there are many small messages."""
+
+    def __init__(self, groups):
+        super().__init__([{**group, "params": [p]} for group in groups for p in group["params"] if p.requires_grad])
+
+
+class GathersLists(Sharded):
+    """Right as well: gloo's collectives with lists of tensors, which gloo's threads hold for a moment longer."""
+
+    def spread(self, flat, shard):
+        parts = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, shard)
+        flat.copy_(torch.cat(parts))
+
+
 class FullState(Sharded):
     """Sends what it should; but Adam has the states of everything."""
 
@@ -233,6 +249,29 @@ class NeverGathers(Sharded):
         pass
 
 
+class NeverZeros(Sharded):
+    def zero_grad(self):
+        pass
+
+
+class KeepsFrozen(Sharded):
+    """Frozen parameters get moments and travel, too."""
+
+    def __init__(self, groups):
+        rank, n = dist.get_rank(), dist.get_world_size()
+        self.parts = []
+        for group in groups:
+            flat, grads = flatten(group["params"])
+            shard = flat.chunk(n)[rank]
+            shard.grad = grads.chunk(n)[rank]
+            self.parts.append((flat, grads, shard))
+        self.optim = torch.optim.Adam([{**group, "params": [shard]} for group, (_, _, shard) in zip(groups, self.parts)])
+
+
+def nothing(*arguments):
+    """No return."""
+
+
 class UpdatesACopy(Sharded):
     """The flat tensor is not what the model uses."""
 
@@ -325,6 +364,16 @@ def clip_returned(grads, max_norm):
 
 def clip_without_empty_ranks(grads, max_norm):
     return clip(grads, max_norm) if grads else 0.0
+
+
+def clip_by_ring(grads, max_norm):
+    squares = torch.tensor([_local(grads) ** 2], dtype=torch.float64)
+    ring.all_reduce(squares)
+    return _scale(grads, squares.sqrt().item(), max_norm)
+
+
+def clip_and_tell(grads, max_norm):
+    return f"the norm was {clip(grads, max_norm)}"
 
 
 # save(root, step, shard, numel) and load(root, numel)
@@ -438,3 +487,24 @@ def load_with_padding(root, numel):
 def load_views(root, numel):
     step = last(root)
     return step, cut(parts_of(root / f"{step}"), numel, keep=lambda view: view)
+
+
+def load_uneven(root, numel):
+    """The last rank's shard is shorter than the others."""
+    step, shard = load(root, numel)
+    rest = max(0, numel - dist.get_rank() * len(shard["params"]))
+    return step, {name: tensor[:rest].clone() for name, tensor in shard.items()}
+
+
+def load_list(root, numel):
+    step, shard = load(root, numel)
+    return step, list(shard.values())
+
+
+def load_in_single_precision(root, numel):
+    step, shard = load(root, numel)
+    return step, {name: tensor.float() for name, tensor in shard.items()}
+
+
+def load_that_fails(root, numel):
+    raise ValueError("this is not right")

@@ -22,6 +22,7 @@ __all__ = ["sharded_adam", "clip_grad_norm", "sharded_checkpoint"]
 
 ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                  # times what the textbook algorithm sends
+HEADERS = 1000                      # bytes, of the messages for one tensor: whoever sends each parameter by itself sends small ones
 TIMEOUT_S = 15.0
 UPDATES = 4
 
@@ -48,8 +49,13 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
 
     def train(make, make_optimizer):
         import gc
+        import time
 
         from course_lib.mini import ring
+
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("cpu")           # gloo sends from one CPU memory to the other
+        n = dist.get_world_size()
 
         def loss_of(model, batch):
             return model(batch[0]) if len(batch) == 1 else F.cross_entropy(model(batch[0]), batch[1])
@@ -57,11 +63,12 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
         def weights(model):
             return torch.cat([p.detach().flatten() for p in model.parameters()])
 
-        def one_process(pieces_of, scale=1.0):
+        def one_process(pieces_of=lambda pieces: pieces, scale=1 / n, one_group=False):
             """Weights of one process that uses, of each batch, the pieces that `pieces_of` picks."""
             torch.manual_seed(0)
             model, groups = make()
-            optimizer = torch.optim.Adam([{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups])
+            groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} | ({"lr": groups[0]["lr"]} if one_group else {}) for group in groups]
+            optimizer = torch.optim.Adam(groups)
             for update in range(UPDATES):
                 pieces = list(zip(*(tensor.split(4) for tensor in data(model, 4 * n, update))))
                 optimizer.zero_grad()
@@ -78,16 +85,17 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
             ring._buffers.cache_clear()           # the ring keeps its buffers for the next call; they are not the answer's
             return storages(found for found in gc.get_objects() if issubclass(type(found), torch.Tensor))
 
-        torch.set_default_dtype(torch.float64)
-        torch.set_default_device("cpu")           # gloo sends from one CPU memory to the other
-        rank, n = dist.get_rank(), dist.get_world_size()
-        wanted = one_process(lambda pieces: pieces, 1 / n)
+        rank = dist.get_rank()
+        wanted = one_process()
         torch.manual_seed(0)
         model, groups = make()
         start, sizes = weights(model), [p.numel() for p in model.parameters() if p.requires_grad]
         before = alive()                          # holds these storages, so that no new one gets the address of an old one
         optimizer = make_optimizer(groups)
-        found = {"sizes": sizes, "looks": "", "largest": ""}
+        if not all(callable(getattr(optimizer, method, None)) for method in ("step", "zero_grad")):
+            return {"other": f"it must make an object with the methods `step` and `zero_grad`, and made {type(optimizer).__name__}"}
+        found = {"other": "", "sizes": sizes, "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad), "looks": "", "old": False,
+                 "allowed": sum(16 * math.ceil(size / n) + 16 for size in sizes)}         # two moments of one n-th, padding, a counter
         for update in range(UPDATES):
             mine = [tensor.split(4)[rank] for tensor in data(model, 4 * n, update)]
             with measure.step(model):
@@ -95,16 +103,21 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
                 optimizer.step()
             if update < UPDATES - 1:
                 optimizer.zero_grad()
+                found["old"] |= any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
         del mine
-        states = alive()
         of_model = storages([*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)])
-        found["kept"] = sum(storage.nbytes() for address, storage in states.items() if address not in before and address not in of_model)
+        for wait_s in (0.0, 0.1, 0.4):            # a thread of gloo's may let go of what it has sent a little later
+            time.sleep(wait_s)
+            found["kept"] = sum(storage.nbytes() for address, storage in alive().items() if address not in before and address not in of_model)
+            if found["kept"] <= found["allowed"]:
+                break
         final = weights(model)
         moved = (wanted - start).norm()
         found["error"] = ((final - wanted).norm() / moved).item()
         if found["error"] > ERROR_LIMIT:
-            guesses = {"as if the gradients were summed, and not averaged: divide by the number of ranks": one_process(lambda pieces: pieces),
-                       "as if this rank had used its own gradients alone": one_process(lambda pieces: pieces[rank:rank + 1])}
+            guesses = {"as if the gradients were summed, and not averaged: divide by the number of ranks": one_process(scale=1.0),
+                       "as if this rank had used its own gradients alone": one_process(lambda pieces: pieces[rank:rank + 1], 1.0),
+                       "as if all groups had the options of the first": one_process(one_group=True)}
             found["looks"] = next((text for text, guess in guesses.items() if (final - guess).norm() / moved < 1e-6), "")
             found["unmoved"] = bool(torch.equal(final, start))
         return found | {"final": final}
@@ -113,6 +126,9 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
     for what, make, ranks in (("an MLP in two groups", mlp, 3), ("a TinyGPT, tied and frozen", gpt, 4)):
         job = judge.run(train, make, make_optimizer, ranks=ranks, timeout=TIMEOUT_S)
         case = f"{what}, {ranks} ranks"
+        if job.results[0]["other"]:
+            judge.demand(False, "", f"{case}: {job.results[0]['other']}.")
+            return
         right = _judge_weights(judge, case, job)
         _judge_kept(judge, case, job)
         _judge_sent(judge, case, job)
@@ -126,6 +142,8 @@ def _judge_weights(judge: Judge, case: str, job) -> bool:
     looks = next((f" They are {found['looks']}." for found in job.results if found["looks"]), "")
     if any(found.get("unmoved") for found in job.results):
         looks = " They have not changed at all: does the update reach the model's own parameters?"
+    elif any(found["old"] for found in job.results):
+        looks = " After `zero_grad` the old gradients are still there, and the next backward adds to them."
     elif not equal:
         looks = f" And the ranks do not agree: the new weights of each rank must reach all others.{looks}"
     elif not looks and (share := float(_sent(job).max()) / _limit(job)) < 0.75:
@@ -137,12 +155,12 @@ def _judge_weights(judge: Judge, case: str, job) -> bool:
 def _judge_kept(judge: Judge, case: str, job) -> None:
     """Demand that a rank keeps two moments of one n-th; padding may add one element per tensor, and a counter counts as 16 bytes."""
     n, sizes = job.ranks, job.results[0]["sizes"]
-    share = 16 * sum(sizes) / n                   # two moments in float64
-    allowed = sum(16 * math.ceil(size / n) + 16 for size in sizes)
+    share, allowed = 16 * sum(sizes) / n, job.results[0]["allowed"]             # two moments in float64
     kept = [found["kept"] for found in job.results]
     most = max(kept)
     advice = ("Some ranks hold much more than others: cut the elements into equal parts, not the list of parameters." if min(kept) < 0.7 * most else
               "That is the state of all parameters, on every rank: nothing is sharded." if most > 0.95 * n * share else
+              "That is what it would be with the frozen parameters: they need no moments." if most <= allowed + 16 * math.ceil(job.results[0]["frozen"] / n) else
               "Is something kept that could be a view, or freed after the step: a copy of the weights, a flat copy of the gradients?")
     judge.demand(most <= allowed, f"{case}: no rank keeps more than the two moments of 1/{n}",
                  f"{case}: besides parameters and gradients, rank {kept.index(most)} keeps {most / share:.2f} times the two moments of 1/{n} of the elements. {advice}")
@@ -157,7 +175,7 @@ def _judge_sent(judge: Judge, case: str, job) -> None:
         advice = "gloo's reduce_scatter is an all_reduce that keeps one chunk. `ring.reduce_scatter` sends half of it."
     else:
         advice = "Does a rank need the sum of all gradients, or only that of its own part?"
-    judge.demand(most <= BYTES_LIMIT * limit, f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
+    judge.demand(most <= BYTES_LIMIT * limit + HEADERS * len(job.results[0]["sizes"]), f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
                  f"{case}: rank {int(sent.idxmax())} sends {most / limit:.2f} times 2(n-1)/n P. {advice}")
 
 
@@ -204,13 +222,18 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
             factor = min(1.0, max_norm / whole)
             wanted = [tensor * factor for tensor in everyone[rank]]
             problem = ""
-            if returned is None or not near(float(returned), whole):
+            try:
+                returned = float(returned)
+                is_number = True
+            except (TypeError, ValueError, RuntimeError):             # None, a text, a long tensor
+                is_number = False
+            if not (is_number and near(returned, whole)):
                 norms = [norm_of(part) for part in everyone]
-                looks = ("the function returned nothing" if returned is None else
-                         "it is the norm of this rank's own shards" if near(float(returned), own) else
-                         "it is the sum of the ranks' norms; norms do not add up, their squares do" if near(float(returned), sum(norms)) else
-                         "it is the norm after clipping" if near(float(returned), max_norm) else
-                         "it is the mean over the ranks, not the sum" if near(float(returned), whole / math.sqrt(n)) else f"it is {float(returned):.4g}")
+                looks = ("the function returned nothing" if returned is None else f"the function returned {type(returned).__name__}" if not is_number else
+                         "it is the norm of this rank's own shards" if near(returned, own) else
+                         "it is the sum of the ranks' norms; norms do not add up, their squares do" if near(returned, sum(norms)) else
+                         "it is the norm after clipping" if near(returned, max_norm) else
+                         "it is the mean over the ranks, not the sum" if near(returned, whole / math.sqrt(n)) else f"it is {returned:.4g}")
                 problem = f"the norm must be that of the whole gradient, {whole:.4g}, and {looks}"
             elif not all(torch.allclose(a, b, rtol=1e-6, atol=0) for a, b in zip(grads, wanted)):         # torch divides by norm + 1e-6
                 local = [tensor * min(1.0, max_norm / own) for tensor in everyone[rank]] if own else []
@@ -230,7 +253,8 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
         else:
             judge.demand(False, "", f"{ranks} ranks, {wrong[0]}: on rank {wrong[1]} {wrong[2]}")
         calls = job.comm[job.comm["op"] != "barrier"].groupby("rank").size().reindex(range(ranks), fill_value=0)
-        judge.demand(calls.max() == 1, f"{ranks} ranks: one collective", f"{ranks} ranks: a rank calls {calls.max()} collectives, and one is needed: "
+        own = "sends and receives" if set(job.comm["op"]) & {"send", "recv"} else "collectives"
+        judge.demand(calls.max() == 1, f"{ranks} ranks: one collective", f"{ranks} ranks: a rank calls {calls.max()} {own}, and one collective is needed: "
                      "each rank needs one number from the others.")
         sent = _sent(job).max()
         judge.demand(sent <= 1000, f"{ranks} ranks: no rank sends more than 1,000 bytes",
@@ -290,17 +314,24 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         torch.set_default_device("cpu")
         rank, n = dist.get_rank(), dist.get_world_size()
         try:
-            step, found = load(root, NUMEL)
+            returned = load(root, NUMEL)
         except NotImplementedError:
             raise
         except Exception as error:
-            return f"`load` raised {type(error).__name__}: {' '.join(str(error).split()).replace(str(root), '...')[:160]}"
-        if step != wanted_step:
-            return f"`load` returned step {step!r}"
-        wanted = shard_of(step, rank, n)
-        if sorted(found) != sorted(wanted):
-            return f"`load` returned {sorted(found)}, and {sorted(wanted)} were saved"
+            in_it = error.__traceback__.tb_next
+            place = f" in line {in_it.tb_lineno}" if in_it else ""
+            return f"`load` raised {type(error).__name__}{place}: {' '.join(str(error).split()).replace(str(root), '...')[:160]}"
+        if not isinstance(returned, (tuple, list)) or len(returned) != 2 or not isinstance(returned[1], dict):
+            return "`load` returned something else than a step and a dict of tensors"
+        step, found = returned
+        if isinstance(step, (str, dict, list)) or step != wanted_step:
+            return f"`load` returned step {step!r}, and not {wanted_step}"
+        wanted = shard_of(wanted_step, rank, n)
+        if set(found) != set(wanted):
+            return f"`load` returned {list(found)}, and {list(wanted)} were saved"
         for name, tensor in wanted.items():
+            if not isinstance(found[name], torch.Tensor) or found[name].dtype != tensor.dtype:
+                return f"{name!r} is {getattr(found[name], 'dtype', type(found[name]).__name__)}, and a tensor of {tensor.dtype} was saved"
             if found[name].shape != tensor.shape:
                 return f"{name!r} has the shape {tuple(found[name].shape)}, and it must be {tuple(tensor.shape)}: padded for {n} ranks"
             if not torch.equal(found[name], tensor):
@@ -310,11 +341,11 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         return ""
 
     def loading_then_saving(load, save, root, wanted_step, next_step):
-        problem = loading(load, root, wanted_step)
-        dist.barrier()                            # all have loaded
-        if not problem:
+        problems = [""] * dist.get_world_size()
+        dist.all_gather_object(problems, loading(load, root, wanted_step))           # now all have loaded
+        if not any(problems):
             saving(save, root, next_step, False)
-        return problem
+        return problems[dist.get_rank()]
 
     def loaded(ranks, function, *args):
         """The first problem on any rank, in words."""
