@@ -162,6 +162,16 @@ def gradients_late(layers):
     return [unit.shard for unit in units]
 
 
+def gradients_without_padding(layers):
+    """The last ranks have shorter shards."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    return [nn.Parameter(torch.cat([p.detach().flatten() for p in layer.parameters()]).tensor_split(n)[rank].clone()) for layer in layers]
+
+
+def nothing(*arguments):
+    """No return."""
+
+
 def gradients_of_parameters(layers):
     return [p for layer in layers for p in layer.parameters()]
 
@@ -220,6 +230,44 @@ def layers_gathered_by_gloo(layers):
         layer.register_full_backward_pre_hook(hook(gather, unit))
         when_complete(unit, reduce_and_free)
     return [unit.shard for unit in units]
+
+
+def layers_with_registered_shards(layers):
+    """Right as well: a shard that is stored in its layer becomes a parameter of the layer. And the last layer stays until its backward."""
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+
+    def gather_if_absent(unit):
+        if not unit.full.untyped_storage().nbytes():
+            gather(unit)
+
+    for layer, unit in zip(layers, units):
+        layer.shard = unit.shard
+        layer.register_forward_pre_hook(hook(gather_if_absent, unit))
+        if unit is not units[-1]:
+            layer.register_forward_hook(hook(free, unit))
+        layer.register_full_backward_pre_hook(hook(gather_if_absent, unit))
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_with_views(layers):
+    """Forgets that the shard needs memory of its own."""
+    units = [Unit(layer) for layer in layers]
+    for layer, unit in zip(layers, units):
+        layer.register_forward_pre_hook(hook(gather, unit))
+        layer.register_forward_hook(hook(free, unit))
+        layer.register_full_backward_pre_hook(hook(gather, unit))
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_with_kept_gradients(layers):
+    """The parameters are freed, their gradients never."""
+    def complete(unit):
+        add_to_shard(unit, keep=True)
+        free(unit)
+    return layers_sharded(layers, complete=complete)
 
 
 def layers_all_at_once(layers):
@@ -391,6 +439,35 @@ def load_model_only(path, model, optimizer):
     content = {"model": _state(model, optimizer)["model"]}
     dcp.load(content, checkpoint_id=path)
     model.load_state_dict(content["model"])
+
+
+class _App:
+    """What DCP's tutorial does: an object with state_dict and load_state_dict."""
+
+    def __init__(self, model, optimizer):
+        self.model, self.optimizer = model, optimizer
+
+    def state_dict(self):
+        return _state(self.model, self.optimizer)
+
+    def load_state_dict(self, content):
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+        set_state_dict(self.model, self.optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"])
+
+
+def save_app(path, model, optimizer):
+    import torch.distributed.checkpoint as dcp
+    dcp.save({"app": _App(model, optimizer)}, checkpoint_id=path)
+
+
+def load_app(path, model, optimizer):
+    import torch.distributed.checkpoint as dcp
+    dcp.load({"app": _App(model, optimizer)}, checkpoint_id=path)
+
+
+def load_other_names(path, model, optimizer):
+    import torch.distributed.checkpoint as dcp
+    dcp.load({"net": _state(model, optimizer)["model"]}, checkpoint_id=path)
 
 
 def load_and_forget(path, model, optimizer):
