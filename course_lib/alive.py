@@ -128,7 +128,7 @@ _MARK = "course_lib.alive: "
 
 
 def draw(moments: Mapping[str, Sequence[Moment]], where: str, figsize: tuple[float, float] = (10, 4.6)):
-    """Draw for each entry which layers were alive when, and above it the bytes of all that were.
+    """Draw for each entry which layers were alive when (a dot: the one that works), and above it the bytes of all that were.
 
     Args:
         moments: title -> what `watch` noted in one forward and backward.
@@ -163,8 +163,8 @@ def draw(moments: Mapping[str, Sequence[Moment]], where: str, figsize: tuple[flo
             lower.bar(x, 0.84, 0.9, bottom=number - 0.42, color=styles.FAINT)
             alive = [moment for moment in x if rows[moment][1][number]]
             lower.bar(alive, 0.84, 0.9, bottom=number - 0.42, color=plots.COLORS["params"])
-            working = [moment for moment in alive if int(names[moment][1:]) == number]
-            lower.bar(working, 0.84, 0.9, bottom=number - 0.42, color=plots.COLORS["optimizer"])
+            working = [moment for moment in x if int(names[moment][1:]) == number]
+            lower.plot(working, [number] * len(working), linestyle="", marker="o", markersize=4.5, color=styles.PAPER, markeredgecolor=styles.INK)
         lower.set_xticks(list(x), names, fontsize=styles.SMALL if len(rows) <= 16 else 6)
         lower.set_yticks(range(len(rows[0][1])))
         lower.set_ylim(len(rows[0][1]) - 0.5, -0.5)
