@@ -1,6 +1,6 @@
 """Each check of chapter 06 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
 import answers_06 as answers
-import pytest
+from verdicts import *  # noqa: F403
 
 from course_lib.check import chapter_06
 
@@ -61,31 +61,3 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (FILES, [answers.save, answers.load_that_fails], ["`load` raised ValueError in line "], "no rank writes more"),
     (FILES, [answers.save, answers.load_views], ["is a view that keeps the elements of all ranks alive"], "no rank writes more"),
 ]
-
-
-def name(value) -> str:
-    parts = value if isinstance(value, list) else [value]
-    return "-".join(getattr(part, "__name__", "") for part in parts).strip("-")
-
-
-@pytest.mark.parametrize("check, answer", RIGHT, ids=name)
-def test_right_answers_are_accepted(check, answer):
-    verdict = check(*answer)
-    assert verdict, repr(verdict)
-    assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
-
-
-@pytest.mark.parametrize("check, answer", UNTOUCHED, ids=name)
-def test_the_stub_gets_one_calm_line(check, answer):
-    verdict = check(*answer)
-    assert verdict.untouched and not verdict and len(verdict.lines) == 1
-    assert "not attempted yet" in repr(verdict)
-
-
-@pytest.mark.parametrize("check, answer, reasons, met", WRONG, ids=name)
-def test_wrong_answers_are_refused_with_the_reason(check, answer, reasons, met):
-    verdict = check(*answer)
-    assert not verdict and not verdict.untouched
-    for reason in reasons:
-        assert any(line.startswith("no ") and reason in line for line in verdict.lines), repr(verdict)
-    assert not met or any(line.startswith("yes ") and met in line for line in verdict.lines), repr(verdict)

@@ -1,6 +1,6 @@
 """Each check of chapter 07 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
 import answers_07 as answers
-import pytest
+from verdicts import *  # noqa: F403
 
 from course_lib.check import chapter_07
 
@@ -49,34 +49,3 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (FILE, [answers.save, answers.load_and_forget], ["The model is as it was before"], "every rank writes at most"),
     (FILE, [answers.save_on_rank_0, answers.load], ["The ranks called different collectives"], ""),
 ]
-
-
-def name(value) -> str:
-    parts = value if isinstance(value, list) else [value]
-    return "-".join(getattr(part, "__name__", "") for part in parts).strip("-")
-
-
-@pytest.mark.parametrize("check", [GRADIENTS, LAYERS, FILE], ids=name)
-def test_right_answers_are_accepted_and_in_the_same_words(check):
-    """A verdict that changes from run to run could not be compared with the one stored in the notebook."""
-    verdicts = [check(*answer) for its, answer in RIGHT if its is check]
-    for verdict in verdicts:
-        assert verdict, repr(verdict)
-        assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
-        assert repr(verdict) == repr(verdicts[0])
-
-
-@pytest.mark.parametrize("check, answer", UNTOUCHED, ids=name)
-def test_the_stub_gets_one_calm_line(check, answer):
-    verdict = check(*answer)
-    assert verdict.untouched and not verdict and len(verdict.lines) == 1
-    assert "not attempted yet" in repr(verdict)
-
-
-@pytest.mark.parametrize("check, answer, reasons, met", WRONG, ids=name)
-def test_wrong_answers_are_refused_with_the_reason(check, answer, reasons, met):
-    verdict = check(*answer)
-    assert not verdict and not verdict.untouched
-    for reason in reasons:
-        assert any(line.startswith("no ") and reason in line for line in verdict.lines), repr(verdict)
-    assert not met or any(line.startswith("yes ") and met in line for line in verdict.lines), repr(verdict)
