@@ -1,8 +1,11 @@
 """Answers to the exercises of chapter 08, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+from collections import deque
+
 import torch
 import torch.distributed as dist
 
 from course_lib.mini.pipeline import backward, forward
+from course_lib.mini.schedules import source_of, with_stages
 
 
 def stub(*arguments):
@@ -23,6 +26,15 @@ def gpipe_last_backward_first(p, m):
 
 def one_after_the_other(p, m):
     return [[op(k) for k in range(m) for op in (forward, backward)] for _ in range(p)]
+
+
+def gpipe_last_micro_batch_first(p, m):
+    """Right as well: the last micro-batch goes first, on every rank; and stages are named."""
+    return [[op(k, rank) for op in (forward, backward) for k in reversed(range(m))] for rank in range(p)]
+
+
+def gpipe_with_tensors_for_numbers(p, m):
+    return [[op(k) for op in (forward, backward) for k in torch.arange(m)] for _ in range(p)]
 
 
 def gpipe_for_one_rank(p, m):
@@ -112,11 +124,13 @@ def one_f_one_b_without_the_end(p, m):
 # execute(instructions, stage, inputs, targets, loss_fn, like)
 
 
-def _execute(instructions, stage, inputs, targets, loss_fn, like, *, divide=True, keep=False, send=dist.isend, track=True, twice=False, clear=False):
+def _execute(instructions, stage, inputs, targets, loss_fn, like, *, divide=True, keep=None, send=dist.isend, track=True, clear=False,
+             before=lambda: None, after=lambda: None):
     rank, last = dist.get_rank(), dist.get_world_size() - 1
     saved, kept, sending = {}, [], []
     for instruction in instructions:
         k = instruction.microbatch
+        before()
         if instruction.op == "forward":
             if rank == 0:
                 x = inputs[k]
@@ -126,7 +140,7 @@ def _execute(instructions, stage, inputs, targets, loss_fn, like, *, divide=True
                 x.requires_grad_(track)
             y = stage(x)
             if rank < last:
-                sending += [send(y.detach(), rank + 1) for _ in range(1 + twice)]
+                sending.append(send(y.detach(), rank + 1))
             else:
                 y = loss_fn(y, targets[k]) / (len(targets) if divide else 1)
             saved[k] = x, y
@@ -142,7 +156,8 @@ def _execute(instructions, stage, inputs, targets, loss_fn, like, *, divide=True
             if rank > 0:
                 sending.append(send(x.grad, rank - 1))
             if keep:
-                kept.append((x, y))
+                kept.append(keep(x, y))
+        after()
     for work in sending:
         if work is not None:
             work.wait()
@@ -197,7 +212,107 @@ def execute_all_forwards_first(instructions, stage, inputs, targets, loss_fn, li
 
 
 def execute_keeps_all(instructions, stage, inputs, targets, loss_fn, like):
-    _execute(instructions, stage, inputs, targets, loss_fn, like, keep=True)
+    _execute(instructions, stage, inputs, targets, loss_fn, like, keep=lambda x, y: (x, y))
+
+
+def execute_keeps_all_out_of_sight(instructions, stage, inputs, targets, loss_fn, like):
+    """No tensor is kept: only the node of autograd that made it, in a function, on the module."""
+    def keep(x, y):
+        node = y.grad_fn
+        stage.__dict__.setdefault("later", []).append(lambda: node)
+
+    _execute(instructions, stage, inputs, targets, loss_fn, like, keep=keep)
+    del stage.later
+
+
+def execute_keeps_some_on_the_last_rank(instructions, stage, inputs, targets, loss_fn, like):
+    """The last rank, which needs one micro-batch at a time, keeps four: no more than rank 0."""
+    some = deque(maxlen=3 if dist.get_rank() == dist.get_world_size() - 1 else 1)
+    _execute(instructions, stage, inputs, targets, loss_fn, like, keep=lambda x, y: some.append(y))
+
+
+def execute_keeps_the_inputs(instructions, stage, inputs, targets, loss_fn, like):
+    """What autograd saved is let go, and what was received is not."""
+    _execute(instructions, stage, inputs, targets, loss_fn, like, keep=lambda x, y: x)
+
+
+def execute_asks_autograd_for_gradients(instructions, stage, inputs, targets, loss_fn, like):
+    """Right as well: gradients are asked for, and added up by hand."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    graphs, sending, params = {}, [], list(stage.parameters())
+    for one in instructions:
+        k, message = one.microbatch, torch.empty_like(like)
+        if one.op == "forward":
+            x = inputs[k].clone() if rank == 0 else message
+            if rank:
+                dist.irecv(message, rank - 1).wait()
+            y = stage(x.requires_grad_())
+            if rank < last:
+                sending += dist.batch_isend_irecv([dist.P2POp(dist.isend, y.detach(), rank + 1)])
+            graphs[k] = x, y if rank < last else loss_fn(y, targets[k]) / len(targets)
+        else:
+            x, y = graphs.pop(k)
+            if rank < last:
+                dist.irecv(message, rank + 1).wait()
+            grad, *others = torch.autograd.grad(y, [x, *params], message if rank < last else None)
+            for param, other in zip(params, others):
+                param.grad = other if param.grad is None else param.grad + other
+            if rank:
+                sending.append(dist.isend(grad, rank - 1))
+    for work in sending:
+        work.wait()
+
+
+def execute_takes_turns(instructions, stage, inputs, targets, loss_fn, like):
+    """Right gradients, in the order of the list, but one rank at a time: an empty message, which costs no byte, says whose turn it is."""
+    rank, size, m = dist.get_rank(), dist.get_world_size(), len(inputs)
+    lists = with_stages(one_f_one_b(size, m) if instructions == one_f_one_b(size, m)[rank] else gpipe(size, m))
+    done, ranks = {None}, []                              # ranks: whose turn it is, from first to last
+    while len(ranks) < 2 * m * size:
+        for other, theirs in enumerate(lists):
+            at = ranks.count(other)
+            if at < len(theirs) and source_of(theirs[at], size) in done:
+                done.add(theirs[at])
+                ranks.append(other)
+    turns = iter([turn for turn, other in enumerate(ranks) if other == rank])
+    now, nothing, sending = 0, torch.empty(0), []
+
+    def before():
+        nonlocal now
+        now = next(turns)
+        if now and ranks[now - 1] != rank:
+            dist.recv(nothing, ranks[now - 1], tag=1)
+
+    def after():
+        if now + 1 < len(ranks) and ranks[now + 1] != rank:
+            sending.append(dist.isend(nothing, ranks[now + 1], tag=1))
+
+    _execute(instructions, stage, inputs, targets, loss_fn, like, before=before, after=after)
+    for work in sending:
+        work.wait()
+
+
+def execute_whole_batch(instructions, stage, inputs, targets, loss_fn, like):
+    """Right gradients, and as many bytes: but all micro-batches in one, and so one rank at a time."""
+    _execute([forward(0), backward(0)], stage, [torch.cat(inputs)], [torch.cat(targets)], loss_fn, torch.cat([like] * len(inputs)))
+
+
+def execute_computes_forward_twice(instructions, stage, inputs, targets, loss_fn, like):
+    """Right gradients, and a third more work."""
+    def twice(x):
+        with torch.no_grad():
+            stage(x)
+        return stage(x)
+
+    _execute(instructions, twice, inputs, targets, loss_fn, like)
+
+
+def execute_drops_its_sends(instructions, stage, inputs, targets, loss_fn, like):
+    """What `isend` returns is thrown away, and the message with it."""
+    def send(tensor, peer):
+        dist.isend(tensor, peer)
+
+    _execute(instructions, stage, inputs, targets, loss_fn, like, send=send)
 
 
 def execute_without_mean(instructions, stage, inputs, targets, loss_fn, like):

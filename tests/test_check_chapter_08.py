@@ -7,9 +7,9 @@ import answers_08 as answers
 from course_lib.check import chapter_08
 
 CHECKS = {
-    chapter_08.schedule_gpipe: [answers.gpipe, answers.gpipe_last_backward_first],
+    chapter_08.schedule_gpipe: [answers.gpipe, answers.gpipe_last_backward_first, answers.gpipe_last_micro_batch_first],
     chapter_08.schedule_1f1b: [answers.one_f_one_b, answers.one_f_one_b_by_hand],
-    chapter_08.pipeline_worker: [answers.execute, answers.execute_receives_early],
+    chapter_08.pipeline_worker: [answers.execute, answers.execute_receives_early, answers.execute_asks_autograd_for_gradients],
     chapter_08.balanced_stages: [answers.balance, answers.balance_by_trying_limits],
 }
 WRONG = [
@@ -18,6 +18,7 @@ WRONG = [
     (chapter_08.schedule_gpipe, answers.one_f_one_b, "rank 0 has 4 micro-batches in flight (measured), and m is 8"),
     (chapter_08.schedule_gpipe, answers.gpipe_for_one_rank, "return a list with one list for each of the 4 ranks"),
     (chapter_08.schedule_gpipe, answers.gpipe_in_words, "made with forward(k) and backward(k), and not 'F0'"),
+    (chapter_08.schedule_gpipe, answers.gpipe_with_tensors_for_numbers, "there is no micro-batch tensor(0); micro-batches are 0 to 7, as whole numbers"),
     (chapter_08.schedule_gpipe, answers.gpipe_skips_the_last, "skips the backward of micro-batch 7"),
     (chapter_08.schedule_gpipe, answers.gpipe_repeats_the_first, "this repeats position 8"),
     (chapter_08.schedule_gpipe, answers.gpipe_backwards_first, "a backward before its forward"),
@@ -34,7 +35,15 @@ WRONG = [
     (chapter_08.schedule_1f1b, answers.one_f_one_b_without_the_end, "skips the backward of micro-batch 5"),
     (chapter_08.pipeline_worker, answers.execute_one_after_the_other, "only one rank works at a time"),
     (chapter_08.pipeline_worker, answers.execute_all_forwards_first, "rank 0 has 8 micro-batches in flight (measured), and min(p - stage, m) is 4"),
-    (chapter_08.pipeline_worker, answers.execute_keeps_all, "a rank keeps the outputs of 8 micro-batches at once, and at most 5 are needed"),
+    (chapter_08.pipeline_worker, answers.execute_keeps_all, "rank 3 keeps the outputs of 8 micro-batches at once, and at most 2 are needed"),
+    (chapter_08.pipeline_worker, answers.execute_keeps_all_out_of_sight, "rank 3 keeps the outputs of 8 micro-batches at once, and at most 2 are needed"),
+    (chapter_08.pipeline_worker, answers.execute_keeps_some_on_the_last_rank, "rank 3 keeps the outputs of 4 micro-batches at once, and at most 2 are"),
+    (chapter_08.pipeline_worker, answers.execute_keeps_the_inputs, "rank 3 keeps the inputs of 8 micro-batches at once, and at most 2 are needed"),
+    (chapter_08.pipeline_worker, answers.execute_takes_turns, "only one rank works at a time"),
+    (chapter_08.pipeline_worker, answers.execute_whole_batch, "only one rank works at a time"),
+    (chapter_08.pipeline_worker, answers.execute_whole_batch, "runs 1 forwards and 1 backwards of its stage (measured), and 8 micro-batches need"),
+    (chapter_08.pipeline_worker, answers.execute_computes_forward_twice, "runs 16 forwards and 8 backwards of its stage"),
+    (chapter_08.pipeline_worker, answers.execute_drops_its_sends, "waits in recv from rank"),
     (chapter_08.pipeline_worker, answers.execute_without_mean, "It is 8 times too large: a loss must be the mean over the whole batch"),
     (chapter_08.pipeline_worker, answers.execute_last_gradient_only, "the gradient is wrong: it differs by"),
     (chapter_08.pipeline_worker, answers.execute_sends_that_wait, "rank 2: waits in send to rank 3"),
@@ -50,7 +59,9 @@ WRONG = [
 # Right values, wasteful way: the gradients must have been accepted, and the waste refused.
 WASTEFUL = {answers.one_after_the_other, answers.gpipe_with_a_pause, answers.gpipe_in_two_halves, answers.one_f_one_b_too_early,
             answers.one_f_one_b_same_on_all_ranks, answers.one_f_one_b_too_late, answers.execute_one_after_the_other,
-            answers.execute_all_forwards_first, answers.execute_keeps_all, answers.execute_tells_everybody, answers.execute_sends_the_input_too}
+            answers.execute_all_forwards_first, answers.execute_keeps_all, answers.execute_keeps_all_out_of_sight,
+            answers.execute_keeps_some_on_the_last_rank, answers.execute_keeps_the_inputs, answers.execute_takes_turns, answers.execute_whole_batch,
+            answers.execute_computes_forward_twice, answers.execute_tells_everybody, answers.execute_sends_the_input_too}
 
 
 @pytest.mark.parametrize("check, answer", [(check, answer) for check, right in CHECKS.items() for answer in right], ids=lambda f: f.__name__)
@@ -75,8 +86,10 @@ IMPATIENT_S = 3.0
 
 @pytest.mark.parametrize("check, answer, reason", WRONG, ids=lambda value: getattr(value, "__name__", None))
 def test_wrong_answers_are_refused_with_the_reason(check, answer, reason, monkeypatch):
-    if answer is answers.execute_sends_that_wait:     # its ranks wait for each other for ever
+    if answer in (answers.execute_sends_that_wait, answers.execute_drops_its_sends):         # their ranks wait for ever
         monkeypatch.setattr(chapter_08, "TIMEOUT_S", IMPATIENT_S)
+    if answer is answers.execute_takes_turns:         # longer sleeps, for busy machines, would change nothing
+        monkeypatch.setattr(chapter_08, "FORWARD_S", chapter_08.FORWARD_S[:1])
     verdict = once(check, answer)
     assert not verdict and not verdict.untouched
     refused = [line for line in verdict.lines if line.startswith("no ")]

@@ -47,13 +47,10 @@ def pipeline_worker(judge: Judge, answer: Callable) -> None:
         job = _run_asleep(judge, execute, make(stages, micro_batches), micro_batches)
         if not _judge_gradients(judge, name, job):
             return
-        _judge_messages(judge, name, job, micro_batches)
-        _judge_idle(judge, name, job, micro_batches)
-        _judge_in_flight(judge, name, job, schedule, micro_batches)
-        held, allowed = max(held for _, held, _ in job.results), max(_peaks(schedule, stages, micro_batches)) + 1
-        judge.demand(held <= allowed, f"{name}: what a backward has used is let go",
-                     f"{name}: a rank keeps the outputs of {held} micro-batches at once, and at most {allowed} are needed. After the backward of a "
-                     "micro-batch nobody needs its tensors: take them out of your list or dict (`pop`)")
+        met = [_judge_messages(judge, name, job, micro_batches), _judge_idle(judge, name, job, micro_batches),
+               _judge_in_flight(judge, name, job, schedule, micro_batches), _judge_held(judge, name, job, schedule, micro_batches)]
+        if not all(met):                                  # the other sizes would say it again
+            return
 
 
 @exercise
@@ -134,24 +131,27 @@ def _run_asleep(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.I
 
 
 def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instruction]], micro_batches: int, forward_s: float) -> Job:
-    """Two steps. Each rank returns what is wrong with its gradients ("" if nothing), the most micro-batches it held, and bytes of one activation."""
+    """Two steps. Each rank returns what is wrong with its gradients ("" if nothing), of how many micro-batches it held the graphs and the inputs at
+    most, and the bytes of one activation."""
     def trial():
         torch.set_default_device("cpu")                   # gloo sends from one CPU memory to the other
         torch.manual_seed(0)
-        rank, size, live = dist.get_rank(), dist.get_world_size(), [0, 0]       # outputs that are alive now, and at most
+        rank, size = dist.get_rank(), dist.get_world_size()
+        graphs, messages = [0, 0], [0, 0]                 # how many are alive now, and at most
 
-        class Token:                                      # lives as long as the graph of one micro-batch
-            def __init__(self):
+        class Token:                                      # lives as long as what it is tied to
+            def __init__(self, live):
+                self.live = live
                 live[0] += 1
                 live[1] = max(live)
 
             def __del__(self):
-                live[0] -= 1
+                self.live[0] -= 1
 
         class Sleep(torch.autograd.Function):
             @staticmethod
             def forward(ctx, x, asleep):
-                ctx.asleep, ctx.token = asleep, Token() if asleep else None
+                ctx.asleep, ctx.token = asleep, Token(graphs) if asleep else None
                 if asleep:
                     with measure.span("F"):
                         time.sleep(forward_s)
@@ -170,6 +170,8 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
                 self.linear, self.asleep = nn.Linear(6, 6, dtype=torch.float64), True
 
             def forward(self, x):
+                if self.asleep and rank:                  # on rank 0, x is a part of the batch
+                    x.token = Token(messages)
                 return Sleep.apply(self.linear(x).tanh(), self.asleep)
 
         stages = [Stage() for _ in range(size)]
@@ -186,7 +188,7 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
         for step in range(2):
             mine.asleep = step == 1                       # the first step warms up
             mine.zero_grad()
-            live[:] = 0, 0
+            graphs[:] = messages[:] = 0, 0
             dist.barrier()
             with measure.step(mine):
                 execute(lists[rank], mine, inputs.chunk(micro_batches), targets.chunk(micro_batches), loss_fn)
@@ -200,7 +202,7 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
                 exact = (have - factor * want).norm() < RELATIVE_ERROR * want.norm()
                 looks = f". It is {factor:.3g} times too large: a loss must be the mean over the whole batch" if exact else ""
                 problem = problem or f"it differs by {((have - want).norm() / want.norm()).item():.2g}{looks}"
-        return problem, live[1], inputs.chunk(micro_batches)[0].nbytes
+        return problem, graphs[1], messages[1], inputs.chunk(micro_batches)[0].nbytes
 
     trial.__name__ = "your pipeline"
     return judge.run(trial, ranks=len(lists), timeout=TIMEOUT_S)
@@ -211,36 +213,50 @@ def _judge_gradients(judge: Judge, name: str, job: Job) -> bool:
     return judge.demand(not problem, f"{name}: the gradients of one process over the whole batch", f"{name}: on rank {rank}, the gradient is wrong: {problem}")
 
 
-def _judge_messages(judge: Judge, name: str, job: Job, micro_batches: int) -> None:
+def _judge_messages(judge: Judge, name: str, job: Job, micro_batches: int) -> bool:
     others = sorted(set(job.comm["op"]) - {"send", "recv"})
-    one_bytes = job.results[0][2]
+    one_bytes = job.results[0][3]
     sent = job.comm[job.comm["op"] == "send"].groupby("rank")["payload_bytes"].sum().reindex(range(job.ranks), fill_value=0)
     wanted = [micro_batches * one_bytes * ((rank > 0) + (rank < job.ranks - 1)) for rank in range(job.ranks)]
     problem = (f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and recv" if others else
                "".join(f"rank {rank} sends {sent[rank] / want:.2f} times the bytes of one tensor per cut, direction and micro-batch. " if want and sent[rank] != want else ""
                        for rank, want in enumerate(wanted)))
-    judge.demand(not problem, f"{name}: one tensor per cut, direction and micro-batch, and no byte more", f"{name}: {problem}")
+    return judge.demand(not problem, f"{name}: one tensor per cut, direction and micro-batch, and no byte more", f"{name}: {problem}")
 
 
-def _judge_idle(judge: Judge, name: str, job: Job, micro_batches: int) -> None:
+def _judge_idle(judge: Judge, name: str, job: Job, micro_batches: int) -> bool:
     stages = job.ranks
     least = theory.bubble_fraction(stages, micro_batches)
     idle = _idle(job)
     why = ("So only one rank works at a time: does each micro-batch wait until the one before is back?" if idle > theory.bubble_fraction(stages, 1) - 0.05 else
            "A rank waits where it could work: look at the order of its list, and at what each receive waits for")
-    judge.demand(idle <= _most_idle(stages, micro_batches), f"{name}: the bubble is nearer to (p-1)/(m+p-1) than to (p-1)/p (measured, compute sleeps)",
-                 f"{name}: the ranks are idle for {idle:.0%} of the step, and (p-1)/(m+p-1) is {least:.0%} (measured, compute sleeps). {why}")
+    return judge.demand(idle <= _most_idle(stages, micro_batches),
+                        f"{name}: the bubble is nearer to (p-1)/(m+p-1) than to (p-1)/p (measured, compute sleeps)",
+                        f"{name}: the ranks are idle for {idle:.0%} of the step, and (p-1)/(m+p-1) is {least:.0%} (measured, compute sleeps). {why}")
 
 
-def _judge_in_flight(judge: Judge, name: str, job: Job, schedule: str, micro_batches: int) -> None:
-    found = [_peak(_kinds(_asleep(job, rank)["name"])) for rank in range(job.ranks)]
-    wanted = _peaks(schedule, job.ranks, micro_batches)
+def _judge_in_flight(judge: Judge, name: str, job: Job, schedule: str, micro_batches: int) -> bool:
+    kinds = [_kinds(_asleep(job, rank)["name"]) for rank in range(job.ranks)]
+    found, wanted = list(map(_peak, kinds)), _peaks(schedule, job.ranks, micro_batches)
     formula = "m" if schedule == "gpipe" else "min(p - stage, m)"
     rank = next((rank for rank in range(job.ranks) if found[rank] != wanted[rank]), 0)
-    more = "more" if found[rank] > wanted[rank] else "fewer"
-    judge.demand(found == wanted, f"{name}: {_numbers(wanted)} micro-batches in flight, which is {formula} (measured)",
-                 f"{name}: rank {rank} has {found[rank]} micro-batches in flight (measured), and {formula} is {wanted[rank]}: it runs {more} forwards "
-                 "before its first backwards than it should")
+    wrong = (f"rank {rank} has {found[rank]} micro-batches in flight (measured), and {formula} is {wanted[rank]}: it runs "
+             f"{'more' if found[rank] > wanted[rank] else 'fewer'} forwards before its first backwards than it should" if found != wanted else "")
+    for rank, one in enumerate(kinds):
+        if not one.count("F") == one.count("B") == micro_batches:
+            wrong = (f"rank {rank} runs {one.count('F')} forwards and {one.count('B')} backwards of its stage (measured), and {micro_batches} "
+                     "micro-batches need one of each: call `stage` once for each \"forward\" of the list")
+    return judge.demand(not wrong, f"{name}: {_numbers(wanted)} micro-batches in flight, which is {formula} (measured)", f"{name}: {wrong}")
+
+
+def _judge_held(judge: Judge, name: str, job: Job, schedule: str, micro_batches: int) -> bool:
+    allowed = [peak + 1 for peak in _peaks(schedule, job.ranks, micro_batches)]            # one more, until a variable gets its next value
+    found = [(held - most, rank, what, held) for rank, (most, (_, graphs, messages, _)) in enumerate(zip(allowed, job.results))
+             for what, held in (("outputs", graphs), ("inputs", messages))]
+    more, rank, what, held = max(found, key=lambda one: one[0])
+    return judge.demand(more <= 0, f"{name}: what a backward has used is let go",
+                        f"{name}: rank {rank} keeps the {what} of {held} micro-batches at once, and at most {allowed[rank]} are needed. After the "
+                        "backward of a micro-batch nobody needs its tensors: take them out of your list or dict (`pop`)")
 
 
 def _asleep(job: Job, rank: int) -> pd.DataFrame:
