@@ -1,4 +1,8 @@
 """Functions that the tests of course_lib.mini.pipeline run on ranks."""
+import contextlib
+import functools
+import time
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -32,6 +36,7 @@ def loss_fn(output: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(output.flatten(0, -2), targets.flatten())
 
 
+@functools.cache
 def alone(name: str, steps: int = 1) -> tuple[nn.Module, float]:
     """The whole batch in one process: a model with its gradients, and the loss."""
     model, (inputs, targets) = make(name), data(name)
@@ -77,15 +82,32 @@ def distance(pairs: list[tuple[Tensor, Tensor]]) -> float:
     return ((own - other).norm() / other.norm()).item()
 
 
-def sleep(schedule: str, num_microbatches: int, chunks: int = 1, forward_s: float = 0.0, backward_s: float = 0.0) -> None:
-    """Stages that sleep in the traced step; with `chunks` stages per rank, each takes so much less."""
-    stages = [SleepingStage(0.0, 0.0) for _ in range(chunks)]
-    pipe = pipeline.Pipeline(stages, by_name(schedule, dist.get_world_size(), num_microbatches, chunks), F.mse_loss)
-    for _ in range(2):
-        with measure.step(pipe):
-            pipe.step(torch.ones(num_microbatches, 8), torch.ones(num_microbatches, 8))
+def sleep(schedule: str, counts: list[int], chunks: int, forward_s: float) -> dict[int, list[dict]]:
+    """For each number of micro-batches, a step whose stages sleep: its spans by this rank's clock. `chunks` stages of a rank sleep as long as one would.
+
+    The first of these steps is also the job's traced one, with the profiler in it; the others carry nothing."""
+    spans, timed = {m: [] for m in counts}, measure.span
+
+    @contextlib.contextmanager
+    def clocked(name: str):
+        begin_s = time.perf_counter()
+        with timed(name):
+            yield
+        spans[m].append({"rank": dist.get_rank(), "kind": "span", "name": name, "start_s": begin_s, "seconds": time.perf_counter() - begin_s})
+
+    measure.span = clocked                # this process ends with the job
+    for m in counts:
+        stages, batch = [SleepingStage(0.0, 0.0) for _ in range(chunks)], torch.ones(m, 8)
+        pipe = pipeline.Pipeline(stages, by_name(schedule, dist.get_world_size(), m, chunks), F.mse_loss)
+        with measure.step(pipe) if m == counts[0] else contextlib.nullcontext():
+            pipe.step(batch, batch)       # warm-up
+        spans[m].clear()
         for stage in stages:
-            stage.forward_s, stage.backward_s = forward_s / chunks, backward_s / chunks
+            stage.forward_s, stage.backward_s = forward_s / chunks, 2 * forward_s / chunks
+        dist.barrier()
+        with measure.step(pipe):
+            pipe.step(batch, batch)
+    return spans
 
 
 def train_gpt(schedule: str, num_microbatches: int, per_microbatch: int = 2) -> int:

@@ -148,22 +148,27 @@ def test_gradients_equal_one_process(ranks):
 
 @pytest.mark.parametrize("schedule, chunks", [("gpipe", 1), ("one_f_one_b", 1), ("interleaved", 2)])
 def test_the_bubble_is_that_of_theory(schedule, chunks):
-    for m in (1, 4, 8, 16) if chunks == 1 else (4, 8, 16):
-        expected = theory.bubble_fraction(4, m, chunks)
-        for seconds in (0.015, 0.04, 0.1):            # other work on the machine makes ranks late: then once more, with more time
-            found = bubble(run(pipeline_workers.sleep, schedule, m, chunks, seconds, 2 * seconds, ranks=4))
-            if abs(found - expected) < 0.04:
-                break
-        assert found == pytest.approx(expected, abs=0.04), m
+    left = [1, 4, 8, 16] if chunks == 1 else [4, 8, 16]
+    for seconds in (0.015, 0.04, 0.1):                # other work on the machine makes ranks late: then once more, with more time
+        job = run(pipeline_workers.sleep, schedule, left, chunks, seconds, ranks=4, backend="gloo")
+        found = {m: bubble(with_timeline(4, [row for spans in job.results for row in spans[m]])) for m in left}
+        assert bubble(job) == pytest.approx(found[left[0]], abs=0.02), "the ledger's spans are those of the clock"
+        left = [m for m in left if abs(found[m] - theory.bubble_fraction(4, m, chunks)) >= 0.04]
+        if not left:
+            break
+    assert not left, found
+
+
+def with_timeline(ranks: int, rows: list[dict]) -> Job:
+    return Job("job", ranks, "gloo", "cpu", "CPU", 1.0, [None] * ranks, [""] * ranks, records={"timeline": rows})
 
 
 def test_a_bubble_counts_all_ranks_and_spans_alone():
     rows = [(0, "span", 1.0, 2.0), (0, "communication", 3.0, 4.0), (1, "span", 2.0, 3.0), (1, "span", 2.5, 1.0), (2, "forward", 0.0, 9.0)]
     timeline = [{"rank": rank, "kind": kind, "name": kind, "start_s": start, "seconds": seconds} for rank, kind, start, seconds in rows]
-    job = Job("job", 3, "gloo", "cpu", "CPU", 1.0, [None] * 3, [""] * 3, records={"timeline": timeline})
-    assert bubble(job) == pytest.approx(1 - 5 / 12)
+    assert bubble(with_timeline(3, timeline)) == pytest.approx(1 - 5 / 12)
     with pytest.raises(ValueError, match="no span in its traced step"):
-        bubble(Job("job", 1, "gloo", "cpu", "CPU", 1.0, [None], [""]))
+        bubble(with_timeline(1, []))
 
 
 def activations(job) -> list[int]:
