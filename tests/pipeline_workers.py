@@ -206,8 +206,12 @@ def refused(what: str):
         pipeline.Pipeline(stage, pipeline.gpipe(size + 1, 2), loss_fn)
     if what == "stages":
         pipeline.Pipeline([stage, stage], pipeline.gpipe(size, 2), loss_fn)
-    if what == "detached":
-        stage = nn.Sequential(stage, Detach()) if rank == 1 else stage
+    if what == "words":
+        pipeline.Pipeline(stage, [["F0", "B0"]] * size, loss_fn)
+    if what == "uncalled":
+        pipeline.Pipeline(stage, pipeline.gpipe, loss_fn)
+    if what in CHANGES and rank == CHANGES[what][0]:
+        stage = nn.Sequential(stage, CHANGES[what][1]())
     pipe = pipeline.Pipeline(stage, pipeline.gpipe(size, 5 if what == "batch" else 2), loss_fn)
     if what == "inputs":
         inputs = None
@@ -219,3 +223,16 @@ def refused(what: str):
 class Detach(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.detach()
+
+
+class Choose(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(-1)
+
+
+class Spread(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape, *[1] * 7)
+
+
+CHANGES = {"detached": (1, Detach), "whole numbers": (0, Choose), "dimensions": (0, Spread)}         # on which rank, what comes after its stage

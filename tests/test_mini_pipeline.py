@@ -73,6 +73,8 @@ def test_all_schedules_are_valid_with_the_bubble_and_the_peak_of_theory(ranks):
     ([[forward(0), backward(0), forward(1)], [forward(0), backward(0)]], "rank 0, position 2, F1: there is no micro-batch 1"),
     ([[forward(-1), backward(0)], [forward(0), backward(0)]], "rank 0, position 0, F-1: there is no micro-batch -1"),
     ([[Instruction("send", 0)], [forward(0), backward(0)]], "rank 0, position 0, S0: op='send' must be 'forward' or 'backward'"),
+    ([[forward(0.0), backward(0.0)], [forward(0), backward(0)]], "rank 0, position 0, F0.0: there is no micro-batch 0.0; micro-batches are 0 to 0, as whole"),
+    ([[forward(torch.tensor(0)), backward(0)], [forward(0), backward(0)]], "there is no micro-batch tensor(0)"),
     ([["F0", backward(0)], [forward(0), backward(0)]], "rank 0, position 0, 'F0': it must be an Instruction"),
     ([[forward(0), backward(0)]] * 3, "lists for 3 ranks, and 2 stages"),
     ([], "lists for 0 ranks, and 2 stages"),
@@ -118,6 +120,7 @@ def test_split_cuts_anywhere_and_copies_nothing():
     (MLP((4, 4)), 2, (1, 1), ValueError, r"sizes=\[1, 1\]: it must be 2 numbers that sum to 1"),
     (MLP((4, 4, 4)), 2, (4, -1), ValueError, "sum to 3"),
     (MLP((4, 4, 4)), 2, (3,), ValueError, "2 numbers"),
+    (MLP((4, 4, 4)), 0, None, ValueError, "num_stages=0: it must be a whole number of at least 1"),
     (CNN(), 2, None, TypeError, "not CNN"),
 ])
 def test_split_refuses(model, num_stages, sizes, error, message):
@@ -231,6 +234,10 @@ def test_a_first_stage_may_be_frozen():
     ("inputs", "rank 0 needs inputs, for stage 0"),
     ("shape", "batches must keep their shape"),
     ("detached", "stage 1 has no gradient for its input"),
+    ("words", "rank 0, position 0, 'F0': it must be an Instruction"),
+    ("uncalled", "it must be a Sequence, of one list of instructions per rank"),
+    ("whole numbers", "F0@0 has made torch.int64 of 1 dimensions: from stage to stage, torch.float32, torch.float64"),
+    ("dimensions", "F0@0 has made torch.float64 of 9 dimensions"),
 ])
 def test_mistakes_are_named(what, message):
     with pytest.raises(RankError) as error:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from course_lib import measure
+from course_lib.arguments import instance, whole
 from course_lib.mini.schedules import (Instruction, Schedule, backward, forward, gpipe, heir_of, interleaved, naive, one_f_one_b, source_of, validate,
                                        with_stages)
 from course_lib.models import MLP, TinyGPT
@@ -42,6 +43,7 @@ def split(model: nn.Module, num_stages: int, sizes: Sequence[int] | None = None)
 
     Errors: ValueError if the sizes don't fit the model, or the model is tied. TypeError for other models.
     """
+    whole("num_stages", num_stages)
     if isinstance(model, TinyGPT):
         if model.head.weight is model.embedding.weight and num_stages > 1:
             raise ValueError("embedding and head are one weight, and would be on two ranks: make the model with tied=False.")
@@ -89,19 +91,21 @@ class Pipeline(nn.Module):
         peak_in_flight: most micro-batches (counted once per stage, where a rank has several) whose activations this rank held at once in
             the last step.
 
-    Errors: ValueError if `validate` refuses the schedule.
+    Errors: ValueError if `validate` refuses the schedule, and in `step` where inputs, targets or what a stage makes do not fit.
     """
 
     def __init__(self, stages: nn.Module | Sequence[nn.Module], schedule: Schedule, loss_fn: Callable[[Tensor, Tensor], Tensor],
                  process_group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages if isinstance(stages, (list, tuple, nn.ModuleList)) else [stages])
+        instance("schedule", schedule, Sequence, "of one list of instructions per rank")
         self.schedule, self.loss_fn, self.peak_in_flight = schedule, loss_fn, 0
         self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
         if len(schedule) != self._size:
             raise ValueError(f"the schedule has lists for {len(schedule)} ranks, and the group has {self._size}.")
         num_stages = self._size * len(self.stages)
-        self.num_microbatches = 1 + max((instruction.microbatch for instructions in schedule for instruction in instructions), default=-1)
+        self.num_microbatches = 1 + max((instruction.microbatch for instructions in schedule for instruction in instructions
+                                         if isinstance(instruction, Instruction)), default=0)
         validate(schedule, num_stages, self.num_microbatches)
         lists = with_stages(schedule)
         self._own, self._last = lists[self._rank], num_stages - 1
@@ -214,6 +218,9 @@ class _Post:
             return
         into = max(done.stage, heir.stage)                                    # a gradient has the shape of what went into that stage
         if into not in self._shapes:                                          # the first time, a header goes before
+            if result.dtype not in DTYPES or result.dim() > HEADER - 2:
+                raise ValueError(f"{done} has made {result.dtype} of {result.dim()} dimensions: from stage to stage, {', '.join(map(str, DTYPES))} "
+                                 f"may travel, of at most {HEADER - 2}.")
             self._shapes[into] = result.shape, result.dtype
             header = [DTYPES.index(result.dtype), result.dim(), *result.shape]
             self._isend(torch.tensor(header + [0] * (HEADER - len(header)), device=self._device), peer, self._position[heir])

@@ -13,6 +13,7 @@ Sources: Huang et al. 2019, "GPipe", section 2; Narayanan et al. 2021, "Efficien
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 
@@ -146,12 +147,12 @@ def _wrong(instruction: Instruction, rank: int, size: int, num_stages: int, num_
     stage, k = full.stage, full.microbatch
     if full.op not in ("forward", "backward"):
         return f"op={full.op!r} must be 'forward' or 'backward'"
-    if stage not in range(num_stages):
+    if not isinstance(stage, Integral) or stage not in range(num_stages):
         return f"there is no stage {stage}; stages are 0 to {num_stages - 1}"
     if stage % size != rank:
         return f"stage {stage} lives on rank {stage % size}"
-    if k not in range(num_microbatches):
-        return f"there is no micro-batch {k}; micro-batches are 0 to {num_microbatches - 1}"
+    if not isinstance(k, Integral) or k not in range(num_microbatches):           # a tensor equals a number, and is another key
+        return f"there is no micro-batch {k!r}; micro-batches are 0 to {num_microbatches - 1}, as whole numbers"
     if full in position:
         return f"this repeats position {position[full]}"
     if full.op == "backward" and forward(k, stage) not in position:
