@@ -110,6 +110,15 @@ def sleep(schedule: str, counts: list[int], chunks: int, forward_s: float) -> di
     return spans
 
 
+def first_step(num_microbatches: int) -> None:
+    """GPipe with stages that sleep; what is traced is a pipeline's first step."""
+    batch = torch.ones(num_microbatches, 8)
+    for _ in range(2):
+        pipe = pipeline.Pipeline(SleepingStage(0.01, 0.02), pipeline.gpipe(dist.get_world_size(), num_microbatches), F.mse_loss)
+        with measure.step(pipe):
+            pipe.step(batch, batch)
+
+
 def train_gpt(schedule: str, num_microbatches: int, per_microbatch: int = 2) -> int:
     """Steps of a TinyGPT, with as many samples per micro-batch, however many of these there are; the peak in flight."""
     pipe, _, tokens = gpt(schedule, num_microbatches, per_microbatch)

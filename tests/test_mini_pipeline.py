@@ -162,6 +162,15 @@ def test_the_bubble_is_that_of_theory(schedule, chunks):
     assert not left, found
 
 
+def test_a_rank_begins_to_receive_while_it_computes_also_in_the_first_step():
+    job = run(pipeline_workers.first_step, 4, ranks=2, backend="gloo")
+    for rank, op in ((0, "B"), (1, "F")):
+        timeline = job.timeline[job.timeline["rank"] == rank].sort_values("start_s")
+        spans = timeline[timeline["name"].isin([f"{op}1", f"{op}2"])]
+        receives = timeline[timeline["name"] == "recv"]["start_s"].tolist()[-2:]                     # of micro-batches 2 and 3
+        assert all(begin < start for begin, start in zip(receives, spans["start_s"], strict=True)), "before the micro-batch ahead of it is computed"
+
+
 def with_timeline(ranks: int, rows: list[dict]) -> Job:
     return Job("job", ranks, "gloo", "cpu", "CPU", 1.0, [None] * ranks, [""] * ranks, records={"timeline": rows})
 

@@ -190,7 +190,6 @@ class _Post:
         heirs = [[heir_of(instruction, num_stages) for instruction in instructions] for instructions in lists]
         self._order = [[heir for heir in theirs if heir and heir.stage % self._size == rank] for theirs in heirs]     # what each sends to this rank
         self._shapes: dict[int, tuple[torch.Size, torch.dtype]] = {}          # stage -> what goes into it
-        self._all_shapes = False                                              # known? After a first step they are
         # NCCL runs the messages between two ranks of a group one after the other, both ways: two that cross would wait for each other for
         # ever. So there each sender has a group of its own.
         ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
@@ -198,7 +197,7 @@ class _Post:
 
     def open(self) -> None:
         """Before a step."""
-        self._coming = [iter(order) for order in self._order]
+        self._coming = [deque(order) for order in self._order]
         self._box: dict[Instruction, tuple[Tensor, dist.Work | None]] = {}    # for which instruction -> what came, or is on its way
         self._sent: dict[int, deque[tuple[int, dist.Work]]] = defaultdict(deque)
 
@@ -207,7 +206,6 @@ class _Post:
         for queue in self._sent.values():
             for _, work in queue:
                 work.wait()
-        self._all_shapes = True
 
     def send(self, result: Tensor, done: Instruction) -> None:
         """Send the result of an instruction to the rank that needs it."""
@@ -230,15 +228,15 @@ class _Post:
         self._isend(result, peer, self._position[heir])
 
     def expect(self, wanted: Instruction | None) -> None:
-        """Begin to receive what the next instruction needs, so that it travels while this rank computes. (Not in the first step: headers wait.)"""
-        if wanted and self._all_shapes and (source := source_of(wanted, self._num_stages)):
-            self._begin(wanted, source.stage % self._size)
+        """Begin to receive what the next instruction needs, so that it travels while this rank computes; not if a header comes first."""
+        if wanted and (source := source_of(wanted, self._num_stages)):
+            self._begin(wanted, source.stage % self._size, wait=False)
 
     def receive(self, wanted: Instruction) -> Tensor:
         """Wait for what an instruction needs, and return it."""
         source = source_of(wanted, self._num_stages)
         peer = source.stage % self._size
-        self._begin(wanted, peer)
+        self._begin(wanted, peer, wait=True)
         tensor, work = self._box.pop(wanted)
         if work is not None:
             work.wait()
@@ -251,18 +249,20 @@ class _Post:
         tensor = tensor.contiguous() if self._nccl else tensor.cpu().contiguous()                # gloo sends from the CPU's memory only
         self._sent[peer].append((position, dist.isend(tensor, group=self._groups[self._rank], group_dst=peer)))
 
-    def _begin(self, wanted: Instruction, peer: int) -> None:
-        """Begin to receive the peer's messages, up to the one that is wanted; on the same rank, there is nothing to do."""
+    def _begin(self, wanted: Instruction, peer: int, wait: bool) -> None:
+        """Begin to receive the peer's messages, up to the one that is wanted, or without `wait` up to a header; from this rank itself, none come."""
         while peer != self._rank and wanted not in self._box:
-            coming = next(self._coming[peer])
+            coming = self._coming[peer][0]
             into = coming.stage + (coming.op == "backward")
             if into not in self._shapes:
+                if not wait:
+                    return
                 header = self._empty((HEADER,), torch.int64)
                 dist.irecv(header, group=self._groups[peer], group_src=peer).wait()
                 dtype, dims, *sizes = header.tolist()
                 self._shapes[into] = torch.Size(sizes[:dims]), DTYPES[dtype]
             buffer = self._empty(*self._shapes[into])
-            self._box[coming] = buffer, dist.irecv(buffer, group=self._groups[peer], group_src=peer)
+            self._box[self._coming[peer].popleft()] = buffer, dist.irecv(buffer, group=self._groups[peer], group_src=peer)
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self._device if self._nccl else "cpu")
