@@ -1,7 +1,7 @@
 """Each check of chapter 00 accepts the solution, leaves an untouched stub in peace, and refuses wrong and wasteful answers."""
 import answers_00 as answers
 import psutil
-import pytest
+from verdicts import *  # noqa: F403
 
 from course_lib import check
 
@@ -50,40 +50,6 @@ WRONG = [       # a check, an answer, and words that name its problem
     (check.average, answers.average_without_messages, "rank 0: gradient 0 is not the average over all ranks"),
     (check.average, answers.average_flat, "return a list of tensors"),
 ]
-
-
-def name(case) -> str:
-    return getattr(case, "__name__", "")
-
-
-@pytest.mark.parametrize("judge, answer", RIGHT, ids=name)
-def test_a_right_answer_is_accepted(judge, answer):
-    verdict = judge(answer)
-    assert verdict.passed, verdict
-    assert all(line.startswith("yes") for line in verdict.lines)
-
-
-@pytest.mark.parametrize("judge, answer", UNTOUCHED, ids=name)
-def test_an_untouched_stub_gets_one_calm_line(judge, answer):
-    verdict = judge(answer)
-    assert verdict.untouched and not verdict.passed
-    assert "not attempted yet" in repr(verdict) and "\n" not in repr(verdict)
-
-
-@pytest.mark.parametrize("judge, answer, reason", WRONG, ids=name)
-def test_a_wrong_answer_is_refused_with_its_reason(judge, answer, reason):
-    verdict = judge(answer)
-    assert not verdict.passed and not verdict.untouched
-    assert any(line.startswith("no") and reason in line for line in verdict.lines), verdict
-
-
-@pytest.mark.parametrize("given, shown", [((), "nothing"), ((None,), "None"), ((3,), "3"), (("x" * 1000,), "'xxx"), ((print, print), "print, print")])
-def test_what_is_no_function_is_refused_before_anything_runs(given, shown, monkeypatch):
-    monkeypatch.setattr("course_lib.check.judge.run_quietly", lambda *a, **k: pytest.fail("a job was started"))
-    verdict = check.ping_pong(*given)
-    assert not verdict and not verdict.untouched and len(verdict.lines) == 1 and len(repr(verdict)) < 200
-    assert f"check.ping_pong takes your function by name, without brackets, and was given {shown}" in repr(verdict)
-    assert "takes your 2 functions by name" in repr(check.checkpoint(print))
 
 
 def test_two_ranks_that_both_wait_are_stopped(monkeypatch):
