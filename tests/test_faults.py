@@ -233,6 +233,29 @@ def test_row_13_a_small_machine():
     assert budget.look(4, 1, budget.Machine(2, 2**34, None)) is None
 
 
+def test_row_13_threads_count_too():
+    roomy = budget.Machine(cores=2, free_bytes=2**34, shm_free_bytes=2**30)
+    with pytest.raises(ValueError, match="threads=65 is more than this machine can hold: it has 2 cores, and allows at most 64 threads."):
+        budget.look(1, 65, roomy)
+    with pytest.raises(ValueError, match="ranks=5 .* the cores allow at most 4 ranks"):
+        budget.look(5, 16, roomy)
+    assert "1 rank with 16 threads each share 2 cores" in budget.look(1, 16, roomy) and "Up to 8 threads run well enough" in budget.look(1, 16, roomy)
+
+
+def test_row_13_cached_files_of_a_container_make_room(tmp_path):
+    for name, text in (("memory.max", "1000"), ("memory.current", "950"), ("memory.stat", "anon 100\nactive_file 300\ninactive_file 500\n")):
+        (tmp_path / name).write_text(text)
+    assert budget._cgroup_free_bytes(tmp_path) == 850
+    (tmp_path / "memory.max").write_text("max\n")
+    assert budget._cgroup_free_bytes(tmp_path) == float("inf") == budget._cgroup_free_bytes(tmp_path / "none")
+
+
+def test_no_room_for_temporary_files(nothing_left, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="cannot start, because its files cannot be written to the folder for temporary .*TMPDIR"):
+        patch.setattr(tempfile, "tempdir", "/proc/self")
+        run(faults.addresses)
+
+
 def test_row_16_nobody_can_connect(nothing_left, tmp_path):
     job = run(faults.addresses, ranks=3)
     assert all(set(listening) <= {"127.0.0.1"} and set(peers) <= {"127.0.0.1"} for listening, peers in job.results)
