@@ -1,9 +1,13 @@
 """Run a function as real ranks: once (`run`), or over several numbers of ranks (`sweep`)."""
+import contextlib
+import inspect
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -15,8 +19,8 @@ import pandas as pd
 
 from course_lib.arguments import number, one_of, whole
 from course_lib.job import Job
-from course_lib.ranks import budget, devices, diagnose, worker
-from course_lib.ranks.errors import RankError, explain
+from course_lib.ranks import budget, devices, diagnose, places, worker
+from course_lib.ranks.errors import RankError, error_in_words, explain
 from course_lib.ranks.launch import Group, private_directory, remove_directory
 from course_lib.ranks.progress import Progress
 from course_lib.ranks.server import MAX_RANKS
@@ -26,6 +30,7 @@ __all__ = ["run", "sweep", "Sweep", "RankWarning"]
 GRACE_S = 0.3                   # after a first failure: the true cause may be the second to be heard
 ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0       # how often ranks without progress are asked where they are
 OUTPUT_LIMIT_BYTES = 100_000    # of each rank's output, what a Job keeps; longer output is saved whole
+_OPTIONS = ("ranks", "backend", "timeout", "threads", "label")
 
 
 def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: float = 60.0, threads: int = 1,
@@ -162,15 +167,17 @@ def _check(fn, ranks, backend, timeout, threads, label) -> str:
 def _run(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job:
     """Start the ranks, follow them to the end, and gather what they have sent."""
     placement = devices.place(ranks, backend)
-    try:
-        call = cloudpickle.dumps((fn, args, kwargs), protocol=5)
-    except Exception as error:
-        raise TypeError(f"{label} cannot be sent to the ranks, because something that it uses cannot be copied to another process: {error}") from None
-    directory = private_directory()
+    call = _pack(fn, args, kwargs, label)
     begin = time.monotonic()
+    directory = group = None
     try:
-        with open(directory / "job.pkl", "wb") as file:
-            pickle.dump({"call": call, "cwd": os.getcwd(), "path": sys.path, "environ": dict(os.environ)}, file)
+        try:
+            directory = private_directory()
+            with open(directory / "job.pkl", "wb") as file:
+                pickle.dump({"call": call, "cwd": os.getcwd(), "path": sys.path, "environ": dict(os.environ)}, file)
+        except OSError as error:
+            raise OSError(f"{label} cannot start, because its files cannot be written to the folder for temporary files ({error.strerror or error}). "
+                          "Free some space there, or set the environment variable TMPDIR to another folder.") from None
         group = Group({"directory": str(directory), "ranks": ranks, "backend": placement.backend, "devices": placement.devices,
                        "threads": threads, "timeout": timeout, "loopback": devices.loopback()})
         try:
@@ -183,22 +190,70 @@ def _run(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job
             else:
                 raise explain(group.states, output, label, timeout, **stopped)
         except KeyboardInterrupt:
-            group.ask_and_wait(0.5)
-            output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
+            with _no_second_interrupt():
+                group.ask_and_wait(0.5)
+                output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
             raise explain(group.states, output, label, timeout, interrupted=True) from None
-        finally:
-            group.close()
-        results = [pickle.loads(state.result) for state in group.states]
     finally:
-        remove_directory(directory)
+        with _no_second_interrupt():
+            if group:
+                group.close()
+            if directory:
+                remove_directory(directory)
+    results = [_unpack(state.result, state.rank) for state in group.states]
     return Job(label, ranks, placement.backend, "cuda" if placement.devices[0] != "cpu" else "cpu", placement.hardware, seconds,
                results, output, *_gather(group.states))
 
 
+def _pack(fn, args, kwargs, label: str) -> bytes:
+    """A pickle of the call, once it is sure that the function takes these arguments."""
+    with contextlib.suppress(ValueError):         # of some functions in C, Python does not know the arguments
+        signature = inspect.signature(fn, follow_wrapped=False)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            taken = [name for name in _OPTIONS if name in signature.parameters]
+            raise TypeError(f"{label} cannot be called with these arguments: {error}."
+                            + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)" * bool(taken)) from None
+    try:
+        return cloudpickle.dumps((fn, args, kwargs), protocol=5)
+    except Exception as error:
+        raise TypeError(f"{label} cannot be sent to the ranks, because something that it uses cannot be copied to another process: {error}") from None
+
+
+def _unpack(result: bytes, rank: int):
+    try:
+        return pickle.loads(result)
+    except Exception as error:                    # such as a DistributedDataParallel: there is no process group here
+        raise TypeError(f"What rank {rank} returned cannot be opened in the notebook ({type(error).__name__}: {error}). "
+                        "Return numbers, text, lists, dicts or plain tensors.") from None
+
+
+@contextlib.contextmanager
+def _no_second_interrupt():
+    """Clean up undisturbed: an interrupt within is taken as one of the job that is being stopped anyhow, or comes when this is over."""
+    heard, stopping, before = [], sys.exc_info()[0] is not None, signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *told: heard.append(told))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard and not stopping:
+        raise KeyboardInterrupt
+
+
 def _warn_of_silent_mistakes(states) -> None:
-    """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match."""
+    """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match, or a thread has died."""
     silent = diagnose.disagreement(states)
-    suspicious = f"{silent} No library noticed: don't trust the values." if silent else diagnose.suspicious_sites(states)
+    suspicious = f"{silent} No library noticed: don't trust the values." if silent else diagnose.never_joined(states) or diagnose.suspicious_sites(states)
+    for state in states:
+        if state.thread_error and not suspicious:
+            frame = places.learners_frame(state.thread_error["frames"])
+            suspicious = (f"A thread of rank {state.rank} raised {error_in_words(state.thread_error)}" + (f" ({places.place_in_words(frame)})" if frame else "")
+                          + ", and ended; the rank went on without it.")
     if suspicious:
         warnings.warn(suspicious, RankWarning, stacklevel=4)
 
@@ -225,8 +280,9 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
             group.ask_and_wait()
             return {"timed_out": True}
         leaving = any(state.phase == "finished" for state in group.states)
-        if now - asked_at >= (ASK_AFTER_S if leaving or suspicion else pause):
-            finding = diagnose.deadlock(group.states)
+        blocked = all(state.phase == "finished" or (state.where or {}).get("blocked") for state in group.states)
+        if now - asked_at >= (ASK_AFTER_S if leaving or suspicion or blocked else pause):
+            finding = diagnose.deadlock(group.states) or diagnose.standstill(group.states)
             if finding and finding == suspicion:  # twice the same: no message was merely on its way
                 return {"stuck": finding}
             suspicion = finding

@@ -65,6 +65,97 @@ def waits_for_a_message():
     dist.recv(x, (dist.get_rank() + 1) % dist.get_world_size())
 
 
+def everyone_sends_first(numel: int = 1_000_000):
+    x, rank, size = torch.ones(numel), dist.get_rank(), dist.get_world_size()
+    dist.send(x, (rank + 1) % size)
+    dist.recv(x, (rank - 1) % size)
+
+
+def groups_in_another_order():
+    """Each pair of three ranks is a group; each rank begins with another of its two."""
+    rank, x = dist.get_rank(), torch.ones(5)
+    pairs = [dist.new_group([0, 1]), dist.new_group([1, 2]), dist.new_group([2, 0])]
+    for number in (rank, (rank - 1) % 3):
+        dist.all_reduce(x, group=pairs[number])
+
+
+def waits_for_one_that_left():
+    if dist.get_rank() == 0:
+        dist.irecv(torch.ones(3), 1).wait()
+
+
+def slow_but_well(seconds: float):
+    """No fault: all ranks wait for one that works in a thread, or in native code, and that comes in the end."""
+    import threading
+    x, rank = torch.ones(3), dist.get_rank()
+    if rank == 0:
+        later = threading.Timer(seconds, dist.send, (x, 1))
+        later.start()
+        dist.recv(torch.ones(3), 1)
+    else:
+        dist.recv(x, 0)
+        dist.send(x, 0)
+
+
+def naps_with_a_collective_under_way():
+    if dist.get_rank() == 0:
+        work = dist.all_reduce(torch.ones(4), async_op=True)
+        time.sleep(100)
+        work.wait()
+    time.sleep(100)
+
+
+def forgets_to_wait():
+    if dist.get_rank() == 0:
+        dist.all_reduce(torch.ones(4), async_op=True)
+
+
+def thread_raises():
+    import threading
+    if dist.get_rank() == 1:
+        thread = threading.Thread(target=raise_boom)
+        thread.start()
+        thread.join()
+
+
+def raise_boom():
+    raise ValueError("boom")
+
+
+def forks():
+    """A copy of rank 1 goes on with the rank's code; it must not speak for the rank."""
+    x = torch.ones(1)
+    if dist.get_rank() == 1:
+        child = os.fork()
+        if child == 0:
+            return "the copy"
+        os.waitpid(child, 0)
+    dist.all_reduce(x)
+    return x.item()
+
+
+def says_much(kind: str):
+    if dist.get_rank() == 1:
+        raise {"long": ValueError("x" * 2_000_000), "lines": ValueError("one\n\ntwo"), "mute": Mute(), "lock": Unsendable()}[kind]
+    dist.barrier()
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+class Unsendable(Exception):
+    def __init__(self):
+        import threading
+        self.lock = threading.Lock()
+        super().__init__("with a lock")
+
+
+def asks(how: str):
+    return input("name? ") if how == "input" else breakpoint()
+
+
 def different_collectives():
     x = torch.ones(4)
     if dist.get_rank() == 0:

@@ -1,7 +1,7 @@
 """What is concluded from what ranks tell: pure functions, no processes."""
 from course_lib.ranks import errors
-from course_lib.ranks.diagnose import deadlock, disagreement, ranks_in_words, suspicious_sites
-from course_lib.ranks.launch import RankState
+from course_lib.ranks.diagnose import STILL_S, deadlock, disagreement, never_joined, ranks_in_words, standstill, suspicious_sites
+from course_lib.ranks.launch import STILL_CPU_S, RankState, _nothing_moved
 from course_lib.ranks.where import RECORDED
 
 
@@ -60,3 +60,42 @@ def test_who_waits_in_what():
                for rank, op in ((0, "all_reduce"), (2, "all_reduce"), (3, "new_group"))}
     told = errors._who_waits([waiting[0], RankState(1, phase="finished"), waiting[2], waiting[3]])
     assert told == "Ranks 0 and 2 wait in all_reduce; rank 3 waits in new_group; rank 1 is not there."
+
+
+def still(rank, op, peer=None, tensor="float32[3]", seconds=STILL_S, pending=()):
+    where = {"frames": [], "call": {"op": op, "tensor": tensor, "peer": peer}, "collectives": [], "free": False}
+    return RankState(rank, phase="running", where=where, still_s=seconds, collectives=list(pending))
+
+
+def test_ranks_that_wait_for_each_other():
+    told = standstill([still(0, "send", 1), still(1, "send", 0)])
+    assert told == ("Each rank waits for another: rank 0 in send to rank 1 of float32[3]; rank 1 in send to rank 0 of float32[3]. "
+                    "A send may wait until its receiver is there: let one side receive first, or use isend.")
+    assert standstill([still(0, "recv", 1), still(1, "recv", 0)]).endswith("Nobody sends.")
+    assert standstill([still(0, "recv", 1), RankState(1, phase="finished")]) == (
+        "Each rank that is left waits for another: rank 0 in recv from rank 1 of float32[3], which has finished. "
+        "A recv needs a send, and a collective needs every rank of its group.")
+    one, other = [call(1, done=False, name="1", group="0,1")], [call(1, done=False, name="2", group="0,1")]
+    assert standstill([still(0, "all_reduce", pending=one), still(1, "wait", pending=other)]).endswith("in the same order by all ranks that share them.")
+
+
+def test_not_long_enough_or_not_all():
+    assert standstill([still(0, "send", 1), still(1, "send", 0, seconds=STILL_S - 0.1)]) is None
+    assert standstill([still(0, "send", 1), RankState(1, phase="running")]) is None                     # it has not told where it is
+    assert standstill([RankState(0, phase="finished")]) is None
+
+
+def test_what_counts_as_moving():
+    blocked = {"frames": [("f.py", 3, "f")], "call": {"op": "recv"}, "collectives": [], "blocked": True, "written_bytes": 10, "cpu_s": 1.0}
+    assert _nothing_moved(blocked, blocked | {"cpu_s": 1.001})
+    for change in ({"cpu_s": 1.001 + STILL_CPU_S}, {"written_bytes": 11}, {"frames": [("f.py", 4, "f")]}, {"blocked": False}, {"written_bytes": None},
+                   {"collectives": [call(1)]}):
+        assert not _nothing_moved(blocked, blocked | change)
+    assert not _nothing_moved(None, blocked) and not _nothing_moved(blocked | {"written_bytes": None}, blocked | {"written_bytes": None})
+
+
+def test_a_collective_that_nobody_waited_for():
+    told = never_joined(states([call(1), call(2, done=False)], [call(1)], finished=[0, 1]))
+    assert told == "Rank 0 called all_reduce of float32[4] and did not wait for it; rank 1 never called it. It was never carried out."
+    assert never_joined(states([call(1, done=False)], [call(1, done=False)], finished=[0, 1])) is None        # all have called it: it will be done
+    assert never_joined(states([call(1, done=False, name="7", group="0,2")], [call(1)], [call(1, name="7", group="0,2")], finished=[0, 1, 2])) is None

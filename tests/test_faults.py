@@ -126,6 +126,55 @@ def test_row_4_ranks_wait_for_messages(nothing_left):
     assert "dist.recv(x" in error.reports[1].line
 
 
+@pytest.mark.parametrize("fn, ranks, words, hint", [
+    (faults.everyone_sends_first, 3, "Each rank waits for another: rank 0 in send to rank 1 of float32[1000000]; rank 1 in send to rank 2", "use isend"),
+    (faults.groups_in_another_order, 3, "rank 1 in all_reduce of float32[5], over ranks 1 and 2; rank 2 in all_reduce of float32[5], over ranks 0 and 2", "same order"),
+    (faults.waits_for_one_that_left, 2, "Each rank that is left waits for another: rank 0 in wait() of a message", "A recv needs a send")])
+def test_row_4_ranks_that_wait_for_each_other_are_not_left_to_the_timeout(nothing_left, fn, ranks, words, hint):
+    error = fails(fn, ranks=ranks, timeout=60.0, within=15)
+    assert "cannot go on, and was stopped" in error.headline and words in error.headline and hint in error.headline
+    assert all("faults.py, line" in report.place for report in error.reports if report.state != "had finished")
+
+
+def test_row_4_a_rank_that_works_in_a_thread_is_waited_for(nothing_left):
+    run(faults.slow_but_well, 4.5)
+
+
+def test_row_4_a_rank_that_naps_waits_for_nothing(nothing_left):
+    error = fails(faults.naps_with_a_collective_under_way, timeout=1.5, within=1.5 + SOON_S)
+    assert error.reports[0].state == "was running; all_reduce of float32[4] was under way" and "time.sleep(100)" in error.reports[0].line
+
+
+def test_a_collective_that_nobody_joined(nothing_left):
+    with pytest.warns(RankWarning, match=r"Rank 0 called all_reduce of float32\[4\] and did not wait for it; rank 1 never called it"):
+        run(faults.forgets_to_wait)
+
+
+def test_a_thread_of_a_rank_raises(nothing_left):
+    with pytest.warns(RankWarning, match=r"A thread of rank 1 raised ValueError: boom \(faults.py, line \d+, in raise_boom\)"):
+        run(faults.thread_raises)
+
+
+def test_a_rank_that_forks_speaks_for_itself(nothing_left):
+    assert run(faults.forks).results == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("kind, state", [
+    ("long", "raised ValueError: " + "x" * 1000 + "... (2,000,000 characters)"), ("lines", "raised ValueError: one\n\ntwo"),
+    ("mute", "raised Mute: (its message cannot be shown)"), ("lock", "raised Unsendable: with a lock")])
+def test_row_1_odd_messages(nothing_left, kind, state):
+    error = fails(faults.says_much, kind)
+    assert error.reports[1].state == state
+    if kind == "lines":
+        assert "\n  rank 1: raised ValueError: one\n      two\n" in str(error)
+
+
+@pytest.mark.parametrize("how", ["input", "breakpoint"])
+def test_a_rank_has_no_keyboard(nothing_left, how):
+    error = fails(faults.asks, how, ranks=1)
+    assert "A rank has no keyboard" in error.reports[0].state and "input(" in error.reports[0].line
+
+
 def test_row_5_different_collectives(nothing_left):
     error = fails(faults.different_collectives)
     assert "rank 0 called broadcast of float32[4]; rank 1 called all_gather of float32[4]" in error.headline
@@ -176,6 +225,30 @@ def test_row_9_interrupt(nothing_left):
     assert time.monotonic() - begin < 1.0 + SOON_S
     assert "never_arrives was interrupted." in str(caught.value)
     assert "waits in all_reduce of float32[4]" in str(caught.value) and "time.sleep(100)" in str(caught.value)
+
+
+def test_row_9_interrupted_again_and_again(nothing_left, monkeypatch):
+    """Impatience changes nothing: the same report, and nothing left (see the fixture)."""
+    import threading
+
+    from course_lib.ranks.launch import Group
+
+    def impatient(method):
+        def press_first(*args):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            return method(*args)
+        return press_first
+
+    with monkeypatch.context() as patch:
+        for name in ("ask_and_wait", "close"):
+            patch.setattr(Group, name, impatient(getattr(Group, name)))
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(faults.never_arrives, ranks=3)
+        assert "never_arrives was interrupted." in str(caught.value) and "time.sleep(100)" in str(caught.value)
+        with pytest.raises(KeyboardInterrupt):    # pressed while a good job is cleaned up: put off, not forgotten
+            run(faults.addresses)
 
 
 def test_row_10_the_kernel_is_killed(tmp_path):

@@ -1,4 +1,5 @@
 """run and sweep: what comes back, what is refused, and in which words."""
+import functools
 import math
 import threading
 import warnings
@@ -130,6 +131,25 @@ def test_things_that_cannot_be_sent(tmp_path):
         run(lambda: (n for n in range(3)))
     with pytest.raises(TypeError, match="cannot be sent to the ranks"):
         run(workers.sleeper, threading.Lock())
+    with pytest.raises(TypeError, match="What rank 0 returned cannot be opened in the notebook .*Return numbers, text"):
+        run(lambda: torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2)))
+
+
+def test_arguments_that_the_function_does_not_take():
+    def mine(ranks, x=1):
+        return ranks + x
+
+    with pytest.raises(TypeError, match=r"mine cannot be called with these arguments: missing a required argument: 'ranks'.*run takes ranks for itself") as caught:
+        run(mine, ranks=2)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TypeError, match="mine cannot be called with these arguments: too many positional arguments"):
+        sweep(mine, 1, 2, 3)
+
+    @functools.wraps(mine)
+    def half():                           # says that it is `mine`, and takes no argument
+        return mine(1)
+
+    assert run(half, ranks=1).results == [2] and run(functools.partial(mine, 5), ranks=1).results == [6] and run(print, 3, ranks=1).output == ["3\n"]
 
 
 def test_a_rank_cannot_start_ranks():

@@ -6,7 +6,9 @@ from course_lib.ranks import places
 from course_lib.ranks.launch import RankState
 from course_lib.ranks.where import RECORDED
 
-__all__ = ["deadlock", "disagreement", "suspicious_sites", "waits_in_words", "ranks_in_words"]
+__all__ = ["deadlock", "standstill", "disagreement", "suspicious_sites", "never_joined", "waits_in_words", "ranks_in_words"]
+
+STILL_S = 1.5                   # how long all ranks must be blocked without a byte sent, before they are said to wait for each other
 
 _REDUCTIONS = {"all_reduce", "reduce", "reduce_scatter"}
 _SIZES_MAY_DIFFER = {"gather", "scatter", "all_to_all", "barrier"}
@@ -15,6 +17,27 @@ _SIZES_MAY_DIFFER = {"gather", "scatter", "all_to_all", "barrier"}
 def deadlock(states: list[RankState]) -> str | None:
     """A sentence if these ranks can never go on, or None if they may."""
     return _left_early(states) or disagreement(states, pending_only=True)
+
+
+def standstill(states: list[RankState]) -> str | None:
+    """A sentence if every rank that is left is blocked, and nothing has moved for a while: they wait for each other, or for one that has finished."""
+    left = [state for state in states if state.phase != "finished"]
+    if not left or any(state.phase != "running" or state.still_s < STILL_S for state in left):
+        return None
+    finished = {state.rank for state in states if state.phase == "finished"}
+    told, ops, groups = [], set(), set()
+    for state in left:
+        call, pending = state.where["call"], under_way(state)
+        ops.add(call["op"])
+        groups |= {c["name"] for c in pending}
+        over = [int(rank) for rank in pending[0]["group"].split(",")] if pending and call["peer"] is None else []
+        told.append(f"rank {state.rank} in {waits_in_words(state)}" + (f", over {ranks_in_words(over)}" if over and len(over) < len(states) else "")
+                    + (", which has finished" if call["peer"] in finished else ""))
+    hint = ("A send may wait until its receiver is there: let one side receive first, or use isend." if ops == {"send"} else
+            "Nobody sends." if ops == {"recv"} and not finished else
+            "Collectives of several groups must be called in the same order by all ranks that share them." if len(groups) > 1 else
+            "A recv needs a send, and a collective needs every rank of its group.")
+    return f"{'Each rank waits' if not finished else 'Each rank that is left waits'} for another: {'; '.join(told)}. {hint}"
 
 
 def disagreement(states: list[RankState], pending_only: bool = False) -> str | None:
@@ -74,6 +97,17 @@ def _left_early(states: list[RankState]) -> str | None:
     return None
 
 
+def never_joined(states: list[RankState]) -> str | None:
+    """A sentence on a collective that a finished rank has called without waiting for it, and that another never called."""
+    for state in states:
+        for call in state.collectives:
+            without = [other.rank for other in states if not call["done"] and str(other.rank) in call["group"].split(",") and not _has_called(other, call)]
+            if without:
+                return (f"Rank {state.rank} called {call_in_words(call)} and did not wait for it; {ranks_in_words(without)} never called it. "
+                        "It was never carried out.")
+    return None
+
+
 def _has_called(state: RankState, call: dict) -> bool:
     """Whether a rank has called a collective of its group, as far as its record reaches back."""
     numbers = [c["seq"] for c in state.collectives if c["name"] == call["name"]]
@@ -82,7 +116,7 @@ def _has_called(state: RankState, call: dict) -> bool:
 
 def waits_in_words(state: RankState) -> str:
     """What a rank waits in, or waited in when it failed: "all_reduce of float32[3]"; empty if in nothing."""
-    pending = [call for call in state.collectives if not call["done"]]
+    pending = under_way(state)
     call = state.where.get("call") if state.where else None
     if state.error:                 # the wait has ended in an error, such as a broken connection
         op = next((name for filename, _, name in reversed(state.error["frames"]) if filename.endswith("distributed_c10d.py")), "")
@@ -92,8 +126,15 @@ def waits_in_words(state: RankState) -> str:
             return f"{call['op']} {'to' if call['op'] == 'send' else 'from'} rank {call['peer']}" + (f" of {call['tensor']}" if call["tensor"] else "")
         if call["op"] == "barrier":
             return "barrier"
+        if call["op"] == "wait":
+            return call_in_words(pending[0]) if pending else "wait() of a message"
         return call["op"] + (f" of {call['tensor']}" if call["tensor"] else "")
-    return call_in_words(pending[0]) if pending else ""
+    return call_in_words(pending[0]) if pending and not (state.where and state.where.get("free")) else ""
+
+
+def under_way(state: RankState) -> list[dict]:
+    """Collectives that a rank has called and that are not done."""
+    return [call for call in state.collectives if not call["done"]]
 
 
 def call_in_words(call: dict) -> str:
@@ -114,8 +155,8 @@ def ranks_in_words(ranks) -> str:
 def _op_of(state: RankState, call: dict) -> str:
     """The name of a pending collective as the learner called it, if the rank stands in that call, else the backend's name."""
     own = state.where.get("call") if state.where else None
-    pending = [c for c in state.collectives if not c["done"]]
-    return own["op"] if own and pending and pending[-1] is call else call["op"]
+    pending = under_way(state)
+    return own["op"] if own and own["op"] != "wait" and pending and pending[-1] is call else call["op"]
 
 
 def _shape_of_call(call: dict) -> tuple:

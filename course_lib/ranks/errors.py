@@ -9,10 +9,11 @@ from course_lib.ranks import diagnose, places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.launch import RankState
 
-__all__ = ["RankError", "RankInterrupt", "RankReport", "explain"]
+__all__ = ["RankError", "RankInterrupt", "RankReport", "explain", "error_in_words"]
 
 _CONNECTION = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|timed out", re.IGNORECASE)
 _CELL = re.compile(r"Cell In\[\d+\]")
+MESSAGE_LIMIT = 1000            # of an exception's message, what is shown; the traceback has all of it
 _BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 
 
@@ -57,7 +58,8 @@ class _Told:
         lines = [f"{strong}{self.headline}{plain}"]
         for report in self._ordered():
             colour = cause if report.cause else ""
-            lines.append(f"  {colour}rank {report.rank}: {report.state}{plain if colour else ''}")
+            state = "\n      ".join(line for line in report.state.splitlines() if line.strip())      # a message of several lines stays in its place
+            lines.append(f"  {colour}rank {report.rank}: {state}{plain if colour else ''}")
             if report.place:
                 lines.append(f"      {report.place}" + (f":  {report.line}" if report.line else ""))
         return lines
@@ -75,7 +77,7 @@ class _Told:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr style='vertical-align: top{'; font-weight: bold' if r.cause else ''}'><td>rank {r.rank}</td><td style='text-align: left'>{html.escape(r.state)}</td>"
+            f"<tr style='vertical-align: top{'; font-weight: bold' if r.cause else ''}'><td>rank {r.rank}</td><td style='text-align: left; white-space: pre-wrap'>{html.escape(r.state)}</td>"
             f"<td style='text-align: left'>{html.escape(r.place)}<br><code>{html.escape(r.line)}</code></td></tr>" for r in self._ordered())
         return f"<b>{html.escape(self.headline)}</b><table><tr><th></th><th>state</th><th>where in your code</th></tr>{rows}</table>"
 
@@ -127,7 +129,7 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
     place, line = (places.place_in_words(frame), places.line_of(frame)) if frame else ("", "")
     waits = diagnose.waits_in_words(state)
     if cause and state.error:
-        told = f"raised {state.error['type']}" + (f": {state.error['message']}" if state.error["message"] else "")
+        told = f"raised {error_in_words(state.error)}"
     elif cause:
         told = _ended_in_words(state) + (f" in {waits}" if waits and state.status == -signal.SIGABRT else "")
     elif state.phase == "finished":
@@ -136,10 +138,22 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
         told = state.silent
     elif waits:
         told = f"{because}; it was waiting in {waits}" if because.startswith("stopped") else f"waits in {waits}"
+    elif state.returned:
+        told = f"{because}; its function had returned, and its result was on its way"
     else:
-        told = because
+        told = because + "".join(f"; {diagnose.call_in_words(call)} was under way" for call in diagnose.under_way(state)[:1])
+    if state.thread_error:
+        told += f"; one of its threads had raised {error_in_words(state.thread_error)}"
     trace = state.error["text"] if state.error else _stack_in_words(frames) if frames else state.stack
     return RankReport(state.rank, told, place, line, cause, state.error["type"] if state.error else "", trace, output)
+
+
+def error_in_words(error: dict) -> str:
+    """"ValueError: boom"; of a very long message only the beginning."""
+    message = error["message"].strip()
+    if len(message) > MESSAGE_LIMIT:
+        message = f"{message[:MESSAGE_LIMIT]}... ({len(message):,} characters)"
+    return error["type"] + (f": {message}" if message else "")
 
 
 def _causes(states: list[RankState]) -> set[int]:

@@ -23,6 +23,7 @@ from course_lib.ranks.server import MAX_RANKS
 
 START_TIMEOUT_S = 120.0         # importing torch on a busy machine
 END_TIMEOUT_S = 5.0             # how long killed ranks may take to be gone
+STILL_CPU_S = 0.025             # what an idle rank needs at most to say where it is
 
 
 @dataclass
@@ -40,6 +41,10 @@ class RankState:
     where: dict | None = None           # where.whereabouts, when last asked
     collectives: list[dict] = field(default_factory=list)       # where.collectives, as last told
     answers: int = 0            # how often it has told where it is
+    still_since: float = 0.0    # monotonic; since when its answers say that it is blocked and that nothing moves
+    still_s: float = 0.0        # for how long, at its last answer
+    thread_error: dict | None = None    # worker._describe of the first exception that ended one of its threads
+    returned: bool = False      # the function has returned; its result may still be on its way
     stack: str = ""             # a dump of its threads, if it could not answer
     silent: str = ""            # why it could not answer, in words
 
@@ -169,7 +174,15 @@ class Group:
             state.phase, (state.result, state.records, state.collectives) = "finished", content
         elif kind == "error":
             state.phase, (state.error, state.collectives) = "failed", content
+        elif kind == "returned":
+            state.returned = True
+        elif kind == "thread":
+            state.thread_error = state.thread_error or content[0]
         elif kind in ("where", "aborted"):
+            now = time.monotonic()
+            if not _nothing_moved(state.where, content[0]):
+                state.still_since = now
+            state.still_s = now - state.still_since
             state.where, state.answers = content[0], state.answers + 1
             state.collectives = state.where["collectives"]
 
@@ -187,9 +200,10 @@ class Group:
             end = 8 + struct.unpack(">Q", buffer[:8])[0]
             if len(buffer) < end:
                 return
-            message = bytes(buffer[8:end])
+            with memoryview(buffer) as view, view[8:end] as part:       # a large result is not copied once more
+                message = pickle.loads(part)
             del buffer[:end]
-            yield pickle.loads(message)
+            yield message
 
     def _receive(self, sock: socket.socket, buffer: bytearray) -> None:
         """Append what has arrived; forget a socket whose other end has closed."""
@@ -208,6 +222,12 @@ class Group:
         finally:
             if sock is self._job and sock.fileno() != -1:
                 sock.setblocking(True)
+
+
+def _nothing_moved(before: dict | None, now: dict) -> bool:
+    """Whether a rank was blocked at the same place all the time between two answers, and neither sent nor worked in the background."""
+    return (before is not None and now["blocked"] and now["written_bytes"] is not None and now["cpu_s"] - before["cpu_s"] < STILL_CPU_S
+            and all(before[name] == now[name] for name in ("frames", "call", "collectives", "written_bytes")))
 
 
 def _why_silent(state: RankState) -> str:

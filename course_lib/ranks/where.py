@@ -1,12 +1,15 @@
 """Where this rank is: asked for by the kernel when a job stalls or fails, answered by a thread of the rank."""
 import ctypes
+import dis
 import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d
@@ -24,14 +27,45 @@ _CALLS = {"all_reduce", "broadcast", "reduce", "all_gather", "gather", "scatter"
 _ARGUMENTS = ("tensor", "input", "input_tensor", "input_list", "input_tensor_list", "tensor_list", "scatter_list", "output")
 _DTYPES = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32", "Short": "int16",
            "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+_NOT_FOR_EVER = {"new_group", "monitored_barrier"}       # these poll, or give up by themselves
+_WAIT_INSIDE = ("torch/distributed/", "torch/autograd/graph.py", "torch/_ops.py")      # where torch itself waits for a collective, in C++
 _handlers = []                  # what ctypes has handed to the C library must stay alive
 
 
 def whereabouts() -> dict:
-    """Where the main thread is: its frames (outermost first), the torch.distributed call it is in, and the recent collectives."""
-    frame = sys._current_frames().get(threading.main_thread().ident)
+    """Where the main thread is: its frames (outermost first), the torch.distributed call it is in, and the recent collectives.
+
+    free: it is in code that waits for nobody, even if a collective is under way.
+    blocked: it can only go on when another rank does something. written_bytes, cpu_s: of this process so far; a transfer that moves shows in them.
+    """
+    threads = sys._current_frames()
+    frame = threads.get(threading.main_thread().ident)
     frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_stack(frame, limit=200)] if frame else []
-    return {"frames": frames, "call": _call(frame), "collectives": collectives()}
+    call = _call(frame)
+    return {"frames": frames, "call": call, "collectives": collectives(),
+            "free": call is None and bool(frames) and not any(part in frames[-1][0] for part in _WAIT_INSIDE) and _on_cpus(),
+            "blocked": call is not None and call["op"] not in _NOT_FOR_EVER and len(threads) == 2 and _on_cpus() and _groups_wait_long(),
+            "written_bytes": _written_bytes(), "cpu_s": time.process_time()}
+
+
+def _on_cpus() -> bool:
+    """A GPU works on its own: there a call that waits, and a call that doesn't, say little."""
+    return not torch.cuda.is_initialized()
+
+
+def _groups_wait_long() -> bool:
+    """Whether no process group was given a shorter timeout than the job's: where one was, the wait ends by itself."""
+    try:
+        timeouts = [group._get_backend(torch.device("cpu")).options._timeout for group in dist.distributed_c10d._world.pg_map if group.size() > 1]
+    except (AttributeError, RuntimeError):
+        return False
+    return bool(timeouts) and min(timeouts) >= timeouts[0]
+
+
+def _written_bytes() -> int | None:
+    """What this process has written, to sockets and files; None where the system does not count it."""
+    process = psutil.Process()
+    return process.io_counters().write_chars if hasattr(process, "io_counters") else None
 
 
 def collectives() -> list[dict]:
@@ -77,6 +111,7 @@ def tell_before_abort(tell: Callable[[], None]) -> None:
 
 def _call(frame) -> dict | None:
     """The torch.distributed call in which a frame waits: op and its tensors as text; None if it is in none."""
+    innermost = frame
     while frame is not None:
         name = frame.f_code.co_name
         if name in _CALLS and frame.f_code.co_filename.endswith("distributed_c10d.py"):
@@ -85,7 +120,14 @@ def _call(frame) -> dict | None:
             peer = next((values[a] for a in ("dst", "src") if name in ("send", "recv") and isinstance(values.get(a), int)), None)
             return {"op": name, "tensor": shown, "peer": peer}
         frame = frame.f_back
-    return None
+    return {"op": "wait", "tensor": "", "peer": None} if innermost is not None and _in_wait(innermost) else None
+
+
+def _in_wait(frame) -> bool:
+    """Whether a frame is right now in `something.wait()`, and that is no Python function: the wait for a work that is under way."""
+    before = [i for i in dis.get_instructions(frame.f_code) if i.offset <= frame.f_lasti and i.opname != "PRECALL"][-2:]
+    return ([i.opname for i in before] in (["LOAD_METHOD", "CALL"], ["LOAD_ATTR", "CALL"])      # Python 3.11, and later
+            and before[0].argval == "wait" and before[1].arg == 0)
 
 
 def _is_tensors(value) -> bool:

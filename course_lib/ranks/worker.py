@@ -1,4 +1,5 @@
 """What one rank does, from the fork to its exit."""
+import builtins
 import faulthandler
 import io
 import os
@@ -50,8 +51,10 @@ def work(request: dict, rank: int, channel: socket.socket) -> None:
     sys.stdout.reconfigure(line_buffering=True)       # what was printed before a crash is not lost
     random.seed()
     numpy.random.seed()                   # a fork would repeat its siblings' numbers
-    kernel = _Kernel(channel)
+    kernel, own_pid = _Kernel(channel), os.getpid()
     where.tell_before_abort(lambda: kernel.send("aborted", where.whereabouts()))
+    builtins.input = sys.breakpointhook = _no_keyboard
+    _tell_of_threads(kernel)
     try:
         with open(os.path.join(request["directory"], "job.pkl"), "rb") as file:
             job = pickle.load(file)
@@ -67,16 +70,38 @@ def work(request: dict, rank: int, channel: socket.socket) -> None:
         begin = time.perf_counter()
         result = function(*args, **kwargs)
         seconds = time.perf_counter() - begin
-        records = measure.stop_ledger(ledger)
-        kernel.send("result", _pickle_result(result, rank), {**records, "seconds": seconds}, where.collectives())
+        if os.getpid() == own_pid:
+            kernel.send("returned")
+            records = measure.stop_ledger(ledger)
+            kernel.send("result", _pickle_result(result, rank), {**records, "seconds": seconds}, where.collectives())
     except BaseException as error:        # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
+        if os.getpid() != own_pid:
+            raise
         kernel.send("error", _describe(error), where.collectives())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    if os.getpid() != own_pid:            # the learner's function has forked: the copy is no rank, and must not speak for one
+        return
     kernel.over.wait()                    # stay until all are done: a peer may still read what this rank has sent
     if request["backend"] == "nccl":
         dist.destroy_process_group()
+
+
+def _no_keyboard(*args, **kwargs):
+    raise RuntimeError("A rank has no keyboard: input() and breakpoint() work only in the notebook itself. Pass values to run, and print.")
+
+
+def _tell_of_threads(kernel: "_Kernel") -> None:
+    """An exception in a thread that the learner has started ends that thread and nothing else: let the kernel know."""
+    default = threading.excepthook
+
+    def hook(args):
+        default(args)
+        if args.exc_value is not None:
+            kernel.send("thread", _describe(args.exc_value))
+
+    threading.excepthook = hook
 
 
 class _Kernel:
@@ -156,5 +181,8 @@ def _pickle_result(result, rank: int) -> bytes:
 def _describe(error: BaseException) -> dict:
     """What the kernel needs to tell of an exception: type, text, and where, without the frames of this file."""
     frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    return {"type": type(error).__name__, "message": str(error), "frames": frames, "time": time.monotonic(),
-            "text": "".join(traceback.format_exception(error))}
+    try:
+        message = str(error)
+    except Exception:                     # the learner's own __str__ fails
+        message = "(its message cannot be shown)"
+    return {"type": type(error).__name__, "message": message, "frames": frames, "text": "".join(traceback.format_exception(error))}
