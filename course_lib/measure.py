@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from course_lib import memory, tracing
+from course_lib.arguments import whole
 
 __all__ = ["step", "span"]
 
@@ -33,6 +34,8 @@ class step:
         model: module whose parameters, gradients and buffers are counted (any wrapper, or a list of modules); None counts none.
         optimizer: optimizer whose state is counted, right after its `step()`; None counts at the end of the step.
         samples: how many samples this rank processes in this step, for samples per second.
+
+    Errors: TypeError or ValueError for a model, an optimizer or samples that are none (in a job; elsewhere they are not looked at).
     """
 
     def __init__(self, model=None, optimizer=None, samples: int | None = None):
@@ -78,11 +81,16 @@ class Ledger:
     def begin(self, model, optimizer, samples: int | None) -> None:
         if self._open:
             raise RuntimeError("measure.step was entered inside another measure.step; steps cannot be nested.")
-        self._open = True
         self._phase = WARM_UP if not self.steps else TRACED if len(self.steps) == 1 else TIMED
-        self._samples = samples
+        self._samples = None if samples is None else int(whole("samples", samples, least=0))
+        if self._phase != TIMED:
+            modules = memory.modules_of(model)
+            if optimizer is not None and not callable(getattr(optimizer, "step", None)):
+                raise TypeError(f"measure.step was given an optimizer of type {type(optimizer).__name__}: it must be one optimizer, with a method step(). "
+                                "If there are several, leave it out.")
+        self._open = True
         if self._phase == TRACED:
-            self._watch = memory.Watch(model, optimizer)
+            self._watch = memory.Watch(modules, optimizer)
             self.trace = tracing.Trace(self._cuda)
             self.trace.prepare()
             self._meet("traced")                  # preparing took each rank another while; their timelines start together
@@ -126,7 +134,7 @@ class Ledger:
         trace = self._finished_trace
         rows = trace.rows() if trace else {"comm": [], "timeline": [], "traced_at": None}
         peak = [{"category": "peak", "bytes": self._peak.bytes()}] if self.memory else []
-        return {"steps": self.steps, "memory": self.memory + peak, "absent": self.absent, **rows}
+        return {"steps": self.steps, "memory": self.memory + peak, **rows, "absent": self.absent | rows.get("absent", {})}
 
     def _what_is_absent(self) -> dict[str, str]:
         absent = {}

@@ -10,14 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["storage_bytes", "Watch", "Peak"]
+__all__ = ["storage_bytes", "modules_of", "Watch", "Peak"]
+
+
+def modules_of(model) -> list[nn.Module]:
+    """The modules of what `measure.step` was given: a module, several, or None."""
+    modules = [] if model is None else [model] if isinstance(model, nn.Module) else list(model) if isinstance(model, Iterable) else [model]
+    if not all(callable(getattr(module, name, None)) for module in modules for name in ("parameters", "buffers")):
+        raise TypeError(f"measure.step was given a model of type {type(model).__name__}: it must be a module, or a list of modules.")
+    return modules
 
 
 def storage_bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> int:
     """Bytes of the storages behind `tensors` on this rank.
 
     A storage that several tensors share (tied weights, views of one flat buffer) counts once; of a DTensor only the local shard counts,
-    padding included. `seen`: storages to leave out; what was counted is added to it.
+    padding included; a tensor on the meta device holds nothing. `seen`: storages to leave out; what was counted is added to it.
     """
     seen = set() if seen is None else seen
     total = 0
@@ -32,9 +40,8 @@ def storage_bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> in
 class Watch:
     """Memory of one step: model states right after `optimizer.step()`, and the most that was saved for backward."""
 
-    def __init__(self, model, optimizer):
-        self._modules = [] if model is None else [model] if isinstance(model, nn.Module) else list(model)
-        self._optimizer = optimizer
+    def __init__(self, modules: list[nn.Module], optimizer):
+        self._modules, self._optimizer = modules, optimizer
         self._states: dict[str, int] | None = None
         self._activations = _SavedForBackward(self._modules)
 
@@ -154,7 +161,9 @@ def _storages(tensor: Tensor) -> Iterable[tuple[int, int]]:
     if is_traceable_wrapper_subclass(tensor):
         for inner in _tensors_in([getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]):
             yield from _storages(inner)
-    else:
+    elif tensor.layout is torch.sparse_coo:       # such as the gradient of Embedding(sparse=True)
+        yield from (*_storages(tensor._indices()), *_storages(tensor._values()))
+    elif not tensor.is_meta:
         storage = tensor.untyped_storage()
         if storage.nbytes():
             yield storage.data_ptr(), storage.nbytes()

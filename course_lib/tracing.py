@@ -77,8 +77,12 @@ class Trace:
 
     def rows(self) -> dict:
         """comm and timeline rows with `start_s` on this host's monotonic clock, and `traced_at`, when the step began."""
-        events = self._profile.events()
-        mark = next(event for event in events if event.name == _MARK)
+        events = self._profile.events() or []
+        mark = next((event for event in events if event.name == _MARK), None)
+        if mark is None:                          # there can be one profiler at a time, and the learner has started another
+            comm = [{name: value for name, value in call.items() if name[0] != "_"} for call in self._calls]
+            reason = "another profiler ran in the traced step"
+            return {"comm": comm, "timeline": [], "traced_at": self._begin, "absent": {"timeline": reason, "collective times": reason}}
         shift = self._begin - mark.time_range.start / 1e6
         work = [] if self._cuda else _gloo_work(events, shift)
         for call in self._calls:
@@ -117,9 +121,12 @@ def _note(op: str, which: int | None, work: str, args: tuple) -> dict:
     tensors = [] if which is None else list(_flatten(args[which]))
     group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject))
     size = group.size()
-    payload = sum(tensor.nbytes for tensor in tensors) * (size if op in ("gather", "scatter") else 1)
+    sparse = any(tensor.layout is torch.sparse_coo for tensor in tensors)
+    parts = [part for tensor in tensors for part in ((tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,))]
+    payload = sum(part.nbytes for part in parts) * (size if op in ("gather", "scatter") else 1)
     return {"op": op, "dtype": str(tensors[0].dtype).removeprefix("torch.") if tensors else "", "payload_bytes": payload,
-            "algorithm_bytes": theory.collective_bytes(op, payload, size), "group_size": size,
+            "algorithm_bytes": None if sparse else theory.collective_bytes(op, payload, size),      # of a sparse sum nobody knows the size beforehand
+            "group_size": size,
             "group": ",".join(map(str, dist.get_process_group_ranks(group))), "start_s": time.perf_counter(), "seconds": None,
             "_work": work, "_numel": sum(t.numel() for t in tensors) if len(tensors) == 1 else None}
 

@@ -321,6 +321,20 @@ def test_a_storage_counts_once():
     assert storage_bytes([flat], seen) == 400 and storage_bytes([flat[1:], torch.empty(0)], seen) == 0
 
 
+def test_sparse_gradients_count_as_indices_and_values():
+    done = job("sparse_gradients", 2)
+    assert memory(done, "params") == [100 * 8 * 4] * 2 and memory(done, "optimizer_states")[0] >= 2 * 100 * 8 * 4
+    assert memory(done, "grads") == [2 * 8 + 2 * 8 * 4] * 2, "two rows: their int64 indices and fp32 values"
+    rows = calls(done)
+    reduced = rows[rows["op"] == "all_reduce"]
+    assert reduced["payload_bytes"].sum() == 3 * 8 + 3 * 8 * 4 and reduced["algorithm_bytes"].isna().all()
+
+
+def test_nothing_is_held_on_the_meta_device():
+    done = job("on_meta", 1)
+    assert memory(done, "params") == memory(done, "grads") == memory(done, "activations") == [0]
+
+
 # Steps
 
 
@@ -359,6 +373,24 @@ def test_an_exception_passes_through_a_traced_step_and_leaves_nothing_behind():
     assert done.results == [{"same": True, "cause": True, "left": []}] * 2
     assert done.steps["phase"].tolist() == ["warm-up", "traced", "timed", "timed"] * 2, "the next step is traced instead"
     assert memory(done, "params") == [(64 * 128 + 128 + 128 * 10 + 10) * 4] * 2
+
+
+def test_a_profiler_of_the_learner_leaves_the_bytes():
+    done = job("own_profiler", 2)
+    assert done.absent["timeline"] == done.absent["collective times"] == "another profiler ran in the traced step"
+    assert calls(done)["op"].tolist().count("all_reduce") >= 1 and calls(done)["seconds"].isna().all() and done.timeline.empty
+    assert memory(done, "params") == [(64 * 128 + 128 + 128 * 10 + 10) * 4] * 2
+
+
+def test_what_a_step_cannot_count_is_refused_in_one_sentence():
+    cases = [({"model": 3}, "a model of type int"), ({"model": ["x"]}, "a model of type list"), ({"optimizer": "adam"}, "an optimizer of type str"),
+             ({"optimizer": [None, None]}, "If there are several, leave it out"), ({"samples": "many"}, "samples='many'"), ({"samples": -1}, "samples=-1"),
+             ({"samples": 1.5}, "samples=1.5")]
+    done = run(workers.refused, [options for options, _ in cases], ranks=1, backend="gloo")
+    assert len(done.results[0]) == len(cases)
+    for told, (_, words) in zip(done.results[0], cases):
+        assert words in told and "\n" not in told
+    assert done.steps["samples"].tolist() == [5, 5] and memory(done, "params") == [4 * (6 + 12)], "after a refusal it still works"
 
 
 def test_a_scheduler_keeps_its_hold_on_the_optimizer():

@@ -2,6 +2,7 @@
 import time
 import warnings
 
+import numpy
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -290,6 +291,49 @@ def fails_in_the_traced_step():
         told = {"same": error is problem, "cause": error.__cause__ is None and error.__context__ is None, "left": attached(optimizer)}
     optimizer.zero_grad()
     train(model, optimizer, steps=3)
+    return told
+
+
+def sparse_gradients(steps: int = 3):
+    """An embedding whose gradient is sparse: DDP sums indices and values."""
+    model = DistributedDataParallel(nn.Embedding(100, 8, sparse=True))
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    for _ in range(steps):
+        with measure.step(model, optimizer):
+            model(torch.tensor([1, 2, 2])).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def on_meta(steps: int = 2):
+    model = nn.Linear(64, 3, device="meta")
+    for _ in range(steps):
+        with measure.step(model):
+            model(torch.ones(4, 64, device="meta")).sum().backward()
+
+
+def own_profiler(steps: int = 4):
+    """The learner traces too."""
+    model = DistributedDataParallel(MLP())
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(steps):
+        with measure.step(model, optimizer), torch.profiler.profile():
+            model(torch.ones(4, 64)).sum().backward()
+            optimizer.step()
+
+
+def refused(arguments: list[dict]) -> list[str]:
+    """What measure.step says of arguments that are none; then it still works."""
+    told = []
+    for options in arguments:
+        try:
+            with measure.step(**options):
+                pass
+        except (TypeError, ValueError) as error:
+            told.append(str(error))
+    for _ in range(2):
+        with measure.step([nn.Linear(2, 2), nn.Linear(3, 3)], samples=numpy.int64(5)):
+            pass
     return told
 
 
