@@ -3,7 +3,9 @@ import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
-__all__ = ["whole", "number", "one_of", "instance", "listed"]
+import torch.distributed as dist
+
+__all__ = ["whole", "number", "one_of", "instance", "listed", "function", "process_group"]
 
 
 def whole(name: str, value, least: int = 1, most: int = 2**62) -> int:
@@ -14,9 +16,10 @@ def whole(name: str, value, least: int = 1, most: int = 2**62) -> int:
     return value
 
 
-def number(name: str, value, above: bool = False) -> float:
-    """A finite number of at least 0, or above 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0 or (above and value == 0):
+def number(name: str, value, above: bool = False, finite: bool = True) -> float:
+    """A number of at least 0, or above 0; finite, or float("inf") as well."""
+    if (isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value) or (finite and math.isinf(value)) or value < 0
+            or (above and value == 0)):
         raise ValueError(f"{name}={_shown(value)}: it must be a number {'above 0' if above else 'of at least 0'}.")
     return value
 
@@ -31,7 +34,21 @@ def one_of(name: str, value, allowed):
 def instance(name: str, value, kind: type, hint: str = ""):
     """An instance of `kind`."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}={_shown(value)}: it must be a {kind.__name__}{', ' + hint if hint else ''}.")
+        raise TypeError(f"{name}={_shown(value)}: it must be {'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}{', ' + hint if hint else ''}.")
+    return value
+
+
+def function(name: str, value) -> Callable:
+    """Something that can be called."""
+    if not callable(value):
+        raise TypeError(f"{name}={_shown(value)}: it must be a function.")
+    return value
+
+
+def process_group(name: str, value) -> dist.ProcessGroup | None:
+    """A process group of this rank, or None, which stands for all ranks."""
+    if value is not None and not isinstance(value, dist.ProcessGroup):
+        raise TypeError(f"{name}={_shown(value)}: it must be a process group with this rank in it, or None for all ranks.")
     return value
 
 
@@ -43,5 +60,8 @@ def listed(name: str, value, what: str, good: Callable[[object], bool] = lambda 
 
 
 def _shown(value) -> str:
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:                     # a learner's own class, say
+        text = f"a {type(value).__name__}"
     return text if len(text) < 60 else text[:57] + "..."
