@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from course_lib.arguments import instance, process_group
+
 __all__ = ["all_reduce", "reduce_scatter", "all_gather"]
 
 TWO_PIECES_FROM_BYTES = 2**20             # a chunk so large is cut in two: while one half travels, the other is added up
@@ -31,6 +33,7 @@ def all_reduce(tensor: Tensor, group: Group = None) -> None:
         tensor: any shape and size, the same on every rank. It is cut as `torch.tensor_split` does: chunks differ by one element at most.
         group: the ranks that take part; None for all.
     """
+    instance("tensor", tensor, Tensor), process_group("group", group)
     flat = _flat(tensor, group)                                 # [numel]
     chunks = flat.tensor_split(dist.get_world_size(group))      # n chunks of numel / n
     _sum_round(chunks, chunks[dist.get_rank(group)], group, in_place=True)
@@ -50,6 +53,7 @@ def reduce_scatter(output: Tensor, input: Tensor | Sequence[Tensor], group: Grou
 
     Errors: ValueError where sizes or dtypes do not match.
     """
+    instance("output", output, Tensor), process_group("group", group)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     _, chunks = _chunks(input, output, group)
     result = _flat(output, group)
@@ -71,6 +75,7 @@ def all_gather(output: Tensor | Sequence[Tensor], input: Tensor, group: Group = 
 
     Errors: ValueError where sizes or dtypes do not match.
     """
+    instance("input", input, Tensor), process_group("group", group)
     flats, chunks = _chunks(output, input, group)
     chunks[dist.get_rank(group)].copy_(input.reshape(-1))
     _pass_round(chunks, group)
@@ -144,7 +149,8 @@ def _chunks(full: Tensor | Sequence[Tensor], part: Tensor, group: Group) -> tupl
         flats = [_flat(full, group)]
         chunks = list(flats[0].view(size, part.numel()))
     else:
-        if len(full) != size or full[rank].numel() != part.numel():
+        if (not isinstance(full, Sequence) or len(full) != size or not all(isinstance(chunk, Tensor) for chunk in full)
+                or full[rank].numel() != part.numel()):
             raise ValueError(f"the list must have {size} chunks, one for each rank, and number {rank} must have {part.numel()} elements.")
         flats = chunks = [_flat(chunk, group) for chunk in full]
     if dtypes := {chunk.dtype for chunk in chunks} - {part.dtype}:
