@@ -21,7 +21,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from course_lib.arguments import instance, listed, process_group, whole
+
 __all__ = ["DataParallel", "scatter", "replicate", "parallel_apply", "gather", "star_reduce", "star_broadcast", "star_all_reduce"]
+
+
+MAX_REPLICAS = 1024
 
 
 class DataParallel(nn.Module):
@@ -37,9 +42,7 @@ class DataParallel(nn.Module):
 
     def __init__(self, module: nn.Module, num_replicas: int = 2):
         super().__init__()
-        if num_replicas < 1:
-            raise ValueError(f"num_replicas={num_replicas}: there must be at least one.")
-        self.module, self.num_replicas = module, num_replicas
+        self.module, self.num_replicas = instance("module", module, nn.Module), whole("num_replicas", num_replicas, most=MAX_REPLICAS)
 
     def forward(self, *inputs) -> Tensor:
         pieces = scatter(inputs, self.num_replicas)
@@ -54,6 +57,7 @@ def scatter(inputs: Sequence, num_replicas: int) -> list[tuple]:
 
     Errors: ValueError if the tensors differ in their first dimension.
     """
+    instance("inputs", inputs, Sequence), whole("num_replicas", num_replicas, most=MAX_REPLICAS)
     if len(sizes := {len(value) for value in inputs if isinstance(value, Tensor)}) > 1:
         raise ValueError(f"the tensors have {' and '.join(map(str, sorted(sizes)))} samples: it must be one number for all.")
     columns = [value.chunk(num_replicas) if isinstance(value, Tensor) else None for value in inputs]
@@ -68,6 +72,7 @@ def replicate(module: nn.Module, num_replicas: int) -> list[nn.Module]:
     `clone` is a differentiable operation, and in backward it hands its gradient to what was cloned. Buffers are copied
     too, but what a replica writes into them (running means) is lost with it: only the root's own last.
     """
+    instance("module", module, nn.Module), whole("num_replicas", num_replicas, most=MAX_REPLICAS)
     replicas = [module]
     for _ in range(num_replicas - 1):
         copies = {id(parameter): parameter.clone() for parameter in module.parameters()}
@@ -77,6 +82,8 @@ def replicate(module: nn.Module, num_replicas: int) -> list[nn.Module]:
 
 def parallel_apply(replicas: Sequence[nn.Module], inputs: Sequence[tuple]) -> list[Tensor]:
     """Run every replica on its inputs, each in a thread; an error in any thread is raised here."""
+    listed("replicas", replicas, "modules, one for each entry of inputs", callable)
+    listed("inputs", inputs, "a tuple of inputs for each replica", lambda arguments: isinstance(arguments, Sequence))
     grad_enabled = torch.is_grad_enabled()                # each thread has a switch of its own
 
     def apply(replica: nn.Module, arguments: tuple) -> Tensor:
@@ -89,6 +96,7 @@ def parallel_apply(replicas: Sequence[nn.Module], inputs: Sequence[tuple]) -> li
 
 def gather(outputs: Sequence[Tensor]) -> Tensor:
     """Join the replicas' outputs along their first dimension: [batch, ...], or [num_replicas] if they are scalars."""
+    listed("outputs", outputs, "one tensor of each replica", lambda output: isinstance(output, Tensor))
     return torch.stack(list(outputs)) if outputs[0].dim() == 0 else torch.cat(list(outputs))
 
 
@@ -107,6 +115,7 @@ def star_all_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | No
 @torch.no_grad()
 def star_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None = None) -> None:
     """Sum `tensor` over the ranks into the root's; every rank of the group must call this. The others send their whole tensor, the root adds them up."""
+    _look(tensor, root, group)
     if dist.get_rank(group) != root:
         dist.send(tensor, group=group, group_dst=root)
         return
@@ -119,11 +128,17 @@ def star_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None =
 @torch.no_grad()
 def star_broadcast(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None = None) -> None:
     """Give every rank the root's `tensor`; every rank of the group must call this. The root sends it whole to one rank after the other."""
+    _look(tensor, root, group)
     if dist.get_rank(group) != root:
         dist.recv(tensor, group=group, group_src=root)
         return
     for other in _others(root, group):
         dist.send(tensor, group=group, group_dst=other)
+
+
+def _look(tensor: Tensor, root: int, group: dist.ProcessGroup | None) -> None:
+    instance("tensor", tensor, Tensor), process_group("group", group)
+    whole("root", root, least=0, most=dist.get_world_size(group) - 1)
 
 
 def _others(root: int, group: dist.ProcessGroup | None) -> list[int]:
