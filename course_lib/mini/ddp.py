@@ -19,6 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from course_lib import arguments
+from course_lib.arguments import function, instance, number
+
 __all__ = ["DistributedDataParallel", "Bucket", "make_buckets"]
 
 
@@ -45,6 +48,8 @@ class DistributedDataParallel(nn.Module):
                  find_unused_parameters: bool = False,
                  all_reduce: Callable[[Tensor, dist.ProcessGroup | None], dist.Work | None] = _torch_all_reduce) -> None:
         super().__init__()
+        instance("module", module, nn.Module), arguments.process_group("process_group", process_group)
+        number("bucket_cap_mb", bucket_cap_mb, finite=False), function("all_reduce", all_reduce)
         self.module, self.process_group = module, process_group
         self._find_unused, self._all_reduce, self._sync = find_unused_parameters, all_reduce, True
         self._broadcast([*module.parameters(), *module.buffers()])
@@ -158,6 +163,10 @@ class Bucket:
 
 def make_buckets(parameters: Iterable[nn.Parameter], cap_bytes: float) -> list[Bucket]:
     """Deal out parameters, in their order, to buckets of one dtype and device; a bucket is closed as soon as it holds `cap_bytes` or more."""
+    number("cap_bytes", cap_bytes, finite=False)
+    parameters = list(instance("parameters", parameters, Iterable, "of parameters"))
+    if not all(isinstance(parameter, Tensor) for parameter in parameters):
+        raise TypeError("parameters: it must be parameters, such as model.parameters().")
     closed: list[list[nn.Parameter]] = []
     still_open: dict[tuple, list[nn.Parameter]] = {}
     for parameter in parameters:
