@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from course_lib import arguments
+from course_lib.arguments import function, instance, number
 from course_lib.mini.zero_hooks import Hooks
 from course_lib.mini.zero_unit import Unit
 
@@ -56,14 +58,22 @@ def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.opt
 
     Errors: ValueError for a stage, units or params that cannot be. In stage 1, a backward raises RuntimeError if no `zero_grad()` followed the step.
     """
-    if stage not in (1, 2, 3):
+    if not isinstance(stage, int) or stage not in (1, 2, 3):
         raise ValueError(f"stage={stage!r}: it must be 1, 2 or 3.")
-    units = ([model] if stage == 1 else []) if units is None else list(units)
+    instance("model", model, nn.Module)
+    if isinstance(function("optimizer_class", optimizer_class), type) and not issubclass(optimizer_class, torch.optim.Optimizer):
+        raise TypeError(f"optimizer_class={optimizer_class.__name__}: it must be one of torch's optimizers.")
+    arguments.process_group("process_group", process_group)
+    units = ([model] if stage == 1 else []) if units is None else list(instance("units", units, Iterable, "of modules of the model"))
     if foreign := [type(module).__name__ for module in units if module not in list(model.modules())]:
         raise ValueError(f"units: {', '.join(foreign)} is no part of the model.")
-    groups = list(model.parameters() if params is None else params)
+    groups = list(model.parameters() if params is None else instance("params", params, Iterable, "of parameters, or of dicts with them"))
     groups = groups if groups and isinstance(groups[0], dict) else [{"params": groups}]
+    if not all(isinstance(group, dict) and isinstance(group.get("params"), Iterable) for group in groups):
+        raise ValueError("params: groups of parameters must be dicts with the key 'params'.")
     groups = [{**group, "params": [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])} for group in groups]
+    if not all(isinstance(parameter, nn.Parameter) for group in groups for parameter in group["params"]):
+        raise ValueError("params: it must be parameters of the model, or groups of them as dicts.")
     number = {parameter: k for k, group in enumerate(groups) for parameter in group["params"] if parameter.requires_grad}
     names = {module: name for name, module in model.named_modules()}
     if missing := [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in number]:
@@ -133,6 +143,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
 
         A rank knows its shards only. So the squares are summed over the ranks before the root is taken.
         """
+        max_norm = float(number("max_norm", max_norm, finite=False))
         self._average()
         grads = [unit.shard.grad for unit in self.units if unit.shard.grad is not None]
         norm = sum(torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2 for grad in grads)
