@@ -25,7 +25,6 @@ from course_lib.arguments import instance, listed, process_group, whole
 
 __all__ = ["DataParallel", "scatter", "replicate", "parallel_apply", "gather", "star_reduce", "star_broadcast", "star_all_reduce"]
 
-
 MAX_REPLICAS = 1024
 
 

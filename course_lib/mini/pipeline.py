@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib import measure
-from course_lib.arguments import instance, whole
+from course_lib import arguments, measure
+from course_lib.arguments import function, instance, listed, whole
 from course_lib.mini.schedules import (Instruction, Schedule, backward, forward, gpipe, heir_of, interleaved, naive, one_f_one_b, source_of, validate,
                                        with_stages)
 from course_lib.models import MLP, TinyGPT
@@ -43,7 +43,7 @@ def split(model: nn.Module, num_stages: int, sizes: Sequence[int] | None = None)
 
     Errors: ValueError if the sizes don't fit the model, or the model is tied. TypeError for other models.
     """
-    whole("num_stages", num_stages)
+    whole("num_stages", num_stages, most=4096)
     if isinstance(model, TinyGPT):
         if model.head.weight is model.embedding.weight and num_stages > 1:
             raise ValueError("embedding and head are one weight, and would be on two ranks: make the model with tied=False.")
@@ -52,7 +52,10 @@ def split(model: nn.Module, num_stages: int, sizes: Sequence[int] | None = None)
         before, layers, after = ([nn.Flatten()], model.layers, []) if isinstance(model, MLP) else ([], model, [])
     else:
         raise TypeError(f"split knows how to cut nn.Sequential, MLP and TinyGPT, not {type(model).__name__}.")
-    if sizes is None:
+    if sizes is not None:
+        for size in instance("sizes", sizes, Sequence, "of numbers of layers"):
+            whole("each of sizes", size, least=-len(layers))
+    else:
         sizes = [len(part) for part in torch.arange(len(layers), device="cpu").tensor_split(num_stages)]
     if len(sizes) != num_stages or sum(sizes) != len(layers) or min(sizes) < 0:
         raise ValueError(f"sizes={list(sizes)}: it must be {num_stages} numbers that sum to {len(layers)}, the model's layers.")
@@ -97,15 +100,18 @@ class Pipeline(nn.Module):
     def __init__(self, stages: nn.Module | Sequence[nn.Module], schedule: Schedule, loss_fn: Callable[[Tensor, Tensor], Tensor],
                  process_group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(stages if isinstance(stages, (list, tuple, nn.ModuleList)) else [stages])
+        listed("stages", list(stages) if isinstance(stages, (list, tuple, nn.ModuleList)) else [stages], "a module, or a list of modules",
+               lambda stage: isinstance(stage, nn.Module))
         instance("schedule", schedule, Sequence, "of one list of instructions per rank")
+        function("loss_fn", loss_fn), arguments.process_group("process_group", process_group)
+        self.stages = nn.ModuleList(stages if isinstance(stages, (list, tuple, nn.ModuleList)) else [stages])
         self.schedule, self.loss_fn, self.peak_in_flight = schedule, loss_fn, 0
         self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
         if len(schedule) != self._size:
             raise ValueError(f"the schedule has lists for {len(schedule)} ranks, and the group has {self._size}.")
         num_stages = self._size * len(self.stages)
-        self.num_microbatches = 1 + max((instruction.microbatch for instructions in schedule for instruction in instructions
-                                         if isinstance(instruction, Instruction)), default=0)
+        self.num_microbatches = 1 + max((instruction.microbatch for instructions in schedule if isinstance(instructions, Sequence)
+                                         for instruction in instructions if isinstance(instruction, Instruction)), default=0)
         validate(schedule, num_stages, self.num_microbatches)
         lists = with_stages(schedule)
         self._own, self._last = lists[self._rank], num_stages - 1
@@ -170,9 +176,10 @@ class Pipeline(nn.Module):
         """The micro-batches [batch / m, ...] of what `stage` needs; nothing on other ranks."""
         if stage % self._size != self._rank:
             return ()
-        if batch is None or not len(batch) or len(batch) % self.num_microbatches:
-            raise ValueError(f"rank {self._rank} needs {name}, for stage {stage}: a number of samples that is a multiple of "
-                             f"{self.num_microbatches} micro-batches, not {None if batch is None else len(batch)}.")
+        count = len(batch) if isinstance(batch, Tensor) and batch.dim() else None
+        if not count or count % self.num_microbatches:
+            raise ValueError(f"rank {self._rank} needs {name}, for stage {stage}: a tensor with a number of samples that is a multiple of "
+                             f"{self.num_microbatches} micro-batches, not {count}.")
         return batch.chunk(self.num_microbatches)
 
 
