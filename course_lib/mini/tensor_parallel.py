@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from course_lib.arguments import instance, number, process_group, whole
 from course_lib.mini.tensor_operators import (Group, ReduceScatter, Region, all_slices, copy_to_group, gather_from_group, reduce_from_group,
                                               reduce_scatter_to_group, share)
 from course_lib.models import MLP, Attention, Block, TinyGPT
@@ -53,10 +54,12 @@ def parallelize(model: nn.Module, group: Group = None, sequence_parallel: bool =
 
     Errors: ValueError where the number of ranks does not divide what must be cut; TypeError for a model it cannot cut.
     """
+    instance("model", model, nn.Module)
+    region = Region(group, sequence_parallel, reduce_scatter)
     model = copy.deepcopy(model)
     for parameter in model.parameters():
         dist.broadcast(parameter.detach(), group_src=0, group=group)
-    return _cut(model, Region(group, sequence_parallel, reduce_scatter))
+    return _cut(model, region)
 
 
 def gather_full(model: nn.Module, group: Group = None, grads: bool = False) -> dict[str, Tensor]:
@@ -64,6 +67,7 @@ def gather_full(model: nn.Module, group: Group = None, grads: bool = False) -> d
 
     Every rank of the group must call this. The names are those of the model that was cut, so that one can load it.
     """
+    instance("model", model, nn.Module), process_group("group", group)
     full = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -81,7 +85,8 @@ class _ParallelLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, region: Region = Region()) -> None:
         super().__init__()
-        self.region = region
+        self.region = instance("region", region, Region)
+        instance("linear", linear, nn.Linear)
         self.weight = _slice(linear.weight, self.cut_dims["weight"], region.group)
         self.bias = None if linear.bias is None else _slice(linear.bias, self.cut_dims.get("bias"), region.group)
 
@@ -130,6 +135,7 @@ class ParallelAttention(Attention):
 
     def __init__(self, attention: Attention, region: Region = Region()) -> None:
         nn.Module.__init__(self)
+        instance("attention", attention, Attention), instance("region", region, Region)
         share(attention.q.out_features // attention.head_dim, "heads", region.group)
         self.head_dim, self.region = attention.head_dim, region
         self.q, self.k, self.v = (ColumnParallelLinear(linear, region, enters=False) for linear in (attention.q, attention.k, attention.v))
@@ -148,7 +154,8 @@ class VocabParallelEmbedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding, region: Region = Region()) -> None:
         super().__init__()
-        self.region = region
+        self.region = instance("region", region, Region)
+        instance("embedding", embedding, nn.Embedding)
         share(embedding.num_embeddings, "tokens of the vocabulary", region.group)
         self.weight = _slice(embedding.weight, 0, region.group)      # [vocab_size / n, dim]
 
@@ -168,6 +175,10 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, group: Group =
 
     Errors: torch's own, for any other target outside of the vocabulary.
     """
+    instance("logits", logits, Tensor), instance("targets", targets, Tensor), process_group("group", group)
+    if targets.dtype != torch.int64 or logits.shape[:-1] != targets.shape or not logits.is_floating_point():
+        raise ValueError(f"logits {logits.dtype} {list(logits.shape)} and targets {targets.dtype} {list(targets.shape)}: they must be floating point "
+                         "[..., vocab_size / n] and int64 [...].")
     largest = logits.detach().amax(-1)      # [...]; it cancels out, but keeps exp from overflowing
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
     shifted, ignored = logits - largest[..., None], targets == -100
@@ -192,7 +203,10 @@ class ShardedDropout(nn.Dropout):
     """
 
     def __init__(self, p: float = 0.5, group: Group = None, seed: int | None = None) -> None:
+        if number("p", p) > 1:
+            raise ValueError(f"p={p}: it must be a number from 0 to 1.")
         super().__init__(p)
+        process_group("group", group), whole("seed", 0 if seed is None else seed, least=0)
         seed = int(torch.randint(2**48, (), device="cpu")) if seed is None else seed
         self.generator = torch.Generator(torch.get_default_device()).manual_seed(seed + dist.get_rank(group))
 
