@@ -1,37 +1,145 @@
-"""Inject every fault many times and print a table: fault, injected, explained, seconds from launch to the explanation, left over.
+"""Inject every fault many times and print a table: fault, injected, explained, seconds, left over.
 
     python tests/bench/bench_faults.py [times] [--busy]
 
---busy keeps every core busy with another process meanwhile.
+--busy keeps every core busy with another process meanwhile. (Row 11, many jobs at once, is bench_classroom.py.)
 """
 import multiprocessing
+import os
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import psutil
+import torch
 
 from course_lib import RankError, run
+from course_lib.ranks import budget
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
 import faults  # noqa: E402
 
 TIMEOUT_S = 1.5
-FAULTS = [                      # row of the table of faults, function, what the explanation must say, timeout
-    ("1 a rank raises", faults.raises, "raised IndexError", 30),
-    ("2 a rank is killed", faults.is_killed, "was killed (SIGKILL", 30),
-    ("3 a rank leaves early", faults.leaves_early, "has finished without calling all_reduce", 30),
-    ("4 a rank never arrives", faults.never_arrives, "waits in all_reduce; rank 1 is not there", TIMEOUT_S),
-    ("5 different collectives", faults.different_collectives, "rank 0 called broadcast", 30),
-    ("6 shapes differ", faults.other_shape, "rank 1 called all_reduce of float32[7]", 30),
-    ("6 dtypes differ", faults.other_dtype, "rank 1 called all_reduce of float64[700]", 30),
-    ("6 dtypes differ, silently", faults.silent_dtype, "No library noticed", 30),
-    ("7 swapped tensors", faults.swapped, "from different lines", 30),
-    ("8 a rank is stopped", faults.is_stopped, "its process was stopped (SIGSTOP)", TIMEOUT_S),
-    ("8 a rank holds the lock", faults.holds_the_lock, "waits in all_reduce", TIMEOUT_S),
+Trial = Callable[[], tuple[bool, float]]          # one injection: whether it was explained, and seconds
+
+
+def job(fn: Callable, words: str, timeout: float = 30) -> Trial:
+    """A job that fails or warns with these words; seconds from the launch, or past a timeout that it has to wait for."""
+    def trial() -> tuple[bool, float]:
+        begin = time.monotonic()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                run(fn, ranks=2, timeout=timeout)
+                text = " ".join(str(warning.message) for warning in told)
+            except RankError as error:
+                text = str(error)
+        return words in text, time.monotonic() - begin - (timeout if timeout == TIMEOUT_S else 0)
+    return trial
+
+
+def interrupted() -> tuple[bool, float]:
+    """SIGINT to this process, as the Interrupt button sends it; seconds from the signal."""
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begin = time.monotonic()
+    try:
+        run(faults.never_arrives, ranks=3)
+    except KeyboardInterrupt as error:
+        return "was interrupted" in str(error) and "time.sleep(100)" in str(error), time.monotonic() - begin - 1.0
+    return False, 0.0
+
+
+def kernel_killed() -> tuple[bool, float]:
+    """SIGKILL to a process whose three ranks hang, two of them in a native collective. Explained means: all gone; seconds from the signal."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import faults; from course_lib import run; run(faults.hangs_and_tells, {folder!r}, ranks=3)"
+        kernel = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": folder})
+        while len(list(Path(folder).glob("pid*"))) < 3:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        below = psutil.Process(kernel.pid).children(recursive=True)
+        begin = time.monotonic()
+        kernel.kill()
+        kernel.wait()
+        while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below if psutil.pid_exists(p.pid)) and time.monotonic() < begin + 10:
+            time.sleep(0.01)
+        seconds = time.monotonic() - begin
+    return len(below) >= 5 and seconds < 2, seconds           # server, supervisors, three ranks
+
+
+def prints_much() -> tuple[bool, float]:
+    """10 MB of output: its beginning and end come back, and the whole is in a file, which this removes."""
+    begin = time.monotonic()
+    text = run(faults.prints, 10, ranks=2).output[0]
+    seconds = time.monotonic() - begin
+    saved = list(Path(tempfile.gettempdir()).glob("course_lib-output-*"))
+    explained = len(text) < 200_000 and text.startswith("first line") and text.rstrip().endswith("last line") and len(saved) == 1 and str(saved[0]) in text
+    for path in saved:
+        path.unlink()
+    return explained, seconds
+
+
+def refused(*calls: tuple[str, Callable]) -> Trial:
+    """Calls that must be refused before any process starts, each in one sentence with its words."""
+    def trial() -> tuple[bool, float]:
+        begin, right = time.monotonic(), 0
+        for words, call in calls:
+            try:
+                call()
+            except (ValueError, TypeError) as error:
+                right += words in str(error) and "\n" not in str(error)
+        return right == len(calls), time.monotonic() - begin
+    return trial
+
+
+def on_a_small_machine() -> None:
+    with mock.patch.object(budget.Machine, "here", lambda: budget.Machine(cores=2, free_bytes=300 * 2**20, shm_free_bytes=2**30)):
+        run(faults.addresses, ranks=8)
+
+
+def over_an_open_file() -> None:
+    with open(os.devnull, "w") as file:
+        run(lambda: file.write("x"))
+
+
+def nobody_can_connect() -> tuple[bool, float]:
+    """Ranks listen on the loopback interface only, and their directory is private."""
+    begin, folder = time.monotonic(), Path(tempfile.gettempdir())
+    told = run(lambda: (*faults.addresses(), [path.stat().st_mode & 0o777 for path in folder.glob("course_lib-*")])).results
+    return all({*listening, *peers} <= {"127.0.0.1"} and set(modes) == {0o700} for listening, peers, modes in told), time.monotonic() - begin
+
+
+FAULTS: list[tuple[str, Trial]] = [       # row of the table of faults
+    ("1 a rank raises", job(faults.raises, "raised IndexError")),
+    ("2 a rank is killed", job(faults.is_killed, "was killed (SIGKILL")),
+    ("3 a rank leaves early", job(faults.leaves_early, "has finished without calling all_reduce")),
+    ("4 a rank never arrives", job(faults.never_arrives, "waits in all_reduce; rank 1 is not there", TIMEOUT_S)),
+    ("4 all wait for each other", job(faults.everyone_sends_first, "Each rank waits for another: rank 0 in send to rank 1")),
+    ("5 different collectives", job(faults.different_collectives, "rank 0 called broadcast")),
+    ("6 shapes differ", job(faults.other_shape, "rank 1 called all_reduce of float32[7]")),
+    ("6 dtypes differ", job(faults.other_dtype, "rank 1 called all_reduce of float64[700]")),
+    ("6 dtypes differ, silently", job(faults.silent_dtype, "No library noticed")),
+    ("7 swapped tensors", job(faults.swapped, "from different lines")),
+    ("8 a rank is stopped", job(faults.is_stopped, "its process was stopped (SIGSTOP)", TIMEOUT_S)),
+    ("8 a rank holds the lock", job(faults.holds_the_lock, "waits in all_reduce", TIMEOUT_S)),
+    ("9 interrupt", interrupted),
+    ("10 the kernel is killed", kernel_killed),
+    ("12 10 MB printed", prints_much),
+    ("13 a machine too small", refused(("more than this machine can hold", on_a_small_machine))),
+    ("14 bad arguments", refused(("ranks=0", lambda: run(faults.addresses, ranks=0)), ("cannot be sent to the ranks", over_an_open_file),
+                                 ("backend='mpi'", lambda: run(faults.addresses, backend="mpi")),
+                                 ("needs one GPU per rank", lambda: run(faults.addresses, ranks=torch.cuda.device_count() + 1, backend="nccl")),
+                                 ("ranks=100000", lambda: run(faults.addresses, ranks=100_000)))),
+    ("16 nobody can connect", nobody_can_connect),
 ]
 
 
@@ -51,19 +159,6 @@ def leftovers() -> int:
         time.sleep(0.02)
 
 
-def once(fn, words, timeout) -> tuple[bool, float, int]:
-    begin = time.monotonic()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        try:
-            run(fn, ranks=2, timeout=timeout)
-            text = " ".join(str(warning.message) for warning in told)
-        except RankError as error:
-            text = str(error)
-    seconds = time.monotonic() - begin
-    return words in text, seconds - (timeout if timeout == TIMEOUT_S else 0), leftovers() + len(list(Path(tempfile.gettempdir()).glob("course_lib-*")))
-
-
 def main() -> None:
     times = next((int(a) for a in sys.argv[1:] if a.isdigit()), 20)
     busy = [multiprocessing.get_context("spawn").Process(target=spin, daemon=True) for _ in range(psutil.cpu_count())] if "--busy" in sys.argv else []
@@ -71,12 +166,13 @@ def main() -> None:
         process.start()
     tempfile.tempdir = tempfile.mkdtemp()
     run(faults.addresses, ranks=2)
-    print(f"{times} times each, {'every core busy' if busy else 'machine otherwise as it is'}; seconds: from the launch, or past the timeout of {TIMEOUT_S} s in rows 4 and 8")
+    print(f"{times} times each, {'every core busy' if busy else 'machine otherwise as it is'}; seconds: from the launch; in rows 9 and 10 from the signal; "
+          f"where a rank never arrives and in row 8 past the timeout of {TIMEOUT_S} s")
     print(f"{'fault':28} {'injected':>8} {'explained':>9} {'median s':>9} {'max s':>6} {'left over':>9}  {'next run, max s':>15}")
-    for name, fn, words, timeout in FAULTS:
+    for name, trial in FAULTS:
         rows, next_s = [], []
         for _ in range(times):
-            rows.append(once(fn, words, timeout))
+            rows.append((*trial(), leftovers() + len(list(Path(tempfile.gettempdir()).glob("course_lib-*")))))
             begin = time.monotonic()
             run(faults.addresses, ranks=2)
             next_s.append(time.monotonic() - begin)
