@@ -1,36 +1,19 @@
 """Run a function as real ranks: once (`run`), or over several numbers of ranks (`sweep`)."""
-import contextlib
-import inspect
-import os
-import pickle
-import shutil
-import signal
-import sys
-import tempfile
-import threading
-import time
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable
 
-import cloudpickle
 import pandas as pd
 
 from course_lib.arguments import number, one_of, whole
 from course_lib.job import Job
-from course_lib.ranks import budget, devices, diagnose, places, worker
-from course_lib.ranks.errors import RankError, error_in_words, explain
-from course_lib.ranks.launch import Group, private_directory, remove_directory
+from course_lib.ranks import budget, devices, worker
+from course_lib.ranks.errors import RankWarning
+from course_lib.ranks.one_job import carry_out
 from course_lib.ranks.progress import Progress
 from course_lib.ranks.server import MAX_RANKS
 
 __all__ = ["run", "sweep", "Sweep", "RankWarning"]
-
-GRACE_S = 0.3                   # after a first failure: the true cause may be the second to be heard
-ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0       # how often ranks without progress are asked where they are
-OUTPUT_LIMIT_BYTES = 100_000    # of each rank's output, what a Job keeps; longer output is saved whole
-_OPTIONS = ("ranks", "backend", "timeout", "threads", "label")
 
 
 def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: float = 60.0, threads: int = 1,
@@ -52,17 +35,18 @@ def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: flo
         A Job: results and output per rank, and the ledger that `measure.step` has filled.
 
     Errors:
-        RankError if a rank raises, dies, or is not done in time. TypeError or ValueError for arguments that cannot work.
+        RankError if a rank raises, dies, is not done in time, or if the ranks wait for each other. RankInterrupt, a KeyboardInterrupt, if it is
+        interrupted. TypeError or ValueError for arguments that cannot work. OSError if there is no room for temporary files.
     """
     label = _check(fn, ranks, backend, timeout, threads, label)
     with Progress(f"{label} on {ranks} rank{'' if ranks == 1 else 's'}") as progress:
-        return _run(fn, args, kwargs, ranks, backend, timeout, threads, label, progress.update)
+        return carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, progress.update)
 
 
 def run_quietly(fn: Callable, *args, ranks: int = 2, timeout: float = 60.0, **kwargs) -> Job:
     """`run` without its line of text, for checks."""
     label = _check(fn, ranks, "auto", timeout, 1, None)
-    return _run(fn, args, kwargs, ranks, "auto", timeout, 1, label, lambda text, fraction: None)
+    return carry_out(fn, args, kwargs, ranks, "auto", timeout, 1, label, lambda text, fraction: None)
 
 
 def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int = 5, **kwargs) -> "Sweep":
@@ -90,12 +74,8 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
             for count in ranks:
                 def show(text, fraction, done=len(jobs), count=count):
                     progress.update(f"job {done + 1} of {total} (ranks={count})", done / total)
-                jobs.append(_run(fn, args, kwargs, count, options["backend"], options["timeout"], options["threads"], label, show))
+                jobs.append(carry_out(fn, args, kwargs, count, options["backend"], options["timeout"], options["threads"], label, show))
     return Sweep(label, tuple(jobs), repeats)
-
-
-class RankWarning(UserWarning):
-    """Something about a job that no library calls an error, and that a learner should look at."""
 
 
 @dataclass(frozen=True)
@@ -162,176 +142,3 @@ def _check(fn, ranks, backend, timeout, threads, label) -> str:
     if warning:
         warnings.warn(warning, RankWarning, stacklevel=3)
     return label or getattr(fn, "__name__", type(fn).__name__)
-
-
-def _run(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job:
-    """Start the ranks, follow them to the end, and gather what they have sent."""
-    placement = devices.place(ranks, backend)
-    call = _pack(fn, args, kwargs, label)
-    begin = time.monotonic()
-    directory = group = None
-    try:
-        try:
-            directory = private_directory()
-            with open(directory / "job.pkl", "wb") as file:
-                pickle.dump({"call": call, "cwd": os.getcwd(), "path": sys.path, "environ": dict(os.environ)}, file)
-        except OSError as error:
-            raise OSError(f"{label} cannot start, because its files cannot be written to the folder for temporary files ({error.strerror or error}). "
-                          "Free some space there, or set the environment variable TMPDIR to another folder.") from None
-        group = Group({"directory": str(directory), "ranks": ranks, "backend": placement.backend, "devices": placement.devices,
-                       "threads": threads, "timeout": timeout, "loopback": devices.loopback()})
-        try:
-            deadline = time.monotonic() + timeout
-            stopped = _follow(group, deadline, lambda: show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout)))
-            seconds = time.monotonic() - begin
-            output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
-            if stopped is None:
-                _warn_of_silent_mistakes(group.states)
-            else:
-                raise explain(group.states, output, label, timeout, **stopped)
-        except KeyboardInterrupt:
-            with _no_second_interrupt():
-                group.ask_and_wait(0.5)
-                output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
-            raise explain(group.states, output, label, timeout, interrupted=True) from None
-    finally:
-        with _no_second_interrupt():
-            if group:
-                group.close()
-            if directory:
-                remove_directory(directory)
-    results = [_unpack(state.result, state.rank) for state in group.states]
-    return Job(label, ranks, placement.backend, "cuda" if placement.devices[0] != "cpu" else "cpu", placement.hardware, seconds,
-               results, output, *_gather(group.states))
-
-
-def _pack(fn, args, kwargs, label: str) -> bytes:
-    """A pickle of the call, once it is sure that the function takes these arguments."""
-    with contextlib.suppress(ValueError):         # of some functions in C, Python does not know the arguments
-        signature = inspect.signature(fn, follow_wrapped=False)
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            taken = [name for name in _OPTIONS if name in signature.parameters]
-            raise TypeError(f"{label} cannot be called with these arguments: {error}."
-                            + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)" * bool(taken)) from None
-    try:
-        return cloudpickle.dumps((fn, args, kwargs), protocol=5)
-    except Exception as error:
-        raise TypeError(f"{label} cannot be sent to the ranks, because something that it uses cannot be copied to another process: {error}") from None
-
-
-def _unpack(result: bytes, rank: int):
-    try:
-        return pickle.loads(result)
-    except Exception as error:                    # such as a DistributedDataParallel: there is no process group here
-        raise TypeError(f"What rank {rank} returned cannot be opened in the notebook ({type(error).__name__}: {error}). "
-                        "Return numbers, text, lists, dicts or plain tensors.") from None
-
-
-@contextlib.contextmanager
-def _no_second_interrupt():
-    """Clean up undisturbed: an interrupt within is taken as one of the job that is being stopped anyhow, or comes when this is over."""
-    heard, stopping, before = [], sys.exc_info()[0] is not None, signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *told: heard.append(told))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if heard and not stopping:
-        raise KeyboardInterrupt
-
-
-def _warn_of_silent_mistakes(states) -> None:
-    """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match, or a thread has died."""
-    silent = diagnose.disagreement(states)
-    suspicious = f"{silent} No library noticed: don't trust the values." if silent else diagnose.never_joined(states) or diagnose.suspicious_sites(states)
-    for state in states:
-        if state.thread_error and not suspicious:
-            frame = places.learners_frame(state.thread_error["frames"])
-            suspicious = (f"A thread of rank {state.rank} raised {error_in_words(state.thread_error)}" + (f" ({places.place_in_words(frame)})" if frame else "")
-                          + ", and ended; the rank went on without it.")
-    if suspicious:
-        warnings.warn(suspicious, RankWarning, stacklevel=4)
-
-
-def _follow(group: Group, deadline: float, show) -> dict | None:
-    """Listen until every rank has finished (None), or the job has to be stopped (why, as `explain` takes it).
-
-    Ranks that show no progress are asked where they are, now and then; a job that can never go on is not left to its deadline.
-    """
-    asked_at, pause, suspicion, seen = time.monotonic(), ASK_AFTER_S, None, None
-    while True:
-        group.listen(min(0.1, deadline - time.monotonic()))
-        show()
-        if all(state.phase == "finished" for state in group.states):
-            return None
-        if any(state.phase == "failed" or (state.status is not None and state.phase != "finished") for state in group.states):
-            end = time.monotonic() + GRACE_S
-            while group.alive and time.monotonic() < end:
-                group.listen(0.05)
-            group.ask_and_wait(0.3)
-            return {}
-        now = time.monotonic()
-        if now >= deadline:
-            group.ask_and_wait()
-            return {"timed_out": True}
-        leaving = any(state.phase == "finished" for state in group.states)
-        blocked = all(state.phase == "finished" or (state.where or {}).get("blocked") for state in group.states)
-        if now - asked_at >= (ASK_AFTER_S if leaving or suspicion or blocked else pause):
-            finding = diagnose.deadlock(group.states) or diagnose.standstill(group.states)
-            if finding and finding == suspicion:  # twice the same: no message was merely on its way
-                return {"stuck": finding}
-            suspicion = finding
-            progress = [state.step for state in group.states]
-            if leaving or finding or progress == seen:
-                group.ask()
-            asked_at, seen, pause = now, progress, min(pause * 1.5, ASK_AT_MOST_EVERY_S)
-
-
-def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
-    steps = [state.step for state in states if state.step is not None]
-    doing = f"step {min(steps)}" if steps else "running" if all(s.phase != "starting" for s in states) else "starting"
-    finished = sum(state.phase == "finished" for state in states)
-    done = f", {finished} of {len(states)} ranks finished" if finished else ""
-    return f"{doing}{done}, {seconds:.0f} s (timeout {timeout:g} s)", min(seconds / timeout, 1.0)
-
-
-def _read_output(path: Path) -> str:
-    """What a rank has printed; of very long output the beginning and the end, and where the rest is."""
-    if not path.exists():
-        return ""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        if size <= OUTPUT_LIMIT_BYTES:
-            return file.read().decode(errors="replace")
-        half = OUTPUT_LIMIT_BYTES // 2
-        head = file.read(half)
-        file.seek(-half, os.SEEK_END)
-        tail = file.read()
-    handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
-    os.close(handle)
-    shutil.move(path, saved)
-    return (f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out; the whole output, {size / 1e6:.1f} MB, is in {saved} ...\n"
-            f"{tail.decode(errors='replace')}")
-
-
-def _gather(states) -> tuple[dict, dict]:
-    """One ledger from the ranks' records: absent layers, and rows with their rank, times counted from the first rank's traced step."""
-    begins = [state.records["traced_at"] for state in states if state.records.get("traced_at") is not None]
-    zero = min(begins, default=0.0)
-    records: dict[str, list] = {name: [] for name in ("steps", "comm", "memory", "timeline")}
-    absent: dict[str, str] = {}
-    for state in states:
-        absent |= state.records["absent"]
-        for name, rows in records.items():
-            for row in state.records[name]:
-                row = {"rank": state.rank, **row}
-                if "start_s" in row:
-                    row["start_s"] -= zero
-                rows.append(row)
-    records["seconds"] = [state.records["seconds"] for state in states]
-    return absent, records

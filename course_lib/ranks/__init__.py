@@ -2,6 +2,7 @@
 
 server.py   the fork server and the supervisor of one job (processes beside the kernel)
 worker.py   what one rank does, from fork to exit
+one_job.py  one job from the call to its Job
 launch.py   the kernel's side: ask for ranks, listen to them, end them
 devices.py  which backend and device each rank gets
 errors.py   RankError: a failed job, told rank by rank

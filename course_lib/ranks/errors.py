@@ -9,7 +9,7 @@ from course_lib.ranks import diagnose, places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.launch import RankState
 
-__all__ = ["RankError", "RankInterrupt", "RankReport", "explain", "error_in_words"]
+__all__ = ["RankError", "RankInterrupt", "RankWarning", "RankReport", "explain", "error_in_words"]
 
 _CONNECTION = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|timed out", re.IGNORECASE)
 _CELL = re.compile(r"Cell In\[\d+\]")
@@ -94,6 +94,10 @@ class RankError(_Told, RuntimeError):
 
 class RankInterrupt(_Told, KeyboardInterrupt):
     """A job that the learner interrupted, with the place where each rank was."""
+
+
+class RankWarning(UserWarning):
+    """Something about a job that no library calls an error, and that a learner should look at."""
 
 
 def explain(states: list[RankState], outputs: list[str], label: str, timeout: float, *, timed_out: bool = False, stuck: str | None = None,
