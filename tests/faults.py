@@ -41,6 +41,13 @@ def is_killed(number: int = signal.SIGKILL):
     dist.all_reduce(torch.ones(5))
 
 
+def is_killed_while_large():
+    if dist.get_rank() == 1:
+        _ = torch.ones(100_000_000)
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
 def crashes():
     if dist.get_rank() == 1:
         ctypes.string_at(0)                       # a real segmentation fault

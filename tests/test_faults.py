@@ -97,9 +97,14 @@ def test_a_rank_exits(nothing_left, fn, words):
 def test_row_2_a_rank_is_killed(nothing_left):
     error = fails(faults.is_killed, ranks=3)
     assert error.headline == "is_killed failed on rank 1."
-    assert error.reports[1].state.startswith("was killed (SIGKILL, often because the machine is out of memory); its peak memory was 0.")
+    assert error.reports[1].state.startswith("was killed (SIGKILL, often because the machine is out of memory); its peak memory was 0.0 GB above what it began with")
     waiting = "stopped because rank 1 failed; it was waiting in all_reduce of float32[5]"       # whether or not its connection broke first
     assert [error.reports[rank].state for rank in (0, 2)] == [waiting, waiting]
+
+
+def test_row_2_the_peak_is_that_of_the_function(nothing_left):
+    """Without Python and torch, which weigh another amount in every build of torch."""
+    assert "its peak memory was 0.4 GB above" in fails(faults.is_killed_while_large).reports[1].state
 
 
 def test_a_rank_crashes(nothing_left):

@@ -188,7 +188,8 @@ def _ended_in_words(state: RankState) -> str:
         if name == "SIGABRT":
             return "was ended by a library's abort (SIGABRT)"
         often = ", often because the machine is out of memory" if name == "SIGKILL" else ""
-        return f"was killed ({name}{often}); its peak memory was {state.peak_bytes / 1e9:.1f} GB"
+        grown_bytes = max(state.peak_bytes - state.start_bytes, 0)
+        return f"was killed ({name}{often}); its peak memory was {grown_bytes / 1e9:.1f} GB above what it began with"
     return f"ended its process with exit code {state.status} before the function had returned"
 
 

@@ -37,7 +37,8 @@ class RankState:
     records: dict = field(default_factory=dict)
     error: dict | None = None           # worker._describe
     status: int | None = None           # how the process ended: an exit code, or minus the signal; None while it lives
-    peak_bytes: int = 0                 # resident high-water mark, from the operating system
+    start_bytes: int = 0        # resident memory when the function began: Python, torch, a process group
+    peak_bytes: int = 0         # resident high-water mark, from the operating system
     where: dict | None = None           # where.whereabouts, when last asked
     collectives: list[dict] = field(default_factory=list)       # where.collectives, as last told
     answers: int = 0            # how often it has told where it is
@@ -167,7 +168,7 @@ class Group:
     @staticmethod
     def _take_message(state: RankState, kind: str, content: list) -> None:
         if kind == "started":
-            state.phase = "running"
+            state.phase, state.start_bytes = "running", content[0]
         elif kind == "step":
             state.step = content[0]
         elif kind == "result":

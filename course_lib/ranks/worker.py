@@ -17,6 +17,7 @@ from datetime import timedelta
 
 import cloudpickle
 import numpy
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -65,7 +66,7 @@ def work(request: dict, rank: int, channel: socket.socket) -> None:
         meet = _meeting_point(_join(request, rank), request["ranks"])
         function, args, kwargs = pickle.loads(job["call"])
         meet("started", request["timeout"])       # all have joined: a rank that fails at once does not break another's connecting
-        kernel.send("started")
+        kernel.send("started", psutil.Process().memory_info().rss)
         ledger = measure.start_ledger(lambda step: kernel.send("step", step), meet)
         begin = time.perf_counter()
         result = function(*args, **kwargs)
