@@ -29,7 +29,7 @@ def data(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]
     if name == "MLP":
         return torch.randn(BATCH, WIDTHS[0], generator=generator, dtype=dtype), torch.randint(WIDTHS[-1], (BATCH,), generator=generator)
     tokens = torch.randint(256, (BATCH, 9), generator=generator)
-    return tokens[:, :-1], tokens[:, 1:]
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
 def loss_fn(output: Tensor, targets: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def train_gpts(cases: list[tuple[str, int]], num_microbatches: int, per_microbat
         with measure.step():
             for pipe, step in zip(pipes, steps):
                 pipe.zero_grad()
-                step(tokens[:, :-1], tokens[:, 1:])
+                step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
                 dist.barrier()
     return [[p.grad for p in pipe.parameters()] for pipe in pipes]
 

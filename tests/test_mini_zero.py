@@ -140,5 +140,5 @@ def test_the_allocator_sees_two_layers_at_most():
     most = {stage: run(zero_workers.most_on_the_heap, stage, ranks=2, backend="gloo").results[0] for stage in (1, 2, 3)}
     shards = most[1]["params"] / 2
     assert most[1]["most"] > most[1]["params"]
-    assert most[2]["most"] < shards + 2.5 * layer                           # of gradients: the shards, and one or two layers in full
+    assert most[2]["most"] < shards + 2.6 * layer                           # of gradients: the shards, and one or two layers in full
     assert most[3]["most"] < shards + 3.5 * layer                           # and the parameters of one or two layers
