@@ -96,7 +96,7 @@ def _unpack(result: bytes, rank: int):
 def _no_second_interrupt():
     """Clean up undisturbed: an interrupt within is taken as one of the job that is being stopped anyhow, or comes when this is over."""
     heard, stopping, before = [], sys.exc_info()[0] is not None, signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
+    if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
         yield
         return
     signal.signal(signal.SIGINT, lambda *told: heard.append(told))

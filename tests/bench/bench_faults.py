@@ -161,6 +161,7 @@ def leftovers() -> int:
 
 def main() -> None:
     times = next((int(a) for a in sys.argv[1:] if a.isdigit()), 20)
+    signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell starts its background jobs without one
     busy = [multiprocessing.get_context("spawn").Process(target=spin, daemon=True) for _ in range(psutil.cpu_count())] if "--busy" in sys.argv else []
     for process in busy:
         process.start()
