@@ -3,8 +3,6 @@ import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
-import torch.distributed as dist
-
 __all__ = ["whole", "number", "one_of", "instance", "listed", "function", "process_group"]
 
 
@@ -45,9 +43,11 @@ def function(name: str, value) -> Callable:
     return value
 
 
-def process_group(name: str, value) -> dist.ProcessGroup | None:
+def process_group(name: str, value):
     """A process group of this rank, or None, which stands for all ranks."""
-    if value is not None and not isinstance(value, dist.ProcessGroup):
+    from torch.distributed import ProcessGroup        # here: who only calculates need not wait for torch
+
+    if value is not None and not isinstance(value, ProcessGroup):
         raise TypeError(f"{name}={_shown(value)}: it must be a process group with this rank in it, or None for all ranks.")
     return value
 

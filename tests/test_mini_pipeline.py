@@ -120,7 +120,7 @@ def test_split_cuts_anywhere_and_copies_nothing():
     (MLP((4, 4)), 2, (1, 1), ValueError, r"sizes=\[1, 1\]: it must be 2 numbers that sum to 1"),
     (MLP((4, 4, 4)), 2, (4, -1), ValueError, "sum to 3"),
     (MLP((4, 4, 4)), 2, (3,), ValueError, "2 numbers"),
-    (MLP((4, 4, 4)), 0, None, ValueError, "num_stages=0: it must be a whole number of at least 1"),
+    (MLP((4, 4, 4)), 0, None, ValueError, "num_stages=0: it must be a whole number from 1 to 4096"),
     (CNN(), 2, None, TypeError, "not CNN"),
 ])
 def test_split_refuses(model, num_stages, sizes, error, message):
