@@ -5,6 +5,7 @@ dispatcher calls one operator per collective, `c10d::allreduce_` and so on. For 
 that notes the call and passes it on, and is removed again. Times come from torch.profiler, which knows when gloo really ran.
 """
 import time
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,7 @@ _COLLECTIVES = {
     "barrier": ("barrier", None, "barrier"),
 }
 _MARK, _BACKWARD, _SPAN = "course_lib: traced step", "course_lib: backward", "course_lib span of "        # of its kind, and its name
-_AUTOGRAD = "autograd::engine"
+_AUTOGRAD, _GLOO = "autograd::engine", "gloo:"
 _GAP_S = 150e-6                 # computing that pauses for less than this is drawn as one piece
 
 
@@ -53,7 +54,7 @@ class Trace:
     def __init__(self, cuda: bool):
         self._cuda = cuda
         self._calls: list[dict] = []
-        self._profile = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda, record_shapes=True, acc_events=True)
+        self._profile = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda, record_shapes=True)
 
     def prepare(self) -> None:
         self._library = _listen(self._calls)
@@ -77,21 +78,21 @@ class Trace:
 
     def rows(self) -> dict:
         """comm and timeline rows with `start_s` on this host's monotonic clock, and `traced_at`, when the step began."""
-        events = self._profile.events() or []
+        events = _events(self._profile.profiler.kineto_results, self._begin)
         mark = next((event for event in events if event.name == _MARK), None)
         if mark is None:                          # there can be one profiler at a time, and the learner has started another
             comm = [{name: value for name, value in call.items() if name[0] != "_"} for call in self._calls]
             reason = "another profiler ran in the traced step"
             return {"comm": comm, "timeline": [], "traced_at": self._begin, "absent": {"timeline": reason, "collective times": reason}}
-        shift = self._begin - mark.time_range.start / 1e6
-        work = [] if self._cuda else _gloo_work(events, shift)
+        work = [] if self._cuda else [event for event in events if event.name.startswith(_GLOO)]
         for call in self._calls:
             name, count = call.pop("_work"), call.pop("_numel")
-            match = next((w for w in work if w[:2] == (name, count)), None) or next((w for w in work if w[0] == name), None)
+            ran = [event for event in work if event.name == _GLOO + name]
+            match = next((event for event in ran if event.numel == count), ran[0] if ran else None)
             if match:
                 work.remove(match)
-                _, _, call["start_s"], call["seconds"] = match
-        timeline = _spans(events, mark, shift) + _computing(events, mark, shift)
+                call["start_s"], call["seconds"] = match.start_s, match.end_s - match.start_s
+        timeline = _spans(events) + _computing(events, mark.thread)
         timeline += [{"kind": "communication", "name": call["op"], "start_s": call["start_s"], "seconds": call["seconds"]}
                      for call in self._calls if call["seconds"] is not None]
         return {"comm": self._calls, "timeline": sorted(timeline, key=lambda row: row["start_s"]), "traced_at": self._begin}
@@ -140,45 +141,58 @@ def _flatten(value):
             yield from _flatten(inner)
 
 
-def _gloo_work(events, shift: float) -> list[tuple[str, int | None, float, float]]:
-    """What gloo ran, in order of time: name, elements of its first tensor, start_s, seconds."""
-    found = []
-    for event in sorted(events, key=lambda e: e.time_range.start):
-        if event.name.startswith("gloo:"):
-            count = torch.Size(event.input_shapes[0]).numel() if event.input_shapes else None
-            found.append((event.name.removeprefix("gloo:"), count, event.time_range.start / 1e6 + shift, event.time_range.elapsed_us() / 1e6))
+@dataclass(eq=False, slots=True)
+class _Event:
+    """What the profiler has recorded: a name, when on this host's monotonic clock, elements of its first tensor, and which events of its thread it lay in."""
+    name: str
+    start_s: float
+    end_s: float
+    thread: int
+    numel: int | None
+    above: tuple[str, ...] = ()
+
+
+def _events(results, begin_s: float) -> list[_Event]:
+    """The raw record of a profiler, in order of time; the step's mark was set at `begin_s`. (Profiler.events() takes seven times as long: it adds up
+    much that is not looked at here.)"""
+    rows = [(e.start_ns(), -e.duration_ns(), e.name(), e) for e in results.events()] if results else []
+    marked_ns = next((start_ns for start_ns, _, name, _ in rows if name == _MARK), 0)
+    found, open_on = [], {}                       # thread -> events that have begun and not ended, outermost first
+    for start_ns, negative_ns, name, e in sorted(rows, key=lambda row: row[:2]):
+        start_s, thread = begin_s + (start_ns - marked_ns) / 1e9, e.start_thread_id()
+        shapes = e.shapes() if name.startswith(_GLOO) else ()
+        event = _Event(name, start_s, start_s - negative_ns / 1e9, thread, torch.Size(shapes[0]).numel() if shapes else None)
+        found.append(event)
+        if e.is_async() or e.device_type() != torch.autograd.DeviceType.CPU:
+            continue
+        around = open_on.setdefault(thread, [])
+        while around and around[-1].end_s < event.end_s:
+            around.pop()
+        if around:
+            event.above = (*around[-1].above, around[-1].name)
+        around.append(event)
     return found
 
 
-def _ancestors(event):
-    while event.cpu_parent is not None:
-        event = event.cpu_parent
-        yield event.name
-
-
-def _spans(events, mark, shift: float) -> list[dict]:
+def _spans(events: list[_Event]) -> list[dict]:
     named = [(event, *event.name.removeprefix(_SPAN).split(": ", 1)) for event in events if event.name.startswith(_SPAN)]
-    return [{"kind": kind, "name": name, "start_s": event.time_range.start / 1e6 + shift, "seconds": event.time_range.elapsed_us() / 1e6}
-            for event, kind, name in named]
+    return [{"kind": kind, "name": name, "start_s": event.start_s, "seconds": event.end_s - event.start_s} for event, kind, name in named]
 
 
-def _computing(events, mark, shift: float) -> list[dict]:
+def _computing(events: list[_Event], thread: int) -> list[dict]:
     """Pieces in which the rank computed, by kind; neighbours of one kind are joined. Work inside a span belongs to the span."""
     pieces = []
     for event in events:
         if event.name.startswith(_SPAN):          # parts what comes before it from what comes after
-            begin = event.time_range.start / 1e6 + shift
-            pieces.append([begin, begin + event.time_range.elapsed_us() / 1e6, "span"])
+            pieces.append([event.start_s, event.end_s, "span"])
         if not event.name.startswith("aten::"):
             continue
-        above = list(_ancestors(event))
-        by_autograd = any(name.startswith(_AUTOGRAD) for name in above)       # which works on a GPU from a thread of its own
-        if any(name.startswith(("aten::", "c10d::", _SPAN)) for name in above) or not (by_autograd or event.thread == mark.thread):
+        by_autograd = any(name.startswith(_AUTOGRAD) for name in event.above)       # which works on a GPU from a thread of its own
+        if any(name.startswith(("aten::", "c10d::", _SPAN)) for name in event.above) or not (by_autograd or event.thread == thread):
             continue
-        kind = ("optimizer" if any(name.startswith("Optimizer.") for name in above)
-                else "backward" if by_autograd or _BACKWARD in above else "forward")
-        begin = event.time_range.start / 1e6 + shift
-        pieces.append([begin, begin + event.time_range.elapsed_us() / 1e6, kind])
+        kind = ("optimizer" if any(name.startswith("Optimizer.") for name in event.above)
+                else "backward" if by_autograd or _BACKWARD in event.above else "forward")
+        pieces.append([event.start_s, event.end_s, kind])
     joined: list[list] = []
     for begin, end, kind in sorted(pieces):
         if joined and joined[-1][2] == kind and begin - joined[-1][1] < _GAP_S:
