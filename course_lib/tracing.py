@@ -4,7 +4,9 @@ Collectives are seen where all of them pass, whoever calls (DDP's reducer in C++
 dispatcher calls one operator per collective, `c10d::allreduce_` and so on. For the length of the traced step each gets a kernel
 that notes the call and passes it on, and is removed again. Times come from torch.profiler, which knows when gloo really ran.
 """
+import contextlib
 import time
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +60,9 @@ class Trace:
 
     def prepare(self) -> None:
         self._library = _listen(self._calls)
-        self._profile.__enter__()
+        with warnings.catch_warnings():           # some versions of torch warn that a second cycle would clear the first: there is one
+            warnings.simplefilter("ignore", UserWarning)
+            self._profile.__enter__()
         with record_function(_MARK + ", not yet"):     # the first one is slow, and the next one sets the clock
             pass
 
@@ -72,7 +76,8 @@ class Trace:
 
     def stop(self) -> None:
         self._mark.__exit__(None, None, None)
-        self._profile.__exit__(None, None, None)
+        with contextlib.suppress(RuntimeError):   # ended already, by a profiler that the learner has started
+            self._profile.__exit__(None, None, None)
         self._library._destroy()
         torch.autograd.backward = self._backward
 
