@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from jupyter_client import KernelManager
+from conftest import kernel_manager
 from nbclient import NotebookClient
 from test_faults import gone
 
@@ -27,7 +27,7 @@ class Kernel:
     """A real kernel and a client that waits for answers."""
 
     def __init__(self):
-        self.manager = KernelManager(kernel_name="python3")
+        self.manager = kernel_manager(kernel_name="python3")
         self.manager.start_kernel()
         self.connect()
 
