@@ -1,6 +1,7 @@
 """The one way in which all checks run and judge."""
 import functools
 import inspect
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,10 +38,15 @@ class Verdict:
 
 
 class Judge:
-    """Collects what one answer is asked for."""
+    """Collects what one answer is asked for.
+
+    Attributes:
+        exercise: its name.
+        seed: drawn anew in every try. Cases are made from it, so that no answer can know them; what is said of an answer that passes does not depend on it.
+    """
 
     def __init__(self, exercise: str):
-        self.exercise, self._lines, self._passed = exercise, [], True
+        self.exercise, self.seed, self._lines, self._passed = exercise, secrets.randbelow(2**31), [], True
 
     def demand(self, met: bool, demand: str, otherwise: str) -> bool:
         """Note one demand: `demand` says what was asked and met; `otherwise` says what was found instead, and helps."""

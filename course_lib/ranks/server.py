@@ -26,7 +26,7 @@ PRELOAD = (
     "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.optim",
     "torch.distributed.algorithms.ddp_comm_hooks.default_hooks", "torch.distributed.checkpoint",
     "course_lib.measure", "course_lib.tracing", "course_lib.memory", "course_lib.ranks.where", "course_lib.ranks.worker",
-    "course_lib.datasets", "course_lib.models", "course_lib.mini",
+    "course_lib.datasets", "course_lib.models", "course_lib.mini", "course_lib.check.on_rank",
 )
 MAX_RANKS = 128                           # file descriptors that fit into one message
 _PR_SET_PDEATHSIG = 1
