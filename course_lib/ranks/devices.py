@@ -1,4 +1,5 @@
 """Which backend and which device each rank gets."""
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
@@ -33,9 +34,30 @@ def place(ranks: int, backend: str) -> Placement:
     if not gpus:
         return Placement("gloo", ("cpu",) * ranks, cpu_name())
     used = min(gpus, ranks)
-    hardware = f"{used} {torch.cuda.get_device_name(0)}" + (f", shared by {ranks} ranks" if ranks > used else "")
+    hardware = f"{used} {gpu_name(os.environ.get('CUDA_VISIBLE_DEVICES') or '0')}" + (f", shared by {ranks} ranks" if ranks > used else "")
     chosen = backend if backend != "auto" else "nccl" if gpus >= ranks else "gloo"
     return Placement(chosen, tuple(f"cuda:{rank % gpus}" for rank in range(ranks)), hardware)
+
+
+@lru_cache
+def gpu_name(visible: str) -> str:
+    """The name of the first of the GPUs of CUDA_VISIBLE_DEVICES, or "GPU" where it cannot be known.
+
+    The driver's own library is asked (NVML). torch would open CUDA to find out, and that takes memory of the GPU for as long as the notebook lives, and
+    the whole GPU where it serves one process at a time.
+    """
+    first, handle, name = visible.split(",")[0].strip(), ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() != 0:
+            return "GPU"
+        failed = (nvml.nvmlDeviceGetHandleByIndex_v2(int(first), ctypes.byref(handle)) if first.isdigit()
+                  else nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(handle)))
+        failed = failed or nvml.nvmlDeviceGetName(handle, name, len(name))
+        nvml.nvmlShutdown()
+    except (OSError, AttributeError):             # no such library, or without one of these functions
+        return "GPU"
+    return "GPU" if failed else name.value.decode()
 
 
 @lru_cache
