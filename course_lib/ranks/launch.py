@@ -1,10 +1,12 @@
 """The kernel's side of a job: ask the fork server for ranks, listen to them, end them."""
 import atexit
+import contextlib
+import errno
 import json
 import os
 import pickle
+import re
 import selectors
-import shutil
 import signal
 import socket
 import struct
@@ -19,11 +21,13 @@ from typing import Iterator
 
 import psutil
 
+from course_lib.ranks import folder
 from course_lib.ranks.server import MAX_RANKS
 
 START_TIMEOUT_S = 120.0         # importing torch on a busy machine
 END_TIMEOUT_S = 5.0             # how long killed ranks may take to be gone
 STILL_CPU_S = 0.025             # what an idle rank needs at most to say where it is
+NO_PROCESS = re.compile(r"can't start new thread|Resource temporarily unavailable|Cannot allocate memory|pthread_create", re.IGNORECASE)
 
 
 @dataclass
@@ -53,21 +57,37 @@ class RankState:
 class Group:
     """The ranks of one job, from launch to the last process's end. Closing it leaves no process behind."""
 
-    def __init__(self, request: dict):
-        """Start the ranks. `request`: ranks, backend, devices, threads, timeout, loopback, directory (see worker)."""
-        self.directory = Path(request["directory"])
+    def __init__(self, request: dict, content: dict):
+        """Start the ranks.
+
+        Args:
+            request: ranks, backend, devices, threads, timeout, loopback (see worker).
+            content: what every rank reads before it begins: the call, cwd, imports. It travels in a file without a name, which nobody else can open
+                and nobody has to remove; of the environment, only what the fork server does not have already.
+
+        Errors: OSError if the system refuses a process, a descriptor, or room for temporary files.
+        """
         self.states = [RankState(rank) for rank in range(request["ranks"])]
+        self.failed: OSError | RuntimeError | None = None     # why the supervisor could not do its work
         self._buffers = [bytearray() for _ in self.states]
-        self._selector = selectors.DefaultSelector()
-        self._job, job_there = socket.socketpair()
-        pairs = [socket.socketpair() for _ in self.states]
-        self._channels = [here for here, _ in pairs]
-        try:
-            _server().hand_over([job_there, *(there for _, there in pairs)])
-        finally:
-            for there in (job_there, *(there for _, there in pairs)):
-                there.close()
-        self._job.sendall(json.dumps(request).encode() + b"\n")
+        server = _server()
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            file = theirs.enter_context(tempfile.TemporaryFile())
+            pickle.dump(content | server.difference(), file)
+            file.flush()
+            pairs = []
+            for _ in range(1 + request["ranks"]):
+                here, there = socket.socketpair()
+                pairs.append((ours.enter_context(here), theirs.enter_context(there)))
+                _ends.add(here)
+                ours.callback(_ends.discard, here)
+            self._selector = ours.enter_context(selectors.DefaultSelector())
+            self.directory = folder.new_path()
+            (self._job, job_there), *channels = pairs
+            self._channels = [here for here, _ in channels]
+            server.hand_over([job_there, file, *(there for _, there in channels)])
+            ours.pop_all()
+        self._order(json.dumps(request | {"directory": str(self.directory)}).encode() + b"\n")
         self._job_buffer = bytearray()
         self._selector.register(self._job, selectors.EVENT_READ, None)
         for rank, channel in enumerate(self._channels):
@@ -83,6 +103,10 @@ class Group:
             else:
                 for kind, *content in self._messages(key.data):
                     self._take_message(self.states[key.data], kind, content)
+
+    def output_of(self, rank: int) -> Path:
+        """The file of what a rank has printed; it is there until `close`."""
+        return self.directory / f"rank{rank}.out"
 
     @property
     def alive(self) -> list[RankState]:
@@ -137,9 +161,14 @@ class Group:
             if not killed and time.monotonic() > end - END_TIMEOUT_S / 2:
                 self._order(b"kill\n")            # a rank that cannot leave by itself
                 killed = True
+        with contextlib.suppress(OSError):
+            self._job.shutdown(socket.SHUT_WR)    # the supervisor waits for this, removes the directory, and ends
+        self._listen_until(lambda: self._job not in self._registered(), max(end - time.monotonic(), 0.1))
         self._selector.close()
         for channel in (*self._channels, self._job):
+            _ends.discard(channel)
             channel.close()
+        folder.remove(self.directory)             # where the supervisor was killed
 
     def _registered(self):
         return [key.fileobj for key in self._selector.get_map().values()]
@@ -155,7 +184,9 @@ class Group:
             pass
 
     def _take_report(self, record: dict) -> None:
-        if "pids" in record:
+        if "failed" in record:
+            self.failed = RuntimeError(record["failed"]) if record["errno"] is None else OSError(record["errno"], record["failed"])
+        elif "pids" in record:
             for rank, pid in record["pids"].items():
                 self.states[int(rank)].pid = pid
         else:
@@ -241,34 +272,39 @@ def _why_silent(state: RankState) -> str:
     return "" if state.stack else "does not respond"
 
 
-def private_directory() -> Path:
-    """A new directory that only this user can open (mode 0700): rendezvous, the pickled call, the ranks' output."""
-    return Path(tempfile.mkdtemp(prefix="course_lib-"))
+_ends: set[socket.socket] = set()         # this kernel's ends of all its sockets
 
 
-def remove_directory(path: Path) -> None:
-    """Delete a job's directory."""
-    shutil.rmtree(path, ignore_errors=True)
+def _let_go() -> None:
+    """In a process that the notebook has forked: close its copies of the kernel's ends, or ranks and server would not notice the kernel's own end."""
+    for end in list(_ends):
+        end.close()
+    _ends.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def start_server() -> None:
-    """Begin to start the fork server, without waiting for it: the first `run` then finds it warm."""
-    _server()
+    """Begin to start the fork server, without waiting for it: the first `run` then finds it warm. If it cannot start, that `run` says why."""
+    with contextlib.suppress(OSError):
+        _server()
 
 
 class _Server:
     """One fork server process. It ends when this object's socket closes, so never later than the kernel."""
 
     def __init__(self):
-        here, there = socket.socketpair()
         self._log = tempfile.TemporaryFile()
+        here, there = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99",
-                   "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "course_lib.ranks.server", str(there.fileno())], pass_fds=[there.fileno()], env=environ,
-            stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
-        there.close()
+        self._environ = {**os.environ, "OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99",
+                         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        with there:
+            self.process = subprocess.Popen(      # -P: no file beside the notebook stands in for one of the standard library
+                [sys.executable, "-P", "-m", "course_lib.ranks.server", str(there.fileno())], pass_fds=[there.fileno()], env=self._environ,
+                stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
+        _ends.add(here)
         self._control, self._lock, self._ready, self.kernel = here, threading.Lock(), False, os.getpid()
         here.settimeout(START_TIMEOUT_S)
 
@@ -276,13 +312,19 @@ class _Server:
     def usable(self) -> bool:
         return self.kernel == os.getpid() and self.process.poll() is None
 
-    def hand_over(self, sockets: list[socket.socket]) -> None:
-        """Give the server one end of each socket of a job; it forks a supervisor that owns them."""
+    def difference(self) -> dict:
+        """The notebook's environment as against the server's, which every rank inherits."""
+        return {"environ": {name: value for name, value in os.environ.items() if self._environ.get(name) != value},
+                "environ_without": [name for name in self._environ if name not in os.environ]}
+
+    def hand_over(self, files: list) -> None:
+        """Give the server its ends of a job's sockets, and the content; it forks a supervisor that owns them. Errors: OSError if it cannot."""
         with self._lock:
             if not self._ready:
                 self._expect(b"R")
                 self._ready = True
-            socket.send_fds(self._control, [b"J"], [sock.fileno() for sock in sockets])
+            with contextlib.suppress(ConnectionError):        # _expect tells of a server that has ended
+                socket.send_fds(self._control, [b"J"], [file.fileno() for file in files])
             self._expect(b"A")
 
     def _expect(self, answer: bytes) -> None:
@@ -290,16 +332,21 @@ class _Server:
             heard = self._control.recv(1)
         except OSError:
             heard = b""
+        if heard == b"F":
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if heard != answer:
             self.process.kill()
             self.process.wait()
             self._log.seek(0)
             told = self._log.read().decode(errors="replace").strip().splitlines()
+            if any(map(NO_PROCESS.search, told)):
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             raise RuntimeError("The fork server, from which ranks are started, ended unexpectedly; the next run starts a new one. "
                                f"Its last words: {told[-1] if told else 'none'}")
 
     def stop(self) -> None:
         """Close this end: the server ends, and with it what it has forked."""
+        _ends.discard(self._control)
         self._control.close()
         self._log.close()
 
@@ -314,11 +361,11 @@ def _server() -> _Server:
     with _the_server_lock:
         if _the_server is None or not _the_server.usable:
             if _the_server is None:
-                atexit.register(lambda: _the_server.stop())
+                atexit.register(lambda: _the_server and _the_server.stop())
             else:
                 _the_server.stop()
             _the_server = _Server()
         return _the_server
 
 
-assert MAX_RANKS + 1 <= 253     # what one message can carry (SCM_MAX_FD)
+assert MAX_RANKS + 2 <= 253     # what one message can carry (SCM_MAX_FD)

@@ -1,5 +1,6 @@
 """One job from the call to its Job: send the function, follow the ranks to the end, gather or explain."""
 import contextlib
+import errno
 import inspect
 import os
 import pickle
@@ -15,15 +16,17 @@ from pathlib import Path
 import cloudpickle
 
 from course_lib.job import Job
-from course_lib.ranks import devices, diagnose, places
-from course_lib.ranks.errors import RankWarning, error_in_words, explain
-from course_lib.ranks.launch import Group, private_directory, remove_directory
+from course_lib.ranks import budget, devices, diagnose, folder, imports, places
+from course_lib.ranks.diagnose import ranks_in_words
+from course_lib.ranks.errors import RankError, RankWarning, error_in_words, explain
+from course_lib.ranks.launch import NO_PROCESS, Group
 
 __all__ = ["carry_out"]
 
 GRACE_S = 0.3                   # after a first failure: the true cause may be the second to be heard
 ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0       # how often ranks without progress are asked where they are
 OUTPUT_LIMIT_BYTES = 100_000    # of each rank's output, what a Job keeps; longer output is saved whole
+OUTPUT_MOST_BYTES = 200_000_000 # a rank that prints more is stopped, before it fills the disk
 _OPTIONS = ("ranks", "backend", "timeout", "threads", "label")
 
 
@@ -31,41 +34,55 @@ def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -
     """Start the ranks, follow them to the end, and gather what they have sent."""
     placement = devices.place(ranks, backend)
     call = _pack(fn, args, kwargs, label)
-    begin, cwd = time.monotonic(), os.getcwd()
-    directory = group = None
+    begin, group = time.monotonic(), None
+    content = {"call": call, "cwd": _working_directory(label), "imports": imports.of_the_notebook()}
     try:
         try:
-            directory = private_directory()
-            with open(directory / "job.pkl", "wb") as file:
-                pickle.dump({"call": call, "cwd": cwd, "path": sys.path, "environ": dict(os.environ)}, file)
+            group = Group({"ranks": ranks, "backend": placement.backend, "devices": placement.devices,
+                           "threads": threads, "timeout": timeout, "loopback": devices.loopback()}, content)
         except OSError as error:
-            raise OSError(f"{label} cannot start, because its files cannot be written to the folder for temporary files ({error.strerror or error}). "
-                          "Free some space there, or set the environment variable TMPDIR to another folder.") from None
-        group = Group({"directory": str(directory), "ranks": ranks, "backend": placement.backend, "devices": placement.devices,
-                       "threads": threads, "timeout": timeout, "loopback": devices.loopback()})
+            raise budget.refusal(error, ranks, label) from None
         try:
             deadline = time.monotonic() + timeout
             stopped = _follow(group, deadline, lambda: show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout)))
+            if group.failed:
+                raise budget.refusal(group.failed, ranks, label)
             seconds = time.monotonic() - begin
-            output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
+            output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
             if stopped is None:
                 _warn_of_silent_mistakes(group.states)
             else:
-                raise explain(group.states, output, label, timeout, **stopped)
+                raise _name_a_limit(explain(group.states, output, label, timeout, **stopped), group.states, output)
         except KeyboardInterrupt:
             with _no_second_interrupt():
                 group.ask_and_wait(0.5)
-                output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
+                output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
             raise explain(group.states, output, label, timeout, interrupted=True) from None
     finally:
-        with _no_second_interrupt():
-            if group:
+        if group:
+            with _no_second_interrupt():
                 group.close()
-            if directory:
-                remove_directory(directory)
     results = [_unpack(state.result, state.rank) for state in group.states]
     return Job(label, ranks, placement.backend, "cuda" if placement.devices[0] != "cpu" else "cpu", placement.hardware, seconds,
                results, output, *_gather(group.states))
+
+
+def _working_directory(label: str) -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{label} cannot start, because the notebook's working directory has been deleted. Change to one that exists (%cd).") from None
+
+
+def _name_a_limit(error, states, output: list[str]):
+    """The error of a job, or what should be said instead (or too) where the system has refused a process or a thread."""
+    starting = [text for state, text in zip(states, output) if state.phase == "starting"] + [
+        state.error["text"] for state in states if state.error and not state.start_bytes]
+    if any(map(NO_PROCESS.search, starting)):
+        return budget.refusal(OSError(errno.EAGAIN, ""), len(states), error.label)
+    if isinstance(error, RankError) and any(state.error and NO_PROCESS.search(state.error["message"]) for state in states):
+        return RankError(f"{error.headline} {budget.limit_in_words()}", error.reports, error.label)
+    return error
 
 
 def _pack(fn, args, kwargs, label: str) -> bytes:
@@ -130,6 +147,13 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
     while True:
         group.listen(min(0.1, deadline - time.monotonic()))
         show()
+        if group.failed:
+            return {}
+        flooding = [state.rank for state in group.states if _size(group.output_of(state.rank)) > OUTPUT_MOST_BYTES]
+        if flooding:
+            group.ask_and_wait(0.3)
+            return {"stuck": f"{ranks_in_words(flooding).capitalize()} {'has' if len(flooding) == 1 else 'have'} printed more than "
+                             f"{OUTPUT_MOST_BYTES / 1e6:g} MB: print less, or not in every step."}
         if all(state.phase == "finished" for state in group.states):
             return None
         if any(state.phase == "failed" or (state.status is not None and state.phase != "finished") for state in group.states):
@@ -163,11 +187,18 @@ def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
     return f"{doing}{done}, {seconds:.0f} s (timeout {timeout:g} s)", min(seconds / timeout, 1.0)
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _read_output(path: Path) -> str:
-    """What a rank has printed; of very long output the beginning and the end, and where the rest is."""
-    if not path.exists():
+    """What a rank has printed; of very long output the beginning and the end, and where the rest is (nowhere, if it is too much to be kept)."""
+    size = _size(path)
+    if not size:
         return ""
-    size = path.stat().st_size
     with open(path, "rb") as file:
         if size <= OUTPUT_LIMIT_BYTES:
             return file.read().decode(errors="replace")
@@ -175,11 +206,13 @@ def _read_output(path: Path) -> str:
         head = file.read(half)
         file.seek(-half, os.SEEK_END)
         tail = file.read()
-    handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
-    os.close(handle)
-    shutil.move(path, saved)
-    return (f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out; the whole output, {size / 1e6:.1f} MB, is in {saved} ...\n"
-            f"{tail.decode(errors='replace')}")
+    whole = ""
+    if size <= OUTPUT_MOST_BYTES:
+        handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
+        os.close(handle)
+        shutil.move(path, saved)
+        whole = f"; the whole output, {size / 1e6:.1f} MB, is in {saved} for {folder.KEPT_S / 3600:g} hours"
+    return f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out{whole} ...\n{tail.decode(errors='replace')}"
 
 
 def _gather(states) -> tuple[dict, dict]:

@@ -7,10 +7,15 @@ all forks share its memory. Three kinds of process, each with one duty:
 
 The server must stay fork-safe: it runs no thread, opens no process group, and never touches CUDA. A supervisor
 is the parent of its ranks, so it learns at once how each one ended, and a process id that it signals cannot have been
-given to a stranger. If the kernel goes away, in whatever way, its sockets close: the supervisor kills its ranks and the
-server ends. If a supervisor is killed, the operating system kills its ranks (PR_SET_PDEATHSIG, Linux).
+given to a stranger. What a rank has started and left behind becomes the supervisor's child (PR_SET_CHILD_SUBREAPER, Linux), and is ended after the
+ranks. The supervisor also makes the job's directory and removes it when all are gone and the kernel has read what it wanted.
+
+If the kernel goes away, in whatever way, its sockets close: the supervisor kills its ranks and cleans up, and the server ends. If a supervisor is
+killed, the operating system kills its ranks (PR_SET_PDEATHSIG, Linux), and the kernel removes the directory.
 """
+import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import json
@@ -19,6 +24,12 @@ import select
 import signal
 import socket
 import sys
+import tempfile
+import time
+
+import psutil
+
+from course_lib.ranks import folder
 
 PRELOAD = (
     "cloudpickle", "numpy", "psutil", "torch", "torch.distributed", "torch.profiler",
@@ -29,15 +40,20 @@ PRELOAD = (
     "course_lib.datasets", "course_lib.models", "course_lib.mini", "course_lib.check.on_rank",
 )
 MAX_RANKS = 128                           # file descriptors that fit into one message
-_PR_SET_PDEATHSIG = 1
+KILLED_END_S, TRACKER_END_S = 5.0, 1.0    # how long a killed process may take to be gone, and a resource tracker to do its work
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None)                 # opened once, here: what a rank opens itself it cannot share
 
 
 def main() -> None:
     """Serve requests from the kernel until it closes its end. One request: one message that carries the sockets of one job."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    control, environ = socket.socket(fileno=int(sys.argv[1])), dict(os.environ)
     for name in PRELOAD:
         importlib.import_module(name)
+    os.environ.clear()
+    os.environ.update(environ)            # a library may have added to it, and the kernel tells ranks only what differs from what it gave
+    with contextlib.suppress(OSError):
+        folder.sweep(tempfile.gettempdir())
     gc.collect()
     gc.freeze()                           # what is here now is never collected: ranks don't dirty shared pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # the Interrupt button is the kernel's business
@@ -45,7 +61,10 @@ def main() -> None:
     control.sendall(b"R")
     while True:                           # one supervisor is always forked ahead, and waits for the next job
         taken_r, taken_w = os.pipe()
-        if os.fork() == 0:
+        child = _fork(control)
+        if child is None:
+            return
+        if child == 0:
             os.close(taken_r)
             _run_to_exit(_wait_for_job, control, taken_w)
         os.close(taken_w)
@@ -55,17 +74,35 @@ def main() -> None:
             return
 
 
+def _fork(control: socket.socket) -> int | None:
+    """os.fork. Where the system refuses, wait until a supervisor is needed, and tell the kernel if there is still none. None: the kernel has closed its end."""
+    while True:
+        for _ in range(2):
+            try:
+                return os.fork()
+            except OSError:
+                select.select([control], [], [])
+        request, descriptors, _, _ = socket.recv_fds(control, 1, MAX_RANKS + 2)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if not request:
+            return None
+        control.sendall(b"F")
+
+
 def _wait_for_job(control: socket.socket, taken: int) -> None:
     """Take the next request, tell server and kernel that it is taken, and supervise the job."""
     _die_with_parent()
-    request, descriptors, _, _ = socket.recv_fds(control, 1, MAX_RANKS + 1)
+    request, descriptors, _, _ = socket.recv_fds(control, 1, MAX_RANKS + 2)
     if not request:
         return
+    _live_without_parent()                # the server ends with the kernel, and there is still a job to clean up
     control.sendall(b"A")
     control.close()
     os.write(taken, b"T")
     os.close(taken)
-    _supervise(descriptors)
+    if descriptors:
+        _supervise(socket.socket(fileno=descriptors[0]), descriptors[1:])
 
 
 def _run_to_exit(function, *args) -> None:
@@ -80,30 +117,55 @@ def _run_to_exit(function, *args) -> None:
         os._exit(code)
 
 
-def _supervise(descriptors: list[int]) -> None:
-    """Fork the ranks of one job, report how each ends, kill what is left when told or when the kernel is gone."""
-    job, channels = socket.socket(fileno=descriptors[0]), descriptors[1:]
-    request = json.loads(_read_line(job))
+def _supervise(job: socket.socket, descriptors: list[int]) -> None:
+    """Run one job, report how each rank ends, and leave nothing behind: no rank, nothing that a rank has started, no directory."""
+    line = _read_line(job)
+    if not line:                          # the kernel went away before it could say what it wants
+        return
+    request = json.loads(line)
+    ranks: dict[int, int] = {}            # process id -> rank
     wake_r, wake_w = os.pipe()
-    os.set_blocking(wake_w, False)
-    os.set_blocking(wake_r, False)
+    for end in (wake_r, wake_w):
+        os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_w)
+    _adopt_orphans()
+    try:
+        if len(descriptors) != 1 + request["ranks"]:          # what this process may not open is cut off
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        folder.make(request["directory"])
+        _fork_ranks(request, ranks, descriptors, (wake_r, wake_w, job.fileno()))
+        _send_line(job, {"pids": {rank: pid for pid, rank in ranks.items()}})
+        kernel_listens = _watch(job, ranks, wake_r)
+        _end_children()
+        while kernel_listens and _read_line(job):             # until the kernel has read the ranks' output and closes its end
+            pass
+    except Exception as error:
+        _send_line(job, {"failed": str(error), "errno": getattr(error, "errno", None)})
+    finally:
+        _signal(ranks, signal.SIGKILL)
+        _end_children()
+        folder.remove(request["directory"])
 
-    ranks: dict[int, int] = {}            # process id -> rank
+
+def _fork_ranks(request: dict, ranks: dict[int, int], descriptors: list[int], not_theirs: tuple[int, ...]) -> None:
+    """Fork every rank into `ranks`; they own the descriptors afterwards."""
+    content, *channels = descriptors
     for rank, channel in enumerate(channels):
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            for other in (wake_r, wake_w, job.fileno(), *(c for c in channels if c != channel)):
+            for other in (*not_theirs, *(c for c in channels if c != channel)):
                 os.close(other)
-            _run_to_exit(_become_rank, request, rank, channel)
+            _run_to_exit(_become_rank, request, rank, channel, content)
         _own_group(pid)
         ranks[pid] = rank
-    for channel in channels:
-        os.close(channel)
-    _send_line(job, {"pids": {rank: pid for pid, rank in ranks.items()}})
+    for descriptor in descriptors:
+        os.close(descriptor)
 
+
+def _watch(job: socket.socket, ranks: dict[int, int], wake_r: int) -> bool:
+    """Follow the kernel's orders and report ends until no rank is left. Returns whether the kernel still holds its end."""
     listening = True
     while ranks:
         ready, _, _ = select.select([wake_r, job] if listening else [wake_r], [], [])
@@ -114,16 +176,16 @@ def _supervise(descriptors: list[int]) -> None:
             _signal(ranks, signal.SIGUSR1 if order == "dump" else signal.SIGKILL)
         if wake_r in ready:
             os.read(wake_r, 4096)
-        for pid in list(ranks):
-            if _has_ended(pid):
-                _signal([pid], signal.SIGKILL)                # whatever the rank itself had started
-                _, status, usage = os.wait4(pid, 0)
-                rank = ranks.pop(pid)
-                _send_line(job, {"rank": rank, "status": os.waitstatus_to_exitcode(status),
+        while ranks and (ended := os.wait4(-1, os.WNOHANG))[0]:
+            pid, status, usage = ended
+            if pid in ranks:              # else a process that a rank had left behind
+                _kill_group(pid)
+                _send_line(job, {"rank": ranks.pop(pid), "status": os.waitstatus_to_exitcode(status),
                                  "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)})
+    return listening
 
 
-def _become_rank(request: dict, rank: int, channel: int) -> None:
+def _become_rank(request: dict, rank: int, channel: int, content: int) -> None:
     _own_group(0)
     _die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -135,7 +197,7 @@ def _become_rank(request: dict, rank: int, channel: int) -> None:
     os.close(output)
     os.close(nothing)
     from course_lib.ranks import worker
-    worker.work(request, rank, socket.socket(fileno=channel))
+    worker.work(request, rank, socket.socket(fileno=channel), content)
 
 
 def _die_with_parent() -> None:
@@ -146,6 +208,37 @@ def _die_with_parent() -> None:
             os._exit(1)
 
 
+def _live_without_parent() -> None:
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_PDEATHSIG, 0)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what a rank leaves behind, also of what has taken a session of its own (setsid)."""
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _end_children() -> None:
+    """Kill and reap children until there is none: a killed one may have had children, which are ours then.
+
+    A child that is not reaped keeps its process id, and nobody else reaps here, so that no stranger is hit. Python's resource tracker, which
+    removes shared memory when the last process that used it has ended, is given time to do so.
+    """
+    begin = time.monotonic()
+    while (seconds := time.monotonic() - begin) < KILLED_END_S:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:         # no child is left
+            return
+        for child in psutil.Process().children():
+            with contextlib.suppress(OSError, psutil.Error):
+                if seconds > TRACKER_END_S or not any("resource_tracker" in word for word in child.cmdline()):
+                    os.kill(child.pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
 def _own_group(pid: int) -> None:
     """Give a rank a process group of its own, so that what it starts can be ended with it (both sides ask: no race)."""
     try:
@@ -154,22 +247,20 @@ def _own_group(pid: int) -> None:
         pass
 
 
-def _has_ended(pid: int) -> bool:
-    """Whether a child has ended; it stays unreaped, so that its process id cannot belong to anybody else yet."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
 def _signal(pids, number: int) -> None:
+    """Signal ranks, none of which has been reaped."""
     for pid in pids:
-        try:
-            if number == signal.SIGKILL:
-                os.killpg(pid, number)
-            else:
-                os.kill(pid, number)
-        except ProcessLookupError:
-            pass
-        except PermissionError:           # macOS answers so for a group that has just ended
-            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        if number == signal.SIGKILL:
+            _kill_group(pid)
+
+
+def _kill_group(rank: int) -> None:
+    """End what a rank has started where it doesn't come to us when the rank ends; of a session of its own, we know nothing there."""
+    if sys.platform != "linux":
+        with contextlib.suppress(ProcessLookupError, PermissionError):          # PermissionError: a group that has just ended
+            os.killpg(rank, signal.SIGKILL)
 
 
 def _read_line(sock: socket.socket) -> str:
@@ -195,3 +286,4 @@ def _send_line(sock: socket.socket, record: dict) -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)                           # there is nothing to tidy up, and Python takes a second to tear torch down

@@ -2,6 +2,7 @@
 import builtins
 import faulthandler
 import io
+import mmap
 import os
 import pickle
 import random
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from course_lib import measure
-from course_lib.ranks import where
+from course_lib.ranks import imports, where
 
 MEETING_S = 2.0                           # how long a rank waits at a meeting point within a job
 _DEFAULTS = {
@@ -37,13 +38,14 @@ def in_rank() -> bool:
     return _running
 
 
-def work(request: dict, rank: int, channel: socket.socket) -> None:
+def work(request: dict, rank: int, channel: socket.socket, content: int) -> None:
     """Run the learner's function as one rank and tell the kernel how it went.
 
     Args:
         request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout.
         rank: this process's rank, 0 to ranks - 1.
         channel: stream to the kernel; carries messages (`send`), and closes when the job is over.
+        content: descriptor of a file without a name: the pickled call, and what differs in the notebook's environment from this process's.
     """
     global _running
     _running = True
@@ -57,12 +59,16 @@ def work(request: dict, rank: int, channel: socket.socket) -> None:
     builtins.input = sys.breakpointhook = _no_keyboard
     _tell_of_threads(kernel)
     try:
-        with open(os.path.join(request["directory"], "job.pkl"), "rb") as file:
-            job = pickle.load(file)
+        with mmap.mmap(content, 0, access=mmap.ACCESS_READ) as sent:      # not `read`: all ranks share one position in this file
+            job = pickle.loads(sent)
+        os.close(content)
         os.chdir(job["cwd"])
-        sys.path[:] = job["path"]
-        os.environ.clear()
-        os.environ.update(_DEFAULTS | job["environ"])
+        imports.as_in_the_notebook(job["imports"])
+        for name in job["environ_without"]:
+            os.environ.pop(name, None)
+        os.environ.update(job["environ"])
+        for name, value in _DEFAULTS.items():
+            os.environ.setdefault(name, value)
         meet = _meeting_point(_join(request, rank), request["ranks"])
         function, args, kwargs = pickle.loads(job["call"])
         meet("started", request["timeout"])       # all have joined: a rank that fails at once does not break another's connecting
