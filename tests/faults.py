@@ -251,3 +251,74 @@ def uneven_with_join():
     with model.join():
         for _ in range(4 - 2 * dist.get_rank()):
             model(torch.ones(2, 3)).sum().backward()
+
+
+def modes(folder: str):
+    """The modes of all jobs' directories, with those of the files in them that others might read."""
+    dist.barrier()
+    from pathlib import Path
+    return sorted(path.stat().st_mode & 0o777 for path in Path(folder).glob("course_lib-*"))
+
+
+def hangs_with_everything(path: str):
+    """Hang as `hangs_and_tells`, with a child in a session of its own and a block of named shared memory."""
+    leaves_a_session(path)
+    keeps_shared_memory()
+    hangs_and_tells(path)
+
+
+def leaves_a_session(path: str):
+    """Start a process in a session of its own (setsid), whose parent ends at once, and tell its id."""
+    import subprocess
+    code = "import os, sys, time\nif os.fork(): os._exit(0)\nos.setsid()\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(1000)"
+    told = os.path.join(path, f"session{dist.get_rank()}")
+    subprocess.run([sys.executable, "-c", code, told], check=True)
+    while not (os.path.exists(told) and os.path.getsize(told)):
+        time.sleep(0.01)
+
+
+def keeps_shared_memory():
+    """Make a named block of shared memory, and leave it to Python's resource tracker to remove it."""
+    from multiprocessing import shared_memory
+    shared_memory.SharedMemory(f"course_lib_{os.getpid()}", create=True, size=1000)
+
+
+def prints_for_ever():
+    if dist.get_rank() == 1:
+        while True:
+            print("x" * 1000)
+    dist.barrier()
+
+
+def starts_a_session_and_fails(path: str):
+    if dist.get_rank() == 0:
+        leaves_a_session(path)
+        raise ValueError("with a child in a session of its own")
+    dist.barrier()
+
+
+def kills_its_supervisor():
+    if dist.get_rank() == 1:
+        os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(1000)
+
+
+def starts_threads():
+    import threading
+    for _ in range(60):
+        threading.Thread(target=time.sleep, args=(2,)).start()
+
+
+def reads_its_directory(folder: str) -> dict:
+    """Whether the environment came, and whether it stands in any file of the job's directory."""
+    from pathlib import Path
+    (directory,) = Path(folder).glob("course_lib-job-*")
+    contents = {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {"secret": os.environ["NEW_SECRET"], "old": os.environ.get("OLD_NAME"), "files": sorted(contents), "told": b"not for others" in b"".join(contents.values())}
+
+
+def fills_the_folder():
+    """Print until there is no room for it."""
+    line = "x" * 100_000
+    while True:
+        print(line)

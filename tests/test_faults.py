@@ -1,5 +1,8 @@
 """Every fault is injected for real; the message, the time and the cleanup are asserted."""
 import os
+import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +15,10 @@ from pathlib import Path
 import faults
 import psutil
 import pytest
+from left_behind import Traces
 
 from course_lib import RankError, RankWarning, run
-from course_lib.ranks import budget
+from course_lib.ranks import budget, folder, one_job
 
 SOON_S = 4.0        # the contract says 2 s from the fault; here it includes the launch, on a machine that may be busy
 
@@ -281,10 +285,159 @@ def test_row_10_the_kernel_is_killed(tmp_path):
     assert gone(below, 2)
 
 
-def test_what_a_rank_started_ends_with_it(nothing_left, tmp_path):
-    fails(faults.starts_a_child, str(tmp_path))
-    child = int((tmp_path / "child").read_text())
+@pytest.mark.parametrize("starts, told", [(faults.starts_a_child, "child"), (faults.starts_a_session_and_fails, "session0")])
+def test_what_a_rank_started_ends_with_it(nothing_left, tmp_path, starts, told):
+    fails(starts, str(tmp_path), within=2 * SOON_S)
+    child = int((tmp_path / told).read_text())
     assert not psutil.pid_exists(child) or gone([psutil.Process(child)], 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody adopts a process that has left its group")
+def test_nothing_is_left_of_a_job_that_ends_well(nothing_left, tmp_path):
+    run(faults.leaves_a_session, str(tmp_path), timeout=30)
+    assert not [path for path in tmp_path.glob("session*") if psutil.pid_exists(int(path.read_text()))]
+
+
+def test_shared_memory_of_a_rank_ends_with_it(nothing_left):
+    before = set(os.listdir("/dev/shm"))
+    run(faults.keeps_shared_memory, ranks=1)
+    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("course_lib_")}
+
+
+def test_the_environment_stands_in_no_file(nothing_left, monkeypatch, tmp_path):
+    """What is sent has no name, and of the environment it has only what the fork server does not have already."""
+    monkeypatch.setenv("OLD_NAME", "x")
+    from course_lib.ranks import launch
+    monkeypatch.setitem(launch._server()._environ, "OLD_NAME", "x")       # as if it had been there when the server was started
+    monkeypatch.setenv("NEW_SECRET", "not for others")
+    monkeypatch.delenv("OLD_NAME")
+    difference = launch._server().difference()
+    assert difference["environ"]["NEW_SECRET"] == "not for others" and "HOME" not in difference["environ"] and "OLD_NAME" in difference["environ_without"]
+    (found,) = run(faults.reads_its_directory, str(tmp_path), ranks=1).results
+    assert found == {"secret": "not for others", "old": None, "files": ["rank0.out", "rank0.stack", "rendezvous"], "told": False}
+
+
+def test_the_supervisor_is_killed(nothing_left):
+    """Its ranks end with it, and the kernel removes the directory."""
+    assert "was killed (SIGKILL" in str(fails(faults.kills_its_supervisor))
+
+
+def test_both_are_killed_and_the_next_start_sweeps(tmp_path):
+    """Kernel and supervisor at once: nobody is left to remove the directory but the next fork server of this user."""
+    (tmp_path / "tmp").mkdir()
+    traces = Traces(tmp_path / "tmp")
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import faults; from course_lib import run; "
+    kernel = subprocess.Popen([sys.executable, "-c", code + f"run(faults.hangs_and_tells, {str(tmp_path)!r}, ranks=2)"], env=traces.environ)
+    end = time.monotonic() + 60
+    while len([path for path in tmp_path.glob("pid*") if path.stat().st_size]) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    supervisor = psutil.Process(int((tmp_path / "pid0").read_text())).parent()
+    for process in (psutil.Process(kernel.pid), supervisor):
+        process.suspend()
+    for process in (kernel, supervisor):
+        process.kill()
+    kernel.wait()
+    (left,) = traces.left(SOON_S)
+    assert left.startswith("course_lib-job-")
+    subprocess.run([sys.executable, "-c", code + "run(faults.addresses)"], env=traces.environ, check=True, timeout=120)
+    assert traces.left(SOON_S) == []
+
+
+def test_a_sweep_takes_only_what_nobody_holds(tmp_path):
+    held, free, theirs = (tmp_path / name for name in ("course_lib-job-held", "course_lib-job-free", "job-of-others"))
+    lock = folder.make(str(held))
+    os.close(folder.make(str(free)))
+    (free / "rank0.out").write_text("x")
+    theirs.mkdir()
+    for name in ("course_lib-output-new.txt", "course_lib-output-old.txt", "course_lib-check-old/state", "course_lib-check-new/state"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+        if "old" in name:
+            for each in (path, path.parent) if path.parent != tmp_path else (path,):
+                os.utime(each, (0, 0))
+    (tmp_path / "course_lib-job-link").symlink_to(theirs)
+    folder.sweep(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"course_lib-job-held", "job-of-others", "course_lib-output-new.txt", "course_lib-check-new", "course_lib-job-link"}
+    os.close(lock)
+    folder.sweep(str(tmp_path))
+    assert not held.exists()
+
+
+def test_output_without_end_stops_the_job(nothing_left, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_job, "OUTPUT_MOST_BYTES", 5_000_000)
+    error = fails(faults.prints_for_ever, timeout=60)
+    assert error.headline == "prints_for_ever cannot go on, and was stopped. Rank 1 has printed more than 5 MB: print less, or not in every step."
+    assert 'print("x" * 1000)' in error.reports[1].line
+    assert len(error.reports[1].output) < 200_000 and "bytes left out ..." in error.reports[1].output
+    assert not list(tmp_path.glob("course_lib-output*"))      # what was stopped for its size is not kept
+
+
+LIMITED = """
+import resource, sys
+limit, number, ranks = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+from course_lib import run
+from course_lib.ranks import budget
+sys.path.insert(0, sys.argv[1])
+import faults
+if "unforeseen" in sys.argv:
+    budget.look = lambda *args: None
+resource.setrlimit(getattr(resource, limit), (number, number))
+for function in (faults.addresses, faults.starts_threads):
+    try: print(run(function, ranks=ranks).ranks)
+    except Exception as error: print(type(error).__name__, str(error).splitlines()[0])
+"""
+
+
+def limited(*arguments) -> list[str]:
+    """What `run` says in a process under a limit, as a user to whom it applies."""
+    command = [sys.executable, "-c", LIMITED, str(Path(__file__).parent), *map(str, arguments)]
+    if os.getuid() == 0 and "RLIMIT_NPROC" in arguments:
+        if not shutil.which("setpriv"):
+            pytest.skip("root is free of this limit, and there is no setpriv to become somebody else")
+        user = str(random.randrange(2**20, 2**21))            # with no other process
+        caps = "-all,+dac_override,+dac_read_search"
+        command = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", f"--inh-caps={caps}", f"--ambient-caps={caps}", f"--bounding-set={caps}", *command]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).stdout.splitlines()
+
+
+def test_row_13_a_limit_on_processes_is_told_as_such():
+    first, _ = limited("RLIMIT_NPROC", 24, 8)
+    assert re.match(r"ValueError ranks=8 is more than this machine allows: the limit on processes is 24, with \d+ in use, and a rank counts for 5 ", first)
+    for number in (6, 18, 30):            # too few for the server, for the ranks, for their threads
+        first, _ = limited("RLIMIT_NPROC", number, 8, "unforeseen")
+        assert first.startswith(f"ValueError ranks=8 is more than this machine allows: the limit on processes is {number}, and a rank counts for 5 "), (number, first)
+    first, second = limited("RLIMIT_NPROC", 40, 2)
+    assert first == "2"                   # what fits runs, and what does not fit later is told with the limit
+    assert re.match(r"RankError starts_threads failed on ranks? .*\. The limit on processes is 40 \(threads count too\)\.$", second), second
+
+
+def test_row_13_a_limit_on_open_files_is_told_as_such():
+    first, _ = limited("RLIMIT_NOFILE", 16, 8)
+    assert first.startswith("ValueError ranks=8 is more than this machine allows: the limit on open files is 16. Close files"), first
+
+
+def test_row_13_processes_of_a_container_and_a_user_count(tmp_path):
+    (tmp_path / "pids.current").write_text("90\n")
+    (tmp_path / "pids.max").write_text("100\n")
+    assert budget._processes(tmp_path) == (90, 100)
+    (tmp_path / "pids.max").write_text("max\n")
+    assert budget._processes(tmp_path)[1] != 100
+    small = budget.Machine(cores=8, free_bytes=2**34, shm_free_bytes=None, processes=90, processes_limit=100)
+    with pytest.raises(ValueError, match="ranks=3 is more than this machine allows: the limit on processes is 100, with 90 in use, and a rank counts for 5"):
+        budget.look(3, 1, small)
+    assert budget.look(2, 1, small) is None
+
+
+def test_a_supervisor_that_fails_says_so(nothing_left, tmp_path, monkeypatch):
+    """And not that its ranks were killed for their memory."""
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="addresses could not run, because the supervisor of its ranks failed .*null"):
+        patch.setattr(folder, "new_path", lambda: Path(f"{tmp_path}/a\0b"))
+        patch.setattr(folder, "remove", lambda path: None)
+        run(faults.addresses)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="addresses cannot start, because its files cannot be written"):
+        patch.setattr(folder, "new_path", lambda: tmp_path / "nowhere" / "job")
+        run(faults.addresses)
 
 
 def test_row_11_jobs_at_once(nothing_left):
@@ -342,10 +495,7 @@ def test_no_room_for_temporary_files(nothing_left, monkeypatch):
 def test_row_16_nobody_can_connect(nothing_left, tmp_path):
     job = run(faults.addresses, ranks=3)
     assert all(set(listening) <= {"127.0.0.1"} and set(peers) <= {"127.0.0.1"} for listening, peers in job.results)
-    from course_lib.ranks.launch import private_directory
-    assert private_directory().stat().st_mode & 0o777 == 0o700
-    for path in tmp_path.glob("course_lib-*"):
-        path.rmdir()
+    assert run(faults.modes, str(tmp_path)).results == [[0o700], [0o700]]
     assert only_the_server_is_left()
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):      # no store listens in kernel, server or supervisor
         assert not [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]

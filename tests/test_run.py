@@ -169,7 +169,7 @@ def test_bad_arguments_of_sweep(arguments, words):
 def test_placement_of_ranks(monkeypatch):
     """auto: one GPU per rank over NCCL; fewer GPUs are shared over gloo; none means the CPU."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    monkeypatch.setattr(devices, "gpu_name", lambda visible: "Some GPU")
     for gpus, ranks, backend, expected in [(0, 2, "auto", ("gloo", ("cpu", "cpu"))), (2, 2, "auto", ("nccl", ("cuda:0", "cuda:1"))),
                                            (1, 3, "auto", ("gloo", ("cuda:0",) * 3)), (2, 3, "gloo", ("gloo", ("cuda:0", "cuda:1", "cuda:0")))]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
@@ -178,6 +178,79 @@ def test_placement_of_ranks(monkeypatch):
     assert placement.hardware == "2 Some GPU, shared by 3 ranks"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices.place(2, "auto").devices == ("cpu", "cpu")
+
+
+class _Driver:
+    """Stands in for NVIDIA's library: two GPUs, by number or by name."""
+
+    def __init__(self):
+        import ctypes
+        self.nvmlInit_v2 = self.nvmlShutdown = lambda: 0
+
+        def find(what, handle):
+            handle._obj.value = {0: 1, 1: 2, b"GPU-7": 2}.get(what, 0)
+            return 0 if handle._obj.value else 6
+
+        def tell(handle, buffer, size):
+            ctypes.memmove(buffer, [b"", b"First GPU\0", b"Other GPU\0"][handle.value], 10)
+            return 0
+        self.nvmlDeviceGetHandleByIndex_v2, self.nvmlDeviceGetHandleByUUID, self.nvmlDeviceGetName = find, find, tell
+
+
+def test_the_notebook_does_not_open_cuda(monkeypatch):
+    """Neither to place ranks nor for its first cell: a GPU is named by the driver, or not at all."""
+    def opened(*args):
+        raise AssertionError("CUDA was initialised in the notebook's process")
+    for name in ("_lazy_init", "init", "get_device_name", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, opened)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: _Driver())
+    for visible, named in ((None, "2 First GPU"), ("1,0", "2 Other GPU"), ("GPU-7,GPU-9", "2 Other GPU"), ("GPU-5", "2 GPU")):
+        devices.gpu_name.cache_clear()
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible) if visible else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        assert devices.place(2, "auto").hardware == named
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: object())       # a driver of another kind
+    devices.gpu_name.cache_clear()
+    assert devices.place(4, "auto").hardware == "2 GPU, shared by 4 ranks"
+    devices.gpu_name.cache_clear()
+
+
+ELSEWHERE = """
+import importlib.util, os, shutil, sys
+beside, away = sys.argv[1], sys.argv[2]
+sys.path.append(""); os.chdir(beside)      # IPython, too, puts it after the standard library
+import helper
+from course_lib import run
+os.chdir(away)
+sys.path.insert(0, os.path.join(beside, "inner")); import inner_helper, package_of_mine.part; sys.path.pop(0)
+spec = importlib.util.spec_from_file_location("loaded", os.path.join(beside, "lo.py")); loaded = importlib.util.module_from_spec(spec)
+sys.modules["loaded"] = loaded; spec.loader.exec_module(loaded)
+def answers():
+    import colorsys
+    return helper.answer(), inner_helper.answer(), package_of_mine.part.answer(), loaded.answer(), hasattr(colorsys, "answer")
+print(*run(answers, ranks=1).results)
+shutil.rmtree(away)
+try: run(len, "x")
+except FileNotFoundError as error: print(error)
+"""
+
+
+def test_a_rank_imports_what_the_notebook_has_imported(tmp_path):
+    """From the same file: after %cd, from a folder that is not on the path any more, loaded by hand. And a file beside the notebook hides nothing of Python's."""
+    import subprocess
+    import sys
+    away = tmp_path / "away"
+    for number, name in enumerate(("helper.py", "inner/inner_helper.py", "inner/package_of_mine/__init__.py", "inner/package_of_mine/part.py", "lo.py",
+                                   "random.py", "colorsys.py", "away/helper.py")):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"def answer(): return {number}\n")
+    done = subprocess.run([sys.executable, "-P", "-c", ELSEWHERE, str(tmp_path), str(away)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "(0, 1, 3, 4, False)" in done.stdout, done.stdout + done.stderr
+    assert "len cannot start, because the notebook's working directory has been deleted. Change to one that exists (%cd)." in done.stdout
 
 
 def test_a_soak_leaves_nothing_behind():

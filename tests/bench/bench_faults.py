@@ -1,9 +1,10 @@
 """Inject every fault many times and print a table: fault, injected, explained, seconds, left over.
 
-    python tests/bench/bench_faults.py [times] [--busy]
+    python tests/bench/bench_faults.py [times] [--busy] [kernel] [hard] ...
 
---busy keeps every core busy with another process meanwhile. (Row 11, many jobs at once, is bench_classroom.py.)
+Words choose the faults with one of them in their name. "left over" counts processes, files, shared memory and listening sockets, of ranks in sessions of their own too. --busy keeps every core busy with another process meanwhile. (Row 11, many jobs at once, is bench_classroom.py.)
 """
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -22,14 +23,17 @@ import psutil
 import torch
 
 from course_lib import RankError, run
-from course_lib.ranks import budget
+from course_lib.ranks import budget, one_job
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 import faults  # noqa: E402
+from left_behind import Traces  # noqa: E402
+from test_kernel import Kernel  # noqa: E402
 
 TIMEOUT_S = 1.5
-Trial = Callable[[], tuple[bool, float]]          # one injection: whether it was explained, and seconds
+GONE_S = 4.0                                      # how long what a kernel leaves behind may take to be gone
+Trial = Callable[[], tuple]                       # one injection: whether it was explained, seconds, and (of a kernel of its own) how much it left behind
 
 
 def job(fn: Callable, words: str, timeout: float = 30) -> Trial:
@@ -58,22 +62,56 @@ def interrupted() -> tuple[bool, float]:
     return False, 0.0
 
 
-def kernel_killed() -> tuple[bool, float]:
-    """SIGKILL to a process whose three ranks hang, two of them in a native collective. Explained means: all gone; seconds from the signal."""
-    with tempfile.TemporaryDirectory() as folder:
-        code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import faults; from course_lib import run; run(faults.hangs_and_tells, {folder!r}, ranks=3)"
-        kernel = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": folder})
-        while len(list(Path(folder).glob("pid*"))) < 3:
-            time.sleep(0.05)
-        time.sleep(0.3)
-        below = psutil.Process(kernel.pid).children(recursive=True)
-        begin = time.monotonic()
-        kernel.kill()
-        kernel.wait()
-        while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below if psutil.pid_exists(p.pid)) and time.monotonic() < begin + 10:
-            time.sleep(0.01)
-        seconds = time.monotonic() - begin
-    return len(below) >= 5 and seconds < 2, seconds           # server, supervisors, three ranks
+def kernel_ends(how: str) -> Trial:
+    """A real kernel ends while three ranks hang, two of them in a native collective, each with a process in a session of its own and with shared memory.
+
+    Explained means: all of it was there before, and nothing is afterwards; seconds from the end.
+    """
+    def trial() -> tuple[bool, float, int]:
+        with tempfile.TemporaryDirectory() as place:
+            os.mkdir(os.path.join(place, "tmp"))
+            traces = Traces(Path(place, "tmp"))
+            kernel = Kernel(env=traces.environ)
+            job = f"run(faults.hangs_with_everything, {place!r}, ranks=3)"
+            again = f"while True:\n    try: {job}\n    except KeyboardInterrupt: pass"
+            kernel.run(f"import sys; sys.path.insert(0, {str(TESTS)!r})\nimport faults\nfrom course_lib import run\n{again if how == 'nbval' else job}", wait=False)
+            while len([path for path in Path(place).glob("pid*") if path.stat().st_size]) < 3:
+                time.sleep(0.05)
+            there = len(traces.look()) >= 9 and len(traces.files()) == 1 and len(traces.shared_memory()) == 3 and len(traces.sockets()) >= 3
+            if how == "nbval":                    # it interrupts a cell that takes too long, and kills the kernel five seconds later
+                kernel.manager.interrupt_kernel()
+                time.sleep(5)
+            begin = time.monotonic()
+            if how == "hard restart":
+                kernel.manager.restart_kernel(now=True)
+            else:
+                os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
+            left = traces.left(GONE_S, {kernel.manager.provisioner.pid} if how == "hard restart" else set())
+            seconds = time.monotonic() - begin
+            kernel.close()
+        return there and not left, seconds, len(left)
+    return trial
+
+
+def nowhere_to_write(fn: Callable, words: str) -> Trial:
+    """The folder for temporary files is full from the beginning, or is filled by a rank. (A file system of its own, which only root can mount.)"""
+    def trial() -> tuple[bool, float, int]:
+        with tempfile.TemporaryDirectory() as place, mock.patch.object(tempfile, "tempdir", place):
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
+            try:
+                if fn is faults.addresses:
+                    with contextlib.suppress(OSError), open(os.path.join(place, "filler"), "wb", buffering=0) as file:
+                        while file.write(bytes(4096)):
+                            pass
+                begin, text = time.monotonic(), ""
+                try:
+                    run(fn, ranks=2)
+                except (OSError, RankError) as error:
+                    text = str(error)
+                return words in text, time.monotonic() - begin, len([path for path in Path(place).iterdir() if path.name != "filler"])
+            finally:
+                subprocess.run(["umount", place], check=True)
+    return trial
 
 
 def prints_much() -> tuple[bool, float]:
@@ -86,6 +124,12 @@ def prints_much() -> tuple[bool, float]:
     for path in saved:
         path.unlink()
     return explained, seconds
+
+
+def prints_too_much() -> tuple[bool, float]:
+    """Output without end, here above 20 MB: the job is stopped, and the output is not kept."""
+    with mock.patch.object(one_job, "OUTPUT_MOST_BYTES", 20_000_000):
+        return job(faults.prints_for_ever, "has printed more than 20 MB")()
 
 
 def refused(*calls: tuple[str, Callable]) -> Trial:
@@ -132,8 +176,13 @@ FAULTS: list[tuple[str, Trial]] = [       # row of the table of faults
     ("8 a rank is stopped", job(faults.is_stopped, "its process was stopped (SIGSTOP)", TIMEOUT_S)),
     ("8 a rank holds the lock", job(faults.holds_the_lock, "waits in all_reduce", TIMEOUT_S)),
     ("9 interrupt", interrupted),
-    ("10 the kernel is killed", kernel_killed),
+    ("10 the kernel is killed", kernel_ends("killed")),
+    ("10 hard restart", kernel_ends("hard restart")),
+    ("10 nbval gives up", kernel_ends("nbval")),
     ("12 10 MB printed", prints_much),
+    ("12 printed without end", prints_too_much),
+    *([("12 temporary folder full", nowhere_to_write(faults.addresses, "cannot be written to the folder for temporary files")),
+       ("12 a rank fills it", nowhere_to_write(faults.fills_the_folder, "No space left on device"))] if os.getuid() == 0 else []),
     ("13 a machine too small", refused(("more than this machine can hold", on_a_small_machine))),
     ("14 bad arguments", refused(("ranks=0", lambda: run(faults.addresses, ranks=0)), ("cannot be sent to the ranks", over_an_open_file),
                                  ("backend='mpi'", lambda: run(faults.addresses, backend="mpi")),
@@ -165,15 +214,17 @@ def main() -> None:
     busy = [multiprocessing.get_context("spawn").Process(target=spin, daemon=True) for _ in range(psutil.cpu_count())] if "--busy" in sys.argv else []
     for process in busy:
         process.start()
+    words = [word for word in sys.argv[1:] if not word.isdigit() and word != "--busy"] or [""]
     tempfile.tempdir = tempfile.mkdtemp()
     run(faults.addresses, ranks=2)
     print(f"{times} times each, {'every core busy' if busy else 'machine otherwise as it is'}; seconds: from the launch; in rows 9 and 10 from the signal; "
           f"where a rank never arrives and in row 8 past the timeout of {TIMEOUT_S} s")
     print(f"{'fault':28} {'injected':>8} {'explained':>9} {'median s':>9} {'max s':>6} {'left over':>9}  {'next run, max s':>15}")
-    for name, trial in FAULTS:
+    for name, trial in [(name, trial) for name, trial in FAULTS if any(word in name for word in words)]:
         rows, next_s = [], []
         for _ in range(times):
-            rows.append((*trial(), leftovers() + len(list(Path(tempfile.gettempdir()).glob("course_lib-*")))))
+            explained, seconds, *left = trial()
+            rows.append((explained, seconds, sum(left) + leftovers() + len(list(Path(tempfile.gettempdir()).glob("course_lib-*")))))
             begin = time.monotonic()
             run(faults.addresses, ranks=2)
             next_s.append(time.monotonic() - begin)
