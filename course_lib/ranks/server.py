@@ -124,6 +124,7 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
         return
     request = json.loads(line)
     ranks: dict[int, int] = {}            # process id -> rank
+    lock = -1
     wake_r, wake_w = os.pipe()
     for end in (wake_r, wake_w):
         os.set_blocking(end, False)
@@ -133,7 +134,7 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
     try:
         if len(descriptors) != 1 + request["ranks"]:          # what this process may not open is cut off
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        folder.make(request["directory"])
+        lock = folder.make(request["directory"])
         _fork_ranks(request, ranks, descriptors, (wake_r, wake_w, job.fileno()))
         _send_line(job, {"pids": {rank: pid for pid, rank in ranks.items()}})
         kernel_listens = _watch(job, ranks, wake_r)
@@ -146,6 +147,8 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
         _signal(ranks, signal.SIGKILL)
         _end_children()
         folder.remove(request["directory"])
+        if lock >= 0:
+            os.close(lock)                # before the kernel hears of the end of this process
 
 
 def _fork_ranks(request: dict, ranks: dict[int, int], descriptors: list[int], not_theirs: tuple[int, ...]) -> None:
