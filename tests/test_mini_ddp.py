@@ -3,11 +3,13 @@ import functools
 import math
 import sys
 
+import ddp_workers
 import mini_workers
 import pytest
 import torch
 
 from course_lib import run, theory
+from course_lib.mini import ddp_refusals
 
 NAMES = ("MLP", "CNN", "TinyGPT")
 on_all_ranks = pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -119,3 +121,82 @@ def test_a_group_averages_among_itself():
     assert torch.equal(weights[0], weights[2]) and torch.equal(weights[1], weights[3]) and not torch.equal(weights[0], weights[1])
     assert [g.unique().tolist() for g in gradients] == [[1.0], [2.0], [1.0], [2.0]]
     assert set(reduces(job)["group_size"]) == {2}
+
+
+# What would be another result in silence: it works as in one process, or is refused in one sentence
+
+
+@functools.cache
+def told(case: str, ranks: int = 2) -> list:
+    return [result[case] for result in all_cases(ranks).results]
+
+
+@functools.cache
+def all_cases(ranks: int):
+    return run(ddp_workers.all_cases, ranks=ranks, backend="gloo")
+
+
+TINY = pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("case, right", [
+    ("reentrant", TINY),
+    ("two_forwards", TINY),
+    ("channels_last", True),
+    ("unused_everywhere", [TINY, True]),
+    ("frozen_later", [TINY, True, TINY]),
+    ("other_ways_to_backward", [TINY] * 5),
+])
+def test_works_as_in_one_process(case, right, ranks):
+    assert told(case, ranks) == [right] * ranks
+
+
+def test_a_parameter_in_two_reentrant_checkpoints_is_refused():
+    assert all(words.startswith("RuntimeError: a.bias has got a second gradient in one backward, as in two reentrant checkpoints")
+               for words in told("reentrant_twice"))
+
+
+@pytest.mark.parametrize("case", ["wrapped_twice", "shared_between_two"])
+def test_the_newest_wrapper_averages_and_an_older_one_refuses(case):
+    for difference, older, *hooks in told(case):
+        assert difference == TINY and hooks in ([], [1])
+        assert older.startswith("RuntimeError: a.bias, a.weight, ") and older.endswith("wrap the module again, and use the newest wrapper.")
+
+
+def test_copies_and_files_are_made_of_the_module():
+    for *refused, difference in told("copies"):
+        assert len(refused) == 4 and set(refused) == {f"TypeError: {ddp_refusals.COPY}"} and difference == TINY
+
+
+def test_every_rank_must_wrap_the_same_module():
+    for shape, layout, frozen, bias in told("other_modules"):
+        assert shape == ("ValueError: rank 0 has weight [3, 3], strides (3, 1), torch.float32, and rank 1 has weight [4, 3], strides (3, 1), torch.float32: "
+                         "every rank must wrap the same module.")
+        assert "strides (36, 9, 3, 1)" in layout and "strides (36, 1, 12, 4)" in layout
+        assert "rank 1 has weight [3, 3], strides (3, 1), torch.float32, frozen:" in frozen and "rank 1 has nothing:" in bias
+
+
+def test_a_backward_for_each_output():
+    for difference, refused in told("a_backward_for_each_output"):
+        assert difference == TINY and refused.startswith("RuntimeError: no gradient for other.bias, other.weight in this backward")
+
+
+def test_an_optimizer_that_steps_inside_backward_is_refused():
+    for hooked_before, zeroed, kept in told("stepped_in_backward"):
+        assert hooked_before.startswith("RuntimeError: head.bias lost its gradient to a hook before it was averaged")
+        assert zeroed == kept and "within backward, before gradients were averaged: let the optimizer step after backward" in kept
+
+
+def test_gradients_that_do_not_fit_a_bucket_are_refused():
+    assert all(words == "RuntimeError: weight has a sparse gradient, and buckets are dense: make the layer with sparse=False." for words in told("sparse"))
+    for create_graph, penalty in told("graphs"):
+        assert "create_graph=True" in create_graph and penalty == TINY
+
+
+def test_parameters_that_change_after_wrapping_are_named():
+    for unfrozen, added, replaced, dtype, wrapped_again in told("changed_later"):
+        assert [words.split(" changed")[0] for words in (unfrozen, added, replaced, dtype)] == [
+            "RuntimeError: a.bias, a.weight", "RuntimeError: extra.bias, extra.weight", "RuntimeError: head.bias, head.weight",
+            "RuntimeError: b.bias, b.weight, head.bias, head.weight"]
+        assert wrapped_again == TINY
