@@ -3,7 +3,7 @@ import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
-__all__ = ["whole", "number", "one_of", "instance", "listed", "function", "process_group"]
+__all__ = ["whole", "number", "one_of", "instance", "listed", "function", "process_group", "dense"]
 
 
 def whole(name: str, value, least: int = 1, most: int = 2**62) -> int:
@@ -49,6 +49,21 @@ def process_group(name: str, value):
 
     if value is not None and not isinstance(value, ProcessGroup):
         raise TypeError(f"{name}={_shown(value)}: it must be a process group with this rank in it, or None for all ranks.")
+    return value
+
+
+def dense(name: str, value, added: bool = False):
+    """A tensor whose elements lie in memory one by one, as they are sent; if they are to be added up, of a dtype that can be."""
+    from torch import Tensor, strided
+
+    instance(name, value, Tensor)
+    if value.layout != strided or value.is_quantized or value.is_conj():
+        raise TypeError(f"{name} is sparse, quantized or a conjugate view: only dense tensors are sent, so call to_dense(), dequantize() or resolve_conj().")
+    if added:
+        try:
+            value.new_zeros(1).add_(value.new_zeros(1))
+        except RuntimeError:
+            raise TypeError(f"{name} is {value.dtype}, which torch cannot add up: convert it first, to torch.bfloat16 say.") from None
     return value
 
 

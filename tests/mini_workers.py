@@ -1,4 +1,5 @@
 """Functions that the tests and benches of course_lib.mini run on ranks, and what reads their jobs."""
+import gc
 import time
 
 import torch
@@ -138,6 +139,46 @@ def star_values() -> list[str]:
                 if not torch.equal(found, wanted):
                     wrong.append(f"{call.__name__} {dtype} root {root}")
     return wrong
+
+
+def star_views() -> list[list]:
+    """The star over tensors that are not contiguous, that have no elements, or no dimensions."""
+    rank, size, told = dist.get_rank(), dist.get_world_size(), []
+    column, transposed, every_other = torch.zeros(4, 3), torch.zeros(3, 4), torch.zeros(8)
+    for view in (column[:, 1], transposed.t(), every_other[::2], torch.zeros(0), torch.zeros(())):
+        view += rank + 1
+        data_parallel.star_all_reduce(view, root=size - 1)
+        told.append(view.unique().tolist())
+    return [*told, column.unique().tolist(), every_other.unique().tolist()]
+
+
+def not_to_be_sent() -> list[str]:
+    """What ring and star say of tensors that cannot be sent or added."""
+    told = []
+    for tensor in (torch.eye(3).to_sparse(), torch.ones(4, dtype=torch.complex64).conj(), torch.ones(4).to(torch.float8_e4m3fn), torch.ones(4).to(torch.uint16)):
+        for call in (ring.all_reduce, data_parallel.star_all_reduce, lambda tensor: ring.reduce_scatter(tensor, [tensor] * dist.get_world_size())):
+            try:
+                call(tensor)
+                told.append("nothing")
+            except TypeError as error:
+                told.append(str(error))
+    gathered = torch.zeros(2 * dist.get_world_size()).to(torch.float8_e4m3fn)
+    ring.all_gather(gathered, torch.full((2,), dist.get_rank() + 1.0).to(torch.float8_e4m3fn))      # only passed on
+    return [*told, gathered.float().tolist()]
+
+
+def kept_by_the_ring(numel: int) -> int:
+    """Bytes of tensors that are alive after a sum and were not before."""
+    def alive() -> dict[int, int]:
+        gc.collect()
+        found = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+        return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
+
+    x = torch.ones(numel)
+    before = alive()
+    ring.all_reduce(x)
+    ring.reduce_scatter(x[: numel // dist.get_world_size()], x.clone())
+    return sum(count for address, count in alive().items() if address not in before)
 
 
 def star_bytes(root: int) -> None:

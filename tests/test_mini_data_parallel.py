@@ -108,9 +108,50 @@ def test_scatter_cuts_tensors_and_repeats_the_rest():
     assert gather([torch.ones(2, 3), torch.zeros(1, 3)]).shape == (3, 3) and gather([torch.tensor(1.0)]).shape == (1,)
 
 
+def test_replicas_compute_in_the_modes_of_the_caller():
+    """autocast, gradient mode, inference mode and the default device are each thread's own."""
+    module = nn.Linear(4, 4)
+    x = torch.randn(4, 4)
+
+    class Modes(nn.Module):
+        def forward(self, x):
+            told = [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_device().type == "meta"]
+            return torch.tensor([told] * len(x), device="cpu")
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = DataParallel(module, 2)(x), module(x)
+        assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+        found.float().sum().backward()
+        assert module.weight.grad.dtype == torch.float32
+        with torch.autocast("cpu", enabled=False):
+            assert DataParallel(module, 2)(x).dtype == torch.float32
+    for mode, wanted in ((torch.no_grad(), [False, False, False, False]), (torch.inference_mode(), [False, True, False, False]),
+                         (torch.autocast("cpu"), [True, False, True, False]), (torch.device("meta"), [True, False, False, True])):
+        with mode:
+            assert DataParallel(Modes(), 2)(x).tolist() == [wanted] * 4, mode
+    assert DataParallel(Modes(), 2)(x).tolist() == [[True, False, False, False]] * 4
+
+
+def test_scalars_go_to_all_and_hidden_tensors_are_refused():
+    x, factor = torch.arange(4.0), torch.tensor(3.0)
+    assert [piece[1] for piece in scatter((x, factor), 2)] == [factor] * 2
+    assert scatter((x, [1, "two"], {"three": None}), 2)[0][1:] == ([1, "two"], {"three": None})
+    for hidden in ([x], (1, x), {"mask": x}, {"deep": [[x]]}):
+        with pytest.raises(TypeError, match="inside a list, tuple or dict would go to every replica uncut"):
+            DataParallel(Spy(), 2)(x, hidden)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'factor'"):
+        DataParallel(Spy(), 2)(x, factor=2)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_the_star_sums_at_any_root(ranks):
     assert run(mini_workers.star_values, ranks=ranks).results == [[]] * ranks
+
+
+def test_the_star_sums_views():
+    for *sums, column, every_other in run(mini_workers.star_views, ranks=3).results:
+        assert sums == [[6.0]] * 3 + [[]] + [[6.0]]
+        assert column == every_other == [0.0, 6.0], "what lies between stays"
 
 
 @needs_counters

@@ -68,3 +68,14 @@ def test_groups_sum_among_themselves():
 def test_what_does_not_fit_is_refused_in_words():
     for told in run(mini_workers.ring_refusals, ranks=2).results:
         assert ["7 elements" in told[0], "6 elements" in told[1], "one dtype" in told[2], "2 chunks" in told[3], "4 elements" in told[4]] == [True] * 5
+
+
+def test_what_cannot_be_sent_or_added_is_refused_by_ring_and_star():
+    for *told, gathered in run(mini_workers.not_to_be_sent, ranks=2).results:
+        assert len(told) == 12 and all("only dense tensors are sent" in words for words in told[:6])
+        assert all(f"is torch.{name}, which torch cannot add up" in words for name, words in zip(["float8_e4m3fn"] * 3 + ["uint16"] * 3, told[6:]))
+        assert gathered == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_nothing_is_kept_between_calls():
+    assert run(mini_workers.kept_by_the_ring, 300_000, ranks=3).results == [0] * 3

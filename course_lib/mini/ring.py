@@ -9,15 +9,13 @@ right neighbour while it receives another from its left one. So all links are bu
 
 Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations", section 3.
 """
-import functools
-import threading
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from course_lib.arguments import instance, process_group
+from course_lib.arguments import dense, process_group
 
 __all__ = ["all_reduce", "reduce_scatter", "all_gather"]
 
@@ -33,7 +31,7 @@ def all_reduce(tensor: Tensor, group: Group = None) -> None:
         tensor: any shape and size, the same on every rank. It is cut as `torch.tensor_split` does: chunks differ by one element at most.
         group: the ranks that take part; None for all.
     """
-    instance("tensor", tensor, Tensor), process_group("group", group)
+    dense("tensor", tensor, added=True), process_group("group", group)
     flat = _flat(tensor, group)                                 # [numel]
     chunks = flat.tensor_split(dist.get_world_size(group))      # n chunks of numel / n
     _sum_round(chunks, chunks[dist.get_rank(group)], group, in_place=True)
@@ -53,7 +51,7 @@ def reduce_scatter(output: Tensor, input: Tensor | Sequence[Tensor], group: Grou
 
     Errors: ValueError where sizes or dtypes do not match.
     """
-    instance("output", output, Tensor), process_group("group", group)
+    dense("output", output, added=True), process_group("group", group)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     _, chunks = _chunks(input, output, group)
     result = _flat(output, group)
@@ -75,7 +73,7 @@ def all_gather(output: Tensor | Sequence[Tensor], input: Tensor, group: Group = 
 
     Errors: ValueError where sizes or dtypes do not match.
     """
-    instance("input", input, Tensor), process_group("group", group)
+    dense("input", input), process_group("group", group)
     flats, chunks = _chunks(output, input, group)
     chunks[dist.get_rank(group)].copy_(input.reshape(-1))
     _pass_round(chunks, group)
@@ -90,8 +88,9 @@ def _sum_round(chunks: Sequence[Tensor], result: Tensor, group: Group, in_place:
     rank, size, pieces = dist.get_rank(group), dist.get_world_size(group), _pieces(chunks)
     order = [chunks[(rank - 1 - step) % size] for step in range(size)]      # the first is sent, the others are added to what comes
     own = _cut(order[1:], pieces)
-    buffers = _buffers(pieces, max(map(Tensor.numel, _cut(chunks, pieces))), result.dtype, result.device, threading.get_ident())
-    arriving = [buffers[0 if in_place else m // pieces % 2, m % pieces, : piece.numel()] for m, piece in enumerate(own)]
+    largest = max(map(Tensor.numel, _cut(chunks, pieces)))
+    rooms = [result.new_empty(pieces, largest) for _ in range(1 if in_place else 2)]      # else: what has come must stay until it is sent on
+    arriving = [rooms[m // pieces % len(rooms)][m % pieces, : piece.numel()] for m, piece in enumerate(own)]
     sums = (own if in_place else arriving)[:-pieces] + _cut([result], pieces)
     for m in _relay(_cut(order[:1], pieces) + sums, arriving, pieces, group):
         torch.add(arriving[m], own[m], out=sums[m])
@@ -146,13 +145,13 @@ def _chunks(full: Tensor | Sequence[Tensor], part: Tensor, group: Group) -> tupl
     if isinstance(full, Tensor):
         if full.numel() != size * part.numel():
             raise ValueError(f"the full tensor has {full.numel()} elements; it must have {size} (ranks) times {part.numel()}.")
-        flats = [_flat(full, group)]
+        flats = [_flat(dense("the full tensor", full), group)]
         chunks = list(flats[0].view(size, part.numel()))
     else:
         if (not isinstance(full, Sequence) or len(full) != size or not all(isinstance(chunk, Tensor) for chunk in full)
                 or full[rank].numel() != part.numel()):
             raise ValueError(f"the list must have {size} chunks, one for each rank, and number {rank} must have {part.numel()} elements.")
-        flats = chunks = [_flat(chunk, group) for chunk in full]
+        flats = chunks = [_flat(dense("each of the list", chunk), group) for chunk in full]
     if dtypes := {chunk.dtype for chunk in chunks} - {part.dtype}:
         raise ValueError(f"all tensors must have one dtype, not {part.dtype} and {', '.join(map(str, dtypes))}.")
     return flats, chunks
@@ -169,9 +168,3 @@ def _write_back(flats: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
     for flat, tensor in zip(flats, tensors):
         if flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view_as(tensor))
-
-
-@functools.lru_cache(maxsize=2)
-def _buffers(pieces: int, numel: int, dtype: torch.dtype, device: torch.device, thread: int) -> Tensor:
-    """Room for two chunks [2, pieces, numel], kept for the next call: fresh memory from the system costs as much time as the adding."""
-    return torch.empty(2, pieces, numel, dtype=dtype, device=device)
