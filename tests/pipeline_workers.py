@@ -206,6 +206,64 @@ def frozen() -> tuple:
     return all(grad is None for grad, _ in pairs) if rank == 0 else distance(pairs)
 
 
+def in_place() -> list[float]:
+    """Cut before each layer in turn: the difference of this rank's gradients, and of the loss, to one process."""
+    def layers() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.SiLU(), nn.Hardtanh(inplace=True), nn.Linear(4, 4)).double()
+
+    rank, size, told = dist.get_rank(), dist.get_world_size(), []
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole = layers()
+    F.mse_loss(whole(x.clone()), x).backward()
+    for cut in range(1, 6):
+        model = layers()
+        stages = pipeline.split(model, 2, (cut, 6 - cut))
+        pipe = pipeline.Pipeline(stages[rank] if size == 2 else stages, by_name("gpipe" if size == 2 else "interleaved", size, 3, 2), F.mse_loss)
+        pipe.step(x, x)
+        own = set(pipe.parameters())
+        told.append(distance([(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters()) if p in own]))
+    return told
+
+
+def evaluate(schedule: str, chunks: int) -> tuple:
+    """Train, evaluate on batches of another size, and train again: losses and gradients beside those of one process, and what evaluation holds."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    whole, (inputs, targets) = make("MLP"), data("MLP")
+    model = make("MLP")
+    stages = pipeline.split(model, size * chunks)[rank::size]
+    pipe = pipeline.Pipeline(stages if chunks > 1 else stages[0], by_name(schedule, size, 3, chunks), loss_fn)
+    own, losses, gradients, in_flight = set(pipe.parameters()), [], [], 0
+    for _ in range(2):
+        whole.zero_grad()
+        pipe.zero_grad()
+        loss_fn(whole(inputs), targets).backward()
+        pipe.step(inputs, targets)
+        gradients.append(distance([(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters()) if p in own]))
+        for mode in (torch.no_grad(), torch.inference_mode()):
+            with mode:
+                loss = pipe.step(inputs[:12], targets[:12])
+                losses.append(None if loss is None else abs(loss.item() / loss_fn(whole(inputs[:12]), targets[:12]).item() - 1))
+            in_flight += pipe.peak_in_flight
+    return losses, gradients, in_flight
+
+
+def other_shapes() -> tuple:
+    """Sequences of two lengths in turn, through two pipelines of the same stages."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    whole, model = make("TinyGPT"), make("TinyGPT")
+    stage, losses = pipeline.split(model, size)[rank], []
+    pipes = [pipeline.Pipeline(stage, pipeline.one_f_one_b(size, 4), loss_fn) for _ in range(2)]
+    for length in (8, 5, 8, 5):
+        inputs, targets = (tensor[:16, :length] for tensor in data("TinyGPT"))
+        expected = loss_fn(nn.Sequential(*pipeline.split(whole, 1))(inputs), targets)
+        expected.backward()
+        loss = pipes[length == 5].step(inputs, targets)
+        losses.append(None if loss is None else abs(loss.item() / expected.item() - 1))
+    own = set(stage.parameters())
+    return distance([(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters()) if p in own]), losses if rank == size - 1 else None
+
+
 def refused(what: str):
     """Mistakes in what Pipeline and step are given."""
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -221,7 +279,8 @@ def refused(what: str):
         pipeline.Pipeline(stage, pipeline.gpipe, loss_fn)
     if what in CHANGES and rank == CHANGES[what][0]:
         stage = nn.Sequential(stage, CHANGES[what][1]())
-    pipe = pipeline.Pipeline(stage, pipeline.gpipe(size, 5 if what == "batch" else 2), loss_fn)
+    losses = {"losses": lambda output, targets: F.cross_entropy(output, targets, reduction="none"), "item": lambda *both: loss_fn(*both).item()}
+    pipe = pipeline.Pipeline(stage, pipeline.gpipe(size, 5 if what == "batch" else 2), losses.get(what, loss_fn))
     if what == "inputs":
         inputs = None
     pipe.step(inputs, targets)
@@ -244,4 +303,14 @@ class Spread(nn.Module):
         return x.reshape(*x.shape, *[1] * 7)
 
 
-CHANGES = {"detached": (1, Detach), "whole numbers": (0, Choose), "dimensions": (0, Spread)}         # on which rank, what comes after its stage
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple:
+        return x, x
+
+
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> None:
+        pass
+
+
+CHANGES = {"detached": (1, Detach), "tuple": (0, Pair), "nothing": (0, Nothing), "whole numbers": (0, Choose), "dimensions": (0, Spread)}         # on which rank, what comes after its stage

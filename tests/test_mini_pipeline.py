@@ -114,6 +114,17 @@ def test_split_cuts_anywhere_and_copies_nothing():
     assert torch.equal(nn.Sequential(*split(mlp, 2, (1, 4)))(x), mlp(x)) and torch.equal(nn.Sequential(*split(mlp.layers, 5))(x.flatten(1)), mlp(x))
 
 
+def shared_blocks() -> TinyGPT:
+    model = TinyGPT(layers=3, dim=8, heads=2, tied=False)
+    model.blocks[2].attention.q.weight = model.blocks[0].attention.q.weight
+    return model
+
+
+def test_split_lets_a_stage_use_a_module_twice():
+    one, act = nn.Linear(4, 4), nn.ReLU()
+    assert [len(stage) for stage in split(nn.Sequential(one, act, one, act, nn.Linear(4, 4)), 2, (3, 2))] == [3, 2]
+
+
 @pytest.mark.parametrize("model, num_stages, sizes, error, message", [
     (TinyGPT(dim=8, heads=2), 2, None, ValueError, "tied=False"),
     (MLP((4, 4)), 3, None, ValueError, "1 layers leave nothing for stage 1 of 3"),
@@ -122,6 +133,9 @@ def test_split_cuts_anywhere_and_copies_nothing():
     (MLP((4, 4, 4)), 2, (3,), ValueError, "2 numbers"),
     (MLP((4, 4, 4)), 0, None, ValueError, "num_stages=0: it must be a whole number from 1 to 4096"),
     (CNN(), 2, None, TypeError, "not CNN"),
+    (nn.Sequential(*[nn.Linear(4, 4)] * 2), 2, None, ValueError, "stages 0 and 1 share a weight, 0.weight of stage 1"),
+    (nn.Sequential(*[nn.BatchNorm1d(4, affine=False)] * 2), 2, None, ValueError, "share a weight, 0.running_mean of stage 1"),
+    (shared_blocks(), 3, None, ValueError, "stages 0 and 2 share a weight, 0.attention.q.weight of stage 2"),
 ])
 def test_split_refuses(model, num_stages, sizes, error, message):
     with pytest.raises(error, match=message):
@@ -152,14 +166,14 @@ def test_gradients_equal_one_process(ranks):
 @pytest.mark.parametrize("schedule, chunks", [("gpipe", 1), ("one_f_one_b", 1), ("interleaved", 2)])
 def test_the_bubble_is_that_of_theory(schedule, chunks):
     left = [1, 4, 8, 16] if chunks == 1 else [4, 8, 16]
-    for seconds in (0.015, 0.04, 0.1):                # other work on the machine makes ranks late: then once more, with more time
-        job = run(pipeline_workers.sleep, schedule, left, chunks, seconds, ranks=4, backend="gloo")
+    for seconds in (0.015, 0.04, 0.1, 0.3, 0.8):      # other work on the machine makes ranks late: then once more, with more time
+        job = run(pipeline_workers.sleep, schedule, left, chunks, seconds, ranks=4, backend="gloo", timeout=600)
         found = {m: bubble(with_timeline(4, [row for spans in job.results for row in spans[m]])) for m in left}
-        assert bubble(job) == pytest.approx(found[left[0]], abs=0.02), "the ledger's spans are those of the clock"
-        left = [m for m in left if abs(found[m] - theory.bubble_fraction(4, m, chunks)) >= 0.04]
+        in_the_ledger = {left[0]: bubble(job)}        # its spans are those of the clock
+        left = [m for m in left if abs(found[m] - theory.bubble_fraction(4, m, chunks)) >= 0.04 or abs(found[m] - in_the_ledger.get(m, found[m])) >= 0.02]
         if not left:
             break
-    assert not left, found
+    assert not left, (found, in_the_ledger)
 
 
 def test_a_rank_begins_to_receive_while_it_computes_also_in_the_first_step():
@@ -236,12 +250,34 @@ def test_a_first_stage_may_be_frozen():
     assert first is True and max(others) < 1e-6
 
 
+def test_a_stage_may_write_into_what_it_gets():
+    """Cut before each layer in turn, among them some with inplace=True."""
+    assert max(max(told) for told in run(pipeline_workers.in_place, ranks=2, backend="gloo").results) < 1e-6
+    assert run(pipeline_workers.in_place, ranks=1, backend="gloo").results == [pytest.approx([0] * 5, abs=1e-12)]
+
+
+@pytest.mark.parametrize("schedule, chunks", [("gpipe", 1), ("one_f_one_b", 1), ("interleaved", 2), ("contrary", 1)])
+def test_without_gradients_a_step_evaluates(schedule, chunks):
+    for rank, (losses, gradients, in_flight) in enumerate(run(pipeline_workers.evaluate, schedule, chunks, ranks=3, backend="gloo").results):
+        assert gradients == pytest.approx([0, 0], abs=1e-6) and in_flight == 0
+        assert losses == ([pytest.approx(0, abs=1e-6)] * 4 if rank == 2 else [None] * 4)
+
+
+def test_another_pipeline_of_the_same_stages_takes_another_shape():
+    for difference, losses in run(pipeline_workers.other_shapes, ranks=2, backend="gloo").results:
+        assert difference < 1e-6 and (losses is None or max(losses) < 1e-6)
+
+
 @pytest.mark.parametrize("what, message", [
     ("lists", "the schedule has lists for 3 ranks, and the group has 2"),
     ("stages", "stage 2 skips the forward of micro-batch 0"),
     ("batch", "a number of samples that is a multiple of 5 micro-batches, not 48"),
     ("inputs", "rank 0 needs inputs, for stage 0"),
-    ("shape", "batches must keep their shape"),
+    ("shape", "batches must keep their shape, so make another Pipeline of the same stages for this one"),
+    ("tuple", "stage 0, on rank 0, returned a tuple: a stage takes one tensor and returns one"),
+    ("nothing", "stage 0, on rank 0, returned a NoneType: a stage takes one tensor and returns one"),
+    ("losses", "loss_fn returned of the shape [24]: it must be one number"),
+    ("item", "loss_fn returned a float: it must be one number"),
     ("detached", "stage 1 has no gradient for its input"),
     ("words", "rank 0, position 0, 'F0': it must be an Instruction"),
     ("uncalled", "it must be a Sequence, of one list of instructions per rank"),

@@ -41,7 +41,7 @@ def split(model: nn.Module, num_stages: int, sizes: Sequence[int] | None = None)
         num_stages: number of stages.
         sizes: how many layers (of an MLP: of `model.layers`; of a TinyGPT: blocks) each stage gets; None: as even as possible.
 
-    Errors: ValueError if the sizes don't fit the model, or the model is tied. TypeError for other models.
+    Errors: ValueError if the sizes don't fit the model, or two stages would share a weight. TypeError for other models.
     """
     whole("num_stages", num_stages, most=4096)
     if isinstance(model, TinyGPT):
@@ -65,7 +65,19 @@ def split(model: nn.Module, num_stages: int, sizes: Sequence[int] | None = None)
     parts[-1] = parts[-1] + after
     if not all(parts):
         raise ValueError(f"{len(layers)} layers leave nothing for stage {parts.index([])} of {num_stages}.")
-    return [nn.Sequential(*part) for part in parts]
+    stages = [nn.Sequential(*part) for part in parts]
+    _no_weight_twice(stages)
+    return stages
+
+
+def _no_weight_twice(stages: Sequence[nn.Module]) -> None:
+    """Each rank would train a copy of its own."""
+    stage_of: dict[Tensor, int] = {}
+    for stage, module in enumerate(stages):
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if stage_of.setdefault(tensor, stage) != stage:
+                raise ValueError(f"stages {stage_of[tensor]} and {stage} share a weight, {name} of stage {stage}, and would be on two ranks: untie it, or cut "
+                                 "elsewhere, with sizes.")
 
 
 class _Embed(nn.Module):
@@ -114,14 +126,18 @@ class Pipeline(nn.Module):
                                          for instruction in instructions if isinstance(instruction, Instruction)), default=0)
         validate(schedule, num_stages, self.num_microbatches)
         lists = with_stages(schedule)
-        self._own, self._last = lists[self._rank], num_stages - 1
-        self._final = {instruction.stage: instruction for instruction in self._own}       # the last one of each stage, a backward
-        self._post = _Post(lists, self._rank, num_stages, process_group, next(self.parameters(), torch.empty(0)).device)
+        self._last = num_stages - 1
+        self._names = {instruction: repr(given) for instruction, given in zip(lists[self._rank], schedule[self._rank])}
+        self._final = {instruction.stage: instruction for instruction in lists[self._rank]}       # the last one of each stage, a backward
+        forwards = [[instruction for instruction in instructions if instruction.op == "forward"] for instructions in lists]
+        device = next(self.parameters(), torch.empty(0)).device
+        self._posts = {training: _Post(done, self._rank, num_stages, process_group, device) for training, done in ((True, lists), (False, forwards))}
 
     def step(self, inputs: Tensor | None = None, targets: Tensor | None = None) -> Tensor | None:
         """Run forward and backward of a batch, and add to every `.grad` the gradient of the mean loss over the whole batch.
 
-        In the timeline, each instruction is a span with its name. Batches must keep their shape from step to step.
+        Under torch.no_grad(), on all ranks: the forwards alone, to evaluate. In the timeline, each instruction is a span with its name. Batches must
+        keep their shape from step to step (those for evaluation may have another): for another one, make a second Pipeline of the same stages.
 
         Args:
             inputs: [batch, ...], needed on the rank of the first stage. batch must be a multiple of the number of micro-batches.
@@ -134,22 +150,27 @@ class Pipeline(nn.Module):
         self._in_flight: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}    # (micro-batch, stage) -> input, output with the graph behind it
         self._losses: list[Tensor] = []
         self.peak_in_flight = 0
-        self._post.open()
-        for instruction, following, given in zip(self._own, [*self._own[1:], None], self.schedule[self._rank]):
+        self._post = self._posts[torch.is_grad_enabled()]
+        own = self._post.open()
+        for instruction, following in zip(own, [*own[1:], None]):
             self._post.expect(following)
-            (self._forward if instruction.op == "forward" else self._backward)(instruction, name=repr(given))
+            (self._forward if instruction.op == "forward" else self._backward)(instruction, self._names[instruction])
         self._post.close()
         return torch.stack(self._losses).sum() if self._losses else None
 
     def _forward(self, instruction: Instruction, name: str) -> None:
         k, stage = instruction.microbatch, instruction.stage
-        x = self._post.receive(instruction).requires_grad_() if stage else self._inputs[k].clone()   # memory of its own, to be freed with it
+        training = torch.is_grad_enabled()
+        x = self._post.receive(instruction).requires_grad_(training) if stage else self._inputs[k].clone()   # memory of its own, to be freed with it
         with measure.span(name):
-            y = self.stages[stage // self._size](x)
+            y = self.stages[stage // self._size](_Entry.apply(x) if stage else x)
             if stage == self._last:
-                y = self.loss_fn(y, self._targets[k]) / self.num_microbatches       # m gradients of these sum to the gradient of the mean
+                y = _one_number(self.loss_fn(y, self._targets[k])) / self.num_microbatches       # m gradients of these sum to that of the mean
                 self._losses.append(y.detach())
-        self._in_flight[k, stage] = x, y
+        if not isinstance(y, Tensor):
+            raise TypeError(f"stage {stage}, on rank {self._rank}, returned a {type(y).__name__}: a stage takes one tensor and returns one.")
+        if training:
+            self._in_flight[k, stage] = x, y
         self.peak_in_flight = max(self.peak_in_flight, len(self._in_flight))
         if stage < self._last:
             self._post.send(y.detach(), instruction)
@@ -183,6 +204,25 @@ class Pipeline(nn.Module):
         return batch.chunk(self.num_microbatches)
 
 
+class _Entry(torch.autograd.Function):
+    """What a stage gets is its own to write into, as a layer with inplace=True does: not a leaf, and its gradient goes to the leaf, which keeps it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def _one_number(loss: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = f"of the shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise TypeError(f"loss_fn returned {shape}: it must be one number, the mean over the samples, as a tensor.")
+    return loss
+
+
 class _Post:
     """What this rank sends and receives. Sends never wait; only `receive` does, and `close`, when all is done.
 
@@ -191,7 +231,7 @@ class _Post:
     """
 
     def __init__(self, lists: list[list[Instruction]], rank: int, num_stages: int, group: dist.ProcessGroup | None, device: torch.device) -> None:
-        self._rank, self._size, self._num_stages, self._device = rank, len(lists), num_stages, device
+        self._own, self._rank, self._size, self._num_stages, self._device = lists[rank], rank, len(lists), num_stages, device
         self._nccl = device.type == "cuda" and "nccl" in str(dist.get_backend_config(group))
         self._position = {instruction: index for instructions in lists for index, instruction in enumerate(instructions)}
         heirs = [[heir_of(instruction, num_stages) for instruction in instructions] for instructions in lists]
@@ -202,11 +242,12 @@ class _Post:
         ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
         self._groups = [dist.new_group(ranks, use_local_synchronization=True) if self._nccl else group for _ in ranks]
 
-    def open(self) -> None:
-        """Before a step."""
+    def open(self) -> list[Instruction]:
+        """Before a step: what this rank has to do."""
         self._coming = [deque(order) for order in self._order]
         self._box: dict[Instruction, tuple[Tensor, dist.Work | None]] = {}    # for which instruction -> what came, or is on its way
         self._sent: dict[int, deque[tuple[int, dist.Work]]] = defaultdict(deque)
+        return self._own
 
     def close(self) -> None:
         """After a step: wait until everything has been received."""
@@ -231,7 +272,7 @@ class _Post:
             self._isend(torch.tensor(header + [0] * (HEADER - len(header)), device=self._device), peer, self._position[heir])
         if (result.shape, result.dtype) != self._shapes[into]:
             raise ValueError(f"{done} has made {list(result.shape)}, {result.dtype}, and the first time it was {list(self._shapes[into][0])}, "
-                             f"{self._shapes[into][1]}: batches must keep their shape.")
+                             f"{self._shapes[into][1]}: batches must keep their shape, so make another Pipeline of the same stages for this one.")
         self._isend(result, peer, self._position[heir])
 
     def expect(self, wanted: Instruction | None) -> None:
