@@ -1,6 +1,7 @@
 """Functions that the tests of course_lib.mini.tensor_parallel run on ranks."""
 import copy
 import math
+from collections import OrderedDict
 
 import torch
 import torch.distributed as dist
@@ -185,12 +186,62 @@ def _layers() -> list[str]:
     return wrong
 
 
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class OwnAttention(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def other_starts() -> dict:
+    """Layers of which each rank has other weights; and a model whose layers have names and whose weights lie transposed in memory."""
+    rank, told = dist.get_rank(), {}
+    torch.manual_seed(rank)
+    first, second = nn.Linear(8, 12).double(), nn.Linear(12, 8).double()
+    cut = nn.Sequential(tp.ColumnParallelLinear.from_linear(first), nn.ReLU(), tp.RowParallelLinear.from_linear(second))
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    y = cut(x)
+    for layer in (first, second):
+        for parameter in layer.parameters():
+            dist.broadcast(parameter.data, 0)
+    told["from_linear"] = difference({"": y.detach()}, {"": nn.Sequential(first, nn.ReLU(), second)(x).detach()})
+    torch.manual_seed(rank)
+    named = nn.Sequential(OrderedDict(up=nn.Linear(8, 12), act=nn.ReLU(), down=nn.Linear(12, 8))).double()
+    named.up.weight = nn.Parameter(torch.randn(12, 16, dtype=torch.float64)[:, ::2])
+    full = tp.gather_full(tp.parallelize(named))
+    torch.manual_seed(0)
+    first_ranks = nn.Sequential(OrderedDict(up=nn.Linear(8, 12), act=nn.ReLU(), down=nn.Linear(12, 8))).double()
+    first_ranks.up.weight = nn.Parameter(torch.randn(12, 16, dtype=torch.float64)[:, ::2])
+    told["names"] = list(full) == list(first_ranks.state_dict())
+    told["weights"] = difference(full, weights(first_ranks))
+    return told
+
+
 def refusals() -> list[str]:
     """What is said of models that cannot be cut, on 4 ranks."""
-    told = []
+    told, one = [], nn.Linear(8, 8)
+    tied_norms = Block(8, 4)
+    tied_norms.mlp_norm = tied_norms.attention_norm
+    tied_linears = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+    tied_linears[2].weight = tied_linears[0].weight
+    padded = gpt()
+    padded.embedding.padding_idx = 0
     for call in (lambda: tp.parallelize(Attention(24, 6)), lambda: tp.parallelize(pair(hidden=90)), lambda: tp.parallelize(MLP((8, 8, 8, 8))),
                  lambda: tp.parallelize(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))), lambda: tp.parallelize(nn.Conv2d(1, 1, 1)),
                  lambda: tp.parallelize(TinyGPT(vocab_size=50, dim=8)), lambda: tp.parallelize(gpt(), sequence_parallel=True)(torch.zeros(1, 10).long()),
+                 lambda: tp.parallelize(nn.Sequential(one, nn.ReLU(), one)), lambda: tp.parallelize(tied_linears), lambda: tp.parallelize(tied_norms),
+                 lambda: tp.parallelize(nn.Sequential(Scaled(8, 8), nn.ReLU(), nn.Linear(8, 8))), lambda: tp.parallelize(OwnAttention(8, 4)),
+                 lambda: tp.parallelize(Residual(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))), lambda: tp.parallelize(padded),
+                 lambda: tp.parallelize(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 8))),
+                 lambda: tp.VocabParallelEmbedding(nn.Embedding(8, 2, max_norm=1.0)), lambda: tp.parallelize(tp.parallelize(Attention(8, 4))),
                  *(lambda token=token: tp.VocabParallelEmbedding(nn.Embedding(8, 2))(torch.tensor([[token]])) for token in (8, -1)),
                  *(lambda token=token: tp.vocab_parallel_cross_entropy(torch.zeros(1, 2), torch.tensor([token])) for token in (8, -1))):
         try:

@@ -76,7 +76,7 @@ def test_meshes_and_groups():
 
 def test_what_cannot_be_cut_is_refused():
     told = run(workers.refusals, ranks=4).results
-    heads, hidden, odd, norm, conv, vocabulary, tokens, *outside = told[0]
+    heads, hidden, odd, norm, conv, vocabulary, tokens, *others, _, _, _, _ = told[0]
     assert heads == "ValueError: 6 heads cannot be dealt out evenly to 4 ranks."
     assert hidden == "ValueError: 90 features cannot be dealt out evenly to 4 ranks."
     assert odd.startswith("ValueError: an odd number of Linear layers")
@@ -84,7 +84,18 @@ def test_what_cannot_be_cut_is_refused():
     assert conv.startswith("TypeError: cannot cut a Conv2d: it must be a TinyGPT")
     assert vocabulary == "ValueError: 50 tokens of the vocabulary cannot be dealt out evenly to 4 ranks."
     assert tokens == "ValueError: 9 tokens cannot be dealt out evenly to 4 ranks."
-    assert len(outside) == 4 and all("Error" in found for rank in told for found in rank[-4:]), "no token outside of the vocabulary, on any rank"
+    assert all("Error" in found for rank in told for found in rank[-4:]), "no token outside of the vocabulary, on any rank"
+    layer, weight, norm, linear, attention, sequential, padded, parametrized, clipped, twice = others
+    assert layer == "ValueError: 0.weight and 2.weight are one weight, and the cut would make several of it: untie them." == weight
+    assert norm.startswith("ValueError: attention_norm.weight and mlp_norm.weight are one weight")
+    assert linear == "TypeError: linear is a Scaled, and the cut would leave a plain Linear of it: take a plain one."
+    assert "attention is an OwnAttention" in attention and "layers is a Residual" in sequential and "linear is a ParametrizedLinear" in parametrized
+    assert "an Embedding with padding_idx" in padded and "with max_norm" in clipped and "attention is a ParallelAttention" in twice
+
+
+def test_all_ranks_start_from_the_first_ones_weights_under_the_models_names():
+    for told in run(workers.other_starts, ranks=2, backend="gloo").results:
+        assert told == {"from_linear": pytest.approx(0, abs=1e-12), "names": True, "weights": 0.0}
 
 
 # Calls, bytes, memory

@@ -19,6 +19,7 @@ Sources: Shoeybi et al. 2019, "Megatron-LM", section 3; Korthikanti et al. 2022,
 models", section 4.2.2.
 """
 import copy
+from collections import OrderedDict
 from typing import ClassVar, Self
 
 import torch
@@ -52,14 +53,44 @@ def parallelize(model: nn.Module, group: Group = None, sequence_parallel: bool =
         reduce_scatter: a function (output, input, group) for sequence_parallel; None for torch's own (on gloo it sends twice as much as it
             need; mini.ring's does not).
 
-    Errors: ValueError where the number of ranks does not divide what must be cut; TypeError for a model it cannot cut.
+    Errors: ValueError where the number of ranks does not divide what must be cut, or a weight is used in two places; TypeError for a model it
+        cannot cut.
     """
     instance("model", model, nn.Module)
     region = Region(group, sequence_parallel, reduce_scatter)
+    _no_weight_twice(model)
+    return _cut(_as_on_first_rank(model, group), region)
+
+
+@torch.no_grad()
+def _as_on_first_rank(model: nn.Module, group: Group) -> nn.Module:
+    """A copy with the weights of the group's first rank: slices of other weights on each rank would be no model at all."""
     model = copy.deepcopy(model)
     for parameter in model.parameters():
-        dist.broadcast(parameter.detach(), group_src=0, group=group)
-    return _cut(model, region)
+        dense = parameter.contiguous()
+        dist.broadcast(dense, group_src=0, group=group)
+        parameter.copy_(dense)
+    return model
+
+
+def _no_weight_twice(model: nn.Module) -> None:
+    """The slices would become two weights, and drift apart. (TinyGPT's tied one stays one.)"""
+    places: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter, []).append(name)
+    for names in places.values():
+        if len(names) > 1 and not (isinstance(model, TinyGPT) and set(names) == {"embedding.weight", "head.weight"}):
+            raise ValueError(f"{' and '.join(names)} are one weight, and the cut would make several of it: untie them.")
+
+
+def _plain(name: str, module: nn.Module, kind: type) -> None:
+    """Of a subclass, a parametrized layer, or an embedding with options, the cut would lose what it does beside."""
+    instance(name, module, kind)
+    options = [option for option in ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
+               if getattr(module, option, None) is not None and getattr(module, option) is not False]
+    if type(module) is not kind or not isinstance(getattr(module, "weight", nn.Parameter()), nn.Parameter) or options:
+        what = f"{type(module).__name__} with {', '.join(options)}" if options else type(module).__name__
+        raise TypeError(f"{name} is {'an' if what[0] in 'AEIO' else 'a'} {what}, and the cut would leave a plain {kind.__name__} of it: take a plain one.")
 
 
 def gather_full(model: nn.Module, group: Group = None, grads: bool = False) -> dict[str, Tensor]:
@@ -86,14 +117,15 @@ class _ParallelLinear(nn.Module):
     def __init__(self, linear: nn.Linear, region: Region = Region()) -> None:
         super().__init__()
         self.region = instance("region", region, Region)
-        instance("linear", linear, nn.Linear)
+        _plain("linear", linear, nn.Linear)
         self.weight = _slice(linear.weight, self.cut_dims["weight"], region.group)
         self.bias = None if linear.bias is None else _slice(linear.bias, self.cut_dims.get("bias"), region.group)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, group: Group = None, sequence_parallel: bool = False) -> Self:
-        """Take this rank's slice of a full layer, which must have the same weights on all ranks: so ranks start as one process does."""
-        return cls(linear, Region(group, sequence_parallel))
+        """Take this rank's slice of a full layer, with the weights of the group's first rank; every rank of the group must call this."""
+        instance("linear", linear, nn.Linear)
+        return cls(_as_on_first_rank(linear, group), Region(group, sequence_parallel))
 
     def extra_repr(self) -> str:
         return f"weight {list(self.weight.shape)}, one of {dist.get_world_size(self.region.group)}"
@@ -135,7 +167,7 @@ class ParallelAttention(Attention):
 
     def __init__(self, attention: Attention, region: Region = Region()) -> None:
         nn.Module.__init__(self)
-        instance("attention", attention, Attention), instance("region", region, Region)
+        _plain("attention", attention, Attention), instance("region", region, Region)
         share(attention.q.out_features // attention.head_dim, "heads", region.group)
         self.head_dim, self.region = attention.head_dim, region
         self.q, self.k, self.v = (ColumnParallelLinear(linear, region, enters=False) for linear in (attention.q, attention.k, attention.v))
@@ -155,7 +187,7 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, embedding: nn.Embedding, region: Region = Region()) -> None:
         super().__init__()
         self.region = instance("region", region, Region)
-        instance("embedding", embedding, nn.Embedding)
+        _plain("embedding", embedding, nn.Embedding)
         share(embedding.num_embeddings, "tokens of the vocabulary", region.group)
         self.weight = _slice(embedding.weight, 0, region.group)      # [vocab_size / n, dim]
 
@@ -222,6 +254,7 @@ class _SequenceParallelNorm(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, region: Region) -> None:
         super().__init__()
+        _plain("norm", norm, nn.LayerNorm)
         self.region, self.normalized_shape, self.eps, self.weight, self.bias = region, norm.normalized_shape, norm.eps, norm.weight, norm.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,6 +267,7 @@ class _ParallelGPT(TinyGPT):
 
     def __init__(self, model: TinyGPT, region: Region) -> None:
         nn.Module.__init__(self)
+        _plain("model", model, TinyGPT)
         self.region = region
         self.embedding, self.position = VocabParallelEmbedding(model.embedding, region), model.position
         self.blocks = nn.ModuleList(_cut(block, region) for block in model.blocks)
@@ -280,10 +314,11 @@ def _cut(model: nn.Module, region: Region) -> nn.Module:
 
 def _cut_pairs(layers: nn.Sequential, region: Region) -> nn.Sequential:
     """The first Linear by columns, the second by rows, and so on."""
+    _plain("layers", layers, nn.Sequential)
     if sum(isinstance(layer, nn.Linear) for layer in layers) % 2:
         raise ValueError("an odd number of Linear layers: they are cut in pairs, the first by columns and the second by rows.")
-    inside, result = False, []
-    for layer in layers:
+    inside, result = False, OrderedDict()
+    for name, layer in layers._modules.items():       # named_children() would leave out an activation that stands there twice
         if isinstance(layer, nn.Linear):
             layer = (RowParallelLinear if inside else ColumnParallelLinear)(layer, region)
             inside = not inside
@@ -294,8 +329,8 @@ def _cut_pairs(layers: nn.Sequential, region: Region) -> nn.Sequential:
         elif not isinstance(layer, _ELEMENTWISE):
             raise TypeError(f"cannot cut a {type(layer).__name__} {'between the two Linear layers of a pair' if inside else 'beside pairs'}: only "
                             f"{', '.join(kind.__name__ for kind in _ELEMENTWISE)} and Dropout are known to need no features of other ranks.")
-        result.append(layer)
-    return nn.Sequential(*result)
+        result[name] = layer
+    return nn.Sequential(result)
 
 
 def _slice(full: nn.Parameter, dim: int | None, group: Group) -> nn.Parameter:
