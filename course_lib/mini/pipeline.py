@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from course_lib import arguments, measure
 from course_lib.arguments import function, instance, listed, whole
+from course_lib.mini import pipeline_refusals as refuse
 from course_lib.mini.schedules import (Instruction, Schedule, backward, forward, gpipe, heir_of, interleaved, naive, one_f_one_b, source_of, validate,
                                        with_stages)
 from course_lib.models import MLP, TinyGPT
@@ -66,18 +67,8 @@ def split(model: nn.Module, num_stages: int, sizes: Sequence[int] | None = None)
     if not all(parts):
         raise ValueError(f"{len(layers)} layers leave nothing for stage {parts.index([])} of {num_stages}.")
     stages = [nn.Sequential(*part) for part in parts]
-    _no_weight_twice(stages)
+    refuse.shared_weights(stages)
     return stages
-
-
-def _no_weight_twice(stages: Sequence[nn.Module]) -> None:
-    """Each rank would train a copy of its own."""
-    stage_of: dict[Tensor, int] = {}
-    for stage, module in enumerate(stages):
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if stage_of.setdefault(tensor, stage) != stage:
-                raise ValueError(f"stages {stage_of[tensor]} and {stage} share a weight, {name} of stage {stage}, and would be on two ranks: untie it, or cut "
-                                 "elsewhere, with sizes.")
 
 
 class _Embed(nn.Module):
@@ -165,10 +156,9 @@ class Pipeline(nn.Module):
         with measure.span(name):
             y = self.stages[stage // self._size](_Entry.apply(x) if stage else x)
             if stage == self._last:
-                y = _one_number(self.loss_fn(y, self._targets[k])) / self.num_microbatches       # m gradients of these sum to that of the mean
+                y = refuse.other_losses(self.loss_fn(y, self._targets[k])) / self.num_microbatches       # m gradients of these sum to that of the mean
                 self._losses.append(y.detach())
-        if not isinstance(y, Tensor):
-            raise TypeError(f"stage {stage}, on rank {self._rank}, returned a {type(y).__name__}: a stage takes one tensor and returns one.")
+        refuse.other_outputs(y, stage, self._rank)
         if training:
             self._in_flight[k, stage] = x, y
         self.peak_in_flight = max(self.peak_in_flight, len(self._in_flight))
@@ -214,13 +204,6 @@ class _Entry(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad
-
-
-def _one_number(loss: Tensor) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        shape = f"of the shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise TypeError(f"loss_fn returned {shape}: it must be one number, the mean over the samples, as a tensor.")
-    return loss
 
 
 class _Post:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_lib.arguments import instance, number, process_group, whole
+from course_lib.mini import tensor_refusals as refuse
 from course_lib.mini.tensor_operators import (Group, ReduceScatter, Region, all_slices, copy_to_group, gather_from_group, reduce_from_group,
                                               reduce_scatter_to_group, share)
 from course_lib.models import MLP, Attention, Block, TinyGPT
@@ -58,7 +59,7 @@ def parallelize(model: nn.Module, group: Group = None, sequence_parallel: bool =
     """
     instance("model", model, nn.Module)
     region = Region(group, sequence_parallel, reduce_scatter)
-    _no_weight_twice(model)
+    refuse.shared_weights(model)
     return _cut(_as_on_first_rank(model, group), region)
 
 
@@ -71,26 +72,6 @@ def _as_on_first_rank(model: nn.Module, group: Group) -> nn.Module:
         dist.broadcast(dense, group_src=0, group=group)
         parameter.copy_(dense)
     return model
-
-
-def _no_weight_twice(model: nn.Module) -> None:
-    """The slices would become two weights, and drift apart. (TinyGPT's tied one stays one.)"""
-    places: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(parameter, []).append(name)
-    for names in places.values():
-        if len(names) > 1 and not (isinstance(model, TinyGPT) and set(names) == {"embedding.weight", "head.weight"}):
-            raise ValueError(f"{' and '.join(names)} are one weight, and the cut would make several of it: untie them.")
-
-
-def _plain(name: str, module: nn.Module, kind: type) -> None:
-    """Of a subclass, a parametrized layer, or an embedding with options, the cut would lose what it does beside."""
-    instance(name, module, kind)
-    options = [option for option in ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
-               if getattr(module, option, None) is not None and getattr(module, option) is not False]
-    if type(module) is not kind or not isinstance(getattr(module, "weight", nn.Parameter()), nn.Parameter) or options:
-        what = f"{type(module).__name__} with {', '.join(options)}" if options else type(module).__name__
-        raise TypeError(f"{name} is {'an' if what[0] in 'AEIO' else 'a'} {what}, and the cut would leave a plain {kind.__name__} of it: take a plain one.")
 
 
 def gather_full(model: nn.Module, group: Group = None, grads: bool = False) -> dict[str, Tensor]:
@@ -117,7 +98,7 @@ class _ParallelLinear(nn.Module):
     def __init__(self, linear: nn.Linear, region: Region = Region()) -> None:
         super().__init__()
         self.region = instance("region", region, Region)
-        _plain("linear", linear, nn.Linear)
+        refuse.other_than_plain("linear", linear, nn.Linear)
         self.weight = _slice(linear.weight, self.cut_dims["weight"], region.group)
         self.bias = None if linear.bias is None else _slice(linear.bias, self.cut_dims.get("bias"), region.group)
 
@@ -167,7 +148,7 @@ class ParallelAttention(Attention):
 
     def __init__(self, attention: Attention, region: Region = Region()) -> None:
         nn.Module.__init__(self)
-        _plain("attention", attention, Attention), instance("region", region, Region)
+        refuse.other_than_plain("attention", attention, Attention), instance("region", region, Region)
         share(attention.q.out_features // attention.head_dim, "heads", region.group)
         self.head_dim, self.region = attention.head_dim, region
         self.q, self.k, self.v = (ColumnParallelLinear(linear, region, enters=False) for linear in (attention.q, attention.k, attention.v))
@@ -187,7 +168,7 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, embedding: nn.Embedding, region: Region = Region()) -> None:
         super().__init__()
         self.region = instance("region", region, Region)
-        _plain("embedding", embedding, nn.Embedding)
+        refuse.other_than_plain("embedding", embedding, nn.Embedding)
         share(embedding.num_embeddings, "tokens of the vocabulary", region.group)
         self.weight = _slice(embedding.weight, 0, region.group)      # [vocab_size / n, dim]
 
@@ -254,7 +235,7 @@ class _SequenceParallelNorm(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, region: Region) -> None:
         super().__init__()
-        _plain("norm", norm, nn.LayerNorm)
+        refuse.other_than_plain("norm", norm, nn.LayerNorm)
         self.region, self.normalized_shape, self.eps, self.weight, self.bias = region, norm.normalized_shape, norm.eps, norm.weight, norm.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -267,7 +248,7 @@ class _ParallelGPT(TinyGPT):
 
     def __init__(self, model: TinyGPT, region: Region) -> None:
         nn.Module.__init__(self)
-        _plain("model", model, TinyGPT)
+        refuse.other_than_plain("model", model, TinyGPT)
         self.region = region
         self.embedding, self.position = VocabParallelEmbedding(model.embedding, region), model.position
         self.blocks = nn.ModuleList(_cut(block, region) for block in model.blocks)
@@ -314,7 +295,7 @@ def _cut(model: nn.Module, region: Region) -> nn.Module:
 
 def _cut_pairs(layers: nn.Sequential, region: Region) -> nn.Sequential:
     """The first Linear by columns, the second by rows, and so on."""
-    _plain("layers", layers, nn.Sequential)
+    refuse.other_than_plain("layers", layers, nn.Sequential)
     if sum(isinstance(layer, nn.Linear) for layer in layers) % 2:
         raise ValueError("an odd number of Linear layers: they are cut in pairs, the first by columns and the second by rows.")
     inside, result = False, OrderedDict()
