@@ -313,4 +313,5 @@ class Nothing(nn.Module):
         pass
 
 
-CHANGES = {"detached": (1, Detach), "tuple": (0, Pair), "nothing": (0, Nothing), "whole numbers": (0, Choose), "dimensions": (0, Spread)}         # on which rank, what comes after its stage
+# On which rank, what comes after its stage.
+CHANGES = {"detached": (1, Detach), "tuple": (0, Pair), "nothing": (0, Nothing), "whole numbers": (0, Choose), "dimensions": (0, Spread)}

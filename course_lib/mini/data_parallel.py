@@ -109,7 +109,8 @@ def parallel_apply(replicas: Sequence[nn.Module], inputs: Sequence[tuple]) -> li
 
 def _modes_of_this_thread() -> list[Callable[[], contextlib.AbstractContextManager]]:
     """What another thread must enter to compute as this one does: torch keeps a switch of each for every thread."""
-    grad, inference, device, cached = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_device(), torch.is_autocast_cache_enabled()
+    grad, inference, device = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_device()
+    cached = torch.is_autocast_cache_enabled()
     modes = [lambda: torch.inference_mode(inference), lambda: torch.set_grad_enabled(grad)]
     if device != torch.device("cpu"):
         modes.append(lambda: torch.device(device))

@@ -12,8 +12,8 @@ def shared_weights(stages: Sequence[nn.Module]) -> None:
     for stage, module in enumerate(stages):
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if stage_of.setdefault(tensor, stage) != stage:
-                raise ValueError(f"stages {stage_of[tensor]} and {stage} share a weight, {name} of stage {stage}, and would be on two ranks: untie it, or cut "
-                                 "elsewhere, with sizes.")
+                raise ValueError(f"stages {stage_of[tensor]} and {stage} share a weight, {name} of stage {stage}, and would be on two ranks: "
+                                 "untie it, or cut elsewhere, with sizes.")
 
 
 def other_outputs(output, stage: int, rank: int) -> None:

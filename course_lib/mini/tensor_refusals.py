@@ -23,5 +23,5 @@ def other_than_plain(name: str, module: nn.Module, kind: type) -> None:
     options = [option for option in ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
                if getattr(module, option, None) is not None and getattr(module, option) is not False]
     if type(module) is not kind or not isinstance(getattr(module, "weight", nn.Parameter()), nn.Parameter) or options:
-        what = f"{type(module).__name__} with {', '.join(options)}" if options else type(module).__name__
-        raise TypeError(f"{name} is {'an' if what[0] in 'AEIO' else 'a'} {what}, and the cut would leave a plain {kind.__name__} of it: take a plain one.")
+        what = f"{'an' if type(module).__name__[0] in 'AEIO' else 'a'} {type(module).__name__}{' with ' * bool(options)}{', '.join(options)}"
+        raise TypeError(f"{name} is {what}, and the cut would leave a plain {kind.__name__} of it: take a plain one.")
