@@ -4,16 +4,17 @@ import inspect
 import secrets
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from course_lib.job import Job
 from course_lib.ranks import places
+from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import RankError
 from course_lib.run import run_quietly
 
 __all__ = ["Judge", "Verdict", "exercise"]
 
-CALL_S = 20.0                   # all calls of `Judge.call` together; long, because the machine may be busy
+CALL_S = 40.0                   # all calls of `Judge.call` together; long, because the machine may be busy
 SHOWN_OUTPUT = 2_000            # characters of what an answer printed
 
 
@@ -63,6 +64,8 @@ class Judge:
         """Run a job as `course_lib.run` does, without its line. If it fails, the answer is refused with the reason."""
         try:
             return run_quietly(fn, *args, **options)
+        except RankError as error:
+            raise _without_the_check(error) from None
         except (TypeError, OSError) as error:         # the answer cannot be sent, or its result not be opened here: the words say it all
             raise _Told(str(error)) from None
 
@@ -88,6 +91,17 @@ class Judge:
 
     def verdict(self) -> Verdict:
         return Verdict(self.exercise, self._passed and bool(self._lines), False, tuple(self._lines))
+
+
+def _without_the_check(error: RankError) -> RankError:
+    """Ranks that are done with the answer may wait in a call of the check's own. That is no mistake of theirs: told is who is done, and who still waits."""
+    waiting = [report for report in error.reports if report.state.startswith("waits in")]
+    inside, done = ({report.rank for report in waiting if bool(report.place) is within} for within in (True, False))
+    if not inside or not done:
+        return error
+    headline = (f"{error.label} cannot go on, and was stopped. On {ranks_in_words(done)} it is done, and {ranks_in_words(inside)} still wait{'s' * (len(inside) == 1)} "
+                "in it. A recv needs a send, and a collective needs every rank of its group.")
+    return RankError(headline, [replace(report, state="was done") if report.rank in done else report for report in error.reports], error.label)
 
 
 class _Told(Exception):
