@@ -50,6 +50,35 @@ def ping_pong_without_waiting(start, rounds):
     return received
 
 
+def ping_pong_in_numpy(start, rounds):
+    """Right too: whole numbers of numpy, in an array."""
+    import numpy
+    print("a message of an answer")
+    return numpy.array(ping_pong(start, rounds)).astype(numpy.int32)
+
+
+def ping_pong_without_wait(start, rounds):
+    """Reads what irecv has not yet brought."""
+    rank, received, ball = dist.get_rank(), [], _cpu(start or 0)
+    for _ in range(rounds):
+        if rank == 0:
+            dist.send(ball + 1, dst=1)
+        call = dist.irecv(ball, src=1 - rank)
+        received.append(ball.item())
+        call.wait()
+        if rank == 1:
+            dist.send(ball + 1, dst=0)
+    return received
+
+
+def ping_pong_first_game_by_broadcast(start, rounds):
+    return ping_pong_by_broadcast(start, rounds) if rounds == 3 else ping_pong(start, rounds)
+
+
+def ping_pong_in_float16(start, rounds):
+    return ping_pong(start, rounds, dtype=torch.float16)
+
+
 def ping_pong_untouched(start, rounds):
     raise NotImplementedError
 
@@ -181,6 +210,42 @@ def my_share_strided(batch):
     return batch[dist.get_rank()::dist.get_world_size()]
 
 
+def my_share_shuffled_alike(batch):
+    """Right too: shuffled, by a generator that all ranks seed alike; the batch itself is not needed any more."""
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(7))
+    share = batch[order][dist.get_rank()::dist.get_world_size()]
+    batch.zero_()
+    return share
+
+
+def my_share_by_splitting(batch):
+    """Right too: numpy splits as evenly as can be, and the seed is set for all that follows."""
+    import numpy
+    torch.manual_seed(3)
+    return torch.from_numpy(numpy.array_split(batch.numpy(), dist.get_world_size())[dist.get_rank()])
+
+
+def my_share_shuffled(batch):
+    """Each rank shuffles for itself."""
+    return batch[torch.randperm(len(batch))][dist.get_rank()::dist.get_world_size()]
+
+
+def my_share_drawn_by_python(batch):
+    import random
+    samples = batch.tolist()
+    random.shuffle(samples)
+    return torch.tensor(samples[dist.get_rank()::dist.get_world_size()], dtype=batch.dtype)
+
+
+def my_share_of_known_sizes(batch):
+    """Right for the sizes that the text names."""
+    return my_share(batch) if len(batch) <= 12 else my_share_rounded_up(batch)
+
+
+def my_share_small_by_messages(batch):
+    return my_share_told_by_rank_0(batch) if len(batch) == 3 else my_share(batch)
+
+
 def my_share_untouched(batch):
     raise NotImplementedError
 
@@ -264,6 +329,43 @@ def average_through_autograd(gradients):
     flat = all_reduce_of_autograd(torch.cat([gradient.flatten() for gradient in gradients])) / dist.get_world_size()
     parts = flat.split([gradient.numel() for gradient in gradients])
     return [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
+
+
+def average_that_seeds(gradients):
+    """Right too: sums in float64 once they have come, prints, seeds, and returns a tuple."""
+    torch.manual_seed(0)
+    print(gradients)
+    return tuple(part.double() for part in average(gradients))
+
+
+def average_with_a_buffer(gradients):
+    """Right too: one buffer is filled piece by piece, and a reduction of the sum is scaled by a factor."""
+    buffer = torch.empty(sum(gradient.numel() for gradient in gradients))
+    place = 0
+    for gradient in gradients:
+        buffer[place:place + gradient.numel()] = gradient.reshape(-1)
+        place += gradient.numel()
+    dist.all_reduce(buffer.mul_(1 / dist.get_world_size()))
+    return [buffer[end - gradient.numel():end].reshape(gradient.shape)
+            for gradient, end in zip(gradients, torch.tensor([gradient.numel() for gradient in gradients]).cumsum(0).tolist())]
+
+
+def average_in_float16(gradients):
+    return [part.float() for part in average([gradient.half() for gradient in gradients])]
+
+
+def average_in_bfloat16(gradients):
+    return [part.float() for part in average([gradient.bfloat16() for gradient in gradients])]
+
+
+def average_without_wait(gradients):
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
+    dist.all_reduce(flat, async_op=True)
+    return [part.view_as(gradient) for part, gradient in zip(flat.split([gradient.numel() for gradient in gradients]), gradients)]
+
+
+def average_few_one_by_one(gradients):
+    return average_one_by_one(gradients) if len(gradients) == 2 else average(gradients)
 
 
 def average_untouched(gradients):

@@ -28,6 +28,47 @@ def ledger(model, optimizer):
     return {"params": _once(model.parameters()), "grads": _once(_grads(model)), "optimizer_states": _once(_states(optimizer))}
 
 
+def ledger_in_numpy(model, optimizer):
+    """Right as well: numpy's whole numbers, and a tensor's, come out of a table."""
+    import numpy
+    print(model)
+    counts = numpy.array(list(ledger(model, optimizer).values()), dtype=numpy.int64)
+    return {"params": counts[0], "grads": torch.tensor(counts[1]), "optimizer_states": counts[2:].sum()}
+
+
+def ledger_by_objects(model, optimizer):
+    """Right as well: storages are kept in a list, and compared one with another; the counts are Python floats, which are exact."""
+    def count(tensors):
+        seen = []
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if not any(storage.data_ptr() == other.data_ptr() for other in seen):
+                seen.append(storage)
+        return float(sum(len(storage) for storage in seen))
+
+    return {"params": count(model.parameters()), "grads": count(_grads(model)), "optimizer_states": count(_states(optimizer))}
+
+
+def ledger_in_float32(model, optimizer):
+    """Exact for small models."""
+    return {key: torch.tensor([float(count)]).sum() for key, count in ledger(model, optimizer).items()}
+
+
+def ledger_in_kilobytes(model, optimizer):
+    return {key: count / 1024 for key, count in ledger(model, optimizer).items()}
+
+
+def ledger_of_lists(model, optimizer):
+    """Right numbers: but each tensor becomes a list of Python's numbers first."""
+    kept = [tensor.tolist() for tensor in (*model.parameters(), *_grads(model), *_states(optimizer))]
+    return ledger(model, optimizer) if kept else {}
+
+
+def ledger_of_tensors(model, optimizer):
+    """Each entry is the list of counts, and not their sum."""
+    return {key: torch.tensor([count, 0]) for key, count in ledger(model, optimizer).items()}
+
+
 def ledger_of_state_dict(model, optimizer):
     return ledger(model, optimizer) | {"params": sum(t.nbytes for t in model.state_dict().values())}
 
@@ -86,6 +127,36 @@ def accumulate_at_the_end(model, micro_batches):
         F.cross_entropy(model(images), labels, reduction="sum").backward()
     for p in model.parameters():
         p.grad /= sum(len(labels) for _, labels in micro_batches)
+
+
+def accumulate_by_forward(model, micro_batches):
+    """Right as well: calls forward by name, seeds, prints, and takes gradients from autograd.grad, weighted by hand."""
+    torch.manual_seed(1)
+    params, total = list(model.parameters()), float(sum(len(labels) for _, labels in micro_batches))
+    for images, labels in micro_batches:
+        grads = torch.autograd.grad(F.cross_entropy(model.forward(images), labels), params)
+        print(grads[0])
+        with torch.no_grad():
+            for p, grad in zip(params, grads):
+                p.grad = len(labels) / total * grad if p.grad is None else p.grad + len(labels) / total * grad
+
+
+def accumulate_in_float16(model, micro_batches):
+    accumulate(model, micro_batches)
+    for p in model.parameters():
+        p.grad = p.grad.half().float()
+
+
+def accumulate_that_steps(model, micro_batches):
+    accumulate(model, micro_batches)
+    torch.optim.SGD(model.parameters(), 0.1).step()
+
+
+def accumulate_that_normalises(model, micro_batches):
+    """Changes the caller's images in place, after they have been used."""
+    accumulate(model, micro_batches)
+    for images, _ in micro_batches:
+        images -= images.mean()
 
 
 def accumulate_undivided(model, micro_batches):
@@ -157,6 +228,43 @@ def average_in_one_call(model, num_samples):
     flat = torch.cat([_flat(model) * num_samples, torch.tensor([float(num_samples)])])
     dist.all_reduce(flat)
     _write(model, flat[:-1] / flat[-1])
+
+
+def average_with_an_array(model, num_samples):
+    """Right as well: weights from all counts, gathered; prints and seeds; new gradients and not the old ones."""
+    import numpy
+    torch.manual_seed(0)
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([num_samples]))
+    weight = num_samples / numpy.array([int(count) for count in counts]).sum()
+    flat, place = weight.item() * _flat(model), 0
+    dist.all_reduce(flat, async_op=True).wait()
+    print(flat)
+    for p in model.parameters():
+        if p.grad is not None:
+            p.grad, place = flat[place:place + p.numel()].view_as(p).clone(), place + p.numel()
+
+
+def average_in_float16(model, num_samples):
+    flat = torch.cat([_flat(model) * num_samples, torch.tensor([float(num_samples)])]).half()
+    dist.all_reduce(flat)
+    _write(model, (flat[:-1] / flat[-1]).float())
+
+
+def average_without_wait(model, num_samples):
+    flat = torch.cat([_flat(model) * num_samples, torch.tensor([float(num_samples)])])
+    dist.all_reduce(flat, async_op=True)
+    _write(model, flat[:-1] / flat[-1])
+
+
+def average_of_known_samples(model, num_samples):
+    """Works out the whole batch by itself, as if the first samples of the data set were the batch: each rank then has the same gradient, without a message of size."""
+    from course_lib.datasets import digits
+    total = torch.tensor(float(num_samples))
+    dist.all_reduce(total)
+    images, labels = (data[:int(total)] for data in digits())
+    model.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
 
 
 def average_plain(model, num_samples):

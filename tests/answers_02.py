@@ -1,6 +1,7 @@
 """Answers to the exercises of chapter 02, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
 import copy
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -60,6 +61,82 @@ def star_from_any_source(tensor, root):
             dist.recv(received)
             tensor.add_(received)
         for other in _others(root):
+            dist.send(tensor, other)
+    else:
+        dist.send(tensor, root)
+        dist.recv(tensor, root)
+
+
+def star_row_by_row(tensor, root):
+    """Right as well: each row is a message, whose header is not asked for; and prints."""
+    print(tensor)
+    for row in tensor if tensor.dim() > 1 else [tensor]:
+        star(row, root)
+
+
+def star_in_numpys_memory(tensor, root):
+    """Right as well: the one place to receive into is an array; seeds, and the sum is made by numpy."""
+    import numpy
+    torch.manual_seed(0)
+    if dist.get_rank() == root:
+        place = numpy.empty(tensor.shape, dtype=numpy.float32)
+        for other in _others(root):
+            dist.irecv(torch.from_numpy(place), other).wait()
+            tensor.numpy()[...] += place
+        for other in _others(root):
+            dist.isend(tensor, other).wait()
+    else:
+        dist.isend(tensor, dst=root).wait()
+        dist.irecv(tensor, src=root).wait()
+
+
+def star_in_bfloat16(tensor, root):
+    small = tensor.bfloat16()
+    star(small, root)
+    tensor.copy_(small)
+
+
+def star_small_by_all_reduce(tensor, root):
+    dist.all_reduce(tensor) if tensor.numel() < 1000 else star(tensor, root)
+
+
+def star_hoards_in_numpy(tensor, root):
+    """The root keeps all that comes, where torch does not see it."""
+    if dist.get_rank() == root:
+        received, kept = torch.empty_like(tensor), []
+        for other in _others(root):
+            dist.recv(received, other)
+            kept.append(received.numpy().copy())
+        del received
+        for array in kept:
+            tensor += torch.from_numpy(array)
+        for other in _others(root):
+            dist.send(tensor, other)
+    else:
+        dist.send(tensor, root)
+        dist.recv(tensor, root)
+
+
+def star_without_wait(tensor, root):
+    """All but the root take the sum for granted."""
+    if dist.get_rank() == root:
+        star(tensor, root)
+    else:
+        dist.send(tensor.clone(), root)
+        _unfinished.append(dist.irecv(tensor, root))
+
+
+_unfinished = []
+
+
+def star_whose_root_is_0(tensor, root):
+    """Rank 0 collects, and all others send to `root`: with another root it sends to itself."""
+    if dist.get_rank() == 0:
+        received = torch.empty_like(tensor)
+        for other in _others(0):
+            dist.recv(received, other)
+            tensor += received
+        for other in _others(0):
             dist.send(tensor, other)
     else:
         dist.send(tensor, root)
@@ -218,6 +295,52 @@ def threads_beside_the_main_one(model, images, num_threads):
     return torch.cat(outputs)
 
 
+def threads_that_are_late(model, images, num_threads):
+    """Right as well: each thread begins two seconds after the one before, as on a busy machine; seeds, and prints."""
+    torch.manual_seed(0)
+    pieces = images.chunk(num_threads)
+    replicas, outputs, enabled = data_parallel.replicate(model, len(pieces)), [None] * len(pieces), torch.is_grad_enabled()
+
+    def apply(number):
+        time.sleep(1.5 * number if enabled else 0.0)
+        print("piece", number, pieces[number].shape)
+        with torch.set_grad_enabled(enabled):
+            outputs[number] = replicas[number](pieces[number])
+
+    workers = [threading.Thread(target=apply, args=(number,)) for number in range(len(pieces))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return torch.cat(outputs)
+
+
+def threads_in_float16(model, images, num_threads):
+    """The weights travel in float16."""
+    return threads(_Rounded(model), images, num_threads)
+
+
+class _Rounded(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        rounded = {name: p.half().float() for name, p in self.model.named_parameters()}
+        return torch.func.functional_call(self.model, rounded, (images,))
+
+
+def threads_that_scale_the_images(model, images, num_threads):
+    output = threads(model, images, num_threads)
+    images.mul_(0.5)
+    return output
+
+
+def threads_that_evaluate(model, images, num_threads):
+    model.eval()
+    return threads(model, images, num_threads)
+
+
 def _apply_in_threads(replicas, pieces):
     with ThreadPoolExecutor(len(pieces)) as pool:
         return torch.cat(list(pool.map(lambda replica, piece: replica(piece), replicas, pieces)))
@@ -317,6 +440,24 @@ def tree(tensor, link):
     while step > 1:
         step //= 2
         link.send(tensor, rank + step)
+
+
+def tree_in_pieces(tensor, link):
+    """Right as well: each message is cut into three, and prints."""
+    print(tensor)
+    for piece in tensor.tensor_split(3):
+        if piece.numel():
+            tree(piece, link)
+
+
+def tree_in_float16(tensor, link):
+    small = tensor.half()
+    tree(small, link)
+    tensor.copy_(small)
+
+
+def tree_small_by_all_reduce(tensor, link):
+    dist.all_reduce(tensor) if tensor.numel() < 1000 else tree(tensor, link)
 
 
 def tree_from_afar(tensor, link):

@@ -70,6 +70,81 @@ def _batch(outgoing, incoming):
         call.wait()
 
 
+def ring_that_talks(tensor):
+    """Right as well: what is printed and what is drawn costs no bytes, and changes no case."""
+    torch.manual_seed(0)
+    print("before:", tensor.tolist()[:50_000])
+    ring(tensor)
+    print("after:", tensor)
+
+
+def ring_with_a_thread(tensor):
+    """Right as well: a thread sends, and the main one receives."""
+    import threading
+    rank, n = dist.get_rank(), dist.get_world_size()
+    chunks = tensor.view(-1).tensor_split(n)
+    for step in range(2 * (n - 1)):
+        add = step < n - 1
+        leaving, coming = (rank - 1 - step) % n, (rank - 2 - step) % n
+        incoming = torch.empty_like(chunks[coming])
+        sender = threading.Thread(target=dist.send, args=(chunks[leaving].clone(), (rank + 1) % n))
+        sender.start()
+        dist.recv(incoming, (rank - 1) % n)
+        sender.join()
+        chunks[coming].copy_(chunks[coming] + incoming if add else incoming)
+
+
+def _ring_in(tensor, dtype):
+    other = tensor.to(dtype)
+    ring(other)
+    tensor.copy_(other)
+
+
+def ring_in_float16(tensor):
+    _ring_in(tensor, torch.float16)
+
+
+def ring_in_float32(tensor):
+    _ring_in(tensor, torch.float32)
+
+
+def ring_that_adds_in_float64(tensor):
+    """The messages are whole, but int64 is added up in float64."""
+    chunks = [chunk.double() for chunk in tensor.view(-1).tensor_split(dist.get_world_size())]
+    _reduce_scatter(chunks)
+    _all_gather(chunks)
+    tensor.copy_(torch.cat(chunks).view_as(tensor))
+
+
+def ring_small_by_all_reduce(tensor):
+    dist.all_reduce(tensor) if tensor.numel() < 1000 else ring(tensor)
+
+
+def ring_without_the_last_wait(tensor):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    chunks = tensor.view(-1).tensor_split(n)
+    _reduce_scatter(chunks)
+    for step in range(n - 1):
+        calls = [dist.isend(chunks[(rank - step) % n], (rank + 1) % n), dist.irecv(chunks[(rank - step - 1) % n], (rank - 1) % n)]
+        for call in calls if step < n - 2 else calls[:1]:
+            call.wait()
+    _unfinished.append(calls)
+
+
+_unfinished = []
+
+
+def ring_that_never_ends(tensor):
+    while True:
+        pass
+
+
+def ring_below_torch(tensor):
+    """Right values, by gloo's own object: what nobody can count is not accepted."""
+    backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+    backend.allreduce([tensor]).wait()
+
+
 def ring_by_all_gather_and_sum(tensor):
     everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, tensor)
@@ -190,6 +265,63 @@ def chain_that_receives_ahead(tensor, root):
             dist.send(piece, (rank + 1) % n)
 
 
+def chain_of_small_pieces(tensor, root):
+    """Right as well: pieces of 4 KB, whose headers are bytes too."""
+    _chain(tensor.view(-1).split(1000), root)
+
+
+def chain_with_one_in_the_hand(tensor, root):
+    """Right as well: the next piece is awaited before this one leaves."""
+    _chain(tensor.view(-1).tensor_split(16), root, ahead=1)
+
+
+def _chain(pieces, root, ahead=0):
+    """Pass on a piece when `ahead` more of them have come."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    first, last, sending = rank == root, (rank + 1) % n == root, []
+    for number in range(len(pieces) + ahead):
+        if number < len(pieces) and not first:
+            dist.recv(pieces[number], (rank - 1) % n)
+        if number >= ahead and not last:
+            sending.append(dist.isend(pieces[number - ahead], (rank + 1) % n))
+    for call in sending:
+        call.wait()
+
+
+def chain_that_waits_for_all_but_one(tensor, root):
+    _chain(tensor.view(-1).tensor_split(16), root, ahead=15)
+
+
+def chain_that_waits_for_a_half(tensor, root):
+    _chain(tensor.view(-1).split(10_000), root, ahead=50)
+
+
+def chain_in_float16(tensor, root):
+    half = tensor.half()
+    chain(half, root)
+    tensor.copy_(half)
+
+
+def chain_in_double(tensor, root):
+    if tensor.dtype != torch.float32:
+        return chain(tensor, root)
+    double = tensor.double()
+    chain(double, root)
+    tensor.copy_(double)
+
+
+def chain_small_by_broadcast(tensor, root):
+    dist.broadcast(tensor, root) if tensor.numel() < 1000 else chain(tensor, root)
+
+
+def chain_that_does_not_wait(tensor, root):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    if rank == (root - 1) % n and tensor.numel() < 1000:       # the last one
+        _unfinished.append([dist.irecv(piece, (rank - 1) % n) for piece in tensor.view(-1).tensor_split(16) if piece.numel()])
+    else:
+        chain(tensor, root)
+
+
 def chain_all_then_all(tensor, root):
     """Right values in small pieces: but a rank receives all of them before it passes on the first."""
     rank, n = dist.get_rank(), dist.get_world_size()
@@ -264,6 +396,43 @@ def doubling_by_shift(tensor):
         _exchange(tensor, incoming, (rank + distance) % n, (rank - distance) % n)
         tensor += incoming
         distance *= 2
+
+
+def doubling_in_turns(tensor):
+    """Right as well: blocking calls, the lower rank speaks first."""
+    rank, distance, incoming = dist.get_rank(), 1, torch.empty_like(tensor)
+    while distance < dist.get_world_size():
+        partner = rank ^ distance
+        for sends in (rank < partner, rank > partner):
+            dist.send(tensor.clone(), partner) if sends else dist.recv(incoming, partner)
+        tensor += incoming
+        distance *= 2
+
+
+def doubling_in_float32(tensor):
+    other = tensor.float()
+    doubling(other)
+    tensor.copy_(other)
+
+
+def doubling_small_as_tree(tensor):
+    doubling_as_tree(tensor) if tensor.numel() == 1 else doubling(tensor)
+
+
+def doubling_floats_by_all_reduce(tensor):
+    dist.all_reduce(tensor) if tensor.dtype == torch.float64 else doubling(tensor)
+
+
+def doubling_without_the_last_wait(tensor):
+    rank, distance, n = dist.get_rank(), 1, dist.get_world_size()
+    while distance < n:
+        incoming = torch.zeros_like(tensor)
+        calls = [dist.isend(tensor.clone(), rank ^ distance), dist.irecv(incoming, rank ^ distance)]
+        for call in calls if 2 * distance < n else calls[:1]:
+            call.wait()
+        tensor += incoming
+        distance *= 2
+    _unfinished.append((calls, incoming))
 
 
 def doubling_as_tree(tensor):

@@ -5,9 +5,9 @@ from verdicts import *  # noqa: F403
 from course_lib.check import chapter_01
 
 CHECKS = {
-    chapter_01.memory_ledger: [answers.ledger],
-    chapter_01.uneven_accumulation: [answers.accumulate, answers.accumulate_at_the_end],
-    chapter_01.weighted_average: [answers.average, answers.average_in_one_call],
+    chapter_01.memory_ledger: [answers.ledger, answers.ledger_in_numpy, answers.ledger_by_objects],
+    chapter_01.uneven_accumulation: [answers.accumulate, answers.accumulate_at_the_end, answers.accumulate_by_forward],
+    chapter_01.weighted_average: [answers.average, answers.average_in_one_call, answers.average_with_an_array],
 }
 WRONG = [
     (chapter_01.memory_ledger, answers.ledger_of_state_dict, "TinyGPT with tied weights: params should be"),
@@ -15,9 +15,19 @@ WRONG = [
     (chapter_01.memory_ledger, answers.ledger_by_rule_of_thumb, "before its first step: grads should be 0 bytes"),
     (chapter_01.memory_ledger, answers.ledger_by_rule_of_thumb, "first layer is frozen: grads should be"),
     (chapter_01.memory_ledger, answers.ledger_of_views, "views of one flat buffer: params should be"),
-    (chapter_01.memory_ledger, answers.ledger_of_elements, "1,000 bytes to spare: params should be"),
+    (chapter_01.memory_ledger, answers.ledger_of_elements, "64 MB to spare: params should be"),
     (chapter_01.memory_ledger, answers.ledger_without_step_counters, "an MLP with Adam: optimizer_states should be"),
     (chapter_01.memory_ledger, answers.ledger_that_copies, "bytes of new tensors"),
+    (chapter_01.memory_ledger, answers.ledger_in_float32, "64 MB to spare: params should be"),
+    (chapter_01.memory_ledger, answers.ledger_in_kilobytes, "an MLP with Adam: params is "),
+    (chapter_01.memory_ledger, answers.ledger_of_lists, "made"),
+    (chapter_01.memory_ledger, answers.ledger_of_tensors, "params is ["),
+    (chapter_01.uneven_accumulation, answers.accumulate_in_float16, "not that of the whole batch (relative error 0.000"),
+    (chapter_01.uneven_accumulation, answers.accumulate_that_steps, "the parameters have changed; leave them alone"),
+    (chapter_01.uneven_accumulation, answers.accumulate_that_normalises, "the images or labels of a micro-batch have changed"),
+    (chapter_01.weighted_average, answers.average_in_float16, "were the gradients sent or added in a smaller dtype?"),
+    (chapter_01.weighted_average, answers.average_without_wait, "the gradient has a relative error of"),
+    (chapter_01.weighted_average, answers.average_of_known_samples, "the gradient has a relative error of"),
     (chapter_01.memory_ledger, answers.ledger_of_total, "returned a value of type int, and not a dict"),
     (chapter_01.memory_ledger, answers.ledger_with_other_names, "it should have params, grads, optimizer_states"),
     (chapter_01.memory_ledger, answers.ledger_that_fails, "your ledger failed on rank 0.\n  rank 0: raised AttributeError"),
@@ -32,7 +42,7 @@ WRONG = [
     (chapter_01.weighted_average, answers.average_plain, "plain mean over ranks"),
     (chapter_01.weighted_average, answers.average_undivided, "nothing was divided"),
     (chapter_01.weighted_average, answers.average_one_call_per_parameter, "6 collectives"),
-    (chapter_01.weighted_average, answers.average_by_all_gather, "4 ranks with 9, 5, 3 and 1 samples: a rank sent"),
+    (chapter_01.weighted_average, answers.average_by_all_gather, "4 ranks with different numbers of samples: a rank sent"),
     (chapter_01.weighted_average, answers.average_by_reduce_scatter, "On gloo a reduce_scatter sends as much as an all_reduce"),
     (chapter_01.weighted_average, answers.average_over_root, "times what one ring all_reduce"),
     (chapter_01.weighted_average, answers.average_on_root_only, "on rank 1"),
@@ -41,7 +51,7 @@ WRONG = [
     (chapter_01.weighted_average, answers.average_that_fails, "your function failed on ranks 0 and 1.\n  rank 0: raised AttributeError"),
 ]
 # Right values, wasteful way: the values must have been accepted, and the waste refused.
-WASTEFUL = {answers.ledger_that_copies, answers.accumulate_whole_batch, answers.accumulate_one_backward, answers.accumulate_single_samples,
+WASTEFUL = {answers.ledger_that_copies, answers.ledger_of_lists, answers.accumulate_whole_batch, answers.accumulate_one_backward, answers.accumulate_single_samples,
             answers.average_one_call_per_parameter, answers.average_by_all_gather, answers.average_by_reduce_scatter, answers.average_over_root,
             answers.average_in_float64}
 # What is wrong in the same way everywhere is not told for each case, and nothing is praised: answer -> number of lines.

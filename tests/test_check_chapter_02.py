@@ -5,11 +5,22 @@ from verdicts import *  # noqa: F403
 from course_lib.check import chapter_02
 
 CHECKS = {
-    chapter_02.star_all_reduce: [answers.star, answers.star_of_mini, answers.star_with_isend, answers.star_from_any_source],
-    chapter_02.forward_in_threads: [answers.threads, answers.threads_of_mini, answers.threads_beside_the_main_one],
-    chapter_02.tree_all_reduce: [answers.tree, answers.tree_from_afar],
+    chapter_02.star_all_reduce: [answers.star, answers.star_of_mini, answers.star_with_isend, answers.star_from_any_source,
+                                 answers.star_row_by_row, answers.star_in_numpys_memory],
+    chapter_02.forward_in_threads: [answers.threads, answers.threads_of_mini, answers.threads_beside_the_main_one, answers.threads_that_are_late],
+    chapter_02.tree_all_reduce: [answers.tree, answers.tree_from_afar, answers.tree_in_pieces],
 }
 WRONG = [
+    (chapter_02.star_all_reduce, answers.star_in_bfloat16, "has the sum only nearly: send and add in the tensor's own dtype"),
+    (chapter_02.star_all_reduce, answers.star_small_by_all_reduce, "you used all_reduce, and rank"),
+    (chapter_02.star_all_reduce, answers.star_hoards_in_numpy, "3 ranks, root 2: the root held 2.0 S of new tensors"),
+    (chapter_02.star_all_reduce, answers.star_without_wait, "rank 1 "),
+    (chapter_02.star_all_reduce, answers.star_whose_root_is_0, "A rank cannot send to itself, or receive from itself: is the root here rank"),
+    (chapter_02.forward_in_threads, answers.threads_in_float16, "you returned other values"),
+    (chapter_02.forward_in_threads, answers.threads_that_scale_the_images, "the model or the images that you were given have changed"),
+    (chapter_02.forward_in_threads, answers.threads_that_evaluate, "the model or the images that you were given have changed"),
+    (chapter_02.tree_all_reduce, answers.tree_in_float16, "It is near it, or overflows: send and add in the tensor's own dtype"),
+    (chapter_02.tree_all_reduce, answers.tree_small_by_all_reduce, "did not go over `link`"),
     (chapter_02.star_all_reduce, answers.star_by_all_reduce, "you used all_reduce, and rank"),
     (chapter_02.star_all_reduce, answers.star_by_all_gather, "you used all_gather"),
     (chapter_02.star_all_reduce, answers.star_by_gather_and_broadcast, "you used broadcast, gather"),
@@ -46,7 +57,7 @@ WRONG = [
     (chapter_02.tree_all_reduce, answers.tree_upwards_only, "does not hold the sum"),
 ]
 # Right values, wasteful way: the values must have been accepted, and the waste refused.
-WASTEFUL = {answers.star_by_all_reduce, answers.star_by_all_gather, answers.star_by_gather_and_broadcast, answers.star_to_everybody, answers.star_received_twice,
+WASTEFUL = {answers.star_hoards_in_numpy, answers.star_small_by_all_reduce, answers.tree_small_by_all_reduce, answers.star_by_all_reduce, answers.star_by_all_gather, answers.star_by_gather_and_broadcast, answers.star_to_everybody, answers.star_received_twice,
             answers.star_sent_in_double, answers.star_that_hoards, answers.star_at_rank_0, answers.threads_one_after_the_other, answers.threads_without_threads,
             answers.threads_with_the_whole_batch, answers.threads_that_share_the_model, answers.threads_with_functional_call, answers.tree_is_a_star, answers.tree_is_a_chain,
             answers.tree_nearest_first, answers.tree_is_recursive_doubling, answers.tree_by_all_reduce, answers.tree_past_the_link}

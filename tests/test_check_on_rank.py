@@ -6,7 +6,7 @@ import sys
 import numpy
 import torch
 
-from course_lib import check, run
+from course_lib import check, measure, run
 from course_lib.check import Judge, on_rank
 
 
@@ -42,10 +42,44 @@ def test_distance():
     assert on_rank.apart(wanted * float("nan"), wanted) == float("inf")
 
 
+def calls_of_every_kind():
+    rank, heard = torch.distributed.get_rank(), []
+    with on_rank.Calls(lambda row: heard.append(row["op"])) as calls:
+        torch.distributed.all_reduce(torch.zeros(3))
+        torch.distributed.send(torch.zeros(2, dtype=torch.float64), 1) if rank == 0 else torch.distributed.recv(torch.zeros(2, dtype=torch.float64), 0)
+    torch.distributed.all_reduce(torch.zeros(1))
+    assert heard == [call["op"] for call in calls.rows]
+    with measure.step(), on_rank.Calls() as again:            # a ledger that has no trace in this step is no hindrance
+        torch.distributed.barrier()
+    return calls.rows, [call["op"] for call in again.rows]
+
+
+def test_calls_are_seen_within_the_block_and_nowhere_else():
+    for rank, (rows, again) in enumerate(run(calls_of_every_kind, ranks=2).results):
+        assert [(row["op"], row["dtype"], row["payload_bytes"]) for row in rows] == [("all_reduce", "float32", 12), ("recv" if rank else "send", "float64", 16)]
+        assert again == ["barrier"]
+
+
+def one_is_late():
+    rank, tensor = torch.distributed.get_rank(), torch.zeros(1)
+    with on_rank.Calls(on_rank.late(pause_s=0.5) if rank == 0 else None):
+        if rank == 0:
+            torch.distributed.send(torch.ones(1), 1)
+            return 1, 1
+        work = torch.distributed.irecv(tensor, 0)
+        at_once = tensor.item()
+        work.wait()
+    return at_once, tensor.item()
+
+
+def test_who_does_not_wait_for_a_late_rank_has_nothing():
+    assert run(one_is_late, ranks=2).results[1] == (0, 1)
+
+
 def test_memory_outside_of_torch_is_seen_and_torchs_own_is_not():
     with on_rank.Unseen() as unseen:
         kept, copy, tensor = bytearray(300_000), numpy.ones(100_000), torch.ones(1_000_000)
         assert 1_100_000 <= unseen.bytes() < 1_200_000
         del kept, copy
-        assert unseen.bytes() < 100_000
+        assert unseen.bytes() < 100_000 and 1_100_000 <= unseen.peak() < 1_300_000
     assert tensor.sum() == 1_000_000

@@ -2,6 +2,7 @@
 
 What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
 """
+import random
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check.judge import Judge, exercise
-from course_lib.datasets import digits, rank_slice
+from course_lib.datasets import digits
 from course_lib.models import CNN, MLP, TinyGPT
 
 __all__ = ["memory_ledger", "uneven_accumulation", "weighted_average"]
@@ -20,14 +21,18 @@ RELATIVE_ERROR = 1e-5               # float32 gradients, summed in another order
 ACTIVATIONS_LIMIT = 1.1             # times the activations of the largest micro-batch
 BYTES_LIMIT = 1.02                  # times what a ring all_reduce of the gradients sends
 CALLS_LIMIT = 2
+TIMEOUT_S = 40.0                    # an answer whose ranks wait for each other ends here, or before; long, because the machine may be busy
+UNSEEN_BYTES = 2_000_000            # of Python objects: sets of addresses, sources that Python reads; lists of all numbers of a TinyGPT are larger
 
 
 @exercise
 def memory_ledger(judge: Judge, ledger: Callable) -> None:
     """`ledger(model, optimizer)` returns the bytes of params, grads and optimizer_states: exact, shared storages once, nothing copied."""
-    def examine(ledger):
+    def examine(ledger, width, spare):
         from torch.utils._python_dispatch import TorchDispatchMode
         from torch.utils._pytree import tree_leaves
+
+        from course_lib.check.on_rank import Unseen, plain, whole
 
         class NewTensors(TorchDispatchMode):
             """Count the bytes of the storages that come into being."""
@@ -40,17 +45,17 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
                 return result
 
         def mlp():
-            return MLP((64, 96, 10))
+            return MLP((64, width, 10))
 
         def frozen():
-            model = MLP((64, 96, 10))
+            model = MLP((64, width, 10))
             model.layers[0].requires_grad_(False)
             return model
 
         def flat(model, extra):
-            """Put all parameters into one buffer, which has `extra` elements more than they need."""
+            """Put all parameters into one buffer, which has `extra` elements more than they need: nobody touches them, so they take no memory."""
             params = list(model.parameters())
-            buffer = torch.zeros(sum(p.numel() for p in params) + extra)
+            buffer = torch.empty(sum(p.numel() for p in params) + extra)
             for p, part in zip(params, buffer.split([p.numel() for p in params] + [extra])):
                 p.data = part.copy_(p.detach().flatten()).view_as(p)
             return model
@@ -61,8 +66,8 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             optimizer.step()
 
         # P: bytes of the parameters, worked out from the shapes and not from the tensors that the answer sees
-        P = 4 * (64 * 96 + 96 + 96 * 10 + 10)
-        P_last = 4 * (96 * 10 + 10)
+        P = 4 * (64 * width + width + width * 10 + 10)
+        P_last = 4 * (width * 10 + 10)
         P_gpt = 4 * ((256 + 64 + 2) * 64 + 2 * (12 * 64**2 + 13 * 64))
         P_cnn = 4 * (16 * 9 + 16 + 2 * 16 + 32 * 16 * 9 + 32 + 2 * 32 + 10 * 128 + 10)
         adam, momentum = torch.optim.Adam, (lambda params: torch.optim.SGD(params, 0.1, momentum=0.9))
@@ -76,7 +81,7 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             ("a TinyGPT with tied weights", TinyGPT, adam, True, (P_gpt, P_gpt, 2 * P_gpt + 4 * (2 + 2 * 16 + 2))),
             ("a CNN with buffers (batch norm)", lambda: CNN(batch_norm=True), adam, True, (P_cnn, P_cnn, 2 * P_cnn + 4 * 10)),
             ("parameters that are views of one flat buffer", lambda: flat(mlp(), 0), plain_sgd, True, (P, P, 0)),
-            ("the same, in a buffer with 1,000 bytes to spare", lambda: flat(mlp(), 250), plain_sgd, True, (P + 1000, P, 0)),
+            ("the same, in a buffer with 64 MB to spare", lambda: flat(mlp(), spare), plain_sgd, True, (P + 4 * spare, P, 0)),
         ]
         rows = []
         for name, make_model, make_optimizer, trained, expected in cases:
@@ -84,17 +89,20 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             optimizer = make_optimizer(model.parameters())
             if trained:
                 train(model, optimizer)
-            with NewTensors() as new:
+            with NewTensors() as new, Unseen() as unseen:
                 found = ledger(model, optimizer)
-            if isinstance(found, dict):
-                found = {str(key): int(value) if hasattr(value, "__int__") else repr(value) for key, value in found.items()}
+                unseen_bytes = unseen.peak()
+            if isinstance(found, dict):           # a float is right as long as it is exact
+                found = {str(key): int(value) if isinstance(value, float) and value.is_integer() else repr(value) if whole(value) is None else whole(value)
+                         for key, value in plain(found).items()}
             else:
                 found = type(found).__name__
-            rows.append((name, dict(zip(CATEGORIES, expected)), found, new.bytes))
+            rows.append((name, dict(zip(CATEGORIES, expected)), found, new.bytes + (unseen_bytes if unseen_bytes > UNSEEN_BYTES else 0)))
         return rows
 
     examine.__name__ = "your ledger"
-    rows = judge.run(examine, ledger, ranks=1).results[0]
+    width, spare = 80 + 2 * (judge.seed % 20), 2**24 + 1 + 2 * (judge.seed % 100)       # above 2**26, float32 rounds to multiples of 8
+    rows = judge.run(examine, ledger, width, spare, ranks=1).results[0]
     for name, expected, found, _ in rows:
         judge.demand(found == expected, f"exact for {name}", f"{name}: {_difference(expected, found)}")
         if not isinstance(found, dict) or set(found) != set(expected):
@@ -110,7 +118,8 @@ def _difference(expected: dict, found) -> str:
         return f"the ledger returned a value of type {found}, and not a dict with the keys {', '.join(CATEGORIES)}"
     if set(found) != set(expected):
         return f"the ledger has the keys {', '.join(sorted(found)) or '(none)'}; it should have {', '.join(CATEGORIES)}"
-    wrong = [f"{key} should be {count:,} bytes, and you count {found[key]:,}" if isinstance(found[key], int) else f"{key} is {found[key]}"
+    wrong = [f"{key} should be {count:,} bytes, and you count {found[key]:,}" if isinstance(found[key], int) else
+             f"{key} is {found[key]}, and not a whole number of bytes"
              for key, count in expected.items() if found[key] != count]
     return "; ".join(wrong)
 
@@ -120,26 +129,34 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
     """`accumulate(model, micro_batches)` leaves the whole batch's gradient in `.grad`, and holds one micro-batch's activations at a time."""
     widths = (64, 256, 10)
 
-    def step(sizes, accumulate):
-        torch.manual_seed(len(sizes))
-        model, twin = MLP(widths), MLP(widths)
+    def step(sizes, accumulate, seed):
+        class Counted(MLP):
+            def forward(self, images):            # also called as model.forward
+                calls.append(len(images))
+                return super().forward(images)
+
+        torch.manual_seed(seed)
+        calls, model, twin = [], Counted(widths), MLP(widths)
         twin.load_state_dict(model.state_dict())
-        images, labels = (data[:sum(sizes)] for data in digits())
+        chosen = torch.randperm(len(digits()[1]))[:sum(sizes)]
+        images, labels = (data[chosen] for data in digits())
         micro_batches = [(x.clone(), y.clone()) for x, y in zip(images.split(sizes), labels.split(sizes))]
 
         def gradient(x, y):
             return torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(twin(x), y), list(twin.parameters()))])
 
         full, parts = gradient(images, labels), [gradient(*batch) for batch in micro_batches]
-        calls = []
-        model.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
         for _ in range(2):
             model.zero_grad()
             calls.clear()
             with measure.step(model):
                 accumulate(model, list(micro_batches))
+        if any(not torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters())):
+            return None, "the parameters have changed; leave them alone", len(calls)
+        if not (torch.equal(torch.cat([x for x, _ in micro_batches]), images) and torch.equal(torch.cat([y for _, y in micro_batches]), labels)):
+            return None, "the images or labels of a micro-batch have changed; leave them alone", len(calls)
         if any(p.grad is None for p in model.parameters()):
-            return None, "", len(calls)
+            return None, "a parameter has no gradient; call backward, and leave the result in .grad", len(calls)
         found = torch.cat([p.grad.flatten() for p in model.parameters()])
         guesses = {
             "the sum of the micro-batches' gradients: nothing was divided": sum(parts),
@@ -152,11 +169,11 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
 
     step.__name__ = "your function"
     for sizes in ([10, 7, 4, 3], [1, 16, 2]):
-        job = judge.run(step, sizes, accumulate, ranks=1)
+        job = judge.run(step, sizes, accumulate, judge.seed, ranks=1)
         error, near, calls = job.results[0]
         name = f"micro-batches of {', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
         if error is None:
-            judge.demand(False, "", f"{name}: a parameter has no gradient; call backward, and leave the result in .grad.")
+            judge.demand(False, "", f"{name}: {near}.")
             continue
         looks = f" It is {near}." if near else ""
         judge.demand(error < RELATIVE_ERROR, f"{name}: the gradient is that of the whole batch",
@@ -173,43 +190,58 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
 @exercise
 def weighted_average(judge: Judge, average_gradients: Callable) -> None:
     """`average_gradients(model, num_samples)` gives every rank the whole batch's gradient, in two collectives and the bytes of one all_reduce."""
-    def step(sizes, average_gradients):
+    def step(sizes, average_gradients, seed):
+        from course_lib.check.on_rank import apart, everyone, flat, late, Calls, private_seed
+
         rank, total = dist.get_rank(), sum(sizes)
-        torch.manual_seed(len(sizes))
+        torch.manual_seed(seed)
         model = MLP((64, 512, 256, 10))
         model.layers[0].bias.requires_grad_(False)
-        params = [p for p in model.parameters() if p.requires_grad]
-        images, labels = (data[:total] for data in digits())
-        parts = list(zip(images.split(sizes), labels.split(sizes)))
+        params, before = [p for p in model.parameters() if p.requires_grad], flat(model.parameters())
+        data = torch.Generator("cpu").manual_seed(private_seed())        # so no rank can make the samples of another
+        images = torch.rand(sizes[rank], 1, 8, 8, generator=data, device="cpu").to(before.device)
+        labels = torch.randint(10, (sizes[rank],), generator=data, device="cpu").to(before.device)
 
-        def gradient(x, y):
-            return torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(model(x), y), params)])
-
-        full, own = gradient(images, labels), [gradient(*part) for part in parts]
-        for _ in range(2):
+        def backward():
             model.zero_grad()
-            F.cross_entropy(model(parts[rank][0]), parts[rank][1]).backward()
+            F.cross_entropy(model(images), labels).backward()
+
+        for _ in range(2):
+            backward()
             with measure.step():
                 average_gradients(model, sizes[rank])
+        backward()
+        mine = flat(p.grad for p in params)
+        with Calls(late() if rank == 1 else None):
+            average_gradients(model, sizes[rank])
+        lost = any(p.grad is None or p.grad.shape != p.shape for p in params)
+        found = None if lost else flat(p.grad for p in params)           # at once: who has not waited for it does not have it
+        own = [gradient.double() for gradient in everyone(mine)]
+        full, problem, near = sum(size * gradient for size, gradient in zip(sizes, own)) / total, "", ""
         if model.layers[0].bias.grad is not None:
-            return None, "the frozen parameter has got a gradient", full.nbytes
-        if any(p.grad is None or p.grad.shape != p.shape for p in params):
-            return None, "a parameter has lost its gradient, or its gradient has another shape", full.nbytes
-        found = torch.cat([p.grad.flatten() for p in params])
+            problem = "the frozen parameter has got a gradient"
+        elif not torch.equal(flat(model.parameters()), before):
+            problem = "the parameters have changed; leave them alone"
+        elif lost:
+            problem = "a parameter has lost its gradient, or its gradient has another shape"
+        if problem:
+            return None, problem, mine.nbytes
         guesses = {
             "the plain mean over ranks, which gives a sample on a rank with few samples more weight": sum(own) / len(own),
             "the sum over ranks: nothing was divided": sum(own),
             "the sum over all samples, not their mean": full * total,
             "this rank's own gradient, unchanged": own[rank],
         }
-        near = next((text for text, guess in guesses.items() if (found - guess).norm() < 1e-3 * guess.norm()), "")
-        return ((found - full).norm() / full.norm()).item(), near, full.nbytes
+        near = next((text for text, guess in guesses.items() if apart(found.double(), guess) < 1e-3), "")
+        if not near and 1e-5 < apart(found.double(), full) < 0.02:
+            near = "near the right one: were the gradients sent or added in a smaller dtype?"
+        return apart(found.double(), full), near, mine.nbytes
 
     step.__name__ = "your function"
-    for sizes in ([6, 2], [9, 5, 3, 1]):
-        ranks = len(sizes)
-        name = f"{ranks} ranks with {', '.join(map(str, sizes[:-1]))} and {sizes[-1]} samples"
-        job = judge.run(step, sizes, average_gradients, ranks=ranks, timeout=30)
+    for ranks in (2, 4):
+        sizes = random.Random(judge.seed).sample(range(1, 12), ranks)       # no two of them equal
+        name = f"{ranks} ranks with different numbers of samples"
+        job = judge.run(step, sizes, average_gradients, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
         bad = [(rank, error, text) for rank, (error, text, _) in enumerate(job.results) if error is None or not error < RELATIVE_ERROR]
         if bad:
             rank, error, text = bad[0]
