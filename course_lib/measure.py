@@ -12,11 +12,10 @@ import contextlib
 import time
 from typing import Callable
 
-import psutil
 import torch
 import torch.distributed as dist
 
-from course_lib import memory, tracing
+from course_lib import memory, tracing, wire
 from course_lib.arguments import whole
 
 __all__ = ["step", "span"]
@@ -71,7 +70,6 @@ class Ledger:
         self.trace: tracing.Trace | None = None
         self._finished_trace: tracing.Trace | None = None
         self._report, self._meet, self._reported = report, meet, 0.0
-        self._process = psutil.Process()
         self._cuda = torch.get_default_device().type == "cuda"
         self._nccl = dist.is_initialized() and "nccl" in str(dist.get_backend_config())
         self.absent = self._what_is_absent()
@@ -94,7 +92,7 @@ class Ledger:
             self.trace = tracing.Trace(self._cuda)
             self.trace.prepare()
             self._meet("traced")                  # preparing took each rank another while; their timelines start together
-        self._wire_before = self._wire_bytes()
+        self._sent_before = None if "wire bytes" in self.absent else wire.look()
         if self._phase == TRACED:
             self._watch.start()
             self.trace.start()
@@ -115,12 +113,11 @@ class Ledger:
             return                                # the learner's own exception is on its way
         if self._phase == TRACED:
             self.memory = self._watch.rows()
-        wire = self._wire_bytes()
         self.steps.append({
             "step": len(self.steps), "phase": self._phase,
             "seconds": seconds if self._phase == TIMED else None,
             "samples": self._samples,
-            "wire_bytes": None if wire is None else wire - self._wire_before,
+            "wire_bytes": None if self._sent_before is None else wire.sent_since(self._sent_before),
         })
         if self._phase == TRACED:
             self._meet("timed")
@@ -141,15 +138,11 @@ class Ledger:
         if self._nccl:
             absent["wire bytes"] = "NCCL moves bytes from GPU to GPU, past the operating system's counters"
             absent["collective times"] = "NCCL runs on the GPU; the time of a call says nothing of the transfer"
-        elif not hasattr(self._process, "io_counters"):
+        elif not wire.is_counted():
             absent["wire bytes"] = "this operating system does not count what one process sends"
         if not self._cuda:
             absent["other memory"] = "the CPU allocator keeps no account; the peak is the resident memory's growth"
         return absent
-
-    def _wire_bytes(self) -> int | None:
-        """Bytes that this process has written so far, to sockets and to files (gloo sends by write calls)."""
-        return None if "wire bytes" in self.absent else self._process.io_counters().write_chars
 
 
 _ledger: Ledger | None = None       # one per rank; None outside a job
