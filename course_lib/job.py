@@ -3,7 +3,6 @@ import html
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +35,8 @@ class Job:
         output: what each rank printed, in rank order.
         absent: layers that could not be measured here, each with the reason.
         records: the rows of the four tables below, as plain lists of dicts.
+
+    Each table is a copy: change it as you like, the job stays as it was measured.
     """
     label: str
     ranks: int
@@ -48,16 +49,17 @@ class Job:
     absent: dict[str, str] = field(default_factory=dict)
     records: dict[str, list[dict]] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @property
     def steps(self) -> pd.DataFrame:
         """One row per rank and step: rank, step, phase, seconds, samples, wire_bytes.
 
         `phase` is "warm-up" (step 0), "traced" (step 1) or "timed". `seconds` is given for timed steps only: the others carry
-        first-time costs or instruments. `wire_bytes`: bytes that the operating system counted this rank writing during the step.
+        first-time costs or instruments. `wire_bytes`: bytes that the operating system counted this rank sending to others (over TCP) during the
+        step; what it prints, logs or saves is no traffic.
         """
         return self._table("steps")
 
-    @cached_property
+    @property
     def comm(self) -> pd.DataFrame:
         """One row per rank and collective of the traced step: rank, op, dtype, payload_bytes, algorithm_bytes, group_size, group, start_s, seconds.
 
@@ -66,7 +68,7 @@ class Job:
         """
         return self._table("comm")
 
-    @cached_property
+    @property
     def memory(self) -> pd.DataFrame:
         """One row per rank and category: rank, category, bytes.
 
@@ -76,11 +78,12 @@ class Job:
         """
         return self._table("memory")
 
-    @cached_property
+    @property
     def timeline(self) -> pd.DataFrame:
         """One row per piece of the traced step: rank, kind, name, start_s, seconds.
 
-        `kind`: forward, backward, optimizer (computing), communication, or span (named by `measure.span`).
+        `kind`: forward, backward, optimizer (computing), communication, or span (named by `measure.span`). After the step's last backward
+        nothing is forward: work on gradients before the update counts as backward, and what comes from then on as optimizer.
         """
         return self._table("timeline")
 
@@ -132,8 +135,11 @@ class Job:
         return job
 
     def _table(self, name: str) -> pd.DataFrame:
-        columns = _COLUMNS[name]
-        return pd.DataFrame(self.records.get(name, []), columns=list(columns)).astype(columns)
+        made = self.__dict__.setdefault("_tables", {})
+        if name not in made:
+            columns = _COLUMNS[name]
+            made[name] = pd.DataFrame(self.records.get(name, []), columns=list(columns)).astype(columns)
+        return made[name].copy()
 
     def __repr__(self) -> str:
         parts = [f"Job {self.label}: {self.where}, {self.seconds:.2f} s"]

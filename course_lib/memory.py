@@ -1,14 +1,18 @@
 """Count the bytes that a rank holds, by what they are for."""
 import functools
+import inspect
 import resource
 import sys
-import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from course_lib.activations import SavedForBackward
+from course_lib.instruments import Instrument, why
+from course_lib.storages import storage_bytes, tensors_in
 
 __all__ = ["storage_bytes", "modules_of", "Watch", "Peak"]
 
@@ -21,73 +25,95 @@ def modules_of(model) -> list[nn.Module]:
     return modules
 
 
-def storage_bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> int:
-    """Bytes of the storages behind `tensors` on this rank.
-
-    A storage that several tensors share (tied weights, views of one flat buffer) counts once; of a DTensor only the local shard counts,
-    padding included; a tensor on the meta device holds nothing. `seen`: storages to leave out; what was counted is added to it.
-    """
-    seen = set() if seen is None else seen
-    total = 0
-    for tensor in tensors:
-        for address, count in _storages(tensor):
-            if address not in seen:
-                seen.add(address)
-                total += count
-    return total
-
-
 class Watch:
-    """Memory of one step: model states right after `optimizer.step()`, and the most that was saved for backward."""
+    """Memory of one step: model states right after `optimizer.step()`, and the most that was saved for backward.
 
-    def __init__(self, modules: list[nn.Module], optimizer):
-        self._modules, self._optimizer = modules, optimizer
+    Attributes:
+        instruments: what is to be attached for the step, by the layer that it measures; each returns what takes it away again.
+        absent: gets the layers that cannot be measured, each with the reason.
+    """
+
+    def __init__(self, modules: list[nn.Module], optimizer, cuda: bool, absent: dict[str, str]):
+        self._modules, self._optimizer, self._cuda = modules, optimizer, cuda
         self._states: dict[str, int] | None = None
-        self._activations = _SavedForBackward(self._modules)
-
-    def start(self) -> None:
-        if self._optimizer is not None:
-            step = self._optimizer.step
-            self._own_step = vars(self._optimizer).get("step")        # a learning rate scheduler puts one there
-
-            @functools.wraps(step)
-            def step_then_count(*args, **kwargs):
-                result = step(*args, **kwargs)
-                self._count()                     # now: gradients still exist, and the first step has made its state
-                return result
-
-            self._optimizer.step = step_then_count
-        self._activations.__enter__()
-
-    def stop(self) -> None:
-        """Take the hooks away again."""
-        self._activations.__exit__()
-        if self._optimizer is not None:
-            del self._optimizer.step              # the class's own method shows again
-            if self._own_step is not None:
-                self._optimizer.step = self._own_step
+        self._activations = SavedForBackward(modules, cuda)
+        self.instruments: dict[str, Instrument] = {"activations": self._activations.attach}
+        if optimizer is not None:
+            self.instruments["model states"] = lambda: after_each_step(optimizer, self._count)
+        self.absent = absent
 
     def rows(self) -> list[dict]:
         """Rows of category and bytes; without an optimizer that stepped, as things are now."""
-        if self._states is None:
+        if not self._modules and self._optimizer is None:
+            return []
+        if self._activations.unknown:
+            self.absent.setdefault("activations", self._activations.unknown)
+        if self._states is None and "model states" not in self.absent:
             self._count()
-        rows = {**self._states, "activations": self._activations.peak_bytes} if self._modules or self._optimizer else {}
+        rows = {} if "model states" in self.absent else dict(self._states)
+        if "activations" not in self.absent:
+            rows["activations"] = self._activations.peak_bytes
         return [{"category": category, "bytes": count} for category, count in rows.items()]
 
     def _count(self) -> None:
+        """Now: right after a step gradients still exist, and the first step has made the optimizer's states."""
+        try:
+            self._states = self._bytes()
+        except Exception as error:                # of a tensor that nobody can look into
+            self.absent["model states"] = f"a tensor could not be looked into ({why(error)})"
+
+    def _bytes(self) -> dict[str, int]:
         params = [p for module in self._modules for p in module.parameters()]
         # What the optimizer updates may be other tensors: shards of the parameters (views of them, or not), or fp32 copies of 16-bit ones.
         updated = [p for group in getattr(self._optimizer, "param_groups", ()) for p in group["params"]] if self._modules else []
         seen: set[int] = set()
-        self._states = {
+        states = {
             "params": storage_bytes(params, seen),
             "grads": storage_bytes((p.grad for p in (*params, *updated) if p.grad is not None), seen),
             "optimizer_states": storage_bytes((*_states_of(self._optimizer), *updated), seen),       # copies count here, as in the ZeRO paper
             "buffers": storage_bytes((b for module in self._modules for b in module.buffers()), seen),
         }
-        if torch.get_default_device().type == "cuda":
+        if self._cuda:
             held = torch.cuda.memory_allocated() - self._activations.live_bytes
-            self._states["other"] = max(held - sum(self._states.values()), 0)
+            states["other"] = max(held - sum(states.values()), 0)
+        return states
+
+
+def after_each_step(optimizer, call: Callable[[], None]) -> Callable[[], None]:
+    """Call `call` right after every `optimizer.step()`, and after the learner's own hooks on it, until what is returned is called.
+
+    Where it can be, nothing is put on the optimizer itself: a copy of it, made in the step, would take it along and step the original.
+    """
+    own = vars(optimizer).get("step") if hasattr(optimizer, "__dict__") else None      # a learning rate scheduler puts one there
+    by_class = inspect.getattr_static(type(optimizer), "step", None)
+    if own is None and isinstance(optimizer, torch.optim.Optimizer) and getattr(by_class, "hooked", False):
+        return register_optimizer_step_post_hook(lambda stepped, *_: call() if stepped is optimizer else None).remove
+    if own is None and inspect.isfunction(by_class):
+        owner, step = type(optimizer), by_class
+    else:
+        owner, step = optimizer, optimizer.step
+    attached, put_there = True, vars(owner).get("step") if hasattr(owner, "__dict__") else None
+
+    @functools.wraps(step)
+    def step_then_call(*args, **kwargs):
+        result = step(*args, **kwargs)
+        if attached and (owner is optimizer or args[0] is optimizer):
+            call()
+        return result
+
+    owner.step = step_then_call
+
+    def detach() -> None:
+        nonlocal attached
+        attached = False
+        if vars(owner).get("step") is not step_then_call:
+            return                        # the learner has put another one there in the meantime
+        if put_there is None:
+            del owner.step                # the class's own method shows again
+        else:
+            owner.step = put_there
+
+    return detach
 
 
 class Peak:
@@ -107,81 +133,7 @@ class Peak:
         return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - self._before, 0)
 
 
-class _SavedForBackward:
-    """Follow the tensors that autograd saves for backward; parameters and buffers don't count.
-
-    A storage counts from the moment it is first saved until the last node that saved it lets go.
-    """
-
-    def __init__(self, modules: list[nn.Module]):
-        self._modules = modules
-        self._holders: dict[int, int] = {}        # storage -> how many nodes hold it
-        self.live_bytes = self.peak_bytes = 0
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
-
-    def __enter__(self) -> None:
-        self._hooks.__enter__()
-
-    def __exit__(self) -> None:
-        self._hooks.__exit__()
-
-    def _pack(self, tensor: Tensor) -> "_Saved":
-        saved, models = _Saved(tensor), self._model_storages()
-        for address, count in _storages(tensor):
-            if address in models:
-                continue
-            if address not in self._holders:
-                self.live_bytes += count
-                self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-            self._holders[address] = self._holders.get(address, 0) + 1
-            weakref.finalize(saved, self._release, address, count).atexit = False
-        return saved
-
-    def _release(self, address: int, count: int) -> None:
-        self._holders[address] -= 1
-        if not self._holders[address]:
-            del self._holders[address]
-            self.live_bytes -= count
-
-    def _model_storages(self) -> set[int]:
-        """Looked up anew each time: fully_shard swaps a module's parameters between shard and whole."""
-        return {address for module in self._modules for tensor in (*module.parameters(), *module.buffers()) for address, _ in _storages(tensor)}
-
-
-class _Saved:
-    """What autograd keeps in place of a tensor; its end is the tensor's release."""
-    __slots__ = ("tensor", "__weakref__")
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
-
-
-def _storages(tensor: Tensor) -> Iterable[tuple[int, int]]:
-    """Address and bytes of what a tensor holds on this rank; a wrapper (DTensor, a collective still under way) is looked into."""
-    if is_traceable_wrapper_subclass(tensor):
-        for inner in _tensors_in([getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]):
-            yield from _storages(inner)
-    elif tensor.layout is torch.sparse_coo:       # such as the gradient of Embedding(sparse=True)
-        yield from (*_storages(tensor._indices()), *_storages(tensor._values()))
-    elif not tensor.is_meta:
-        storage = tensor.untyped_storage()
-        if storage.nbytes():
-            yield storage.data_ptr(), storage.nbytes()
-
-
 def _states_of(optimizer) -> Iterable[Tensor]:
     """An optimizer's state; ZeroRedundancyOptimizer keeps it in the optimizer that it wraps."""
-    yield from _tensors_in(getattr(optimizer, "state", {}))
-    yield from _tensors_in(getattr(getattr(optimizer, "optim", None), "state", {}))
-
-
-def _tensors_in(value) -> Iterable[Tensor]:
-    """All tensors in nested dicts, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _tensors_in(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _tensors_in(inner)
+    yield from tensors_in(getattr(optimizer, "state", {}))
+    yield from tensors_in(getattr(getattr(optimizer, "optim", None), "state", {}))

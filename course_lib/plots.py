@@ -72,7 +72,8 @@ def communication(job: Job, theory: float | Sequence[float] | None = None, ax: A
     ax.set_ylim(0, top * 1.5)
     ax.set_xticks(ticks, [str(round(tick % width)) for tick in ticks])
     if job.comm.empty:
-        ax.text(0.5, 0.45, "this step asked for no collective", transform=ax.transAxes, ha="center", fontsize=NORMAL, color=SOFT, style="italic")
+        why = f"not measured: {job.absent['collectives']}" if "collectives" in job.absent else "this step asked for no collective"
+        ax.text(0.5, 0.45, textwrap.fill(why, 60), transform=ax.transAxes, ha="center", fontsize=NORMAL, color=SOFT, style="italic")
     ticks_in_units(ax.yaxis, scale)
     legend(ax, last="theory")
     return ax
@@ -88,13 +89,17 @@ def memory(job: Job, theory: dict[str, float] | Sequence[dict[str, float]] | Non
     _require_trace(job)
     held = job.memory.pivot_table(index="rank", columns="category", values="bytes", aggfunc="sum").reindex(range(job.ranks)).fillna(0)
     present = [category for category in _CATEGORIES if category in held and held[category].any()]
+    unknown = {layer: job.absent[layer] for layer in ("model states", "activations") if layer in job.absent}
     if not present:
+        if unknown:
+            raise ValueError(f"{job.label} could not count its memory: {'; '.join(unknown.values())}.")
         raise ValueError(f"{job.label} counted no memory: tell measure.step what to count, as in `with measure.step(model, optimizer):`.")
     predicted = _theory_table(theory, job.ranks)
     total, x = held[present].sum(axis=1).to_numpy(), np.arange(job.ranks)
     top = max(total.max(), *predicted.sum(axis=1)) if predicted is not None else total.max()
     scale, unit = unit_for(top)
-    ax = panel(f"{job.label}: memory per rank", job.where, ax, ylabel=f"memory ({unit})")
+    where = job.where + "".join(f"; {layer} are not drawn: {reason}" for layer, reason in unknown.items())
+    ax = panel(f"{job.label}: memory per rank", where, ax, ylabel=f"memory ({unit})")
     bottom = np.zeros(job.ranks)
     for category in present:
         ax.bar(x, held[category], 0.6, bottom=bottom, color=COLORS[category], edgecolor=PAPER, linewidth=0.6, label=category)
@@ -188,6 +193,8 @@ def timeline(job: Job, ax: Axes | None = None) -> Axes:
     """
     _require_trace(job)
     rows = job.timeline
+    if rows.empty and "timeline" in job.absent:
+        raise ValueError(f"{job.label} has no timeline: {job.absent['timeline']}.")
     if rows.empty:
         raise ValueError(f"{job.label} has an empty timeline: put the work of a step inside `with measure.step(model, optimizer):`.")
     rows = rows.assign(what=[_what(kind, name) for kind, name in zip(rows["kind"], rows["name"])], end_s=rows["start_s"] + rows["seconds"])

@@ -5,15 +5,18 @@ dispatcher calls one operator per collective, `c10d::allreduce_` and so on. For 
 that notes the call and passes it on, and is removed again. Times come from torch.profiler, which knows when gloo really ran.
 """
 import contextlib
+import sys
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from course_lib import theory
+from course_lib.events import BACKWARD, GLOO, SPAN, computing, give_times, read, spans
+from course_lib.instruments import Instrument, StepAside, why
 
 __all__ = ["Trace", "named_span"]
 
@@ -40,86 +43,122 @@ _COLLECTIVES = {
     "recv_any_source_": ("recv", 0, "recv"),
     "barrier": ("barrier", None, "barrier"),
 }
-_MARK, _BACKWARD, _SPAN = "course_lib: traced step", "course_lib: backward", "course_lib span of "        # of its kind, and its name
-_AUTOGRAD, _GLOO = "autograd::engine", "gloo:"
-_GAP_S = 150e-6                 # computing that pauses for less than this is drawn as one piece
+_WITHOUT_INPUT = ("barrier", "scatter")            # of which gloo has no first tensor, on some ranks
+_MARK = "course_lib: the clock at mark"
+_ANOTHER = "another profiler ran in the traced step"
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
 
 
 def named_span(name: str, kind: str) -> record_function:
     """A piece of the timeline with a name of its own; its kind is "span" or "communication"."""
-    return record_function(f"{_SPAN}{kind}: {name}")
+    return record_function(f"{SPAN}{kind}: {name}")
 
 
 class Trace:
-    """The instruments of one step: `prepare` (slow), `start`, the step, `stop`, and later `rows`."""
+    """The instruments of one step, and later its `rows`.
 
-    def __init__(self, cuda: bool):
+    Attributes:
+        slow, quick: what is to be attached for the step, by the layer that it measures; each returns what takes it away again. `slow` come first.
+        absent: gets the layers that cannot be measured, each with the reason.
+    """
+
+    def __init__(self, cuda: bool, absent: dict[str, str]):
         self._cuda = cuda
         self._calls: list[dict] = []
-        self._profile = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda, record_shapes=True)
+        self._profile: profile | None = None
+        self._begin = self._mark_s = time.perf_counter()
+        self.slow: dict[str, Instrument] = {"collectives": self._listen, "timeline": self._start_profiler}
+        self.quick: dict[str, Instrument] = {"backward's frame": _mark_backward}
+        self.absent = absent
 
-    def prepare(self) -> None:
-        self._library = _listen(self._calls)
-        with warnings.catch_warnings():           # some versions of torch warn that a second cycle would clear the first: there is one
-            warnings.simplefilter("ignore", UserWarning)
-            self._profile.__enter__()
-        with record_function(_MARK + ", not yet"):     # the first one is slow, and the next one sets the clock
-            pass
-
-    def start(self) -> None:
+    def begin(self) -> None:
+        """From now on it counts."""
         self._calls.clear()
-        self._backward = torch.autograd.backward
-        torch.autograd.backward = record_function(_BACKWARD)(self._backward)      # Tensor.backward looks it up here
-        self._mark = record_function(_MARK)
-        self._mark.__enter__()
-        self._begin = time.perf_counter()
-
-    def stop(self) -> None:
-        self._mark.__exit__(None, None, None)
-        with contextlib.suppress(RuntimeError):   # ended already, by a profiler that the learner has started
-            self._profile.__exit__(None, None, None)
-        self._library._destroy()
-        torch.autograd.backward = self._backward
+        self._begin = self._mark_s = time.perf_counter()
+        if self._profile is not None:
+            self._mark, self._mark_s = _clock_mark()
 
     def rows(self) -> dict:
         """comm and timeline rows with `start_s` on this host's monotonic clock, and `traced_at`, when the step began."""
-        events = _events(self._profile.profiler.kineto_results, self._begin)
-        mark = next((event for event in events if event.name == _MARK), None)
-        if mark is None:                          # there can be one profiler at a time, and the learner has started another
-            comm = [{name: value for name, value in call.items() if name[0] != "_"} for call in self._calls]
-            reason = "another profiler ran in the traced step"
-            return {"comm": comm, "timeline": [], "traced_at": self._begin, "absent": {"timeline": reason, "collective times": reason}}
-        work = [] if self._cuda else [event for event in events if event.name.startswith(_GLOO)]
-        for call in self._calls:
-            name, count = call.pop("_work"), call.pop("_numel")
-            ran = [event for event in work if event.name == _GLOO + name]
-            match = next((event for event in ran if event.numel == count), ran[0] if ran else None)
-            if match:
-                work.remove(match)
-                call["start_s"], call["seconds"] = match.start_s, match.end_s - match.start_s
-        timeline = _spans(events) + _computing(events, mark.thread)
+        events = read(self._profile.profiler.kineto_results, self._mark, self._mark_s) if self._profile is not None else []
+        mark = next((event for event in events if event.name == self._mark), None)
+        comm = [] if "collectives" in self.absent else self._calls
+        if mark is None:                          # there can be one profiler at a time
+            reason = self.absent.setdefault("timeline", _ANOTHER)
+            self.absent.setdefault("collective times", reason)
+            return {"comm": [_told(call) for call in comm], "timeline": [], "traced_at": self._begin}
+        if not self._cuda:
+            give_times(comm, [event for event in events if event.name.startswith(GLOO)], [event for event in events if event.name == BACKWARD])
+        timeline = spans(events) + computing(events, mark.thread, comm)
         timeline += [{"kind": "communication", "name": call["op"], "start_s": call["start_s"], "seconds": call["seconds"]}
-                     for call in self._calls if call["seconds"] is not None]
-        return {"comm": self._calls, "timeline": sorted(timeline, key=lambda row: row["start_s"]), "traced_at": self._begin}
+                     for call in comm if call["seconds"] is not None]
+        return {"comm": [_told(call) for call in comm], "timeline": sorted(timeline, key=lambda row: row["start_s"]), "traced_at": self._begin}
 
+    def _start_profiler(self) -> Callable[[], None]:
+        if torch.autograd.profiler._is_profiler_enabled:      # the learner's own, around the step: a second one would empty it
+            raise StepAside(_ANOTHER)
+        everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)        # collectives in threads of the learner's, too
+        started = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda, record_shapes=True, experimental_config=everywhere)
 
-def _listen(calls: list[dict]) -> torch.library.Library:
-    """Note every collective from now on in `calls`, until the library that is returned is destroyed."""
-    library = torch.library.Library("c10d", "IMPL")
-    # The dispatcher's last stop before the backend's own kernel: reached by every call, also from inside a DTensor operation.
-    below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
-    for operator_name, (op, which, work) in _COLLECTIVES.items():
-        packet = getattr(torch.ops.c10d, operator_name, None)
-        if packet is None:                        # not in this version of torch
-            continue
-        operator = packet.default
+        def stop() -> None:
+            with contextlib.suppress(RuntimeError):   # ended already, by a profiler that the learner has started
+                started.__exit__(None, None, None)
 
-        def kernel(keyset, *args, operator=operator, op=op, which=which, work=work):
-            calls.append(_note(op, which, work, args))
+        with warnings.catch_warnings():           # some versions of torch warn that a second cycle would clear the first: there is one
+            warnings.simplefilter("ignore", UserWarning)
+            started.__enter__()
+        _clock_mark()                             # the first one is slow
+        self._profile = started
+        return stop
+
+    def _listen(self) -> Callable[[], None]:
+        """Note every collective, until what is returned is called."""
+        library = torch.library.Library("c10d", "IMPL")
+        try:
+            for operator_name, (op, which, work) in _COLLECTIVES.items():
+                packet = getattr(torch.ops.c10d, operator_name, None)
+                if packet is not None:            # else not in this version of torch
+                    library.impl(operator_name, self._kernel(packet.default, op, which, work), "BackendSelect", with_keyset=True)
+        except BaseException:
+            library._destroy()
+            raise
+        return library._destroy
+
+    def _kernel(self, operator, op: str, which: int | None, work: str) -> Callable:
+        # The dispatcher's last stop before the backend's own kernel: reached by every call, also from inside a DTensor operation.
+        below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
+
+        def kernel(keyset, *args):
+            try:
+                self._calls.append(_note(op, which, work, args))
+            except Exception as error:            # the collective itself goes on
+                self.absent["collectives"] = f"a call of {op} could not be looked into ({why(error)})"
             return operator.redispatch(keyset & below, *args)
 
-        library.impl(operator_name, kernel, "BackendSelect", with_keyset=True)
-    return library
+        return kernel
+
+
+def _mark_backward() -> Callable[[], None]:
+    """Give backward a frame of its own in the profiler's record. Tensor.backward looks it up where we put it."""
+    own = torch.autograd.backward
+    torch.autograd.backward = marked = record_function(BACKWARD)(own)
+
+    def detach() -> None:
+        if torch.autograd.backward is marked:     # else the learner has put another one there
+            torch.autograd.backward = own
+
+    return detach
+
+
+def _clock_mark() -> tuple[str, float]:
+    """Set a mark in the profiler's record: its name, and when it was set. Of several, the quickest: on a busy machine, another process may run
+    between the mark and the reading of the clock."""
+    tries = []
+    for number in range(5):
+        name, before = f"{_MARK} {number} {time.perf_counter()}", time.perf_counter()
+        with record_function(name):
+            tries.append((time.perf_counter() - before, name, before))
+    return min(tries)[1:]
 
 
 def _note(op: str, which: int | None, work: str, args: tuple) -> dict:
@@ -130,11 +169,30 @@ def _note(op: str, which: int | None, work: str, args: tuple) -> dict:
     sparse = any(tensor.layout is torch.sparse_coo for tensor in tensors)
     parts = [part for tensor in tensors for part in ((tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,))]
     payload = sum(part.nbytes for part in parts) * (size if op in ("gather", "scatter") else 1)
+    lists = op == "reduce_scatter" and isinstance(args[which], (list, tuple)) and isinstance(args[which][0], (list, tuple))
     return {"op": op, "dtype": str(tensors[0].dtype).removeprefix("torch.") if tensors else "", "payload_bytes": payload,
             "algorithm_bytes": None if sparse else theory.collective_bytes(op, payload, size),      # of a sparse sum nobody knows the size beforehand
             "group_size": size,
             "group": ",".join(map(str, dist.get_process_group_ranks(group))), "start_s": time.perf_counter(), "seconds": None,
-            "_work": work, "_numel": sum(t.numel() for t in tensors) if len(tensors) == 1 else None}
+            "_work": GLOO + work, "_runs": size if lists else 1,                   # gloo reduces the parts of a list one by one
+            "_numels": {tensor.numel() for arg in args for tensor in _flatten(arg)} | ({None} if op in _WITHOUT_INPUT else set()),
+            "_for_ddp": _for_ddp()}
+
+
+def _for_ddp() -> bool:
+    """Whether torch's DDP asks for this collective in a backward: from C++, or by a communication hook."""
+    frame, above = sys._getframe(2), None
+    while frame is not None and frame.f_code is not _ENGINE:
+        frame, above = frame.f_back, frame
+    if frame is None:
+        return False
+    code = above.f_code
+    return code.co_name == "kernel" or "bucket" in code.co_varnames[:code.co_argcount] and isinstance(above.f_locals["bucket"], dist.GradBucket)
+
+
+def _told(call: dict) -> dict:
+    """What is reported of a call."""
+    return {name: value for name, value in call.items() if name[0] != "_"}
 
 
 def _flatten(value):
@@ -144,64 +202,3 @@ def _flatten(value):
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _flatten(inner)
-
-
-@dataclass(eq=False, slots=True)
-class _Event:
-    """What the profiler has recorded: a name, when on this host's monotonic clock, elements of its first tensor, and which events of its thread it lay in."""
-    name: str
-    start_s: float
-    end_s: float
-    thread: int
-    numel: int | None
-    above: tuple[str, ...] = ()
-
-
-def _events(results, begin_s: float) -> list[_Event]:
-    """The raw record of a profiler, in order of time; the step's mark was set at `begin_s`. (Profiler.events() takes seven times as long: it adds up
-    much that is not looked at here.)"""
-    rows = [(e.start_ns(), -e.duration_ns(), e.name(), e) for e in results.events()] if results else []
-    marked_ns = next((start_ns for start_ns, _, name, _ in rows if name == _MARK), 0)
-    found, open_on = [], {}                       # thread -> events that have begun and not ended, outermost first
-    for start_ns, negative_ns, name, e in sorted(rows, key=lambda row: row[:2]):
-        start_s, thread = begin_s + (start_ns - marked_ns) / 1e9, e.start_thread_id()
-        shapes = e.shapes() if name.startswith(_GLOO) else ()
-        event = _Event(name, start_s, start_s - negative_ns / 1e9, thread, torch.Size(shapes[0]).numel() if shapes else None)
-        found.append(event)
-        if e.is_async() or e.device_type() != torch.autograd.DeviceType.CPU:
-            continue
-        around = open_on.setdefault(thread, [])
-        while around and around[-1].end_s < event.end_s:
-            around.pop()
-        if around:
-            event.above = (*around[-1].above, around[-1].name)
-        around.append(event)
-    return found
-
-
-def _spans(events: list[_Event]) -> list[dict]:
-    named = [(event, *event.name.removeprefix(_SPAN).split(": ", 1)) for event in events if event.name.startswith(_SPAN)]
-    return [{"kind": kind, "name": name, "start_s": event.start_s, "seconds": event.end_s - event.start_s} for event, kind, name in named]
-
-
-def _computing(events: list[_Event], thread: int) -> list[dict]:
-    """Pieces in which the rank computed, by kind; neighbours of one kind are joined. Work inside a span belongs to the span."""
-    pieces = []
-    for event in events:
-        if event.name.startswith(_SPAN):          # parts what comes before it from what comes after
-            pieces.append([event.start_s, event.end_s, "span"])
-        if not event.name.startswith("aten::"):
-            continue
-        by_autograd = any(name.startswith(_AUTOGRAD) for name in event.above)       # which works on a GPU from a thread of its own
-        if any(name.startswith(("aten::", "c10d::", _SPAN)) for name in event.above) or not (by_autograd or event.thread == thread):
-            continue
-        kind = ("optimizer" if any(name.startswith("Optimizer.") for name in event.above)
-                else "backward" if by_autograd or _BACKWARD in event.above else "forward")
-        pieces.append([event.start_s, event.end_s, kind])
-    joined: list[list] = []
-    for begin, end, kind in sorted(pieces):
-        if joined and joined[-1][2] == kind and begin - joined[-1][1] < _GAP_S:
-            joined[-1][1] = max(joined[-1][1], end)
-        else:
-            joined.append([begin, end, kind])
-    return [{"kind": kind, "name": kind, "start_s": begin, "seconds": end - begin} for begin, end, kind in joined if kind != "span"]

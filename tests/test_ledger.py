@@ -349,7 +349,7 @@ def test_each_step_has_one_duty():
 def test_instruments_are_attached_in_the_traced_step_only():
     for told in job("instruments", 2).results:
         for step, (before, inside, after) in enumerate(told):
-            assert before == after == [] and len(inside) == (5 if step == 1 else 0), (step, before, inside, after)
+            assert before == after == [] and len(inside) == (7 if step == 1 else 0), (step, before, inside, after)
 
 
 def test_outside_a_job_a_step_does_nothing():

@@ -102,6 +102,30 @@ def test_figures_are_light_with_dark_ink_in_a_dark_setting_too(name):
             assert all(sum(matplotlib.colors.to_rgb(text.get_color())) < 1.5 for text in labels if text.get_text() not in ("F0", "B12", "load 3"))
 
 
+# -- what is absent, and what a learner changes ------------------------------------------------------------------------------------------
+
+def test_a_changed_table_changes_no_figure():
+    job = make_job()
+    before = [bars(plots.communication(job), "all_reduce"), bars(plots.memory(job), "params"), pieces(plots.timeline(job), "forward"), repr(job)]
+    for name, column in (("comm", "payload_bytes"), ("comm", "algorithm_bytes"), ("memory", "bytes"), ("timeline", "start_s"), ("steps", "seconds")):
+        table = getattr(job, name)
+        table[column] = 0
+        table.loc[len(table)] = table.loc[0]
+    assert (job.comm["payload_bytes"] > 0).all() and len(job.steps) == 8
+    assert before == [bars(plots.communication(job), "all_reduce"), bars(plots.memory(job), "params"), pieces(plots.timeline(job), "forward"), repr(job)]
+
+
+def test_figures_say_what_could_not_be_measured():
+    absent = {"collectives": "a call could not be looked into", "activations": "torch.func keeps them", "timeline": "another profiler ran in the traced step"}
+    job = without(make_job(absent=absent), "comm", "timeline")
+    assert "not measured: a call could not be looked into" in texts(plots.communication(job))
+    assert "activations are not drawn: torch.func keeps them" in " ".join(texts(plots.memory(job)).split())
+    with pytest.raises(ValueError, match="train has no timeline: another profiler ran in the traced step"):
+        plots.timeline(job)
+    with pytest.raises(ValueError, match="train could not count its memory: torch.func keeps them"):
+        plots.memory(without(job, "memory"))
+
+
 # -- communication -------------------------------------------------------------------------------------------------------------------
 
 def test_communication_stacks_the_ledgers_bytes():

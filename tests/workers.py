@@ -13,11 +13,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from course_lib import measure
 from course_lib.models import MLP, TinyGPT
 
-_BACKWARD = torch.autograd.backward       # torch's own, read before any step is traced
+# torch's own, read before any step is traced
+_BACKWARD, _DISABLE = torch.autograd.backward, torch.autograd.graph.disable_saved_tensors_hooks
+_ENTER = torch.autograd.graph.saved_tensors_hooks.__enter__
 
 
 class Net(nn.Module):
@@ -255,8 +258,10 @@ def attached(optimizer=None) -> list[str]:
         "kernel of a collective": torch._C._dispatch_has_kernel_for_dispatch_key("c10d::allreduce_", "BackendSelect"),
         "saved-tensor hooks": torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
         "backward": torch.autograd.backward is not _BACKWARD,
-        "profiler": torch.autograd._profiler_enabled(),
-        "optimizer.step": optimizer is not None and "step" in vars(optimizer),
+        "profiler": torch.autograd.profiler._is_profiler_enabled,
+        "optimizer.step": optimizer is not None and "step" in vars(optimizer) or bool(_global_optimizer_post_hooks),
+        "saved-tensor hooks of others": torch.autograd.graph.saved_tensors_hooks.__enter__ is not _ENTER,
+        "torch.func": torch.autograd.graph.disable_saved_tensors_hooks is not _DISABLE,
     }
     return [name for name, there in found.items() if there]
 

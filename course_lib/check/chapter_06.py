@@ -278,6 +278,8 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         import os
         import signal
         import time
+
+        from course_lib.wire import written_bytes
         torch.set_default_device("cpu")
         rank, n, own_save, calls = dist.get_rank(), dist.get_world_size(), torch.save, []
 
@@ -301,11 +303,12 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         torch.save = killed_in_the_middle if killed and rank == 1 else noted
         try:
             shard = shard_of(step, rank, n)
-            with measure.step():
-                save(root, step, shard, NUMEL)
+            before = written_bytes()
+            save(root, step, shard, NUMEL)
+            written = written_bytes() - before
         finally:
             torch.save = own_save
-        return len(calls)
+        return len(calls), written
 
     def loading(load, root, wanted_step):
         torch.set_default_device("cpu")
@@ -354,9 +357,10 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
     root = Path(tempfile.mkdtemp(prefix="course_lib-check-"))
     try:
         first = judge.run(saving, save, root, 1, False, ranks=4, timeout=TIMEOUT_S)
-        alone = judge.demand(all(calls == 1 for calls in first.results), "each rank calls torch.save once, for its own shard",
-                     f"each rank must call torch.save once, for its own shard, and they called it {', '.join(map(str, first.results))} times.")
-        if not _judge_written(judge, first, 8 * 3 * -(-NUMEL // 4)) or not alone:
+        calls, written = zip(*first.results)
+        alone = judge.demand(all(count == 1 for count in calls), "each rank calls torch.save once, for its own shard",
+                     f"each rank must call torch.save once, for its own shard, and they called it {', '.join(map(str, calls))} times.")
+        if not _judge_written(judge, written, 8 * 3 * -(-NUMEL // 4)) or not alone:
             return
         try:
             judge.run(saving, save, root, 2, True, ranks=4, timeout=TIMEOUT_S)
@@ -383,14 +387,11 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _judge_written(judge: Judge, job, shard_bytes: int) -> bool:
-    """Demand that no rank has written (to files and to other ranks) much more than its shard, where the system counts it."""
-    wire = job.steps.set_index("rank")["wire_bytes"]
-    if wire.isna().any():
-        return True
-    most, limit = int(wire.max()), int(1.1 * shard_bytes) + 20_000
-    even = wire.min() > 0.7 * most
+def _judge_written(judge: Judge, written: tuple[int, ...], shard_bytes: int) -> bool:
+    """Demand that no rank has written (to files and to other ranks) much more than its shard. (Where the system does not count it, all is 0.)"""
+    most, limit = max(written), int(1.1 * shard_bytes) + 20_000
+    even = min(written) > 0.7 * most
     advice = ("A view is saved with the whole storage behind it: `clone()` it first." if even else
               "The others wait for this rank, and it needs room for everything.")
     return judge.demand(most <= limit, "no rank writes more than 1.1 times its shard",
-                        f"rank {int(wire.astype(float).idxmax())} writes {most / shard_bytes:.1f} times the bytes of its shard. {advice}")
+                        f"rank {written.index(most)} writes {most / shard_bytes:.1f} times the bytes of its shard. {advice}")
