@@ -59,7 +59,7 @@ def test_refusals_are_explained():
     for told in run(zero_workers.refusals, ranks=2, backend="gloo").results:
         assert told == {
             "stage": "stage=4: it must be 1, 2 or 3.", "units": "units: Linear is no part of the model.",
-            "params": "params has no layers.0.bias: freeze what is not to learn, with requires_grad_(False).",
+            "params": "params has no layers.0.bias: one optimizer has all that learns, so freeze them (requires_grad_(False)), or make them a group of their own.",
             "zero_grad": "a gradient has come after the gradients were averaged: call optimizer.zero_grad() between step() and backward."}
 
 

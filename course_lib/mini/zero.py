@@ -12,7 +12,8 @@ padded), and rank k owns chunk k, its *shard*. The optimizer gets shards instead
 A chunk of the gradients' average comes by reduce_scatter (r P bytes, r = (n-1)/n), and parameters become whole by all_gather (r P): in stages 1 and 2
 once, after the optimizer's step; in stage 3 twice, before a module's forward and again before its backward.
 
-Read on in `zero_unit` (how a unit is cut, gathered, freed and averaged) and `zero_hooks` (who calls it when).
+Read on in `zero_unit` (how a unit is cut, gathered, freed and averaged) and `zero_hooks` (who calls it when). Around the idea stand `zero_gradients`
+(for torch's own clipping and scaling), `zero_saved` (what backward needs again), `zero_checkpoint` (save and load) and `zero_refusals`.
 
 Source: Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward training trillion parameter models", sections 5 and 7.
 """
@@ -23,8 +24,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib import arguments
-from course_lib.arguments import function, instance, number
+from course_lib.arguments import number
+from course_lib.mini import zero_checkpoint, zero_refusals
+from course_lib.mini.zero_gradients import Spread, plain
 from course_lib.mini.zero_hooks import Hooks
 from course_lib.mini.zero_unit import Unit
 
@@ -33,52 +35,42 @@ __all__ = ["shard", "ZeroOptimizer", "Unit"]
 
 def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.optim.Optimizer], *,
           params: Iterable[nn.Parameter] | Iterable[dict] | None = None, units: Iterable[nn.Module] | None = None,
-          process_group: dist.ProcessGroup | None = None, **defaults) -> tuple[nn.Module, "ZeroOptimizer"]:
+          process_group: dist.ProcessGroup | None = None, replicas: dist.ProcessGroup | None = None, elementwise: bool = False,
+          **defaults) -> tuple[nn.Module, "ZeroOptimizer"]:
     """Shard a model's training over the ranks of a group; every rank must call this, and from then on compute the same layers in the same order.
 
     Args:
-        model: the same architecture on every rank; it is changed in place. All start from rank 0's parameters and buffers.
+        model: the same architecture on every rank; it is changed in place, and keeps its dtype, its device and what is frozen from then on. All
+            start from rank 0's parameters and buffers.
         stage: 1 shards optimizer states, 2 gradients too, 3 parameters too.
         optimizer_class: an optimizer that treats each element for itself, as SGD, Adam and AdamW do.
         params: as torch's optimizers take them: parameters, or several groups of them as dicts. None: all. What is not to learn must be frozen
             (requires_grad=False).
         units: modules whose parameters share a flat tensor, and so travel and (stage 3) live together. What is in none of them makes a unit for each
             module that has parameters of its own, and is gathered when that module computes. None: for stage 1 the whole model, for 2 and 3 none.
-        process_group: the ranks that take part; None for all.
+        process_group: the ranks that take part; None for all. Several groups train several models: nothing passes between them, but by `replicas`.
+        replicas: the ranks of other groups that hold the same shard of the same model; gradients are averaged over them, too (hybrid sharding). With
+            groups = hybrid.make_groups({"replicas": 2, "shards": 2}): process_group=groups["shards"], replicas=groups["replicas"].
+        elementwise: True says that an optimizer that is none of torch's treats each element for itself.
         defaults: the optimizer's own options, such as lr.
 
     Returns:
         The model and its optimizer. In stage 3 the model's parameters are empty, but for shards, unless their module is computing: see
-        `ZeroOptimizer.gathered`. Several backwards before a step add up; in stages 2 and 3 each of them sends its gradients. Buffers are not
-        synchronised. A weight that two modules share (tied) is gathered in stage 3 for each of them in forward, and stays whole in backward from one
-        to the other.
+        `ZeroOptimizer.gathered`. Several backwards before a step add up; in stages 2 and 3 each of them sends its gradients. Torch's clip_grad_norm_,
+        clip_grad_value_ and GradScaler see the gradient of the whole model. Buffers are not synchronised. A weight that two modules share (tied) is
+        gathered in stage 3 for each of them in forward, and stays whole in backward from one to the other.
 
-    In stage 3 a module's output must be tensors, or tuples, lists and dicts of them, and there is no second backward through gradients (create_graph). If
-    the forward of one module uses parameters of another one, as torch's MultiheadAttention does with those of its `out_proj`, they must be in one unit.
+    There is no second backward through gradients (create_graph). If, in stage 3, the forward of one module uses parameters of another one, as torch's
+    MultiheadAttention does with those of its `out_proj`, they must be in one unit.
 
-    Errors: ValueError for a stage, units or params that cannot be. In stage 1, a backward raises RuntimeError if no `zero_grad()` followed the step.
+    Errors: ValueError for a stage, units, params or an optimizer that cannot be; RuntimeError, in forward, backward or step, for what one process
+        could do and this cannot: each says what to do.
     """
-    if not isinstance(stage, int) or stage not in (1, 2, 3):
-        raise ValueError(f"stage={stage!r}: it must be 1, 2 or 3.")
-    instance("model", model, nn.Module)
-    if isinstance(function("optimizer_class", optimizer_class), type) and not issubclass(optimizer_class, torch.optim.Optimizer):
-        raise TypeError(f"optimizer_class={optimizer_class.__name__}: it must be one of torch's optimizers.")
-    arguments.process_group("process_group", process_group)
-    units = ([model] if stage == 1 else []) if units is None else list(instance("units", units, Iterable, "of modules of the model"))
-    if foreign := [type(module).__name__ for module in units if module not in list(model.modules())]:
-        raise ValueError(f"units: {', '.join(foreign)} is no part of the model.")
-    groups = list(model.parameters() if params is None else instance("params", params, Iterable, "of parameters, or of dicts with them"))
-    groups = groups if groups and isinstance(groups[0], dict) else [{"params": groups}]
-    if not all(isinstance(group, dict) and isinstance(group.get("params"), Iterable) for group in groups):
-        raise ValueError("params: groups of parameters must be dicts with the key 'params'.")
-    groups = [{**group, "params": [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])} for group in groups]
-    if not all(isinstance(parameter, nn.Parameter) for group in groups for parameter in group["params"]):
-        raise ValueError("params: it must be parameters of the model, or groups of them as dicts.")
-    number = {parameter: k for k, group in enumerate(groups) for parameter in group["params"] if parameter.requires_grad}
+    units, groups = zero_refusals.arguments(model, stage, optimizer_class, params, units, (process_group, replicas), elementwise, defaults)
+    group_of = {parameter: k for k, group in enumerate(groups) for parameter in group["params"] if parameter.requires_grad}
     names = {module: name for name, module in model.named_modules()}
-    if missing := [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in number]:
-        raise ValueError(f"params has no {', '.join(missing)}: freeze what is not to learn, with requires_grad_(False).")
-    _broadcast([*model.parameters(), *model.buffers()], process_group)
+    for ranks in (process_group,) if replicas is None else (process_group, replicas):
+        _broadcast([*model.parameters(), *model.buffers()], ranks)
     needs: dict[nn.Module, list[Unit]] = {}
     unit_of: dict[nn.Parameter, Unit] = {}
     shards: list[list[nn.Parameter]] = [[] for _ in groups]
@@ -86,17 +78,18 @@ def shard(model: nn.Module, stage: int, optimizer_class: Callable[..., torch.opt
         kinds: dict[tuple, list[nn.Parameter]] = {}
         for parameter in used:
             if parameter not in unit_of:              # a tied one belongs to the first module that uses it
-                kinds.setdefault((number.get(parameter), parameter.dtype, parameter.device), []).append(parameter)
+                kinds.setdefault((group_of.get(parameter), parameter.dtype, parameter.device), []).append(parameter)
         for k, ((group, *_), members) in enumerate(kinds.items()):
-            unit = Unit(module, f"shard_{k}", members, stage, process_group)
+            unit = Unit(module, f"shard_{k}", members, stage, process_group, replicas)
             unit.name = f"{names[module]}.{unit.key}" if names[module] else unit.key
             unit_of |= dict.fromkeys(members, unit)
             if group is not None:
                 shards[group].append(unit.shard)
         needs[module] = list(dict.fromkeys(unit_of[parameter] for parameter in used if parameter in unit_of))
     hooks = Hooks(stage, needs, unit_of)
+    zero_refusals.guard(model, hooks)
     optim = optimizer_class([{**group, "params": members} for group, members in zip(groups, shards)], **defaults)
-    return model, ZeroOptimizer(optim, hooks, stage, process_group)
+    return model, ZeroOptimizer(optim, hooks, model, process_group)
 
 
 class ZeroOptimizer(torch.optim.Optimizer):
@@ -107,29 +100,28 @@ class ZeroOptimizer(torch.optim.Optimizer):
         units: all units, in the order of the model's modules.
     """
 
-    def __init__(self, optim: torch.optim.Optimizer, hooks: Hooks, stage: int, process_group: dist.ProcessGroup | None) -> None:
-        self.optim, self.units, self.stage, self.process_group = optim, hooks.units, stage, process_group
-        self.defaults, self._hooks = optim.defaults, hooks
+    def __init__(self, optim: torch.optim.Optimizer, hooks: Hooks, model: nn.Module, process_group: dist.ProcessGroup | None) -> None:
+        super().__init__([{**group} for group in optim.param_groups], optim.defaults)
+        self.optim, self.units, self.stage, self.process_group = optim, hooks.units, hooks.stage, process_group
+        self.param_groups, self.state = optim.param_groups, optim.state
+        self._hooks, self._model = hooks, model
 
-    @property
-    def param_groups(self) -> list[dict]:
-        return self.optim.param_groups
-
-    @property
-    def state(self) -> dict:
-        return self.optim.state
-
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Tensor] | None = None, **options) -> Tensor | None:
         """Average the gradients (stage 1), update this rank's shards, and make the parameters whole again (stages 1 and 2)."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._average()
-        self.optim.step()
+        if not self._hooks.looked:
+            zero_refusals.changed(self._model, self.units)
+        self._hooks.looked = False
+        zero_refusals.unused(self._model, self.units, self.optim)
+        with self._plain_gradients():
+            self.optim.step(**options)
         for unit in self.units:
             unit.free()                   # stage 3: what a backward that failed has left in full is old now
-            if self.stage < 3 and unit.shard.requires_grad:
+            if self.stage < 3 and unit.learns:
                 unit.gather()
         return loss
 
@@ -141,12 +133,14 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scale the gradients so that their norm over all parameters is at most `max_norm`; returns the norm before. Every rank must call this.
 
-        A rank knows its shards only. So the squares are summed over the ranks before the root is taken.
+        A rank knows its shards only. So the squares are summed over the ranks before the root is taken. (Torch's own clip_grad_norm_ comes to the
+        same result, with a collective for each parameter.)
         """
         max_norm = float(number("max_norm", max_norm, finite=False))
         self._average()
-        grads = [unit.shard.grad for unit in self.units if unit.shard.grad is not None]
-        norm = sum(torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2 for grad in grads)
+        grads = [plain(unit.shard.grad) for unit in self.units if unit.shard.grad is not None]
+        norm = self.units[0].shard.new_zeros((), dtype=torch.float64)
+        norm = sum((torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2 for grad in grads), norm)
         dist.all_reduce(norm, group=self.process_group)
         norm.sqrt_()
         for grad in grads:
@@ -155,75 +149,59 @@ class ZeroOptimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within this context the model is as it was before `shard`, to be read: `model.state_dict()`, or a norm. Every rank must enter it."""
-        for unit in self.units if self.stage == 3 else ():
+        """Within this context the model is as it was before `shard`: for `model.state_dict()`, a norm, a copy. Every rank must enter it.
+
+        What is written there (`model.load_state_dict`, say) stays; every rank must write the same.
+        """
+        whole = self.units if self.stage == 3 else []
+        for unit in whole:
             unit.gather()
             del unit.module._parameters[unit.key]
+        self._hooks.all_gathered = bool(whole)
         try:
             yield
+            zero_refusals.changed(self._model, self.units)
         finally:
-            for unit in self.units if self.stage == 3 else ():
+            self._hooks.all_gathered = False
+            for unit in whole:
+                unit.keep()
                 unit.module.register_parameter(unit.key, unit.shard)
                 unit.free()
 
     def state_dict(self) -> dict:
-        """Return parameters and optimizer states, as this rank holds them, for torch.distributed.checkpoint: `dcp.save(optimizer.state_dict(), ...)`.
+        """Return parameters and optimizer states, as this rank holds them, for torch.distributed.checkpoint: see `zero_checkpoint.state_dict`."""
+        return zero_checkpoint.state_dict(self)
 
-        Shards are DTensors: each knows which part of a longer tensor it is, and that has no padding. So what n ranks save, m ranks can load:
-        `dcp.load(state := optimizer.state_dict(), ...)` fills the state in place, and `optimizer.load_state_dict(state)` takes it over.
-        """
-        first = not self.state
-        if first:                         # before the first step: states to be filled, that are not in use
-            self._make_state()
-        units = {unit.name: {"shard": unit.as_dtensor(unit.shard)} for unit in self.units}
-        for unit in self.units:
-            for name, value in self.state.get(unit.shard, {}).items():
-                units[unit.name][name] = unit.as_dtensor(value) if value.shape == unit.shard.shape else value
-        if first:
-            self.state.clear()
-        return {"units": units, "param_groups": [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]}
-
-    @torch.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
         """Take over parameters and optimizer states from what `state_dict` has returned and dcp has filled. Every rank must call this."""
-        if not self.state:
-            self._make_state()
-        own = self.state_dict()
-        for name, tensors in own["units"].items():
-            for key, value in tensors.items():
-                _local(value).copy_(_local(state_dict["units"][name][key]))
-        for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update(loaded)
-        for unit in self.units:
-            unit.free()
-            if self.stage < 3:
-                unit.gather()
+        zero_checkpoint.load_state_dict(self, state_dict)
 
-    def _make_state(self) -> None:
-        """Let the optimizer make its states, by a step that changes nothing."""
-        before = [unit.shard.grad for unit in self.units], [group["lr"] for group in self.param_groups]
-        for unit in self.units:
-            unit.shard.grad = torch.zeros_like(unit.shard) if unit.shard.requires_grad else None
-        for group in self.param_groups:
-            group["lr"] = 0.0
-        self.optim.step()
-        for state in self.state.values():
-            if "step" in state:
-                state["step"] *= 0
-        for unit, grad in zip(self.units, before[0]):
-            unit.shard.grad = grad
-        for group, lr in zip(self.param_groups, before[1]):
-            group["lr"] = lr
+    def add_param_group(self, param_group: dict) -> None:
+        """Refused, after `shard`."""
+        zero_refusals.added(self)
+        super().add_param_group(param_group)
+
+    def __reduce_ex__(self, protocol):
+        return zero_refusals.copied(self)
 
     def _average(self) -> None:
-        """Stage 1: now that no more gradients will come, average them; the other stages did so during backward."""
+        zero_refusals.unfinished(self._hooks)
+        self._hooks.notice_dropped()
         for unit in self.units:
-            if self.stage == 1 and unit.grads is not None and unit.shard.grad is None:
-                unit.reduce()
+            unit.average()
 
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    @contextlib.contextmanager
+    def _plain_gradients(self) -> Iterator[None]:
+        """For the optimizer itself, which updates this rank's part and asks nobody."""
+        for unit in self.units:
+            if unit.shard.grad is not None:
+                unit.shard.grad = plain(unit.shard.grad)
+        try:
+            yield
+        finally:
+            for unit in self.units:
+                if unit.shard.grad is not None:
+                    unit.shard.grad = Spread.of(unit, unit.shard.grad)
 
 
 def _users(module: nn.Module, units: list[nn.Module], within: nn.Module | None = None) -> dict[nn.Module, list[nn.Parameter]]:
