@@ -7,8 +7,10 @@ import pytest
 import torch
 import zero_workers
 
-from course_lib import run, theory
+import course_lib
+from course_lib import theory
 
+run = functools.partial(course_lib.run, timeout=300)              # generous, for machines that have other work
 NAMES = ("MLP", "CNN", "TinyGPT")
 on_all_ranks = pytest.mark.parametrize("ranks", [2, 3, 4])
 in_all_stages = pytest.mark.parametrize("stage", [1, 2, 3])
