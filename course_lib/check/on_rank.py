@@ -1,13 +1,17 @@
-"""What trials share on the ranks: fresh numbers, one distance, what all ranks say, memory that torch does not see. Imports torch alone."""
+"""What trials share on the ranks: fresh numbers, one distance, what all ranks say, memory that torch does not see. Imports torch and numpy alone."""
+import array
+import gc
 import secrets
+import sys
 import tracemalloc
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["private_seed", "flat", "apart", "everyone", "first_problem", "Unseen"]
+__all__ = ["private_seed", "flat", "apart", "everyone", "first_problem", "outside_torch", "Unseen"]
 
 
 def private_seed() -> int:
@@ -38,6 +42,15 @@ def everyone(value) -> list:
 def first_problem(problem: str) -> str:
     """The first rank's problem, on every rank, so that all leave a trial together; "" if nobody has one. Every rank must call this."""
     return next((f"on rank {rank} {text}" for rank, text in enumerate(everyone(problem)) if text), "")
+
+
+def outside_torch() -> int:
+    """Bytes of the numpy arrays, bytes and floats that Python objects of this rank hold now. It costs nothing while the answer runs."""
+    gc.collect()
+    kinds = {float, bytes, bytearray, array.array, np.ndarray}
+    held = {id(thing): thing for holder in gc.get_objects() for thing in gc.get_referents(holder) if type(thing) in kinds}
+    bases = {id(thing.base): thing.base for thing in held.values() if isinstance(thing, np.ndarray) and isinstance(thing.base, np.ndarray)}
+    return sum(sys.getsizeof(thing) for thing in (held | bases).values())         # of a view, what it is a view of
 
 
 class Unseen:
