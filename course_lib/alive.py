@@ -25,7 +25,7 @@ from course_lib.arguments import instance, listed
 
 __all__ = ["watch", "Allocations", "draw"]
 
-GLOO_PATIENCE_S = 5.0
+GLOO_PATIENCE_S = 10.0          # in one block
 
 Moment = tuple[str, list[int]]          # "F0", "B7": the layer that works; and for each layer, the bytes of parameters that are there in full
 
@@ -90,6 +90,7 @@ class Allocations(TorchDispatchMode):
 
     def __enter__(self) -> "Allocations":
         self._device, self._made, self._peak, self.events = torch.get_default_device().type, {}, 0, []
+        self._patience_s = GLOO_PATIENCE_S
         return super().__enter__()
 
     def __exit__(self, *error) -> None:
@@ -129,7 +130,7 @@ class Allocations(TorchDispatchMode):
 
     def _note(self, mark: str) -> None:
         gc.collect()
-        _wait_for_gloos_threads()
+        self._patience_s -= _wait_for_gloos_threads(self._patience_s)
         live = self._live()
         self._peak = live if mark else max(self._peak, live)      # a peak is asked for between two marks
         self.events.append((live, mark))
@@ -155,11 +156,12 @@ class Allocations(TorchDispatchMode):
         return names.index(mark)
 
 
-def _wait_for_gloos_threads() -> None:
-    """Give gloo's threads the CPU until they sleep: on a busy machine one may hold the tensors of a call for long after it is done."""
-    end = time.monotonic() + GLOO_PATIENCE_S
-    while _gloo_is_awake() and time.monotonic() < end:
+def _wait_for_gloos_threads(patience_s: float) -> float:
+    """Give gloo's threads the CPU until they sleep: on a busy machine one may hold the tensors of a call for long after it is done. Returns the seconds it took."""
+    begin = time.monotonic()
+    while _gloo_is_awake() and time.monotonic() < begin + patience_s:
         time.sleep(0.001)
+    return time.monotonic() - begin
 
 
 def _gloo_is_awake() -> bool:

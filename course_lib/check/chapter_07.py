@@ -294,23 +294,20 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         return torch.cat([p.detach().full_tensor().flatten() for p in model.parameters()])
 
     def save_it(save, path):
-        import psutil
-
         from course_lib import alive
+        from course_lib.check import on_rank
 
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
         model, optimizer = make(0)
         steps(model, optimizer, 0, 2)
         optimizer.zero_grad()
-        process = psutil.Process()
-        written = lambda: process.io_counters().write_chars if hasattr(process, "io_counters") else 0
         dist.barrier()
-        before = written()
+        before = on_rank.written_bytes()
         with alive.Allocations() as held:
             save(path, model, optimizer)
         total = 3 * 8 * sum(p.numel() for p in model.parameters())
-        found = {"written": (written() - before) / total, "most": held.peak_bytes() / total}
+        found = {"written": (on_rank.written_bytes() - before) / total, "most": held.peak_bytes() / total}
         dist.barrier()
         return found | {"straight": steps(model, optimizer, 2, 4)}
 

@@ -1,17 +1,20 @@
-"""What trials share on the ranks: fresh numbers, one distance, what all ranks say, memory that torch does not see. Imports torch and numpy alone."""
+"""What trials share on the ranks: fresh numbers, one distance, what all ranks say, memory that torch does not see. Imports what a rank has anyhow."""
 import array
 import gc
+import os
 import secrets
+import stat
 import sys
 import tracemalloc
 from collections.abc import Iterable
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["private_seed", "flat", "apart", "everyone", "first_problem", "outside_torch", "Unseen"]
+__all__ = ["private_seed", "flat", "apart", "everyone", "first_problem", "outside_torch", "written_bytes", "Unseen"]
 
 
 def private_seed() -> int:
@@ -51,6 +54,16 @@ def outside_torch() -> int:
     held = {id(thing): thing for holder in gc.get_objects() for thing in gc.get_referents(holder) if type(thing) in kinds}
     bases = {id(thing.base): thing.base for thing in held.values() if isinstance(thing, np.ndarray) and isinstance(thing.base, np.ndarray)}
     return sum(sys.getsizeof(thing) for thing in (held | bases).values())         # of a view, what it is a view of
+
+
+def written_bytes() -> int:
+    """Bytes that this rank has written so far, to files and to other ranks, and not what it has printed; 0 where the system does not count them."""
+    process = psutil.Process()
+    if not hasattr(process, "io_counters"):
+        return 0
+    sys.stdout.flush(), sys.stderr.flush()
+    printed = {status.st_ino: status.st_size for status in map(os.fstat, (1, 2)) if stat.S_ISREG(status.st_mode)}
+    return process.io_counters().write_chars - sum(printed.values())
 
 
 class Unseen:
