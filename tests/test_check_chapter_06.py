@@ -36,7 +36,7 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (ADAM, [answers.NeverGathers], ["And the ranks do not agree: the new weights of each rank must reach all others"], KEPT),
     (ADAM, [answers.UpdatesACopy], ["They have not changed at all"], ""),
     (ADAM, [answers.ForgetsGroups], ["an MLP in two groups, 3 ranks: after 4 updates the weights are not those of one process",
-                                     "They are as if all groups had the options of the first"], KEPT),
+                                     "They are as if all groups had the `lr` of the first"], KEPT),
     (ADAM, [answers.NeverZeros], ["After `zero_grad` the old gradients are still there"], KEPT),
     (ADAM, [answers.KeepsFrozen], ["That is what it would be with the frozen parameters: they need no moments"], VALUES),
     (ADAM, [answers.OnlyOnRank0], ["on rank 1 it must make an object with the methods `step` and `zero_grad`, and made NoneType"], ""),

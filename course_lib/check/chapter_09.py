@@ -86,9 +86,12 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
             pass
 
         def checked(found, name, shape):
-            if not isinstance(found, torch.Tensor) or found.shape != shape:
-                what = f"one of shape {list(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
-                raise NotATensor(f"your {name} must return a tensor of shape {list(shape)}, and it returned {what}")
+            what = f"one of shape {list(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
+            problem = "" if isinstance(found, torch.Tensor) and found.shape == shape else f"your {name} must return a tensor of shape {list(shape)}, and it returned {what}"
+            if number == 0:                       # in the first step, whose calls are not counted, all ranks leave together
+                problem = on_rank.first_problem(problem)
+            if problem:
+                raise NotATensor(problem)
             return found
 
         def comes_late(tensor):
@@ -123,7 +126,7 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
                 founds.append(gradients(tokens(x), mine(A, 1), mine(B, 0), tokens(weights), f, g))
             except NotATensor as wrong:
                 problem = str(wrong)
-            if problem := on_rank.first_problem(problem):
+            if problem := problem if number == 0 else on_rank.first_problem(problem):
                 return {"problem": problem}
         found = founds[-1]
         late = False
