@@ -4,21 +4,28 @@ The ledger of `measure.step` looks at one moment, right after `optimizer.step()`
 another one. Here are two instruments that look at all of them, whoever shards (a notebook, mini.zero, fully_shard):
 
     watch(layers)    in every forward and backward of a layer: which layers have all their parameters on this rank?
-    Allocations()    every allocation and every release of a block of code, as the allocator itself reports them
+    Allocations()    all memory of a block of code: what exists after each operation, whoever holds it
 
 Neither is meant for steps that are timed.
 """
+import functools
+import gc
+import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from course_lib import memory
 from course_lib.arguments import instance, listed
 
 __all__ = ["watch", "Allocations", "draw"]
+
+GLOO_PATIENCE_S = 10.0          # in one block
 
 Moment = tuple[str, list[int]]          # "F0", "B7": the layer that works; and for each layer, the bytes of parameters that are there in full
 
@@ -34,9 +41,10 @@ def watch(layers: Iterable[nn.Module]) -> list[Moment]:
     """
     instance("layers", layers, Iterable, "of modules")
     layers, moments = listed("layers", list(layers), "modules", lambda layer: isinstance(layer, nn.Module)), []
+    names = [[name for name, _ in layer.named_parameters() if not name.rpartition(".")[2].startswith("shard")] for layer in layers]
 
     def note(name: str) -> None:
-        moments.append((name, [_full_bytes(layer) for layer in layers]))
+        moments.append((name, [_full_bytes(layer, its) for layer, its in zip(layers, names)]))
 
     for number, layer in enumerate(layers):
         def forward(*inputs, number=number, own_forward=layer.forward):
@@ -61,51 +69,75 @@ class _Mark(torch.autograd.Function):
         return grad, None
 
 
-def _full_bytes(layer: nn.Module) -> int:
-    """Bytes of the layer's parameters that are on this rank as a whole, and not as a shard (fully_shard's, mini.zero's) or as an empty shell."""
-    whole = [p for name, p in layer.named_parameters() if not name.rpartition(".")[2].startswith("shard")]
-    return sum(p.numel() * p.element_size() for p in whole if memory.storage_bytes([p]) >= p.numel() * p.element_size())
+def _full_bytes(layer: nn.Module, names: Sequence[str]) -> int:
+    """Bytes of those of the layer's tensors that are on this rank as a whole, and not as a shard (fully_shard's, mini.zero's) or as an empty shell."""
+    tensors = [functools.reduce(lambda module, name: getattr(module, name, None), path.split("."), layer) for path in names]
+    tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors if memory.storage_bytes([t]) >= t.numel() * t.element_size())
 
 
 def _are_moments(rows) -> bool:
     return isinstance(rows, list) and bool(rows) and all(isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], list) for row in rows)
 
 
-class Allocations:
-    """Follow all memory that a `with` block allocates and releases: `with Allocations() as held: ...`.
+class Allocations(TorchDispatchMode):
+    """Follow all memory that torch's tensors take and let go of in a `with` block: `with Allocations() as held: ...`.
 
-    What was allocated before does not count, and its release neither: put all that matters inside. Not inside `measure.step`: both use the profiler.
-    What another thread releases (gloo's threads, at times) is noticed when its memory is given out again. So what torch's collectives hold can look
-    larger than it is, and never smaller.
+    After every operation (forward, backward, optimizer, communication) it looks at the storages that were made in the block and really exist,
+    whoever holds them. Nothing depends on when things happen: garbage that Python has not yet collected does not count, and gloo's threads get
+    the time to let go of what they have sent. What was allocated before does not count, nor what an operation needs inside, nor what another thread makes.
     """
 
     def __enter__(self) -> "Allocations":
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-        self._profile.__enter__()
-        return self
+        self._device, self._made, self._peak, self.events = torch.get_default_device().type, {}, 0, []
+        self._patience_s = GLOO_PATIENCE_S
+        return super().__enter__()
 
     def __exit__(self, *error) -> None:
-        self._profile.__exit__(*error)
-        device, rows, nodes = torch.get_default_device().type, [], self._profile.profiler.kineto_results.experimental_event_tree()
-        while nodes:
-            node = nodes.pop()
-            nodes += node.children
-            if node.typed[0] == _EventType.Allocation and node.typed[1].device.type == device:
-                rows.append((node.start_time_ns, node.typed[1].alloc_size, node.typed[1].ptr))
-            elif node.name.startswith(_MARK):
-                rows.append((node.start_time_ns, 0, node.name.removeprefix(_MARK)))
-        live, blocks, self.events = 0, {}, []
-        for _, count, what in sorted(rows, key=lambda row: row[0]):
-            if count:                             # a block that is given out again was released before: by a thread that the profiler does not see
-                live += max(count, 0) - blocks.pop(what, 0)
-                blocks |= {what: count} if count > 0 else {}
-            self.events.append((live, "" if count else what))
-        del self._profile
+        super().__exit__(*error)
+        self._note("")
+        for weak in self._made:
+            torch.UntypedStorage._free_weak_ref(weak)
+        self._made = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):      # a DTensor, say: what it does with tensors of this rank comes by next
+            return NotImplemented
+        result = operation(*args, **(kwargs or {}))
+        made = [storage for storage in self._storages(result) if storage._cdata not in self._made]
+        if made:                                  # or seen for the first time: a view of what was there before
+            given = {storage._cdata for storage in self._storages((args, kwargs))}
+            self._made |= {storage._weak_ref(): None for storage in made if storage._cdata not in given}       # so the number is not used again
+        live = self._live()
+        if live > self._peak:                     # the worst moment so far, or so it seems
+            self._note("")
+        return result
+
+    def _storages(self, tree) -> list[torch.UntypedStorage]:
+        return [leaf.untyped_storage() for leaf in tree_leaves(tree)
+                if type(leaf) in (Tensor, nn.Parameter) and leaf.device.type == self._device and leaf.layout == torch.strided]
+
+    def _live(self) -> int:
+        live = 0
+        for weak in [*self._made]:
+            storage = torch.UntypedStorage._new_with_weak_ptr(weak)
+            if storage is None:
+                torch.UntypedStorage._free_weak_ref(weak)
+                del self._made[weak]
+            else:
+                live += storage.nbytes()
+        return live
+
+    def _note(self, mark: str) -> None:
+        gc.collect()
+        self._patience_s -= _wait_for_gloos_threads(self._patience_s)
+        live = self._live()
+        self._peak = live if mark else max(self._peak, live)      # a peak is asked for between two marks
+        self.events.append((live, mark))
 
     def mark(self, name: str) -> None:
         """Name this moment."""
-        with record_function(_MARK + name):
-            pass
+        self._note(name)
 
     def at(self, mark: str) -> int:
         """Bytes held when `mark` was set (the first time)."""
@@ -124,7 +156,21 @@ class Allocations:
         return names.index(mark)
 
 
-_MARK = "course_lib.alive: "
+def _wait_for_gloos_threads(patience_s: float) -> float:
+    """Give gloo's threads the CPU until they sleep: on a busy machine one may hold the tensors of a call for long after it is done. Returns the seconds it took."""
+    begin = time.monotonic()
+    while _gloo_is_awake() and time.monotonic() < begin + patience_s:
+        time.sleep(0.001)
+    return time.monotonic() - begin
+
+
+def _gloo_is_awake() -> bool:
+    """Whether a thread that runs gloo's calls wants the CPU. False where the system does not say (macOS)."""
+    try:
+        threads = [Path(folder, "stat").read_text().rpartition(")") for folder in Path("/proc/self/task").iterdir()]
+    except OSError:                               # a thread has ended meanwhile: nothing is sure
+        return sys.platform == "linux"
+    return any("gloo_runloop" in name and state.split()[0] == "R" for name, _, state in threads)
 
 
 def draw(moments: Mapping[str, Sequence[Moment]], where: str, figsize: tuple[float, float] = (10, 4.6)):

@@ -282,6 +282,63 @@ class UpdatesACopy(Sharded):
                 p.data = p.data.clone()
 
 
+class OnlyOnRank0:
+    def __new__(cls, groups):
+        return Sharded(groups) if dist.get_rank() == 0 else None
+
+
+class ForgetsOptions(Sharded):
+    """Of a group's options it takes `lr` alone."""
+    def options(self, groups):
+        return [{"params": group["params"], "lr": group["lr"]} for group in groups]
+
+
+class MomentsInNumpy(Sharded):
+    """The moments of everything on every rank, where torch does not see them; what travels is as it should be."""
+
+    def __init__(self, groups):
+        super().__init__(groups)
+        self.kept = [flat.numpy().copy() for flat, _, _ in self.parts for _ in range(2)]
+
+
+class ByHand:
+    """Right as well: Adam by hand, from the groups' options and Adam's own defaults, and it seeds for itself."""
+
+    def __init__(self, groups):
+        torch.manual_seed(dist.get_rank())
+        self.steps, self.groups = 0, []
+        for group in groups:
+            flat, grads = flatten([p for p in group["params"] if p.requires_grad])
+            numel = len(flat) // dist.get_world_size()
+            self.groups.append({"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, **group, "flat": flat, "grads": grads, "m": torch.zeros(numel), "v": torch.zeros(numel)})
+
+    def step(self):
+        self.steps += 1
+        for group in self.groups:
+            (beta1, beta2), mine = group["betas"], torch.empty_like(group["m"])
+            ring.reduce_scatter(mine, group["grads"])
+            shard = group["flat"].chunk(dist.get_world_size())[dist.get_rank()]
+            mine = mine / dist.get_world_size() + group["weight_decay"] * shard
+            group["m"].mul_(beta1).add_(mine, alpha=1 - beta1)
+            group["v"].mul_(beta2).addcmul_(mine, mine, value=1 - beta2)
+            root = (group["v"] / (1 - beta2 ** self.steps)).sqrt() + group["eps"]
+            shard -= group["lr"] * group["m"] / (1 - beta1 ** self.steps) / root
+            ring.all_gather(group["flat"], shard.clone())
+
+    def zero_grad(self):
+        for group in self.groups:
+            group["grads"].zero_()
+
+
+class SingleMessages(Sharded):
+    """Gradients travel in float32."""
+
+    def combine(self, shard, grads):
+        mine = shard.grad.float()
+        ring.reduce_scatter(mine, grads.float())
+        shard.grad.copy_(mine / dist.get_world_size())
+
+
 # clip(grads, max_norm)
 
 
@@ -374,6 +431,51 @@ def clip_by_ring(grads, max_norm):
 
 def clip_and_tell(grads, max_norm):
     return f"the norm was {clip(grads, max_norm)}"
+
+
+def clip_with_numpy(grads, max_norm):
+    """Right as well: numbers of numpy."""
+    import numpy as np
+
+    squares = torch.from_numpy(np.array([sum(float(np.square(grad.numpy()).sum()) for grad in grads)], dtype=np.float64))
+    dist.all_reduce(squares)
+    norm = np.sqrt(squares.numpy())[0]
+    if norm > max_norm:
+        for grad in grads:
+            grad *= max_norm / norm
+    return norm
+
+
+def clip_where_own_norm_is_large(grads, max_norm):
+    norm = clip([grad.clone() for grad in grads], max_norm)
+    return _scale(grads, norm, max_norm) if _local(grads) > max_norm else norm
+
+
+def clip_by_the_largest_part(grads, max_norm):
+    """Scales when some tensor of it is too long."""
+    norm = clip([grad.clone() for grad in grads], max_norm)
+    if any(grad.norm() > max_norm for grad in grads):
+        _scale(grads, norm, max_norm)
+    return norm
+
+
+def clip_into_new_tensors(grads, max_norm):
+    norm = clip([grad.clone() for grad in grads], max_norm)
+    grads[:] = [grad * min(1.0, max_norm / norm) for grad in grads]
+    return norm
+
+
+def clip_in_float32(grads, max_norm):
+    squares = torch.zeros(1)
+    for grad in grads:
+        squares += grad.square().sum()
+    dist.all_reduce(squares)
+    return _scale(grads, squares.sqrt().item(), max_norm)
+
+
+def clip_nothing_on_rank_1(grads, max_norm):
+    norm = clip(grads, max_norm)
+    return None if dist.get_rank() == 1 else norm
 
 
 # save(root, step, shard, numel) and load(root, numel)
@@ -508,3 +610,66 @@ def load_in_single_precision(root, numel):
 
 def load_that_fails(root, numel):
     raise ValueError("this is not right")
+
+
+def save_by_hand(root, step, shard, numel):
+    """Right as well: into a buffer, then into the file; old saves go when the new one is there. And it tells what it does."""
+    import io
+
+    rank, folder = dist.get_rank(), root / f"unfinished-{step}"
+    print(f"rank {rank} saves step {step}\n" * 3000)
+    if rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    dist.barrier()
+    buffer = io.BytesIO()
+    torch.save(own(shard), buffer)
+    (folder / f"{rank}.pt").write_bytes(buffer.getvalue())
+    dist.barrier()
+    if rank == 0:
+        os.replace(folder, root / f"{step}")
+    dist.barrier()
+    if rank == 0:
+        for path in root.iterdir():
+            if path.name.isdigit() and int(path.name) < step:
+                shutil.rmtree(path)
+
+
+def load_what_can_be_read(root, numel):
+    """Takes the newest folder whose files can be read: not all of a killed save need be there."""
+    for folder in sorted(root.iterdir(), key=lambda path: int(path.name.split(".")[0]), reverse=True):
+        try:
+            return int(folder.name.split(".")[0]), cut(parts_of(folder), numel)
+        except Exception:
+            pass
+
+
+def load_latest_by_text(root, numel):
+    step = int(max(path.name for path in root.iterdir() if path.name.isdigit()))
+    return step, cut(parts_of(root / f"{step}"), numel)
+
+
+def save_without_waiting(root, step, shard, numel):
+    """Whoever has written goes on; the last one renames."""
+    rank, n, unfinished = dist.get_rank(), dist.get_world_size(), root / f"{step}.unfinished"
+    if rank == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    dist.barrier()
+    torch.save(own(shard), unfinished / f"{rank}.new")
+    os.replace(unfinished / f"{rank}.new", unfinished / f"{rank}.pt")
+    if rank == n - 1:
+        while len(list(unfinished.glob("*.pt"))) < n:
+            pass
+        os.replace(unfinished, root / f"{step}")
+
+
+def save_and_zero(root, step, shard, numel):
+    save(root, step, shard, numel)
+    for tensor in shard.values():
+        tensor.zero_()
+
+
+def save_on_the_way_out(root, step, shard, numel):
+    """The shard's tensors are taken out of the dict that was given."""
+    save(root, step, {name: shard.pop(name) for name in [*shard]}, numel)

@@ -176,6 +176,62 @@ def gradients_of_parameters(layers):
     return [p for layer in layers for p in layer.parameters()]
 
 
+class Other:
+    """What the units' shards are, made by another rule."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __call__(self, layers):
+        units = [Unit(layer, own_memory=True) for layer in layers]
+        for unit in units:
+            unit.shard = self.make(unit)
+            when_complete(unit, add_to_shard)
+        return [unit.shard for unit in units]
+
+
+def gradients_with_tensors_for_shards(layers):
+    """Plain tensors, which no optimizer learns."""
+    return Other(lambda unit: unit.shard.detach())(layers)
+
+
+def gradients_with_frozen_shards(layers):
+    return Other(lambda unit: unit.shard.requires_grad_(False))(layers)
+
+
+def gradients_with_empty_shards(layers):
+    return Other(lambda unit: nn.Parameter(torch.zeros_like(unit.shard)))(layers)
+
+
+def gradients_with_first_chunks(layers):
+    return Other(lambda unit: nn.Parameter(unit.full.chunk(dist.get_world_size())[0].clone()))(layers)
+
+
+def gradients_in_single_precision(layers):
+    def single(output, input):
+        mine = output.float()
+        ring_reduce_scatter(mine, input.float())
+        output.copy_(mine)
+    return gradients(layers, reduce_scatter=single)
+
+
+def gradients_in_numpy(layers):
+    """The full gradients of all layers stay, where torch does not see them."""
+    units, kept = [Unit(layer) for layer in layers], []
+
+    def reduce(unit):
+        kept.append([p.grad.numpy().copy() for p in unit.params])
+        add_to_shard(unit)
+
+    for unit in units:
+        when_complete(unit, reduce)
+    return [unit.shard for unit in units]
+
+
+def gradients_of_rank_0_only(layers):
+    return gradients(layers) if dist.get_rank() == 0 else None
+
+
 # shard_layers(layers)
 
 
@@ -230,6 +286,145 @@ def layers_gathered_by_gloo(layers):
         layer.register_full_backward_pre_hook(hook(gather, unit))
         when_complete(unit, reduce_and_free)
     return [unit.shard for unit in units]
+
+
+def layers_gathered_in_lists(layers):
+    """Right as well: gloo's all_gather of a list, which one of its threads may hold a moment longer."""
+    def gather(unit):
+        parts = [torch.empty_like(unit.shard) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, unit.shard.detach())
+        unit.full.untyped_storage().resize_(unit.full.nbytes)
+        torch.cat(parts, out=unit.full)
+
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    for layer, unit in zip(layers, units):
+        layer.register_forward_pre_hook(hook(gather, unit))
+        layer.register_forward_hook(hook(free, unit))
+        layer.register_full_backward_pre_hook(hook(gather, unit))
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_in_other_forwards(layers):
+    """Right as well: each layer gets another forward, around its own one, and backward begins with the output's gradient."""
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    for layer, unit in zip(layers, units):
+        def forward(x, unit=unit, own_forward=layer.forward):
+            gather(unit)
+            output = own_forward(x)
+            free(unit)
+            output.register_hook(hook(gather, unit))
+            return output
+        layer.forward = forward
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+class Linear(torch.autograd.Function):
+    """A product that gathers its weights in both directions."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, unit):
+        gather(unit)
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.unit = weight, unit
+        output = x @ weight.T + bias
+        free(unit)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        gather(ctx.unit)
+        x, = ctx.saved_tensors
+        return grad @ ctx.weight, grad.T @ x, grad.sum(0), None
+
+
+def layers_of_own_products(layers):
+    """Right as well: the layers' own forward is never called."""
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    for layer, unit in zip(layers, units):
+        layer.forward = lambda x, layer=layer, unit=unit: Linear.apply(x, layer.weight, layer.bias, unit)
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_hooked_at_the_output(layers):
+    """Right as well: a hook of the output, which backward calls first, in place of a hook of the layer."""
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    for layer, unit in zip(layers, units):
+        def leave(layer, inputs, output, unit=unit):
+            free(unit)
+            output.register_hook(hook(gather, unit))
+        layer.register_forward_pre_hook(hook(gather, unit))
+        layer.register_forward_hook(leave)
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_freed_one_later(layers):
+    """Right as well: in forward, a layer goes when the next but one comes; the last two stay for their backward."""
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+
+    def enter(number):
+        def call(*_):
+            if number > 1:
+                free(units[number - 2])
+            gather(units[number])
+        return call
+
+    def again(unit):
+        if not unit.full.untyped_storage().nbytes():
+            gather(unit)
+
+    for number, (layer, unit) in enumerate(zip(layers, units)):
+        layer.register_forward_pre_hook(enter(number))
+        layer.register_full_backward_pre_hook(hook(again, unit))
+        when_complete(unit, reduce_and_free)
+    return [unit.shard for unit in units]
+
+
+def layers_and_a_seed(layers):
+    """Right as well: it seeds for itself, and its shards have other names and shapes."""
+    torch.manual_seed(dist.get_rank())
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    for layer, unit in zip(layers, units):
+        layer.register_parameter("mine", unit.shard)
+        layer.register_forward_pre_hook(hook(gather, unit))
+        layer.register_forward_hook(hook(free, unit))
+        layer.register_full_backward_pre_hook(hook(gather, unit))
+        when_complete(unit, reduce_and_free)
+    return tuple(unit.shard for unit in units)
+
+
+def layers_in_numpy(layers):
+    """The full weights stay, where torch does not see them."""
+    kept = [p.detach().numpy().copy() for layer in layers for p in layer.parameters()]
+    layers[0].register_forward_pre_hook(lambda *_: kept and None)
+    return layers_sharded(layers)
+
+
+def layers_in_lists(layers):
+    """The same in Python's own numbers."""
+    layers[0].kept = [p.detach().flatten().tolist() for layer in layers for p in layer.parameters()]
+    return layers_sharded(layers)
+
+
+def layers_nothing_on_rank_1(layers):
+    return None if dist.get_rank() == 1 else [nn.Parameter(torch.zeros(2)) for _ in layers]
+
+
+def layers_in_single_precision(layers):
+    def single(output, input):
+        mine = output.float()
+        ring_reduce_scatter(mine, input.float())
+        output.copy_(mine)
+    return layers_sharded(layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=single))
 
 
 def layers_with_registered_shards(layers):

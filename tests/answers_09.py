@@ -119,6 +119,42 @@ def g_by_reduce_and_broadcast(x):
     return operator(forward, same)(x)
 
 
+def summed_in_the_background(tensor):
+    """Never waited for."""
+    tensor = tensor.contiguous().clone()
+    tensor.work = dist.all_reduce(tensor, async_op=True)
+    return tensor
+
+
+def g_without_waiting(x):
+    return operator(summed_in_the_background, same)(x)
+
+
+def f_without_waiting(x):
+    return operator(same, summed_in_the_background)(x)
+
+
+def g_waits(x):
+    """Right as well: in the background, and waited for. It prints what it does."""
+    def forward(x):
+        print("before", x)
+        x = x.clone()
+        work = dist.all_reduce(x, async_op=True)
+        work.wait()
+        print("after", x, "\n" * 2000)
+        return x
+    return operator(forward, same)(x)
+
+
+def g_in_float32(x):
+    return operator(lambda x: summed(x.float()).double(), same)(x)
+
+
+def g_nothing_on_rank_0(x):
+    y = g(x)
+    return None if dist.get_rank() == 0 else y
+
+
 # ParallelMLP(mlp)
 
 
@@ -281,6 +317,40 @@ class NoParameters(ParallelMLP):
             setattr(self, name, tensor)
 
 
+class OfNewLayers(nn.Module):
+    """Right as well: new layers, which draw random numbers, and a seed per rank."""
+    def __init__(self, mlp):
+        super().__init__()
+        torch.manual_seed(100 + dist.get_rank())
+        n, (first, _, second) = dist.get_world_size(), mlp
+        self.first = nn.Linear(first.in_features, first.out_features // n)
+        self.second = nn.Linear(second.in_features // n, second.out_features, bias=False)
+        self.bias = nn.Parameter(second.bias.detach().clone())
+        with torch.no_grad():
+            for p, whole, dim in ((self.first.weight, first.weight, 0), (self.first.bias, first.bias, 0), (self.second.weight, second.weight, 1)):
+                p.copy_(share(whole, dim))
+
+    def forward(self, x):
+        return g(self.second(F.gelu(self.first(f(x))))) + self.bias
+
+
+class KeepsNumpy(ParallelMLP):
+    """The whole weights stay, where torch does not see them."""
+    def __init__(self, mlp):
+        super().__init__(mlp)
+        self.saved = [p.detach().numpy().copy() for p in mlp.parameters()]
+
+
+class InFloat32(ParallelMLP):
+    def forward(self, x):
+        return g_in_float32(F.gelu(F.linear(f(x), self.A, self.a)) @ self.B.T) + self.b
+
+
+class NoModuleOnRank1:
+    def __new__(cls, mlp):
+        return ParallelMLP(mlp) if dist.get_rank() != 1 else None
+
+
 # vocabulary_loss(logits, targets)
 
 
@@ -339,6 +409,48 @@ def loss_with_next_token(logits, targets):
     local, last = targets - dist.get_rank() * logits.shape[1], logits.shape[1] - 1
     mine = (local >= 0) & (local <= last + 1)
     return (g(logits.exp().sum(1)).log() - g(logits.gather(1, local.clamp(0, last)[:, None])[:, 0] * mine)).mean()
+
+
+def loss_in_a_row(logits, targets):
+    """Right as well: one number in a tensor of shape [1], and a seed."""
+    torch.manual_seed(dist.get_rank())
+    return loss(logits, targets)[None]
+
+
+def loss_that_changes_logits(logits, targets):
+    largest = largest_logit(logits)
+    with torch.no_grad():
+        logits -= largest[:, None]
+    return (g(logits.exp().sum(1)).log() - g(target_logit(logits, targets))).mean()
+
+
+def loss_that_changes_targets(logits, targets):
+    value = loss(logits, targets)
+    targets -= dist.get_rank() * logits.shape[1]
+    return value
+
+
+def loss_with_one_maximum(logits, targets):
+    """One number for all tokens."""
+    largest = logits.detach().max()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    logits = logits - largest
+    return (g(logits.exp().sum(1)).log() - g(target_logit(logits, targets))).mean()
+
+
+def loss_masked_with_infinity(logits, targets):
+    logits = logits - largest_logit(logits)[:, None]
+    mine, local = own_part(logits, targets)
+    return (g(logits.exp().sum(1)).log() - g(logits.gather(1, local[:, None])[:, 0].masked_fill(~mine, -float("inf")))).mean()
+
+
+def loss_in_float32(logits, targets):
+    return loss(logits.float(), targets).double()
+
+
+def loss_nothing_on_rank_1(logits, targets):
+    value = loss(logits, targets)
+    return None if dist.get_rank() == 1 else value
 
 
 def loss_per_token(logits, targets):
@@ -475,3 +587,63 @@ def scatter_all_reduce(x):
 
 def scatter_without_sum(x):
     return operator(own_tokens, all_tokens)(x)
+
+
+def sample_by_sample(function):
+    """Right as well: many small messages."""
+    return lambda x: torch.cat([function(sample[None]) for sample in x])
+
+
+def gather_samples(x):
+    return operator(sample_by_sample(all_tokens), sample_by_sample(sum_of_own_tokens))(x)
+
+
+def scatter_samples(x):
+    print("scatter", x, "\n" * 2000)
+    return operator(sample_by_sample(sum_of_own_tokens), sample_by_sample(all_tokens))(x)
+
+
+def sum_by_all_to_all(x):
+    """Right as well: everybody's addends for my tokens come to me, and I add them up."""
+    parts = [part.contiguous() for part in x.chunk(dist.get_world_size(), dim=1)]
+    addends = [torch.empty_like(parts[0]) for _ in parts]
+    requests = [dist.isend(part, other) for other, part in enumerate(parts) if other != dist.get_rank()]
+    for other, addend in enumerate(addends):
+        addend.copy_(parts[other]) if other == dist.get_rank() else dist.recv(addend, other)
+    for request in requests:
+        request.wait()
+    return sum(addends)
+
+
+def gather_and_exchange(x):
+    return operator(all_tokens, sum_by_all_to_all)(x)
+
+
+def exchange_and_gather(x):
+    return operator(sum_by_all_to_all, all_tokens)(x)
+
+
+def tokens_by_broadcasts(x):
+    parts = [x.contiguous().clone() if rank == dist.get_rank() else torch.empty_like(x) for rank in range(dist.get_world_size())]
+    for rank, part in enumerate(parts):
+        dist.broadcast(part, rank)
+    return torch.cat(parts, 1)
+
+
+def gather_by_broadcasts(x):
+    return operator(tokens_by_broadcasts, sum_of_own_tokens)(x)
+
+
+def scatter_and_broadcast(x):
+    return operator(sum_of_own_tokens, tokens_by_broadcasts)(x)
+
+
+def sum_by_reduces(x):
+    parts = [part.contiguous() for part in x.chunk(dist.get_world_size(), dim=1)]
+    for rank, part in enumerate(parts):
+        dist.reduce(part, rank)
+    return parts[dist.get_rank()]
+
+
+def scatter_by_reduces(x):
+    return operator(sum_by_reduces, all_tokens)(x)

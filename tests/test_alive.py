@@ -1,10 +1,21 @@
 """The two instruments of course_lib.alive, against programs whose answer is known."""
+import gc
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
 
-from course_lib import alive
+from course_lib import alive, run
+
+
+@pytest.fixture(autouse=True)
+def a_small_heap():
+    """As in a rank, what was loaded before is no garbage, so that it need not be looked through again and again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def tower(depth=3):
@@ -66,6 +77,67 @@ def test_allocations_see_what_autograd_holds():
         del output
         held.mark("let go")
     assert held.at("hidden") >= 64 * 64 * 4 > held.at("let go")
+
+
+def test_garbage_and_views_of_what_was_there_before_do_not_count():
+    """Who looks at a program's stack, or writes a closure that calls itself, leaves cycles: Python lets go of them some time later."""
+    before = torch.ones(1000)
+    with alive.Allocations() as held:
+        view = before[10:].reshape(-1)
+        cycle = [torch.empty(2000)]
+        cycle.append(cycle)
+        held.mark("there")
+        del cycle
+        held.mark("gone")
+        again = torch.empty(10)
+        held.mark("end")
+    assert (held.at("there"), held.at("gone"), held.at("end")) == (8000, 0, 40) and held.peak_bytes("gone", "end") == 40
+    assert len(view) + len(again) == 1000
+
+
+def test_memory_that_comes_back_is_seen_and_gradients_too():
+    with alive.Allocations() as held:
+        weight = torch.ones(100, requires_grad=True)
+        storage = weight.untyped_storage()
+        storage.resize_(0)
+        held.mark("freed")
+        storage.resize_(400)
+        with torch.no_grad():
+            weight.fill_(2.0)
+        held.mark("back")
+        weight.square().sum().backward()
+        held.mark("backward")
+    assert (held.at("freed"), held.at("back"), held.at("backward")) == (0, 400, 800)
+
+
+def late_release() -> list[int]:
+    """What is held after each of many gathers by gloo, whose inputs and outputs nobody needs."""
+    import torch.distributed as dist
+
+    n, held_after = dist.get_world_size(), []
+    with alive.Allocations() as held:
+        for number in range(30):
+            parts = [torch.empty(10_000) for _ in range(n)]
+            dist.all_gather(parts, torch.ones(10_000))
+            del parts
+            held.mark(f"{number}")
+        held_after = [held.at(f"{number}") for number in range(30)]
+    return held_after
+
+
+def test_what_gloos_threads_let_go_of_late_does_not_count():
+    for held_after in run(late_release, ranks=2).results:
+        assert held_after == [0] * 30
+
+
+def test_watch_knows_a_shard_by_any_name():
+    layers = tower()
+    moments = alive.watch(layers)
+    layers[1].weight.untyped_storage().resize_(0)
+    layers[1].bias.data = torch.empty(0)
+    layers[1].register_parameter("mine", nn.Parameter(torch.ones(100)))
+    layers[0](torch.ones(1, 8))
+    assert moments == [("F0", [288, 0, 288])]
 
 
 def test_an_unknown_mark_is_an_error():

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from course_lib import measure, theory
+from course_lib.check.counted import header_bytes, rounding, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.job import Job
 
@@ -17,7 +18,7 @@ __all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
 
 ERROR_LIMIT = 1e-9                      # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                      # times what ring all_reduces of the same tensors send
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0                        # generous: how busy the machine is says nothing about an answer
 BATCH, SEQUENCE, HIDDEN = 8, 64, 32     # x is [8, 64, 32]: large enough for the headers of messages not to count
 S = 8 * BATCH * SEQUENCE * HIDDEN       # bytes of x in float64
 
@@ -49,6 +50,10 @@ def sequence_operators(judge: Judge, f: Callable, g: Callable) -> None:
         judge.demand(not sums, f"{ranks} ranks: no all_reduce",
                      f"{ranks} ranks: you used {sums} all_reduce. It gives every rank the sum for all tokens, and a rank needs only "
                      "its own: that is a reduce_scatter.")
+        rooted = sorted(set(job.comm["op"]) & {"broadcast", "reduce", "gather", "scatter"})
+        if rooted:
+            judge.demand(False, "", f"{ranks} ranks: you used {_used(job)}. A {rooted[0]} has one root, so the ranks take turns. In an all_gather and a reduce_scatter all "
+                                    "send at the same time.")
         _judge_bytes(judge, job, "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a ring)")
         if not judge.verdict():
             return
@@ -59,7 +64,11 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
 
     Each rank returns, for the output and the gradients of x, A and B, the error against one process, whether it is absent, and what it looks like.
     """
-    def mlp(f, g):
+    def mlp(f, g, seed):
+        import time
+
+        from course_lib.check import on_rank
+
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
@@ -71,33 +80,56 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
             return mine(tensor, 1) if cut_tokens else tensor
 
         def relative(found, wanted):
-            return 1.0 if found is None or found.shape != wanted.shape else ((found - wanted).norm() / wanted.norm()).item()
+            return on_rank.apart(found, wanted)
 
         class NotATensor(Exception):
             pass
 
         def checked(found, name, shape):
-            if not isinstance(found, torch.Tensor) or found.shape != shape:
-                what = f"one of shape {list(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
-                raise NotATensor(f"your {name} must return a tensor of shape {list(shape)}, and it returned {what}")
+            what = f"one of shape {list(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
+            problem = "" if isinstance(found, torch.Tensor) and found.shape == shape else f"your {name} must return a tensor of shape {list(shape)}, and it returned {what}"
+            if number == 0:                       # in the first step, whose calls are not counted, all ranks leave together
+                problem = on_rank.first_problem(problem)
+            if problem:
+                raise NotATensor(problem)
             return found
+
+        def comes_late(tensor):
+            """The last rank is slow here: whoever does not wait for it goes on with numbers that are not there yet."""
+            if late:
+                dist.barrier()
+                time.sleep(0.3 if rank == n - 1 else 0)
+            return tensor
 
         def gradients(x, A, B, weights, enter, leave):
             x, A, B = (tensor.clone().requires_grad_() for tensor in (x, A, B))
             with measure.step() if enter is f else torch.enable_grad():
-                entered = checked(enter(x), "f", (BATCH, SEQUENCE, HIDDEN))
-                y = checked(leave(F.gelu(entered @ A) @ B), "g", weights.shape)
+                entered = checked(enter(comes_late(x)), "f", (BATCH, SEQUENCE, HIDDEN))
+                kept = entered.detach().clone()
+                part = F.gelu(entered @ A) @ B
+                part.register_hook(comes_late)
+                y = checked(leave(comes_late(part)), "g", weights.shape)
+                output = y.detach().clone()           # at once
                 (y * weights).sum().backward()
-            return {"output": y.detach(), "x": x.grad, "A": A.grad, "B": B.grad}
+                x_grad = None if x.grad is None else x.grad.clone()
+            if late and not (torch.equal(kept, entered.detach()) and torch.equal(output, y.detach())):
+                raise NotATensor("what your f or g had returned was changed afterwards: a message was still on its way. Wait for it before you return")
+            return {"output": output, "x": x_grad, "A": A.grad, "B": B.grad}
 
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         weights = torch.randn(BATCH, SEQUENCE, HIDDEN)
-        for _ in range(2):
-            x, A, B = torch.randn(BATCH, SEQUENCE, HIDDEN), torch.randn(HIDDEN, 4 * HIDDEN), torch.randn(4 * HIDDEN, HIDDEN)
+        sets = [(torch.randn(BATCH, SEQUENCE, HIDDEN), torch.randn(HIDDEN, 4 * HIDDEN), torch.randn(4 * HIDDEN, HIDDEN)) for _ in range(3)]     # all before an answer runs
+        founds, problem = [], ""
+        for number, (x, A, B) in enumerate(sets):
+            late = number == 2                    # after the traced one
             try:
-                found = gradients(tokens(x), mine(A, 1), mine(B, 0), tokens(weights), f, g)
+                founds.append(gradients(tokens(x), mine(A, 1), mine(B, 0), tokens(weights), f, g))
             except NotATensor as wrong:
-                return {"problem": str(wrong)}
+                problem = str(wrong)
+            if problem := problem if number == 0 else on_rank.first_problem(problem):
+                return {"problem": problem}
+        found = founds[-1]
+        late = False
         wanted = gradients(x, A, B, weights, nn.Identity(), nn.Identity())
         wanted = {"output": tokens(wanted["output"]), "x": tokens(wanted["x"]), "A": mine(wanted["A"], 1), "B": mine(wanted["B"], 0)}
         own = gradients(x, mine(A, 1), mine(B, 0), weights, nn.Identity(), nn.Identity())       # without any communication
@@ -117,7 +149,7 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
         return {name: (relative(found[name], wanted[name]), found[name] is None, "".join(looks[name][:1])) for name in wanted}
 
     mlp.__name__ = "your f and g"
-    return judge.run(mlp, f, g, ranks=ranks, timeout=TIMEOUT_S)
+    return judge.run(mlp, f, g, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
 
 
 def _judge_returned(judge: Judge, job: Job) -> bool:
@@ -131,8 +163,9 @@ def _judge_values(judge: Judge, job: Job) -> None:
     for name, words in names.items():
         error, absent, looks = max((found[name] for found in job.results), key=lambda found: found[0])
         why = "there is none: backward does not reach it" if absent else f"it is {looks}" if looks else f"relative error {error:.2g}"
+        hint = rounding(error) if not looks else ""
         judge.demand(error < ERROR_LIMIT, f"{job.ranks} ranks: {words} is that of one process",
-                     f"{job.ranks} ranks: {words} is not that of one process: {why}.")
+                     f"{job.ranks} ranks: {words} is not that of one process: {why}.{hint}")
 
 
 @exercise
@@ -140,9 +173,11 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
     """`make(mlp)` returns a module that computes what `mlp` (Linear, GELU, Linear) does, with 1/n of its weights and two all_reduces."""
     STEPS = 3
 
-    def train(make):
+    def train(make, seed):
         import copy
         import gc
+
+        from course_lib.check import on_rank
 
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
@@ -151,24 +186,25 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
             tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, nn.Parameter)]
             return {t.untyped_storage().data_ptr() for t in tensors if t.untyped_storage().nbytes() >= 8 * HIDDEN * 4 * HIDDEN}
 
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         one = nn.Sequential(nn.Linear(HIDDEN, 4 * HIDDEN), nn.GELU(), nn.Linear(4 * HIDDEN, HIDDEN))
-        others = large()
+        target, *inputs = (torch.randn(BATCH, SEQUENCE, HIDDEN) for _ in range(1 + STEPS))             # an answer may seed, or build layers
+        others, unseen = large(), on_rank.outside_torch()
         whole = copy.deepcopy(one)
         module = make(whole)
-        if not isinstance(module, nn.Module):
-            return {"problem": f"ParallelMLP(mlp) must be a module, and it is {module!r}"}
+        problem = "" if isinstance(module, nn.Module) else f"ParallelMLP(mlp) must be a module, and it is {module!r}"
+        if problem := on_rank.first_problem(problem):
+            return {"problem": problem}
         params = list(module.parameters())
         del whole
         gc.collect()
         found = {"output": [], "x": [], "views": any(p.nbytes < p.untyped_storage().nbytes() for p in params),
-                 "params": len(params), "kept": bool(large() - others)}
-        if not params:
+                 "params": len(params), "kept": bool(large() - others) or on_rank.outside_torch() - unseen > 8 * 4 * HIDDEN * HIDDEN // 2}
+        if not all(on_rank.everyone(bool(params))):
             return found
         optimizer, optimizer_of_one = (torch.optim.SGD(model.parameters(), 0.5) for model in (module, one))
-        target = torch.randn(BATCH, SEQUENCE, HIDDEN)
-        for _ in range(STEPS):
-            data, grads = torch.randn(BATCH, SEQUENCE, HIDDEN), []
+        for data in inputs:
+            grads, problem = [], ""
             for model, its_optimizer in ((module, optimizer), (one, optimizer_of_one)):
                 x = data.clone().requires_grad_()
                 its_optimizer.zero_grad()
@@ -176,18 +212,22 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
                     y = model(x)
                     if not isinstance(y, torch.Tensor) or y.shape != x.shape:
                         what = f"one of shape {list(y.shape)}" if isinstance(y, torch.Tensor) else repr(y)
-                        return {"problem": f"the forward of your module must return a tensor of shape {list(x.shape)}, and it returned {what}"}
-                    F.mse_loss(y, target).backward()
-                    its_optimizer.step()
+                        problem = f"the forward of your module must return a tensor of shape {list(x.shape)}, and it returned {what}"
+                    elif not y.requires_grad:
+                        problem = "the forward of your module returns a tensor without a grad_fn: backward has nowhere to begin"
+                    else:
+                        F.mse_loss(y, target).backward()
+                        its_optimizer.step()
+                if problem := on_rank.first_problem(problem):
+                    return {"problem": problem}
                 grads.append((y.detach(), x.grad))
             for name, mine, wanted in zip(("output", "x"), *grads):
-                same = mine is not None and mine.shape == wanted.shape
-                found[name].append(((mine - wanted).norm() / wanted.norm()).item() if same else 1.0)
+                found[name].append(on_rank.apart(mine, wanted))
         return found
 
     train.__name__ = "your parallel MLP"
     for ranks in (2, 4):
-        job = judge.run(train, make, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(train, make, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
         if not _judge_returned(judge, job):
             return
         if not all(found["params"] for found in job.results):
@@ -196,10 +236,10 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
         errors = {name: [max(found[name][step] for found in job.results) for step in range(STEPS)] for name in ("output", "x")}
         if judge.demand(errors["output"][0] < ERROR_LIMIT, f"{ranks} ranks: the output is that of one process",
                         f"{ranks} ranks: the output is not that of one process (relative error {errors['output'][0]:.2g}). Cut the first weight by columns, "
-                        "the second by rows, and add the second bias once, after g."):
+                        f"the second by rows, and add the second bias once, after g.{rounding(errors['output'][0])}"):
             judge.demand(errors["x"][0] < ERROR_LIMIT, f"{ranks} ranks: the gradient of the input is that of one process",
                          f"{ranks} ranks: the gradient of the input is not that of one process (relative error {errors['x'][0]:.2g}). An all_reduce in "
-                         "backward is missing or too many: that is what f is for.")
+                         f"backward is missing or too many: that is what f is for.{rounding(errors['x'][0])}")
             judge.demand(max(errors["output"]) < ERROR_LIMIT, f"{ranks} ranks: after {STEPS - 1} updates with SGD, it still is",
                          f"{ranks} ranks: after {STEPS - 1} updates with SGD, the output is not that of one process "
                          f"(relative error {max(errors['output']):.2g}). So a weight or a bias has got a wrong gradient.")
@@ -234,55 +274,75 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
     """`answer(logits, targets)`: the mean cross-entropy, from logits of which each rank has the columns of its part of the vocabulary."""
     TOKENS, VOCABULARY = 24, 600
 
-    def losses(answer):
+    def losses(answer, seed):
+        from course_lib.check import on_rank
+
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
-        torch.manual_seed(0)
-        found = []
+        torch.manual_seed(seed)
+        found, cases = [], []
         borders = torch.tensor([0, 199, 200, 299, 300, 399, 400, 599])      # first and last tokens of the parts of 2 and 3 ranks
-        for offset, targets in ((0.0, None), (0.0, None), (2000.0, None), (0.0, borders.repeat(3))):     # exp(2000) is more than a float64 can hold
-            # The offset is larger from one rank's part to the next: the largest logit of a token is not on every rank.
-            full = torch.randn(TOKENS, VOCABULARY) + offset * torch.arange(VOCABULARY).div(VOCABULARY / 3).floor()
-            targets = torch.randint(VOCABULARY, (TOKENS,)) if targets is None else targets
+        for kind in ("plain", "plain", "large", "uneven", "borders"):        # all before an answer runs
+            # The largest logit of a token is not on every rank (large: exp(2000) is more than a float64 can hold), and not the same for all tokens (uneven).
+            full = torch.randn(TOKENS, VOCABULARY)
+            if kind == "large":
+                full += 2000.0 * torch.arange(VOCABULARY).div(VOCABULARY / 3).floor()
+            if kind == "uneven":
+                full += torch.linspace(-2000, 2000, TOKENS)[:, None]
+            cases.append((full, borders.repeat(3) if kind == "borders" else torch.randint(VOCABULARY, (TOKENS,))))
+        for full, targets in cases:
             mine, whole = full.tensor_split(n, 1)[rank].clone().requires_grad_(), full.clone().requires_grad_()
             wanted = F.cross_entropy(whole, targets)
             wanted.backward()
+            given = targets.clone()
             with measure.step():
-                loss = answer(mine, targets)
-                if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                    what = repr(loss) if not isinstance(loss, torch.Tensor) else f"one of shape {list(loss.shape)}" if loss.numel() != 1 else "one without a grad_fn"
-                    return {"problem": f"your function must return the mean loss, a tensor with one number and a grad_fn, and it returned {what}"}
-                loss.backward()
-            grad, part = mine.grad, whole.grad.tensor_split(n, 1)[rank]
+                loss = answer(mine, given)
+                problem, is_tensor = "", isinstance(loss, torch.Tensor)
+                if not is_tensor or loss.numel() != 1 or not loss.requires_grad:
+                    what = repr(loss) if not is_tensor else f"one of shape {list(loss.shape)}" if loss.numel() != 1 else "one without a grad_fn"
+                    problem = f"your function must return the mean loss, a tensor with one number and a grad_fn, and it returned {what}"
+                else:
+                    loss.sum().backward()
+            if not problem and not (torch.equal(mine.detach(), full.tensor_split(n, 1)[rank]) and torch.equal(given, targets)):
+                problem = "your function changes the logits or the targets that it was given, and they are not its own. Work on another tensor (`logits - m`, not `logits -= m`)"
+            if problem := on_rank.first_problem(problem):
+                return {"problem": problem}
+            grad, part, loss = mine.grad, whole.grad.tensor_split(n, 1)[rank], loss.detach().reshape(())
             found.append({
-                "loss": abs(loss.item() / wanted.item() - 1), "finite": bool(loss.isfinite()), "sum": abs(loss.item() / wanted.item() / TOKENS - 1) < 1e-6,
-                "grad": 1.0 if grad is None or grad.shape != part.shape else ((grad - part).norm() / part.norm()).item(),
-                "times": 0.0 if grad is None else next((times for times in (n, 1 / n) if torch.allclose(grad, part * times, rtol=1e-6)), 0.0),
+                "loss": on_rank.apart(loss.double(), wanted.detach()), "finite": bool(loss.isfinite()),
+                "sum": abs(loss.item() / wanted.item() / TOKENS - 1) < 1e-6,
+                "grad": on_rank.apart(grad, part),
+                "times": 0.0 if grad is None or grad.shape != part.shape else next((times for times in (n, 1 / n) if torch.allclose(grad.double(), part * times, rtol=1e-6)), 0.0),
             })
         return found
 
     losses.__name__ = "your loss"
     for ranks in (2, 3):
-        job = judge.run(losses, answer, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(losses, answer, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
         if not _judge_returned(judge, job):
             return
-        for case, name in ((1, f"{ranks} ranks"), (2, f"{ranks} ranks, logits up to 4000"), (3, f"{ranks} ranks, targets at the borders of the parts")):
+        for case, name in ((1, f"{ranks} ranks"), (2, f"{ranks} ranks, logits up to 4000"), (3, f"{ranks} ranks, other largest logits from token to token"),
+                           (4, f"{ranks} ranks, targets at the borders of the parts")):
             found = [result[case] for result in job.results]
             worst = max(f["loss"] if f["finite"] else 2.0 for f in found)
-            why = ("exp() of a large logit overflows. Subtract the token's largest logit first: the largest of **all** ranks"
+            why = ("it is not finite, with small logits: is something masked with -inf, which stays -inf in a sum? A rank without the target must add a zero"
+                   if not all(f["finite"] for f in found) and case == 1 else
+                   "exp() of a large logit overflows, or all of them become zero. Subtract the token's largest logit first: the largest of **all** ranks"
                    if not all(f["finite"] for f in found) else
                    "it is the sum over the tokens; divide by their number" if found[0]["sum"] else f"relative error {worst:.2g}")
-            if case == 3 and judge.verdict():         # nothing but the borders is wrong
+            if case == 4 and judge.verdict():         # nothing but the borders is wrong
                 why += f". Rank 1 has the tokens {VOCABULARY // ranks} to {2 * VOCABULARY // ranks - 1}, both included"
             if not judge.demand(worst < ERROR_LIMIT, f"{name}: the loss is that of one process, on every rank",
-                                f"{name}: the loss is not that of one process on every rank: {why}."):
+                                f"{name}: the loss is not that of one process on every rank: {why}.{rounding(worst)}"):
+                if case == 1 and not all(f["finite"] for f in found):
+                    break                         # the other cases would only say another thing of the same
                 continue
             grad, times = max(f["grad"] for f in found), found[0]["times"]
             why = (f"it is {times:g} times as large. Is something added up again in backward?" if times > 1 else f"it is 1/{ranks} of it" if times
                    else f"relative error {grad:.2g}")
             judge.demand(grad < ERROR_LIMIT, f"{name}: the gradient of each rank's logits is that of one process",
-                         f"{name}: the gradient of a rank's logits is not that of one process: {why}.")
+                         f"{name}: the gradient of a rank's logits is not that of one process: {why}.{rounding(grad)}")
         _judge_small(judge, job, 8 * TOKENS)
         if not judge.verdict():
             return
@@ -317,8 +377,7 @@ def _judge_calls(judge: Judge, job: Job, where: str, gathered: str) -> None:
 def _judge_bytes(judge: Judge, job: Job, calls: str) -> None:
     """Demand no more bytes than two ring all_reduces of x: 4 r S. `calls`: what sends so much."""
     ring = 2 * theory.collective_bytes("all_reduce", S, job.ranks)
-    wire = job.steps[job.steps["phase"] == "traced"]["wire_bytes"]
-    sent = float(wire.max()) if wire.notna().all() else float(job.comm.groupby("rank")["algorithm_bytes"].sum().max() if len(job.comm) else 0)
-    judge.demand(sent <= BYTES_LIMIT * ring, f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times 4(n-1)/n S",
+    sent = float(sent_bytes(job).max())
+    judge.demand(sent <= BYTES_LIMIT * ring + header_bytes(job), f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times 4(n-1)/n S",
                  f"{job.ranks} ranks: a rank sent {sent / ring:.1f} times the 4(n-1)/n S = {ring:,.0f} bytes of {calls}. Something larger than the input "
                  "travels, or whole tensors travel where sums would do.")

@@ -1,15 +1,19 @@
-"""What trials share on the ranks: fresh numbers, plain values, one distance, what all ranks say, memory that torch does not see. Imports torch alone."""
+"""What trials share on the ranks: fresh numbers, plain values, one distance, what all ranks say, calls, memory outside of torch. Imports what a rank has anyhow."""
+import array
+import gc
 import operator
 import secrets
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["private_seed", "plain", "whole", "flat", "apart", "everyone", "first_problem", "Calls", "late", "Unseen"]
+__all__ = ["private_seed", "plain", "whole", "flat", "apart", "everyone", "first_problem", "Calls", "late", "outside_torch", "Unseen"]
 
 
 def private_seed() -> int:
@@ -105,6 +109,15 @@ def late(calls: int = 8, pause_s: float = 0.1) -> Callable[[dict], None]:
             time.sleep(pause_s)
 
     return before
+
+
+def outside_torch() -> int:
+    """Bytes of the numpy arrays, bytes and floats that Python objects of this rank hold now. It costs nothing while the answer runs."""
+    gc.collect()
+    kinds = {float, bytes, bytearray, array.array, np.ndarray}
+    held = {id(thing): thing for holder in gc.get_objects() for thing in gc.get_referents(holder) if type(thing) in kinds}
+    bases = {id(thing.base): thing.base for thing in held.values() if isinstance(thing, np.ndarray) and isinstance(thing.base, np.ndarray)}
+    return sum(sys.getsizeof(thing) for thing in (held | bases).values())         # of a view, what it is a view of
 
 
 class Unseen:
