@@ -55,7 +55,6 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
         import time
 
         from course_lib.check import on_rank
-        from course_lib.mini import ring
 
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("cpu")           # gloo sends from one CPU memory to the other
@@ -86,7 +85,6 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
         def alive():
             """Storages of all tensors that anybody in this process still holds."""
             gc.collect()
-            ring._buffers.cache_clear()           # the ring keeps its buffers for the next call; they are not the answer's
             return storages(found for found in gc.get_objects() if issubclass(type(found), torch.Tensor))
 
         rank = dist.get_rank()
