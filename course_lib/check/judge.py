@@ -2,14 +2,19 @@
 import functools
 import inspect
 import secrets
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from course_lib.job import Job
+from course_lib.ranks import places
 from course_lib.ranks.errors import RankError
 from course_lib.run import run_quietly
 
 __all__ = ["Judge", "Verdict", "exercise"]
+
+CALL_S = 20.0                   # all calls of `Judge.call` together; long, because the machine may be busy
+SHOWN_OUTPUT = 2_000            # characters of what an answer printed
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,49 @@ class Judge:
 
     def run(self, fn: Callable, *args, **options) -> Job:
         """Run a job as `course_lib.run` does, without its line. If it fails, the answer is refused with the reason."""
-        return run_quietly(fn, *args, **options)
+        try:
+            return run_quietly(fn, *args, **options)
+        except (TypeError, OSError) as error:         # the answer cannot be sent, or its result not be opened here: the words say it all
+            raise _Told(str(error)) from None
+
+    def call(self, fn: Callable, cases: Sequence[tuple], timeout: float = CALL_S) -> list:
+        """What `fn(*case)` returns, case by case, for answers that need no ranks.
+
+        They run in a process of their own: one that never ends, or that calls sys.exit, is told and leaves the check in peace. Each call gets copies.
+        """
+        def each(fn, cases):
+            return [fn(*case) for case in cases]
+
+        each.__name__ = "your function"
+        try:
+            job = self.run(each, fn, list(cases), ranks=1, timeout=timeout)
+        except RankError as error:
+            report, = error.reports
+            if report.state == "raised NotImplementedError":
+                raise NotImplementedError from None
+            late = "timeout=" in error.headline
+            raise _Told(f"your function had not finished after {timeout:g} s" if late else f"your function {report.state}", report.place, report.line) from None
+        print(job.output[0][-SHOWN_OUTPUT:], end="")
+        return job.results[0]
 
     def verdict(self) -> Verdict:
         return Verdict(self.exercise, self._passed and bool(self._lines), False, tuple(self._lines))
+
+
+class _Told(Exception):
+    """Why an answer failed, in words, with the learner's own line below."""
+
+    def __init__(self, text: str, place: str = "", line: str = ""):
+        super().__init__(text + (f"\n      {place}" if place else "") + (f":  {line}" if place and line else ""))
+
+
+def _where(error: BaseException) -> _Told:
+    """An error in this process, told with the line of the answer that raised it; or as the check's own, if no answer was at work."""
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frame = places.learners_frame([(frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(error.__traceback__)])
+    if frame:
+        return _Told(f"your code raised {what}", places.place_in_words(frame), places.line_of(frame))
+    return _Told(f"the check cannot judge what your function returned, or was given ({what})")
 
 
 def exercise(check: Callable) -> Callable[..., Verdict]:
@@ -80,10 +124,12 @@ def exercise(check: Callable) -> Callable[..., Verdict]:
             if any(report.state == "raised NotImplementedError" for report in error.reports):
                 return _untouched(name)
             judge.demand(False, "", str(error))
-        except Exception as error:        # an answer that this process calls itself
+        except _Told as told:
+            judge.demand(False, "", str(told))
+        except (Exception, SystemExit) as error:      # in this process: of an answer that is called here, or of the check, over a value that it did not expect
             if isinstance(error, NotImplementedError) and not error.args:        # torch's own have a message: a module without forward, say
                 return _untouched(name)
-            judge.demand(False, "", f"your code raised {type(error).__name__}: {error}")
+            judge.demand(False, "", str(_where(error)))
         return judge.verdict()
 
     return checked

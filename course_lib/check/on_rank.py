@@ -1,4 +1,5 @@
-"""What trials share on the ranks: fresh numbers, one distance, what all ranks say, memory that torch does not see. Imports torch alone."""
+"""What trials share on the ranks: fresh numbers, plain values, one distance, what all ranks say, memory that torch does not see. Imports torch alone."""
+import operator
 import secrets
 import tracemalloc
 from collections.abc import Iterable
@@ -7,12 +8,34 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["private_seed", "flat", "apart", "everyone", "first_problem", "Unseen"]
+__all__ = ["private_seed", "plain", "whole", "flat", "apart", "everyone", "first_problem", "Unseen"]
 
 
 def private_seed() -> int:
     """A number that this rank has just drawn, and that no other process can know: data made from it reaches others only in a message."""
     return secrets.randbelow(2**31)
+
+
+def plain(value):
+    """Arrays, tensors and tuples as lists, numbers of numpy and torch as Python's own, inside of lists and dicts too; everything else as it is."""
+    if isinstance(value, dict):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Tensor) or type(value).__module__ == "numpy":
+        try:
+            return value.tolist()
+        except Exception:                 # a tensor without values, say
+            return value
+    return value
+
+
+def whole(value) -> int | None:
+    """A whole number of any library as Python's; None if it is something else (True and 2.0 are)."""
+    try:
+        return None if isinstance(plain(value), bool) else operator.index(value)
+    except Exception:
+        return None
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
