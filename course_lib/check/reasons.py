@@ -18,6 +18,8 @@ def sent_bytes(job: Job) -> tuple[float, float]:
     each = (job.comm["group_size"] - 1) * CALL_HEADER_BYTES
     headers = each.where(~job.comm["op"].isin(["send", "recv"]), MESSAGE_HEADER_BYTES).groupby(job.comm["rank"]).sum().reindex(range(job.ranks), fill_value=0)
     wire = job.steps[job.steps["phase"] != "warm-up"].groupby("rank")["wire_bytes"].max()
+    if wire.empty:                        # the job ended early
+        return 0.0, 0.0
     most = (wire - headers).astype(float).idxmax()
     return float(wire[most]), float(headers[most])
 
