@@ -1,5 +1,10 @@
-"""What several checks read from a job or an error: bytes that a rank sent, and the hint to a number that was rounded."""
-from course_lib.job import Job
+"""What several checks read from a job or an error: bytes that a rank sent, and the hint to a number that was rounded. Loads nothing, for ranks use it too."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from course_lib.job import Job
 
 __all__ = ["sent_bytes", "rounding"]
 
