@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn import functional as F
 
 from course_lib import measure, theory
@@ -283,16 +284,8 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
     seed = judge.seed
     last_step = seed % 1000 + 7                   # of the second save
 
-    class Shifted(MLP):
-        """An MLP with a buffer that training changes."""
-        def __init__(self):
-            super().__init__(WIDTHS)
-            self.register_buffer("shift", torch.zeros(64))
-
-        def forward(self, images):
-            images = images.flatten(1)
-            self.shift.mul_(0.9).add_(0.1 * images.detach().mean(0))
-            return super().forward(images - self.shift)
+    def plain():
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), MLP(WIDTHS))           # with buffers, which training changes
 
     def train(save, load, path):
         import builtins
@@ -306,7 +299,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
 
         def make(seed):
             torch.manual_seed(seed)
-            ddp = DistributedDataParallel(Shifted())
+            ddp = DistributedDataParallel(plain())
             return ddp, torch.optim.Adam(ddp.parameters(), 0.01)
 
         def steps(ddp, optimizer, first, last):
@@ -353,7 +346,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 holds = f"a dict with the keys {', '.join(map(str, content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
                 return f"it holds {holds}, and it should hold a dict with the keys model, optimizer and step."
             try:
-                Shifted().load_state_dict({name: tensor.cpu() for name, tensor in content["model"].items()})
+                plain().load_state_dict({name: tensor.cpu() for name, tensor in content["model"].items()})
             except Exception:
                 wrapped = all(str(name).startswith("module.") for name in content["model"]) if isinstance(content["model"], dict) else False
                 return ("a plain model cannot load its `model`. Save `ddp.module.state_dict()`: " +
@@ -422,7 +415,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 return os.mkdir, (f"{path}.mark",)
 
         torch.save({"model": Planted(), "optimizer": Planted(), "step": 3}, path)
-        ddp = DistributedDataParallel(Shifted())
+        ddp = DistributedDataParallel(plain())
         try:
             load(path, ddp, torch.optim.Adam(ddp.parameters()))
         except Exception:

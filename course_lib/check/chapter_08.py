@@ -278,7 +278,7 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
                 hold = list(one)
                 tell()
                 step()
-                if problem := on_rank.first_problem("" if all(hold[2:]) else "the others wait where they could work"):
+                if problem := on_rank.first_problem("" if rank != hold[0][0] or hold[2:] == [True] else "the others wait where they could work"):
                     break
             return problem, 0, 0, 0, []
         for number in range(2):
