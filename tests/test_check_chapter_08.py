@@ -51,7 +51,7 @@ WRONG = [
     (chapter_08.pipeline_worker, answers.execute_without_history, "x.grad"),
     (chapter_08.pipeline_worker, answers.execute_counts_itself, "where its list says"),
     (chapter_08.pipeline_worker, answers.execute_counts_backwards_itself, "the gradient is wrong"),
-    (chapter_08.pipeline_worker, answers.execute_in_float32, "rank 0 sends 0.50 times the bytes"),
+    (chapter_08.pipeline_worker, answers.execute_in_float32, "the rounding of float32"),
     (chapter_08.pipeline_worker, answers.execute_rounds_what_it_sends, "the rounding of float32"),
     (chapter_08.pipeline_worker, answers.execute_tells_everybody, "you call broadcast. Only neighbours have anything to say"),
     (chapter_08.pipeline_worker, answers.execute_sends_the_input_too, "rank 0 sends 2.00 times the bytes of one tensor per cut"),

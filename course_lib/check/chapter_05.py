@@ -320,7 +320,7 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
         wanted = wanted * shared
         dist.all_reduce(wanted)
         wanted /= dist.get_world_size()
-        parallel = DistributedDataParallel(model, bucket_cap_mb=0.05)         # several buckets
+        parallel = DistributedDataParallel(model, bucket_cap_mb=0.01)         # several buckets
         parallel.register_comm_hook(None, checked)
         for _ in range(3):
             buckets = 0

@@ -342,8 +342,9 @@ def _judge_order(judge: Judge, name: str, job: Job, lists: Sequence[Sequence[min
     """Which micro-batch ran where; a stage knows it by its values."""
     wrong = next(((rank, found, wanted) for rank, (*_, order) in enumerate(job.results) for found, wanted in zip(order, map(repr, lists[rank])) if found != wanted), None)
     rank, found, wanted = wrong or (0, "", "")
+    what = "something that is no micro-batch" if "?" in found else found
     return judge.demand(wrong is None, f"{name}: in the order of the list",
-                        f"{name}: rank {rank} runs {found} where its list says {wanted}. Each instruction names its micro-batch: take that one's tensors")
+                        f"{name}: rank {rank} runs {what} where its list says {wanted}. Each instruction names its micro-batch: take that one's tensors")
 
 
 def _judge_held(judge: Judge, name: str, job: Job, schedule: str, micro_batches: int) -> bool:

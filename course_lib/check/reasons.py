@@ -33,6 +33,6 @@ def rounding(error: float) -> str:
     """What a relative error says of the way that numbers took, in a test in float64: " It is ...", or "" for an error that tells nothing."""
     if 1e-9 <= error < 1e-6:
         return " An error of this size is the rounding of float32: the numbers here are float64, and must stay so all the way."
-    if 1e-5 <= error < 2e-3:
+    if 1e-5 <= error < 2e-2:
         return " An error of this size may be the rounding of float16 or bfloat16: does something change the dtype on the way?"
     return ""
