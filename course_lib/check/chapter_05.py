@@ -25,7 +25,7 @@ __all__ = ["bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rat
 
 RELATIVE_ERROR = 1e-5               # float32 gradients, added up in another order, differ by about 1e-7
 LAYERS, LAYER_BYTES = 8, 2**19
-PATIENCE_S = 5.0                    # so long a rank waits for what a right answer does at once, however busy the machine is
+PATIENCE_S = 8.0                    # so long a rank waits for what a right answer does at once, however busy the machine is
 LATE_S = 0.2                        # one rank comes so much later than the others: who does not wait for it has wrong gradients
 HALF_ERROR = 1e-3                   # float16 has 11 bits: 2^-11 at most for one number, less for the whole; bfloat16 has 8
 TIMEOUT_S = 40.0                    # long, for a busy machine
