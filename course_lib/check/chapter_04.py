@@ -96,7 +96,8 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
                         loss.backward()
                 now = [None if p.grad is None else p.grad.detach().clone() for p in learning(module)]       # before what comes late can still come
             found["moved"] = max(found["moved"], apart(flat(module.parameters()), before))
-            problem = ("a parameter has no gradient after backward, or one of another shape" if any(g is None or g.shape != p.shape for g, p in zip(now, learning(module))) else
+            strange = any(g is None or g.shape != p.shape for g, p in zip(now, learning(module)))
+            problem = ("a parameter has no gradient after backward, or one of another shape" if strange else
                        "a frozen parameter has got a gradient" if any(p.grad is not None for p in module.parameters() if not p.requires_grad) else "")
             if problem := on_rank.first_problem(problem):
                 return found | {"other": problem}
@@ -367,8 +368,9 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             steps(ddp, optimizer, 0, 3)
             for turn, step in enumerate((3, last_step)):                  # the second save finds a file
                 before = copy.deepcopy((ddp.state_dict(), optimizer.state_dict()))
+                special = {"load": noted_load, "sleep": lambda seconds: sleep(seconds / 1000)}       # who sleeps has not waited
                 for home, name, function in own:
-                    setattr(home, name, noted_load if name == "load" else (lambda seconds: sleep(seconds / 1000)) if name == "sleep" else slow(function, name))
+                    setattr(home, name, special.get(name) or slow(function, name))
                 save(path, ddp, optimizer, step)
                 then = content() if os.path.exists(path) else None
                 store.set(f"back/{turn}", "") if rank else None
