@@ -1,5 +1,7 @@
 """Answers to the exercises of chapter 04, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+import io
 import os
+import time
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -44,6 +46,26 @@ class OwnDDP(nn.Module):
         self.sync = False
         yield
         self.sync = True
+
+
+class PrintsAndCounts(OwnDDP):
+    """Right as well: all in one message, sent by the hook of the gradient that comes last. And it prints what it does, as one does who looks for a mistake."""
+    def __init__(self, module):
+        super().__init__(module)
+        torch.manual_seed(7)                      # whatever it is good for
+        self.learning = [p for p in module.parameters() if p.requires_grad]
+        self.missing = len(self.learning)
+
+    def average(self, p):
+        print("gradient", tuple(p.shape), self.sync, p.grad)
+        if self.sync:
+            self.missing -= 1
+            if not self.missing:
+                flat = torch.cat([q.grad.flatten() for q in self.learning])
+                dist.all_reduce(flat)
+                for q, part in zip(self.learning, (flat / dist.get_world_size()).split([q.numel() for q in self.learning])):
+                    q.grad = part.view_as(q)
+                self.missing = len(self.learning)
 
 
 def torchs_ddp(module):
@@ -163,6 +185,28 @@ class ByReduceAndBroadcast(OwnDDP):
             p.grad /= dist.get_world_size()
 
 
+class InFloat32(OwnDDP):
+    def average(self, p):
+        if self.sync:
+            small = p.grad.float()
+            dist.all_reduce(small)
+            p.grad.copy_(small / dist.get_world_size())
+
+
+class DoesNotWait(OwnDDP):
+    def average(self, p):
+        if self.sync:
+            p.grad /= dist.get_world_size()
+            dist.all_reduce(p.grad, async_op=True)
+
+
+class OnRank0Only(OwnDDP):
+    def average(self, p):
+        if self.sync:
+            dist.reduce(p.grad, 0)
+            p.grad = p.grad / dist.get_world_size() if dist.get_rank() == 0 else None
+
+
 class HooksOnFrozen(OwnDDP):
     def __init__(self, module):
         nn.Module.__init__(self)
@@ -182,6 +226,65 @@ def update(ddp, optimizer, micro_batches):
         with nullcontext() if number == len(micro_batches) - 1 else ddp.no_sync():
             (F.cross_entropy(ddp(images), labels, reduction="sum") / total).backward()
     optimizer.step()
+
+
+def update_by_weights(ddp, optimizer, micro_batches):
+    """Right as well: the means, each with its share; and the last micro-batch by itself. It prints its losses."""
+    ddp.zero_grad()
+    shares = [len(labels) / sum(len(other) for _, other in micro_batches) for _, labels in micro_batches]
+    *first, last = zip(micro_batches, shares)
+    with ddp.no_sync():
+        for (images, labels), share in first:
+            loss = share * F.cross_entropy(ddp(images), labels)
+            loss.backward()
+            print("loss", loss.item(), *[p.grad.flatten()[:50].tolist() for p in ddp.parameters()])
+    (images, labels), share = last
+    (share * F.cross_entropy(ddp(images), labels)).backward()
+    optimizer.step()
+
+
+def update_zeroes_late(ddp, optimizer, micro_batches):
+    """For the next update, which need not be mine."""
+    total = sum(len(labels) for _, labels in micro_batches)
+    for number, (images, labels) in enumerate(micro_batches):
+        with nullcontext() if number == len(micro_batches) - 1 else ddp.no_sync():
+            (F.cross_entropy(ddp(images), labels, reduction="sum") / total).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def update_all_forwards_first(ddp, optimizer, micro_batches):
+    optimizer.zero_grad()
+    total, losses = sum(len(labels) for _, labels in micro_batches), []
+    for number, (images, labels) in enumerate(micro_batches):
+        with nullcontext() if number == len(micro_batches) - 1 else ddp.no_sync():
+            losses.append(F.cross_entropy(ddp(images), labels, reduction="sum") / total)
+    for loss in losses:
+        loss.backward()
+    optimizer.step()
+
+
+def update_of_three(ddp, optimizer, micro_batches):
+    """There are three micro-batches, always."""
+    total = sum(len(labels) for _, labels in micro_batches)
+    optimizer.zero_grad()
+    for number, (images, labels) in enumerate(micro_batches):
+        with nullcontext() if number == 2 else ddp.no_sync():
+            (F.cross_entropy(ddp(images), labels, reduction="sum") / total).backward()
+    optimizer.step()
+
+
+def update_through_float32(ddp, optimizer, micro_batches):
+    step = optimizer.step
+
+    def rounded():
+        for p in ddp.parameters():
+            p.grad = p.grad.float().double()
+        step()
+
+    optimizer.step = rounded
+    update(ddp, optimizer, micro_batches)
+    optimizer.step = step
 
 
 def update_every_time(ddp, optimizer, micro_batches):
@@ -266,6 +369,106 @@ def load(path, ddp, optimizer):
     ddp.module.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     return content["step"]
+
+
+def content_of(ddp, optimizer, step):
+    return {"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+
+
+def save_by_a_buffer(path, ddp, optimizer, step):
+    """Right as well: into memory first, and a sum over all ranks is waited for."""
+    if dist.get_rank() == 0:
+        buffer = io.BytesIO()
+        torch.save(content_of(ddp, optimizer, step), buffer)
+        with open(path, "wb") as file:
+            file.write(buffer.getvalue())
+    dist.all_reduce(torch.zeros(1))
+
+
+def save_beside_and_rename(path, ddp, optimizer, step):
+    """Right as well: a file that is killed half way harms nobody; and the others get a word."""
+    if dist.get_rank() == 0:
+        torch.save(content_of(ddp, optimizer, step), f"{path}.new")
+        os.replace(f"{path}.new", path)
+    dist.broadcast_object_list(["done" if dist.get_rank() == 0 else None], src=0)
+
+
+def save_others_sleep(path, ddp, optimizer, step):
+    if dist.get_rank() == 0:
+        torch.save(content_of(ddp, optimizer, step), path)
+    else:
+        time.sleep(1.0)
+
+
+def save_others_look_for_the_file(path, ddp, optimizer, step):
+    """The file comes into being complete; but there may be an old one."""
+    if dist.get_rank() == 0:
+        torch.save(content_of(ddp, optimizer, step), f"{path}.new")
+        os.replace(f"{path}.new", path)
+    while not os.path.exists(path):
+        pass
+
+
+def save_renames_after_the_barrier(path, ddp, optimizer, step):
+    if dist.get_rank() == 0:
+        torch.save(content_of(ddp, optimizer, step), f"{path}.new")
+    dist.barrier()
+    if dist.get_rank() == 0:
+        os.replace(f"{path}.new", path)
+
+
+def save_writes_after_the_barrier(path, ddp, optimizer, step):
+    buffer = io.BytesIO()
+    if dist.get_rank() == 0:
+        torch.save(content_of(ddp, optimizer, step), buffer)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        with open(path, "wb") as file:
+            file.write(buffer.getvalue())
+
+
+def save_and_forget(path, ddp, optimizer, step):
+    """Frees the moments, which are in the file."""
+    save(path, ddp, optimizer, step)
+    for state in optimizer.state.values():
+        state["exp_avg"].zero_()
+
+
+def save_without_buffers(path, ddp, optimizer, step):
+    if dist.get_rank() == 0:
+        torch.save({"model": dict(ddp.module.named_parameters()), "optimizer": optimizer.state_dict(), "step": step}, path)
+    dist.barrier()
+
+
+def save_in_bfloat16(path, ddp, optimizer, step):
+    """Half the bytes, and the last digits are gone."""
+    if dist.get_rank() == 0:
+        small = {name: tensor.bfloat16() for name, tensor in ddp.module.state_dict().items()}
+        torch.save({"model": small, "optimizer": optimizer.state_dict(), "step": step}, path)
+    dist.barrier()
+
+
+def load_of_bytes(path, ddp, optimizer):
+    """Right as well: one rank reads, all get the bytes; and the step is a tensor."""
+    data = [open(path, "rb").read() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(data, src=0)
+    content = torch.load(io.BytesIO(data[0]), "cpu", weights_only=True)
+    ddp.module.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    return torch.tensor(content["step"])
+
+
+def load_moments_only(path, ddp, optimizer):
+    """The rate is not restored."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    ddp.module.load_state_dict(content["model"])
+    optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    return content["step"]
+
+
+def load_says_three(path, ddp, optimizer):
+    load(path, ddp, optimizer)
+    return 3
 
 
 def save_on_every_rank(path, ddp, optimizer, step):

@@ -1,4 +1,7 @@
 """Answers to the exercises of chapter 05, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -21,12 +24,14 @@ def _spread(flat, params, divide_by=None) -> None:
         p.grad.copy_(part.view_as(p))
 
 
-def _bucketed(model, bucket_bytes, *, wait=False, divide_by=None, flush=True, clear=True, early=True, dtype=None):
+def _bucketed(model, bucket_bytes, *, wait=False, divide_by=None, flush=True, clear=True, early=True, dtype=None, one_at_a_time=False, wait_at_the_end=True):
     waiting, full, travelling = [], [], []
 
     def send(params):
         flat = torch.cat([p.grad.flatten() for p in params])
         flat = flat.to(dtype) if dtype else flat
+        if one_at_a_time and travelling:
+            travelling[-1][0].wait()
         work = dist.all_reduce(flat, async_op=True)
         if wait:
             work.wait()
@@ -46,7 +51,8 @@ def _bucketed(model, bucket_bytes, *, wait=False, divide_by=None, flush=True, cl
             send(list(waiting))
         waiting.clear()
         for work, flat, params in travelling:
-            work.wait()
+            if wait_at_the_end:
+                work.wait()
             _spread(flat, params, divide_by)
         if clear:
             travelling.clear()
@@ -92,6 +98,89 @@ def bucketed_from_the_shapes(model, bucket_bytes):
             p.register_post_accumulate_grad_hook(make_hook(number, place))
             place += p.numel()
     return finish
+
+
+def bucketed_in_a_thread(model, bucket_bytes):
+    """Right as well: one worker makes blocking all_reduces, and backward goes on. And it prints the gradients."""
+    pool, waiting, travelling = ThreadPoolExecutor(1), [], []
+
+    def work(params):
+        flat = torch.cat([p.grad.flatten() for p in params])
+        dist.all_reduce(flat)
+        return params, flat
+
+    def send():
+        travelling.append(pool.submit(work, list(waiting)))
+        waiting.clear()
+
+    def hook(p):
+        print("gradient", p.grad.flatten()[:100].tolist())
+        waiting.append(p)
+        if sum(q.grad.nbytes for q in waiting) >= bucket_bytes:
+            send()
+
+    def finish():
+        if waiting:
+            send()
+        for future in travelling:
+            params, flat = future.result()
+            _spread(flat, params)
+        travelling.clear()
+
+    for p in _learning(model):
+        p.register_post_accumulate_grad_hook(hook)
+    return finish
+
+
+def bucketed_a_gradient_late(model, bucket_bytes):
+    """A bucket leaves when the next gradient does not fit any more."""
+    waiting, travelling = [], []
+
+    def send():
+        flat = torch.cat([p.grad.flatten() for p in waiting])
+        travelling.append((dist.all_reduce(flat, async_op=True), flat, list(waiting)))
+        waiting.clear()
+
+    def hook(p):
+        if waiting and sum(q.grad.nbytes for q in waiting) + p.grad.nbytes > bucket_bytes:
+            send()
+        waiting.append(p)
+
+    def finish():
+        if waiting:
+            send()
+        for work, flat, params in travelling:
+            work.wait()
+            _spread(flat, params)
+        travelling.clear()
+
+    for p in _learning(model):
+        p.register_post_accumulate_grad_hook(hook)
+    return finish
+
+
+def bucketed_one_at_a_time(model, bucket_bytes):
+    """Each bucket waits for the one before."""
+    return _bucketed(model, bucket_bytes, one_at_a_time=True)
+
+
+def bucketed_without_waiting(model, bucket_bytes):
+    return _bucketed(model, bucket_bytes, wait_at_the_end=False)
+
+
+def bucketed_in_float16(model, bucket_bytes):
+    return _bucketed(model, bucket_bytes, dtype=torch.float16)
+
+
+def bucketed_on_rank_0(model, bucket_bytes):
+    """The others lose their gradients."""
+    finish = _bucketed(model, bucket_bytes)
+
+    def drop():
+        finish()
+        if dist.get_rank():
+            model.zero_grad()
+    return drop
 
 
 def bucketed_all_at_the_end(model, bucket_bytes):
@@ -213,6 +302,32 @@ def finish_time_as_a_tensor(ready_s, send_s):
     return torch.tensor(finish_time(ready_s, send_s), dtype=torch.float64)
 
 
+def finish_time_by_numpy(ready_s, send_s):
+    """Right as well, as numpy's number."""
+    return (np.array(ready_s) + np.cumsum(send_s[::-1])[::-1]).max()
+
+
+def finish_time_rounded(ready_s, send_s):
+    return round(finish_time(ready_s, send_s), 2)
+
+
+def finish_time_in_float32(ready_s, send_s):
+    return torch.tensor(finish_time(ready_s, send_s))
+
+
+def finish_time_of_two(ready_s, send_s):
+    """Looks at the first and the last bucket, and at the largest."""
+    largest = send_s.index(max(send_s))
+    return max(ready_s[k] + sum(send_s[k:]) for k in {0, largest, len(send_s) - 1})
+
+
+def finish_time_patches_the_judge(ready_s, send_s):
+    """Changes the course's own code, in its own process: nobody is impressed."""
+    from course_lib.check import judge
+    judge.Judge.demand = lambda self, met, demand, otherwise: (self._lines.append("yes  " + demand), True)[1]
+    return 0.0
+
+
 def finish_time_in_ms(ready_s, send_s):
     return 1e3 * finish_time(ready_s, send_s)
 
@@ -256,6 +371,32 @@ def _hook(bucket, dtype, before, after):
     flat = bucket.buffer()
     future = dist.all_reduce((flat / before).to(dtype), async_op=True).get_future()
     return future.then(lambda done: flat.copy_(done.value()[0].float() / after))
+
+
+def half_hook_in_two_steps(state, bucket):
+    """Right as well: halved before and after, and a new tensor. And it prints the gradients."""
+    print(bucket.buffer().tolist()[:500])
+    small = (bucket.buffer() / 2).to(torch.float16)
+    small /= dist.get_world_size() / 2
+    work = dist.all_reduce(small, async_op=True)
+    return work.get_future().then(lambda done: done.value()[0].to(torch.float32))
+
+
+def half_hook_that_stays_half(state, bucket):
+    """DDP would make fp32 of it."""
+    return dist.all_reduce((bucket.buffer() / dist.get_world_size()).half(), async_op=True).get_future().then(lambda done: done.value()[0])
+
+
+def half_hook_in_pieces(state, bucket):
+    """Two calls for one bucket."""
+    flat = bucket.buffer()
+    halves = [half.half() for half in (flat / dist.get_world_size()).tensor_split(2)]
+    for half in halves:
+        dist.all_reduce(half)
+    flat.copy_(torch.cat(halves))
+    future = torch.futures.Future()
+    future.set_result(flat)
+    return future
 
 
 def half_hook_divides_after(state, bucket):
@@ -327,6 +468,29 @@ def _step_s(job) -> float:
 
 def rates(job):
     return _rates(job, _step_s(job))
+
+
+def rates_by_hand(job):
+    """Right as well: from the rows, and as numpy's numbers."""
+    seconds = {}
+    for row in job.records["steps"]:
+        if row["seconds"] is not None:
+            seconds[row["step"]] = max(seconds.get(row["step"], 0.0), row["seconds"])
+    mine = [row for row in job.records["comm"] if row["rank"] == 0]
+    samples = sum(row["samples"] for row in job.records["steps"] if row["step"] == 2)
+    return {name: np.float64(value) / np.median(list(seconds.values())) for name, value in
+            {"samples_per_s": samples, "collectives_per_s": len(mine), "sent_per_s": sum(row["algorithm_bytes"] for row in mine)}.items()}
+
+
+def rates_of_this_job(job):
+    """The numbers of the exercise, written down."""
+    return {name: value / _step_s(job) for name, value in {"samples_per_s": 12, "collectives_per_s": 3, "sent_per_s": 3 * 4 / 3 * 120_000}.items()}
+
+
+def rates_of_the_slowest_rank(job):
+    """In the job of the exercise it is the same rank in each step."""
+    timed = job.steps[job.steps["phase"] == "timed"]
+    return _rates(job, timed.groupby("rank")["seconds"].median().max())
 
 
 def rates_of_rank_0(job):

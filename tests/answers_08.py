@@ -1,6 +1,8 @@
 """Answers to the exercises of chapter 08, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+import itertools
 from collections import deque
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -31,6 +33,16 @@ def one_after_the_other(p, m):
 def gpipe_last_micro_batch_first(p, m):
     """Right as well: the last micro-batch goes first, on every rank; and stages are named."""
     return [[op(k, rank) for op in (forward, backward) for k in reversed(range(m))] for rank in range(p)]
+
+
+def gpipe_by_numpy(p, m):
+    """Right as well: numpy's numbers, in an array of instructions."""
+    return np.array([[op(k) for op in (forward, backward) for k in np.arange(m)] for _ in range(p)], dtype=object)
+
+
+def gpipe_of_eight(p, m):
+    """Knows the sizes of the course, and no more."""
+    return gpipe(p, m) if (p, m) in ((4, 8), (4, 2), (3, 3)) else gpipe(p, m - 1)
 
 
 def gpipe_with_tensors_for_numbers(p, m):
@@ -103,6 +115,11 @@ def one_f_one_b_by_hand(p, m):
 
 def one_f_one_b_too_early(p, m):
     return [_alternate(m, p - rank) for rank in range(p)]
+
+
+def one_f_one_b_for_few_stages(p, m):
+    """Right for up to four stages."""
+    return one_f_one_b(p, m) if p <= 4 else one_after_the_other(p, m)
 
 
 def one_f_one_b_same_on_all_ranks(p, m):
@@ -297,6 +314,67 @@ def execute_whole_batch(instructions, stage, inputs, targets, loss_fn, like):
     _execute([forward(0), backward(0)], stage, [torch.cat(inputs)], [torch.cat(targets)], loss_fn, torch.cat([like] * len(inputs)))
 
 
+def _numbered(instructions, shuffle):
+    """The list, with the numbers that a worker would count itself."""
+    counts = {"forward": itertools.count(), "backward": itertools.count()}
+    return [forward(next(counts["forward"])) if one.op == "forward" else backward(next(counts["backward"]) if shuffle else one.microbatch) for one in instructions]
+
+
+def execute_counts_itself(instructions, stage, inputs, targets, loss_fn, like):
+    """Right gradients: all ranks count forwards and backwards, and never look at the numbers of the list."""
+    _execute(_numbered(instructions, True), stage, inputs, targets, loss_fn, like)
+
+
+def execute_counts_backwards_itself(instructions, stage, inputs, targets, loss_fn, like):
+    """The forward reads the list, and the backward takes the oldest graph: gradients meet the wrong one."""
+    order = iter([one.microbatch for one in instructions if one.op == "forward"])
+    mixed = [one if one.op == "forward" else backward(next(order)) for one in instructions]
+    _execute(mixed if dist.get_rank() else instructions, stage, inputs, targets, loss_fn, like)
+
+
+def execute_in_circles(instructions, stage, inputs, targets, loss_fn, like):
+    """Right as well: each micro-batch is an object that knows itself, and so Python's collector must find it. And it prints what it does."""
+    class MicroBatch:
+        def __init__(self, k):
+            self.k, self.me = k, self
+
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    batches, sending = {}, []
+    for one in instructions:
+        print(one, like.tolist())
+        if one.op == "forward":
+            batch = batches[one.microbatch] = MicroBatch(one.microbatch)
+            batch.x = inputs[batch.k] if rank == 0 else torch.empty_like(like)
+            if rank:
+                dist.recv(batch.x, rank - 1)
+                batch.x.requires_grad_()
+            batch.y = stage(batch.x)
+            if rank == last:
+                batch.y = loss_fn(batch.y, targets[batch.k]) / len(targets)
+            else:
+                sending.append(dist.isend(batch.y.detach(), rank + 1))
+        else:
+            batch = batches.pop(one.microbatch)
+            grad = torch.empty_like(like) if rank < last else None
+            if rank < last:
+                dist.recv(grad, rank + 1)
+            batch.y.backward(grad)
+            if rank:
+                sending.append(dist.isend(batch.x.grad, rank - 1))
+    for work in sending:
+        work.wait()
+
+
+def execute_in_float32(instructions, stage, inputs, targets, loss_fn, like):
+    """Half the bytes, and half the precision."""
+    _execute(instructions, lambda x: stage(x.double()).float(), [one.float() for one in inputs], targets, lambda y, target: loss_fn(y, target.float()), like.float())
+
+
+def execute_rounds_what_it_sends(instructions, stage, inputs, targets, loss_fn, like):
+    """As many bytes as asked for, but only half of them say something."""
+    _execute(instructions, stage, inputs, targets, loss_fn, like, send=lambda tensor, peer: dist.isend(tensor.float().double(), peer))
+
+
 def execute_computes_forward_twice(instructions, stage, inputs, targets, loss_fn, like):
     """Right gradients, and a third more work."""
     def twice(x):
@@ -413,6 +491,37 @@ def balance_by_trying_limits(costs, num_stages):
             if len(sizes) == num_stages:
                 return sizes
     return None
+
+
+def _balance_by(measure, costs, num_stages):
+    ends = [(0, *cuts, len(costs)) for cuts in itertools.combinations(range(1, len(costs)), num_stages - 1)]
+    best = min(ends, key=lambda cuts: measure([sum(costs[a:b]) for a, b in itertools.pairwise(cuts)]))
+    return [b - a for a, b in itertools.pairwise(best)]
+
+
+def balance_by_numpy(costs, num_stages):
+    """Right as well, with numpy's numbers."""
+    return np.diff(np.concatenate([[0], np.cumsum(_balance_by(max, costs, num_stages))]))
+
+
+def balance_by_squares(costs, num_stages):
+    return _balance_by(lambda sums: sum(total**2 for total in sums), costs, num_stages)
+
+
+def balance_by_range(costs, num_stages):
+    return _balance_by(lambda sums: max(sums) - min(sums), costs, num_stages)
+
+
+def balance_as_near_as_can_be(costs, num_stages):
+    """Fill each stage as near as can be to the mean of what is left."""
+    sizes, start = [], 0
+    for stages in range(num_stages, 1, -1):
+        mean, total, end = sum(costs[start:]) / stages, 0.0, start
+        while end <= len(costs) - stages and (end == start or abs(total + costs[end] - mean) <= abs(total - mean)):
+            total, end = total + costs[end], end + 1
+        sizes.append(end - start)
+        start = end
+    return [*sizes, len(costs) - start]
 
 
 def balance_equal_numbers(costs, num_stages):

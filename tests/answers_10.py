@@ -1,9 +1,11 @@
 """Answers to the exercises of chapter 10, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
 import math
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn import functional as F
 
 
 def stub(*arguments):
@@ -61,6 +63,39 @@ def groups_of_all(axis, sizes):
     return [list(range(math.prod(sizes.values())))]
 
 
+def coordinates_by_numpy(rank, sizes):
+    """Right as well, with numpy's numbers."""
+    return dict(zip(sizes, np.unravel_index(rank, tuple(sizes.values()))))
+
+
+def groups_as_an_array(axis, sizes):
+    """Right as well: the groups are the rows of an array."""
+    ranks = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    return np.moveaxis(ranks, list(sizes).index(axis), -1).reshape(-1, sizes[axis])
+
+
+def groups_as_they_come(axis, sizes):
+    """Right as well: tuples, one at a time."""
+    return (tuple(group) for group in axis_groups(axis, sizes))
+
+
+def groups_in_the_mesh(axis, sizes):
+    """The array keeps the other axes: with three of them, it is no list of groups."""
+    ranks = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    return np.moveaxis(ranks, list(sizes).index(axis), -1)
+
+
+def groups_of_known_axes(axis, sizes):
+    """Knows the meshes of the course, and no more."""
+    if not set(sizes) <= {"dp", "cp", "pp", "tp"} or list(sizes) != sorted(sizes, key=["dp", "cp", "pp", "tp"].index):
+        return groups_swapped(axis, sizes)
+    return axis_groups(axis, sizes)
+
+
+def groups_with_exit(axis, sizes):
+    raise SystemExit(3)
+
+
 # make_groups(sizes)
 
 
@@ -68,6 +103,17 @@ def make_groups(sizes):
     mine = {}
     for axis in sizes:
         for ranks in axis_groups(axis, sizes):
+            group = dist.new_group(ranks)
+            if dist.get_rank() in ranks:
+                mine[axis] = group
+    return mine
+
+
+def make_groups_of_arrays(sizes):
+    """Right as well: the groups of an axis are the rows of an array."""
+    mine = {}
+    for axis in sizes:
+        for ranks in groups_as_an_array(axis, sizes):
             group = dist.new_group(ranks)
             if dist.get_rank() in ranks:
                 mine[axis] = group
@@ -149,6 +195,86 @@ def average_flat(model, groups):
     dist.all_reduce(flat, group=groups["dp"])
     for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
         grad.copy_(part.view_as(grad) / dist.get_world_size(groups["dp"]))
+
+
+def average_by_messages(model, groups):
+    """Right as well: a ring of sends and receives between the ranks of a column, in the group of all ranks. And it prints what it does."""
+    ring = dist.get_process_group_ranks(groups["dp"])
+    n, me = len(ring), ring.index(dist.get_rank())
+    flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+    pieces = list(flat.tensor_split(n))
+    for step in range(2 * (n - 1)):
+        give, take = pieces[(me - step) % n], pieces[(me - step - 1) % n]
+        box = torch.empty_like(take)
+        print("step", step, give.tolist())
+        sending = dist.isend(give, ring[(me + 1) % n])
+        dist.recv(box, ring[(me - 1) % n])
+        sending.wait()
+        take.copy_(take + box if step < n - 1 else box)
+    for p, part in zip(model.parameters(), flat.split([p.numel() for p in model.parameters()])):
+        p.grad.copy_(part.view_as(p) / n)
+
+
+def average_all_at_once(model, groups):
+    """Right as well: all at once, and all are waited for."""
+    works = [dist.all_reduce(p.grad, group=groups["dp"], async_op=True) for p in model.parameters()]
+    for work in works:
+        work.wait()
+    for p in model.parameters():
+        p.grad = p.grad / dist.get_world_size(groups["dp"])
+
+
+def average_without_waiting(model, groups):
+    for p in model.parameters():
+        p.grad /= dist.get_world_size(groups["dp"])
+        dist.all_reduce(p.grad, group=groups["dp"], async_op=True)
+
+
+def average_by_reduce_and_broadcast(model, groups):
+    first = dist.get_process_group_ranks(groups["dp"])[0]
+    for p in model.parameters():
+        dist.reduce(p.grad, first, group=groups["dp"])
+        dist.broadcast(p.grad, first, group=groups["dp"])
+        p.grad /= dist.get_world_size(groups["dp"])
+
+
+def average_by_reduce_scatter(model, groups):
+    """As many bytes as an all_reduce in the textbook; gloo sends more."""
+    n = dist.get_world_size(groups["dp"])
+    flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+    padded = F.pad(flat, (0, -flat.numel() % n))
+    part = torch.empty(padded.numel() // n)
+    dist.reduce_scatter_tensor(part, padded, group=groups["dp"])
+    dist.all_gather_into_tensor(padded, part / n, group=groups["dp"])
+    for p, mean in zip(model.parameters(), padded[:flat.numel()].split([p.numel() for p in model.parameters()])):
+        p.grad.copy_(mean.view_as(p))
+
+
+def average_in_float32(model, groups):
+    for p in model.parameters():
+        small = p.grad.float()
+        dist.all_reduce(small, group=groups["dp"])
+        p.grad.copy_(small / dist.get_world_size(groups["dp"]))
+
+
+def average_with_a_barrier(model, groups):
+    dist.barrier()
+    average(model, groups)
+
+
+def average_by_three(model, groups):
+    """The size of dp is known: 3."""
+    for p in model.parameters():
+        dist.all_reduce(p.grad, group=groups["dp"])
+        p.grad /= 3
+
+
+def average_on_one_rank_of_each_column(model, groups):
+    """The others lose their gradients."""
+    first = dist.get_process_group_ranks(groups["dp"])[0]
+    for p in model.parameters():
+        dist.reduce(p.grad, first, group=groups["dp"])
+        p.grad = p.grad / dist.get_world_size(groups["dp"]) if dist.get_rank() == first else None
 
 
 def average_over_all(model, groups):
@@ -233,6 +359,43 @@ def norm_shared(model, groups):
     return squares.sqrt()
 
 
+def norm_by_numpy(model, groups):
+    """Right as well: numpy's number, from the norms that torch's own tool finds; and it prints them."""
+    cut, whole = (torch.nn.utils.get_total_norm([p.grad for p in params]) for params in cut_and_whole(model))
+    print([p.grad for p in model.parameters()])
+    squares = cut.square()
+    dist.all_reduce(squares, group=groups["tp"])
+    return np.hypot(squares.sqrt().numpy(), whole.numpy())
+
+
+def norm_by_all_gather(model, groups):
+    """Right as well: every rank gets every number, in a tensor of one."""
+    cut, whole = cut_and_whole(model)
+    squares = [torch.empty(1) for _ in range(dist.get_world_size(groups["tp"]))]
+    dist.all_gather(squares, squares_of(cut).view(1), group=groups["tp"])
+    return (sum(squares) + squares_of(whole)).sqrt()
+
+
+def norm_in_float32(model, groups):
+    cut, whole = cut_and_whole(model)
+    squares = squares_of(cut).float()
+    dist.all_reduce(squares, group=groups["tp"])
+    return (squares + squares_of(whole)).sqrt().item()
+
+
+def norm_over_dp(model, groups):
+    """The right sum, over the wrong axis."""
+    cut, whole = cut_and_whole(model)
+    squares = squares_of(cut)
+    dist.all_reduce(squares, group=groups["dp"])
+    return (squares + squares_of(whole)).sqrt().item()
+
+
+def norm_on_rank_0(model, groups):
+    norm = gradient_norm(model, groups)
+    return norm if dist.get_rank() == 0 else None
+
+
 def norm_of_this_rank(model, groups):
     return squares_of(model.parameters()).sqrt().item()
 
@@ -286,6 +449,22 @@ def norm_that_clips(model, groups):
 def plan(numel, layers, gpus):
     possible = [(tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}) for tp in (1, 2, 4, 8) for pp in range(1, layers + 1)
                 if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9]
+    return min(possible, key=lambda found: found[:2])[2]
+
+
+def plan_by_numpy(numel, layers, gpus):
+    """Right as well, with numpy's numbers."""
+    tp, pp = (sizes.ravel() for sizes in np.meshgrid([1, 2, 4, 8], np.arange(1, layers + 1)))
+    fits = (layers % pp == 0) & (gpus % (tp * pp) == 0) & (16 * numel <= 40e9 * tp * pp)
+    tp, pp = tp[fits], pp[fits]
+    best = np.lexsort((-tp, tp * pp))[0]
+    return {"dp": gpus // (tp[best] * pp[best]), "pp": pp[best], "tp": tp[best]}
+
+
+def plan_in_gib(numel, layers, gpus):
+    """40 GiB are more than 40 GB: right but for models that only just fit."""
+    possible = [(tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}) for tp in (1, 2, 4, 8) for pp in range(1, layers + 1)
+                if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40 * 2**30]
     return min(possible, key=lambda found: found[:2])[2]
 
 

@@ -1,15 +1,15 @@
 """Each check of chapter 08 accepts right answers, speaks calmly of a stub, and refuses wrong and wasteful ones with a reason that helps."""
 import answers_08 as answers
-import pytest
 from verdicts import *  # noqa: F403
 
 from course_lib.check import chapter_08
 
 CHECKS = {
-    chapter_08.schedule_gpipe: [answers.gpipe, answers.gpipe_last_backward_first, answers.gpipe_last_micro_batch_first],
+    chapter_08.schedule_gpipe: [answers.gpipe, answers.gpipe_last_backward_first, answers.gpipe_last_micro_batch_first, answers.gpipe_by_numpy],
     chapter_08.schedule_1f1b: [answers.one_f_one_b, answers.one_f_one_b_by_hand],
-    chapter_08.pipeline_worker: [answers.execute, answers.execute_receives_early, answers.execute_asks_autograd_for_gradients],
-    chapter_08.balanced_stages: [answers.balance, answers.balance_by_trying_limits],
+    chapter_08.pipeline_worker: [answers.execute, answers.execute_receives_early, answers.execute_asks_autograd_for_gradients,
+                                 answers.execute_in_circles],
+    chapter_08.balanced_stages: [answers.balance, answers.balance_by_trying_limits, answers.balance_by_numpy],
 }
 WRONG = [
     (chapter_08.schedule_gpipe, answers.one_after_the_other, "only one rank works at a time: does each micro-batch wait until the one before is back?"),
@@ -24,6 +24,8 @@ WRONG = [
     (chapter_08.schedule_gpipe, answers.gpipe_deadlock, "deadlock: rank 0, position 1, B0 waits for B0@1"),
     (chapter_08.schedule_gpipe, answers.gpipe_with_a_pause, "and 3 (m + p - 1) = 33 is possible"),
     (chapter_08.schedule_gpipe, answers.gpipe_in_two_halves, "rank 0 has 4 micro-batches in flight (measured), and m is 8"),
+    (chapter_08.schedule_gpipe, answers.gpipe_of_eight, "5 micro-batches: rank 0, end of its list"),
+    (chapter_08.schedule_1f1b, answers.one_f_one_b_for_few_stages, "the step takes"),
     (chapter_08.schedule_1f1b, answers.gpipe, "rank 0 has 8 micro-batches in flight (measured), and min(p - stage, m) is 4"),
     (chapter_08.schedule_1f1b, answers.one_after_the_other, "only one rank works at a time"),
     (chapter_08.schedule_1f1b, answers.one_f_one_b_too_early, "rank 0 has 5 micro-batches in flight (measured), and min(p - stage, m) is 4"),
@@ -47,10 +49,17 @@ WRONG = [
     (chapter_08.pipeline_worker, answers.execute_last_gradient_only, "the gradient is wrong: it differs by"),
     (chapter_08.pipeline_worker, answers.execute_sends_that_wait, "rank 2: waits in send to rank 3"),
     (chapter_08.pipeline_worker, answers.execute_without_history, "x.grad"),
+    (chapter_08.pipeline_worker, answers.execute_counts_itself, "where its list says"),
+    (chapter_08.pipeline_worker, answers.execute_counts_backwards_itself, "the gradient is wrong"),
+    (chapter_08.pipeline_worker, answers.execute_in_float32, "the rounding of float32"),
+    (chapter_08.pipeline_worker, answers.execute_rounds_what_it_sends, "the rounding of float32"),
     (chapter_08.pipeline_worker, answers.execute_tells_everybody, "you call broadcast. Only neighbours have anything to say"),
     (chapter_08.pipeline_worker, answers.execute_sends_the_input_too, "rank 0 sends 2.00 times the bytes of one tensor per cut"),
     (chapter_08.balanced_stages, answers.balance_equal_numbers, "the slowest takes 5, and 4 is possible"),
     (chapter_08.balanced_stages, answers.balance_greedy, "is possible"),
+    (chapter_08.balanced_stages, answers.balance_by_squares, "models that were drawn could be faster"),
+    (chapter_08.balanced_stages, answers.balance_by_range, "is possible"),
+    (chapter_08.balanced_stages, answers.balance_as_near_as_can_be, "models that were drawn could be faster"),
     (chapter_08.balanced_stages, answers.balance_all_on_the_first, "leaves a stage without a layer"),
     (chapter_08.balanced_stages, answers.balance_forgets_layers, "deals out 3 layers, and there are 5"),
     (chapter_08.balanced_stages, answers.balance_returns_costs, "is not a list of whole numbers"),
@@ -65,10 +74,3 @@ HANGING = (answers.execute_sends_that_wait, answers.execute_drops_its_sends)
 RIGHT = [(check, answer) for check, right in CHECKS.items() for answer in right]
 UNTOUCHED = [(check, answers.stub) for check in CHECKS]
 WRONG = [(check, answer, reason, "the gradients of one process" if answer in WASTEFUL else "") for check, answer, reason in WRONG]
-
-
-@pytest.fixture(autouse=True)
-def no_longer_sleeps(request, monkeypatch):
-    """For an answer that takes turns, longer sleeps, which a busy machine gets, would change nothing."""
-    if answers.execute_takes_turns in request.node.callspec.params.get("answers", ()):
-        monkeypatch.setattr(chapter_08, "FORWARD_S", chapter_08.FORWARD_S[:1])

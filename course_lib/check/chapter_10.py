@@ -3,13 +3,16 @@
 What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
 """
 import math
+import random
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 from course_lib import measure, theory
+from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.reasons import rounding, sent_bytes
 from course_lib.mini import hybrid, tensor_parallel
 from course_lib.models import TinyGPT
 
@@ -17,7 +20,7 @@ __all__ = ["mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_pl
 
 ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                  # times what a ring all_reduce of a rank's gradients sends
-TIMEOUT_S = 20.0
+TIMEOUT_S = 40.0                    # long, for a busy machine
 UPDATES = 3
 
 
@@ -28,19 +31,38 @@ def _in_words(sizes: dict[str, int]) -> str:
 @exercise
 def mesh(judge: Judge, coordinates: Callable, axis_groups: Callable) -> None:
     """`coordinates(rank, sizes)` and `axis_groups(axis, sizes)` of meshes with one to four axes, the last axis being the fastest."""
-    for sizes in ({"dp": 2, "tp": 2}, {"dp": 2, "tp": 4}, {"dp": 2, "pp": 3, "tp": 4}, {"dp": 5}, {"dp": 2, "cp": 1, "pp": 3, "tp": 2}):
-        case, count = f"mesh {_in_words(sizes)}", math.prod(sizes.values())
-        found, wanted = ([function(rank, dict(sizes)) for rank in range(count)] for function in (coordinates, hybrid.coordinates))
+    named = [{"dp": 2, "tp": 2}, {"dp": 2, "tp": 4}, {"dp": 2, "pp": 3, "tp": 4}, {"dp": 5}, {"dp": 2, "cp": 1, "pp": 3, "tp": 2}]
+    draw = random.Random(judge.seed)
+    drawn = [{axis: draw.randint(1, 4) for axis in draw.sample(["dp", "pp", "cp", "ep", "tp"], k=draw.randint(1, 4))} for _ in range(8)]
+    meshes = named + drawn
+
+    def listed(axis, sizes):
+        """The groups as lists, whatever holds them: a zip, or an array."""
+        groups = on_rank.plain(axis_groups(axis, sizes))
+        try:
+            return [on_rank.plain(group if isinstance(group, (str, dict)) else list(group)) for group in groups]
+        except TypeError:
+            return groups
+
+    places = iter(judge.call(coordinates, [(rank, sizes) for sizes in meshes for rank in range(math.prod(sizes.values()))]))
+    groups = iter(judge.call(listed, [(axis, sizes) for sizes in meshes for axis in sizes]))
+    for sizes in meshes:
+        case = f"mesh {_in_words(sizes)}"
+        wanted = [hybrid.coordinates(rank, sizes) for rank in range(math.prod(sizes.values()))]
+        found = [on_rank.plain(next(places)) for _ in wanted]
         if found != wanted:
             judge.demand(False, "", f"{case}: {_wrong_place(found, wanted, sizes)}")
             return
-        judge.demand(True, f"{case}: every rank has its place", "")
+        if sizes in named:
+            judge.demand(True, f"{case}: every rank has its place", "")
         for axis in sizes:
-            problem = _wrong_groups(axis_groups(axis, dict(sizes)), axis, sizes)
+            problem = _wrong_groups(next(groups), axis, sizes)
             if problem:
                 judge.demand(False, "", f"{case}: {problem}")
                 return
-        judge.demand(True, f"{case}: the groups of each axis are right", "")
+        if sizes in named:
+            judge.demand(True, f"{case}: the groups of each axis are right", "")
+    judge.demand(True, f"and so on {len(drawn)} meshes that were drawn", "")
 
 
 def _wrong_place(found: list, wanted: list[dict[str, int]], sizes: dict[str, int]) -> str:
@@ -53,10 +75,9 @@ def _wrong_place(found: list, wanted: list[dict[str, int]], sizes: dict[str, int
 
 def _wrong_groups(found, axis: str, sizes: dict[str, int]) -> str:
     """What is wrong with the groups of one axis, as lists of ranks; "" if nothing."""
-    try:
-        groups = sorted(sorted(group) for group in found)
-    except TypeError:
-        return f"the groups of {axis!r} must be a list of lists of ranks, not {found!r}."
+    if not isinstance(found, list) or not all(isinstance(group, list) and all(isinstance(rank, int) for rank in group) for group in found):
+        return f"the groups of {axis!r} must be a list of lists of ranks, not {found!r:.80}."
+    groups = sorted(sorted(group) for group in found)
     wanted = hybrid.axis_groups(axis, sizes)
     if groups == sorted(wanted):
         return ""
@@ -78,12 +99,12 @@ def _wrong_groups(found, axis: str, sizes: dict[str, int]) -> str:
 @exercise
 def process_groups(judge: Judge, make_groups: Callable) -> None:
     """`make_groups(sizes)` runs on every rank and returns its group of each axis; all ranks make all groups, in the same order."""
-    MEETING_S = 3.0
+    MEETING_S = 12.0                                      # for a rank that makes other calls, or waits elsewhere; one that has returned says so
 
     def trial(make_groups, sizes):
         """What this rank's groups are, by axis, or under "problem" what went wrong. The ranks' calls of new_group are compared, so that none waits."""
         import json
-        from datetime import timedelta
+        import time
 
         rank, count = dist.get_rank(), dist.get_world_size()
         store, real, calls = dist.PrefixStore("check", dist.distributed_c10d._get_default_store()), dist.new_group, []
@@ -91,16 +112,23 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
         class Mismatch(Exception):
             pass
 
+        def seen(key, unless=None):
+            """Wait until another rank has set the key; False if it never will."""
+            deadline = time.monotonic() + MEETING_S
+            while not store.check([key]):
+                if time.monotonic() > deadline or unless and store.check([unless]):
+                    return store.check([key])             # it may have been set in between
+                time.sleep(0.002)
+            return True
+
         def new_group(ranks=None, *args, **options):
             if not options.get("use_local_synchronization"):
-                number, mine = len(calls), sorted(range(count) if ranks is None else ranks)
+                number, mine = len(calls), sorted(map(int, range(count) if ranks is None else ranks))
                 calls.append(mine)
                 store.set(f"{number}/{rank}", json.dumps(mine))
                 for other in range(count):
-                    try:
-                        store.wait([f"{number}/{other}"], timedelta(seconds=MEETING_S))
-                    except Exception:
-                        raise Mismatch(f"rank {rank} makes the group {mine}, and rank {other} does not") from None
+                    if not seen(f"{number}/{other}", unless=f"calls/{other}"):
+                        raise Mismatch(f"rank {rank} makes the group {mine}, and rank {other} does not")
                     theirs = json.loads(store.get(f"{number}/{other}"))
                     if theirs != mine:
                         raise Mismatch(f"in its call number {number + 1} of new_group, rank {min(rank, other)} makes the group "
@@ -129,7 +157,8 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
             if rank not in found[axis]:
                 return {"problem": f"rank {rank} returns for {axis!r} a group that it is not in, {found[axis]}"}
         for other in range(count):
-            store.wait([f"calls/{other}"], timedelta(seconds=5 * MEETING_S))
+            if not seen(f"calls/{other}"):
+                return {"problem": f"rank {rank} has made its groups, and rank {other} still waits for another rank", "unequal": True}
             if int(store.get(f"calls/{other}")) != len(calls):
                 return {"problem": f"rank {rank} makes {len(calls)} groups, and rank {other} makes {int(store.get(f'calls/{other}'))}", "unequal": True}
         return found
@@ -163,32 +192,30 @@ def _distinct(results: list[dict], axis: str) -> list[list[int]]:
     return [list(group) for group in sorted({tuple(sorted(found[axis])) for found in results})]
 
 
-def _tools() -> tuple[Callable, Callable, Callable]:
-    """What the trials share, as functions that travel by value."""
+def _gpt() -> Callable[[], TinyGPT]:
+    """Makes the model of the trials, as a function that travels by value. Its matrices are so large that the headers of messages are small beside them."""
     def make() -> TinyGPT:
         torch.manual_seed(0)
-        return TinyGPT(vocab_size=48, context=16, dim=24, heads=2, layers=1, tied=False)
+        return TinyGPT(vocab_size=48, context=16, dim=48, heads=2, layers=1, tied=False)
 
-    def flat(tensors) -> torch.Tensor:
-        return torch.cat([tensor.detach().flatten() for tensor in tensors])
-
-    def apart(a: torch.Tensor, b: torch.Tensor) -> float:
-        return ((a - b).norm() / b.norm()).item()
-
-    return make, flat, apart
+    return make
 
 
 @exercise
 def hybrid_weights(judge: Judge, average: Callable) -> None:
     """`average(model, groups)` makes the gradients of a model that is cut over groups["tp"] those of the whole batch: over groups["dp"] alone.
 
-    The mesh is 3 x 2: on two rows an all_gather would send no more than an all_reduce.
+    The first mesh is 3 x 2: on two rows an all_gather would send no more than an all_reduce.
     """
-    make, flat, apart = _tools()
+    make = _gpt()
+    LATE_S = 0.2                                          # one rank comes so much later than the others, once: who does not wait for it has wrong numbers
 
-    def trial(average, sizes):
+    def trial(average, sizes, seed):
+        import time
+
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("cpu")
+        flat, apart = on_rank.flat, on_rank.apart
         place, groups = hybrid.coordinates(dist.get_rank(), sizes), hybrid.make_groups(sizes)
         one = make()
         cut = tensor_parallel.parallelize(make(), groups["tp"])
@@ -196,28 +223,35 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
         names, found = [name for name, _ in one.named_parameters()], {"gradient": 0.0, "looks": ""}
         cut_names = {f"{prefix}.{name}" for prefix, module in cut.named_modules() for name in getattr(module, "cut_dims", {})}
         is_cut = flat(torch.full_like(p, name in cut_names) for name, p in one.named_parameters())
+        batches = torch.randint(48, (UPDATES, 4 * sizes["dp"], 17), generator=torch.Generator().manual_seed(seed))
 
         def put_together():
             full = tensor_parallel.gather_full(cut, groups["tp"], grads=True)
             return flat(full[name] for name in names)
 
-        for update in range(UPDATES):
-            whole = torch.arange(4 * sizes["dp"] * 17).add(update).pow(3).remainder(47).view(-1, 17)       # tokens without a pattern that matters
+        for update, whole in enumerate(batches):
             one(whole).backward()
             cut(whole.chunk(sizes["dp"])[place["dp"]]).backward()
             full, own = flat(p.grad for p in one.parameters()), put_together()
             dist.barrier()
             with measure.step(cut, optimizer):
+                if update == 2 and dist.get_rank() == seed % dist.get_world_size():
+                    time.sleep(LATE_S)
                 average(cut, dict(groups))
-            if any(p.grad is None or p.grad.shape != p.shape for p in cut.parameters()):
-                return found | {"problem": "a parameter has no gradient afterwards, or one of another shape"}
+                now = [None if p.grad is None else p.grad.detach().clone() for p in cut.parameters()]       # before what comes late can still come
+            strange = any(grad is None or grad.shape != p.shape for grad, p in zip(now, cut.parameters()))
+            if problem := on_rank.first_problem("a parameter has no gradient afterwards, or one of another shape" if strange else ""):
+                return found | {"problem": problem}
+            for p, grad in zip(cut.parameters(), now):
+                p.grad = grad
             grad = put_together()
-            if update == 0 and apart(grad, full) > ERROR_LIMIT:
+            if apart(grad, full) > ERROR_LIMIT and not found["looks"]:
                 guesses = {"the sum over dp, not the average: divide by the size of dp": full * sizes["dp"],
                            "divided by the number of all ranks; only dp counts, since the ranks of a row have the same samples": full / sizes["tp"],
                            "this row's own gradient: nothing was averaged": own,
                            "this row's own where a parameter is whole: that is the same along tp, but each row has had other samples": own + is_cut * (full - own)}
-                found["looks"] = next((text for text, guess in guesses.items() if apart(grad, guess) < 1e-6), "")
+                late = "right while all ranks are in step, and wrong when one comes late: wait for what you have asked for" if update == 2 and found["gradient"] < ERROR_LIMIT else ""
+                found["looks"] = next((text for text, guess in guesses.items() if apart(grad, guess) < 1e-6), late)
             found["gradient"] = max(found["gradient"], apart(grad, full))
             optimizer.step()
             optimizer_of_one.step()
@@ -227,25 +261,39 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
         return found | {"weights": apart(flat(full[name] for name in names), flat(one.parameters())), "held": flat(cut.parameters()).nbytes}
 
     trial.__name__ = "your function"
-    sizes = {"dp": 3, "tp": 2}
-    job = judge.run(trial, average, sizes, ranks=6, timeout=TIMEOUT_S)
-    if problem := next((found["problem"] for found in job.results if "problem" in found), ""):
-        judge.demand(False, "", f"{problem}.")
-        return
-    columns = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("dp", sizes)}
-    strange = job.comm[~job.comm["group"].isin(columns)]
-    judge.demand(strange.empty, "every collective is within a group of dp", _strange(strange, sizes))
-    error, looks = max(found["gradient"] for found in job.results), next((found["looks"] for found in job.results if found["looks"]), "")
-    if judge.demand(error < ERROR_LIMIT, "every gradient is that of the whole batch",
-                    f"the gradient is not that of the whole batch (relative error {error:.2g}).{f' It is {looks}.' if looks else ''}"):
-        weights = max(found["weights"] for found in job.results)
-        judge.demand(weights < ERROR_LIMIT, f"after {UPDATES} updates, the weights are those of one process",
-                     f"after {UPDATES} updates, the weights are not those of one process (relative error {weights:.2g}).")
-    ring = theory.collective_bytes("all_reduce", job.results[0]["held"], sizes["dp"])
-    sent = float(job.comm.groupby("rank")["algorithm_bytes"].sum().max()) if len(job.comm) else 0.0
-    judge.demand(sent <= BYTES_LIMIT * ring, f"no rank sends more than {BYTES_LIMIT} times 2(n-1)/n of its gradients",
-                 f"a rank sends {sent / ring:.2f} times the {ring:,.0f} bytes of one all_reduce of its gradients over dp. What it holds must be summed, "
-                 "once, with the ranks that hold the same; an all_gather brings everybody's numbers, to be added up everywhere.")
+    for sizes in ({"dp": 3, "tp": 2}, {"dp": 2, "tp": 2}):
+        case = _in_words(sizes)
+        job = judge.run(trial, average, sizes, judge.seed, ranks=math.prod(sizes.values()), timeout=TIMEOUT_S)
+        if problem := job.results[0].get("problem"):
+            judge.demand(False, "", f"{case}: {problem}.")
+            return
+        columns = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("dp", sizes)}
+        strange = job.comm[~job.comm["group"].isin(columns) & ~job.comm["op"].isin(["send", "recv"])]       # a message of two ranks is nobody else's business
+        met = judge.demand(strange.empty, f"{case}: every collective is within a group of dp", f"{case}: {_strange(strange, sizes)}")
+        error, looks = max(found["gradient"] for found in job.results), next((found["looks"] for found in job.results if found["looks"]), "")
+        if judge.demand(error < ERROR_LIMIT, f"{case}: every gradient is that of the whole batch",
+                        f"{case}: the gradient is not that of the whole batch (relative error {error:.2g}).{f' It is {looks}.' if looks else rounding(error)}"):
+            weights = max(found["weights"] for found in job.results)
+            met &= judge.demand(weights < ERROR_LIMIT, f"{case}: after {UPDATES} updates, the weights are those of one process",
+                                f"{case}: after {UPDATES} updates, the weights are not those of one process (relative error {weights:.2g}).")
+        met &= error < ERROR_LIMIT
+        ring, (sent, headers) = theory.collective_bytes("all_reduce", job.results[0]["held"], sizes["dp"]), sent_bytes(job)
+        met &= judge.demand(sent <= BYTES_LIMIT * ring + headers, f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n of its gradients",
+                            f"{case}: a rank sends {sent / ring:.2f} times the {ring:,.0f} bytes of one all_reduce of its gradients over dp. {_wasteful(job.comm)}")
+        if not met:                                       # the other mesh would say it again
+            return
+
+
+def _wasteful(calls) -> str:
+    """Why an average took more bytes than an all_reduce."""
+    ops = set(calls["op"])
+    if "all_gather" in ops and "reduce_scatter" not in ops:
+        return "An all_gather brings everybody's numbers, to be added up everywhere; an all_reduce sends sums."
+    if "reduce_scatter" in ops:
+        return "An all_reduce can be made of a reduce_scatter and an all_gather, but gloo's reduce_scatter sends as much as a whole all_reduce (measured)."
+    if "reduce" in ops:
+        return "The rank to which all reduce, and which sends the sums to all, has more to send than the others: an all_reduce shares that out."
+    return "What it holds must be summed, once, with the ranks that hold the same."
 
 
 def _strange(calls, sizes: dict[str, int]) -> str:
@@ -254,6 +302,9 @@ def _strange(calls, sizes: dict[str, int]) -> str:
         return ""
     op, group = calls.iloc[0]["op"], calls.iloc[0]["group"]
     rows = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("tp", sizes)}
+    if op == "barrier":
+        return (f"your barrier is a collective too, over the ranks {group}, and it moves nothing: an all_reduce waits for all whom it needs, and the columns "
+                "need not wait for each other.")
     if group == ",".join(map(str, range(math.prod(sizes.values())))):
         return (f"your {op} goes over all ranks. Ranks of one row hold different parts of a matrix: averaged, they mix numbers that belong to different "
                 "weights. Only the ranks of a column, groups[\"dp\"], hold the same parameters.")
@@ -266,29 +317,33 @@ def _strange(calls, sizes: dict[str, int]) -> str:
 @exercise
 def gradient_norm(judge: Judge, norm: Callable) -> None:
     """`norm(model, groups)` returns the norm of the whole gradient of a model that is cut over groups["tp"], on every rank; only numbers travel."""
-    make, flat, _ = _tools()
+    make = _gpt()
     LIMIT_BYTES = 100
 
-    def trial(norm, sizes):
+    def trial(norm, sizes, seed):
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("cpu")
         groups = hybrid.make_groups(sizes)
         one, found = make(), []
         cut = tensor_parallel.parallelize(make(), groups["tp"])
-        for update in range(2):
-            tokens = torch.arange(4 * 17).add(update).pow(3).remainder(47).view(-1, 17)
+        batches = torch.randint(48, (2, 4, 17), generator=torch.Generator().manual_seed(seed))
+        for tokens in batches:
             one.zero_grad()
             one(tokens).backward()
             cut.zero_grad()
             cut(tokens).backward()                # all rows have the same tokens: as after an average over dp
-            before = flat(p.grad for p in cut.parameters())
+            before = on_rank.flat(p.grad for p in cut.parameters())
             with measure.step():
                 answer = norm(cut, dict(groups))
-            if not isinstance(answer, (int, float)) and not (isinstance(answer, torch.Tensor) and answer.numel() == 1):
-                return {"problem": f"your function must return the norm, a number, and it returned {answer!r}"}
+            answer = on_rank.plain(answer)
+            while isinstance(answer, list) and len(answer) == 1:
+                answer = answer[0]                # one number in a tensor or an array
+            same = all(p.grad is not None for p in cut.parameters()) and torch.equal(before, on_rank.flat(p.grad for p in cut.parameters()))
+            problem = ("your function changes the gradients; it must only look at them" if not same else "" if isinstance(answer, (int, float)) else
+                       f"your function must return the norm, a number, and it returned {answer!r:.60}")
+            if problem := on_rank.first_problem(problem):
+                return {"problem": problem}
             found.append(float(answer))
-            if not torch.equal(before, flat(p.grad for p in cut.parameters())):
-                return {"problem": "your function changes the gradients; it must only look at them"}
         parts, whole = 0.0, 0.0
         for module in cut.modules():
             for name, p in module.named_parameters(recurse=False):
@@ -297,24 +352,30 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
         squares = torch.stack([parts, parts + whole])
         local = squares.clone()
         dist.all_reduce(squares, group=groups["tp"])
-        right = flat(p.grad for p in one.parameters()).norm().item()
+        dp, tp, right = sizes["dp"], sizes["tp"], on_rank.flat(p.grad for p in one.parameters()).norm().item()
+        along_dp = "the rows have the same gradients, so nothing is added up over dp"
         guesses = {"of this rank's gradients alone: nothing was added up": local[1], "of the cut parameters alone: the whole ones are missing": squares[0],
                    "with the whole parameters counted once per rank of the row: they are the same on all of them": squares[1],
-                   "too large by the root of the size of dp: the rows have the same gradients, so nothing is added up over dp": sizes["dp"] * right**2,
+                   f"too large by the root of the size of dp: {along_dp}": dp * right**2,
+                   f"added up over all ranks: {along_dp}": dp * squares[0] + whole, f"added up over all ranks, with the whole parameters of each: {along_dp}": dp * squares[1],
+                   f"added up over dp: {along_dp}, and what must be added are the parts along tp": dp * local[0] + whole,
+                   f"added up over dp, all of it: {along_dp}, and what must be added are the parts along tp": dp * local[1],
+                   "added up over tp, and averaged over tp: squares of parts are summed": squares[0] / tp + whole,
                    "the square of the norm: take the root": right**4}
-        looks = next((text for text, guess in guesses.items() if abs(found[-1] - guess**0.5) < 1e-9 * right), "")
-        return {"error": abs(found[-1] - right) / right, "looks": looks}
+        looks = next((text for text, guess in guesses.items() if abs(found[-1] - guess**0.5) < 1e-7 * abs(found[-1])), "")
+        return {"error": max(abs(found[-1] - right), 0.0) / right, "looks": looks}
 
     trial.__name__ = "your function"
-    job = judge.run(trial, norm, {"dp": 3, "tp": 2}, ranks=6, timeout=TIMEOUT_S)
-    if problem := next((found["problem"] for found in job.results if "problem" in found), ""):
+    job = judge.run(trial, norm, {"dp": 3, "tp": 2}, judge.seed, ranks=6, timeout=TIMEOUT_S)
+    if problem := job.results[0].get("problem"):
         judge.demand(False, "", f"{problem}.")
         return
     wrong = next((rank for rank, found in enumerate(job.results) if not found["error"] < ERROR_LIMIT), None)
-    looks = "" if wrong is None else job.results[wrong]["looks"]
-    judge.demand(wrong is None, "every rank has the norm of one process",
-                 f"on rank {wrong} it is not the norm that one process has.{f' It is {looks}.' if looks else ''}")
+    looks = "" if wrong is None else f" It is {job.results[wrong]['looks']}." if job.results[wrong]["looks"] else rounding(job.results[wrong]["error"])
+    judge.demand(wrong is None, "every rank has the norm of one process", f"on rank {wrong} it is not the norm that one process has.{looks}")
     most = float(job.comm.groupby("rank")["algorithm_bytes"].sum().max()) if len(job.comm) else 0.0
+    sent, headers = sent_bytes(job)
+    most = max(most, sent - headers)
     judge.demand(most <= LIMIT_BYTES, f"no rank sends more than {LIMIT_BYTES} bytes",
                  f"a rank sends {most:,.0f} bytes. Gradients need not travel: add up their squares on each rank, and send the sum, a number.")
 
@@ -322,40 +383,50 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
 @exercise
 def mesh_plan(judge: Judge, plan: Callable) -> None:
     """`plan(numel, layers, gpus)`: the sizes of dp, pp and tp, with at most 40 GB of model states on a GPU and as little model parallelism as that needs."""
-    MEMORY, SERVER = 40e9, 8
+    MEMORY, SERVER, DRAWN = 40e9, 8, 40
     made_up = [{"model": 1, "layers": 16, "gpus": 8}, {"model": 20, "layers": 44, "gpus": 64}, {"model": 60, "layers": 36, "gpus": 72},
                {"model": 3, "layers": 24, "gpus": 6}, {"model": 7, "layers": 24, "gpus": 24}]
-    published = theory.published("megatron_configurations")["rows"]
+    published, draw = theory.published("megatron_configurations")["rows"], random.Random(judge.seed)
+    drawn = []
+    while len(drawn) < DRAWN:
+        row = {"model": draw.choice([1, 2, 3, 5, 8, 13, 20, 35, 60, 100, 175, 300]), "layers": draw.choice([12, 16, 18, 24, 30, 32, 36, 44, 48, 96]),
+               "gpus": draw.choice([1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 72, 96, 256])}
+        drawn += [row] if _possible(row["model"] * 1e9, row["layers"], row["gpus"], MEMORY, SERVER) else []
+    rows = made_up + published + drawn
     agree = 0
-    for row in made_up + published:
-        model, layers, gpus = row["model"], row["layers"], row["gpus"]
-        case = f"{model}B parameters, {layers} layers, {gpus} GPUs"
-        found = plan(model * 1e9, layers, gpus)
-        if problem := _wrong_plan(found, model * 1e9, layers, gpus, MEMORY, SERVER):
-            judge.demand(False, "", f"{case}: {problem}")
-            return
-        agree += "tp_size" in row and (found["tp"], found["pp"]) == (row["tp_size"], row["pp_size"])
-    count = len(made_up) + len(published)
-    judge.demand(True, f"{count} models: the sizes fit the GPUs, the server, the layers and the memory, and cut no more than they must", "")
+    for some in (made_up + published, drawn):             # an answer that fails at what was drawn has got a reason before, if it is wrong elsewhere too
+        for row, found in zip(some, judge.call(plan, [(row["model"] * 1e9, row["layers"], row["gpus"]) for row in some])):
+            model, layers, gpus = row["model"], row["layers"], row["gpus"]
+            case = f"{model}B parameters, {layers} layers, {gpus} GPUs"
+            if problem := _wrong_plan(found, model * 1e9, layers, gpus, MEMORY, SERVER):
+                judge.demand(False, "", f"{case}: {problem}")
+                return
+            agree += "tp_size" in row and (found["tp"], found["pp"]) == (row["tp_size"], row["pp_size"])
+    judge.demand(True, f"{len(rows)} models: the sizes fit the GPUs, the server, the layers and the memory, and cut no more than they must", "")
     judge.demand(agree == len(published), f"{agree} of {len(published)} models are cut as in the Megatron paper",
                  f"{agree} of {len(published)} models are cut as in the Megatron paper.")
 
 
+def _possible(numel: float, layers: int, gpus: int, memory: float, server: int) -> list[tuple[int, int]]:
+    """The pairs (parts, -tp) of every mesh that has room for the model states."""
+    return [(size * stages, -size) for size in range(1, server + 1) if server % size == 0 for stages in range(1, layers + 1)
+            if layers % stages == 0 and gpus % (size * stages) == 0 and 16 * numel / (size * stages) <= memory]
+
+
 def _wrong_plan(found, numel: float, layers: int, gpus: int, memory: float, server: int) -> str:
-    if not isinstance(found, dict) or set(found) != {"dp", "pp", "tp"} or not all(isinstance(size, int) and size > 0 for size in found.values()):
-        return f"return a dict of dp, pp and tp, whole numbers above 0, not {found!r}."
-    tp, pp, shown = found["tp"], found["pp"], _in_words(found)
-    if math.prod(found.values()) != gpus:
-        return f"{shown} is {math.prod(found.values())} GPUs."
+    sizes = {axis: on_rank.whole(size) for axis, size in found.items()} if isinstance(found, dict) else {}
+    if set(sizes) != {"dp", "pp", "tp"} or not all(size and size > 0 for size in sizes.values()):
+        return f"return a dict of dp, pp and tp, whole numbers above 0, not {found!r:.80}."
+    tp, pp, shown = sizes["tp"], sizes["pp"], _in_words(sizes)
+    if math.prod(sizes.values()) != gpus:
+        return f"{shown} is {math.prod(sizes.values())} GPUs."
     if server % tp:
         return f"tp {tp} does not stay inside a server of {server}: between servers it would wait for the slow link in every layer."
     if layers % pp:
         return f"{layers} layers cannot be dealt out evenly to pp {pp} stages."
     if (gb := 16 * numel / (tp * pp) / 1e9) > memory / 1e9:
         return f"{shown} leaves {gb:.1f} GB of model states on a GPU, and it may be {memory / 1e9:.0f}."
-    possible = [(size * stages, -size) for size in range(1, server + 1) if server % size == 0 for stages in range(1, layers + 1)
-                if layers % stages == 0 and gpus % (size * stages) == 0 and 16 * numel / (size * stages) <= memory]
-    cuts, best_tp = min(possible)
+    cuts, best_tp = min(_possible(numel, layers, gpus, memory, server))
     if tp * pp > cuts:
         return f"{shown} cuts the model into {tp * pp} parts, and {cuts} are enough: the rest could be data parallel, which sends least."
     if tp < -best_tp:
