@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import sys
+import weakref
 
 PRELOAD = (
     "cloudpickle", "numpy", "psutil", "torch", "torch.distributed", "torch.profiler",
@@ -38,6 +39,8 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     for name in PRELOAD:
         importlib.import_module(name)
+    for finalizer in list(weakref.finalize._registry):
+        finalizer.atexit = False          # what the libraries here would clear away at their end is no work for each rank
     gc.collect()
     gc.freeze()                           # what is here now is never collected: ranks don't dirty shared pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # the Interrupt button is the kernel's business
