@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Callable
 
 import pandas as pd
-import torch
 
 from course_lib.arguments import number, one_of, whole
 from course_lib.job import Job
@@ -41,7 +40,6 @@ def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: flo
     """
     with told_in_one_line():
         label = _check(fn, ranks, backend, timeout, threads, label)
-    _warn_of_what_stays()
     with Progress(f"{label} on {ranks} rank{'' if ranks == 1 else 's'}") as progress:
         return carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, progress.update)
 
@@ -49,7 +47,7 @@ def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: flo
 def run_quietly(fn: Callable, *args, ranks: int = 2, timeout: float = 60.0, **kwargs) -> Job:
     """`run` without its line of text, for checks."""
     label = _check(fn, ranks, "auto", timeout, 1, None)
-    return carry_out(fn, args, kwargs, ranks, "auto", timeout, 1, label, lambda text, fraction: None)
+    return carry_out(fn, args, kwargs, ranks, "auto", timeout, 1, label, lambda text, fraction: None, of_learner=False)
 
 
 def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int = 5, **kwargs) -> "Sweep":
@@ -72,7 +70,6 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         options |= {name: kwargs.pop(name) for name in list(options) if name in kwargs}
         for count in ranks:
             label = _check(fn, count, options["backend"], options["timeout"], options["threads"], options["label"])
-    _warn_of_what_stays()
     jobs, total = [], repeats * len(ranks)
     with Progress(f"{label} on {', '.join(map(str, ranks))} ranks, {repeats} times each") as progress:
         for repeat in range(repeats):
@@ -125,16 +122,6 @@ def _step_seconds(job: Job) -> tuple[float, int]:
         return max(job.records["seconds"]), 0
     samples = timed.groupby("step")["samples"].sum().median()
     return float(timed.groupby("step")["seconds"].max().median()), int(samples)
-
-
-def _warn_of_what_stays() -> None:
-    """What a cell has set inside a module does not reach the ranks; of torch's own settings, say so."""
-    for name, here, fresh in (("set_default_dtype", torch.get_default_dtype(), torch.float32),
-                              ("set_float32_matmul_precision", torch.get_float32_matmul_precision(), "highest"),
-                              ("use_deterministic_algorithms", torch.are_deterministic_algorithms_enabled(), False)):
-        if here != fresh:
-            warnings.warn(f"torch.{name}({here}) was called in the notebook, and does not reach the ranks: they begin with {fresh}. "
-                          "Call it in the function that they run.", RankWarning, stacklevel=3)
 
 
 def _check(fn, ranks, backend, timeout, threads, label) -> str:

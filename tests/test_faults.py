@@ -160,7 +160,7 @@ def test_a_thread_of_a_rank_raises(nothing_left):
         run(faults.thread_raises)
 
 
-def test_what_is_still_at_work_when_a_rank_returns_is_finished(nothing_left, tmp_path):
+def test_row_18_what_is_still_at_work_when_a_rank_returns_is_finished(nothing_left, tmp_path):
     folder = tmp_path / "late"
     folder.mkdir()
     job = run(faults.works_on, str(folder), ranks=1)
@@ -168,14 +168,14 @@ def test_what_is_still_at_work_when_a_rank_returns_is_finished(nothing_left, tmp
     assert sorted(job.output[0].split()) == sorted(["done"] * 4 + ["thread", "executor", "process", "atexit"])
 
 
-def test_what_never_ends_is_given_up_with_a_warning(nothing_left):
+def test_row_18_what_never_ends_is_given_up_with_a_warning(nothing_left):
     with pytest.warns(RankWarning, match=r"Ranks 0 and 1 had returned, and still worked after timeout=2 s \(faults.py, line \d+, in .*What was not done is lost"):
         job = run(faults.never_ends, timeout=2)
     assert job.results == ["returned"] * 2
 
 
 @pytest.mark.parametrize("how, words", [("thread", r"A thread of rank 1 raised ValueError: boom"), ("abort", r"Rank 1 was ended by a library's abort .*: it still worked after")])
-def test_what_fails_after_a_rank_has_returned_is_told(nothing_left, how, words):
+def test_row_18_what_fails_after_a_rank_has_returned_is_told(nothing_left, how, words):
     with pytest.warns(RankWarning, match=words):
         assert run(faults.fails_at_the_end, how).results == ["returned"] * 2
 
@@ -184,7 +184,7 @@ def test_what_fails_after_a_rank_has_returned_is_told(nothing_left, how, words):
     (faults.groups_of_members_only, "ranks 0 and 1 made a group of ranks 0 and 1; ranks 2 and 3 made a group of ranks 2 and 3."),
     (faults.groups_with_other_lists, "rank 0 made a group of ranks 0 and 1; ranks 1 and 2 made a group of ranks 0, 1 and 2."),
     (faults.groups_of_each_ones_own, "ranks 0 and 1 made a group of ranks 0 and 1; ranks 2 and 3 made a group of ranks 2 and 3.")])
-def test_every_rank_must_make_every_group(nothing_left, fn, words):
+def test_row_17_every_rank_must_make_every_group(nothing_left, fn, words):
     """Two groups get one name, and their messages mix: some hang, some go well by chance, and all are told within seconds."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -195,7 +195,7 @@ def test_every_rank_must_make_every_group(nothing_left, fn, words):
     assert f"The ranks made different groups: {words} Every rank must call new_group for every group" in told
 
 
-def test_groups_that_all_ranks_make_are_no_mistake(nothing_left):
+def test_row_17_groups_that_all_ranks_make_are_no_mistake(nothing_left):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(faults.groups_as_they_should_be, ranks=4).results == [16.0] * 4

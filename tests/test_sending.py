@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,7 @@ def uses_bad(x=1):
 @pytest.mark.parametrize("fn, args, kwargs, name, kind", [
     (lambda: trainer.width, (), {}, "trainer.guard", "lock"), (lambda: bad, (), {}, "bad['model'][1]", "lock"), (lambda: net, (), {}, "net.fc.rows", "generator"),
     (trainer.fit, (), {}, "self.guard", "lock"), (len, (bad,), {}, "argument 1['model'][1]", "lock"), (lambda *, cfg: 0, (), {"cfg": bad}, "cfg['model'][1]", "lock"),
+    (lambda: {trainer}, (), {}, "trainer.guard", "lock"), (len, ({threading.Lock()},), {}, "a member of argument 1", "lock"),
     (functools.partial(len, bad), (), {"label": "size"}, "an argument of size['model'][1]", "lock")])
 def test_the_variable_that_cannot_be_sent_is_named(fn, args, kwargs, name, kind):
     with pytest.raises(TypeError) as caught:
@@ -173,17 +175,50 @@ def test_the_variable_that_cannot_be_sent_is_named(fn, args, kwargs, name, kind)
     assert "\n" not in str(caught.value)
 
 
+class Shy:
+    def __reduce__(self):
+        return _opens_at_home, (os.getpid(),)
+
+
+def _opens_at_home(pid):
+    if os.getpid() != pid:
+        raise ValueError("not at home")
+
+
+class Odd(list):
+    """A learner's class that cannot even be looked at."""
+
+    def __iter__(self):
+        raise RuntimeError("don't look")
+
+    def __reduce__(self):
+        raise RuntimeError("don't copy")
+
+
+def test_what_cannot_be_opened_in_a_rank_or_looked_at_is_told():
+    with pytest.raises(RankError, match=r"raised TypeError: The function, its arguments, .* cannot be opened in a rank \(ValueError: not at home\)"):
+        run(len, Shy(), ranks=1)
+    with pytest.raises(TypeError, match=r"argument 1\['odd'\] is a Odd, which cannot be copied to another process \(don't copy\)"):
+        run(len, {"odd": Odd()}, ranks=1)
+
+
 def test_the_part_of_a_result_that_cannot_be_sent_is_named():
     with pytest.raises(RankError, match=r"returned a dict that cannot be sent back to the notebook \(result\['rows'\]\[0\]: cannot pickle 'generator'"):
         run(lambda: {"rows": [(n for n in "x")]}, ranks=1)
 
 
 def test_torchs_settings_stay_in_the_notebook_and_that_is_said():
+    def sets_it():
+        torch.set_default_dtype(torch.float64)
+
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.warns(RankWarning, match=r"torch.set_default_dtype\(torch.float64\) was called in the notebook, and does not reach the ranks: .* torch.float32"):
+        with pytest.warns(RankWarning, match=r"torch.set_default_dtype\(torch.float64\) was called in the notebook, and did not reach the ranks: .* torch.float32"):
             assert run(lambda: torch.get_default_dtype(), ranks=1).results == [torch.float32]
         with pytest.warns(RankWarning, match="set_default_dtype"):
             sweep(len, "x", ranks=(1,), repeats=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run(sets_it, ranks=1)
     finally:
         torch.set_default_dtype(torch.float32)

@@ -12,6 +12,8 @@ import time
 import warnings
 from pathlib import Path
 
+import torch
+
 from course_lib.job import Job
 from course_lib.ranks import devices, diagnose, places, sending
 from course_lib.ranks.errors import RankInterrupt, RankWarning, ended_in_words, error_in_words, explain, frames_of_dump, remember, told_in_one_line
@@ -25,8 +27,8 @@ OUTPUT_LIMIT_BYTES = 100_000    # of each rank's output, what a Job keeps; longe
 _OPTIONS = ("ranks", "backend", "timeout", "threads", "label")
 
 
-def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job:
-    """Start the ranks, follow them to the end, and gather what they have sent."""
+def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show, of_learner: bool = True) -> Job:
+    """Start the ranks, follow them to the end, and gather what they have sent. of_learner: the function is the learner's own, and no check's."""
     with told_in_one_line():
         placement = devices.place(ranks, backend)
         call = _pack(fn, args, kwargs, label)
@@ -56,6 +58,8 @@ def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -
             output = [_read_output(directory / f"rank{rank}.out") for rank in range(ranks)]
             if stopped is None:
                 _warn_of_silent_mistakes(group.states, unfinished, timeout)
+                if of_learner:
+                    _warn_of_settings(group.states[0].records["settings"])
             else:
                 raise remember(explain(group.states, output, label, timeout, **stopped))
         except KeyboardInterrupt:
@@ -152,6 +156,17 @@ def _warn_of_silent_mistakes(states, unfinished, timeout: float) -> None:
                           + ", and ended; the rank went on without it.")
     if suspicious:
         warnings.warn(suspicious, RankWarning, stacklevel=4)
+
+
+_FRESH = {"set_default_dtype": torch.float32, "set_float32_matmul_precision": "highest", "use_deterministic_algorithms": False}
+
+
+def _warn_of_settings(in_rank: dict) -> None:
+    """What a cell has set inside torch does not reach the ranks: say so where their function has not set it either."""
+    for name, here in sending.settings().items():
+        if here != _FRESH[name] == in_rank[name]:
+            warnings.warn(f"torch.{name}({here!r}) was called in the notebook, and did not reach the ranks: they had {in_rank[name]!r}. "
+                          "Call it in the function that they run.", RankWarning, stacklevel=4)
 
 
 def _follow(group: Group, deadline: float, show) -> dict | None:

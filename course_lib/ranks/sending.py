@@ -20,7 +20,7 @@ import torch
 
 from course_lib.ranks.unsendable import belongs_to_notebook, culprit
 
-__all__ = ["pack_call", "open_call", "pack_result"]
+__all__ = ["pack_call", "open_call", "pack_result", "settings"]
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _WITHOUT_STORAGE_CLASS = {getattr(torch, name) for name in dir(torch) if name.startswith(("float8_", "float4_"))} | {
@@ -52,7 +52,11 @@ def open_call(call: bytes) -> tuple:
     """
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__spec__ = ModuleSpec("course_lib.ranks.main_of_children", None)        # what multiprocessing gives to a child that it does not fork
-    parts, named = pickle.loads(call)
+    try:
+        parts, named = pickle.loads(call)
+    except Exception as error:
+        raise TypeError("The function, its arguments, or something that they use cannot be opened in a rank "
+                        f"({type(error).__name__}: {error}).") from error
     vars(main).update(named)
     _classes_that_came.update(cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS)
     return parts
@@ -68,6 +72,12 @@ def pack_result(result, rank: int) -> bytes:
         name, _, why = culprit([("result", result)], _ResultPickler)
     raise TypeError(f"rank {rank} returned a {type(result).__name__} that cannot be sent back to the notebook "
                     f"({f'{name}: ' if name != 'result' else ''}{why}). Return numbers, text, lists, dicts or plain tensors.")
+
+
+def settings() -> dict[str, object]:
+    """What torch's global settings are in this process. They do not travel."""
+    return {"set_default_dtype": torch.get_default_dtype(), "set_float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled()}
 
 
 class _Pickler(cloudpickle.Pickler):

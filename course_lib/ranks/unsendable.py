@@ -1,4 +1,5 @@
 """Find the variable because of which something cannot be sent, and name it as the learner would: `trainer.guard`."""
+import contextlib
 import functools
 import pickle
 import types
@@ -21,19 +22,20 @@ def culprit(named: list[tuple[str, object]], pickler: type[pickle.Pickler]) -> t
         named: pairs of a name and a value, one of which cannot be pickled.
         pickler: its class, which takes a file.
     """
-    name, value, why, seen = "something", None, "", set()
-    for _ in range(_DEEPEST):
-        for its_name, part in named:
-            told = None if id(part) in seen or isinstance(part, _PLAIN) else _why_not(part, pickler)
-            if told is not None:
-                name, value, why = its_name, part, told
+    name, value, why, seen = "something", None, "it cannot be pickled", set()
+    with contextlib.suppress(Exception):          # a learner's object may fail where it is looked at: then the name that is known so far
+        for _ in range(_DEEPEST):
+            for its_name, part in named:
+                told = None if id(part) in seen or isinstance(part, _PLAIN) else _why_not(part, pickler)
+                if told is not None:
+                    name, value, why = its_name, part, told
+                    break
+            else:
                 break
-        else:
-            break
-        if belongs_to_notebook(value):
-            break
-        seen.add(id(value))
-        named = _parts(value, name)
+            if belongs_to_notebook(value):
+                break
+            seen.add(id(value))
+            named = _parts(value, name)
     return name, value, why
 
 
@@ -81,8 +83,10 @@ def _parts(value, name: str) -> Iterator[tuple[str, object]]:
         yield from ((name, part) for part in (value.fget, value.fset, value.fdel))
     elif isinstance(value, functools._lru_cache_wrapper):
         yield name, value.__wrapped__
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif isinstance(value, (list, tuple)):
         yield from ((f"{name}[{number}]", part) for number, part in enumerate(value))
+    elif isinstance(value, (set, frozenset)):
+        yield from ((f"a member of {name}", part) for part in value)
     elif isinstance(value, dict):
         yield from ((f"{name}[{key!r}]", part) for key, part in value.items())
         yield from ((f"a key of {name}", key) for key in value)

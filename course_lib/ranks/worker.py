@@ -76,7 +76,7 @@ def work(request: dict, rank: int, channel: socket.socket) -> None:
         if os.getpid() == own_pid:
             kernel.send("returned")
             records = measure.stop_ledger(ledger)
-            kernel.send("result", sending.pack_result(result, rank), {**records, "seconds": seconds}, where.collectives())
+            kernel.send("result", sending.pack_result(result, rank), {**records, "seconds": seconds, "settings": sending.settings()}, where.collectives())
             returned = True
     except BaseException as error:        # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
         if os.getpid() != own_pid:
