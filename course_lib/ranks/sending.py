@@ -46,9 +46,10 @@ def pack_call(fn, args: tuple, kwargs: dict, label: str) -> bytes:
 
 
 def open_call(call: bytes) -> tuple:
-    """In a rank: function, args and kwargs. `__main__` is then a module that holds every name of the notebook that came with them,
+    """In a rank: function, args and kwargs.
 
-    as it would under torchrun: what pickles by name (torch.save of a whole model, all_gather_object, a pool's map) finds classes and functions there.
+    `__main__` is then a module that holds every name of the notebook that came with them, as it would under torchrun: what pickles by name
+    (torch.save of a whole model, all_gather_object, a pool's map) finds classes and functions there.
     """
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__spec__ = ModuleSpec("course_lib.ranks.main_of_children", None)        # what multiprocessing gives to a child that it does not fork
@@ -118,9 +119,10 @@ class _CallPickler(_Pickler):
 
 
 class _ResultPickler(_Pickler):
-    """Tensors go home to the CPU: the kernel must not open the ranks' GPUs to read a result. Classes that came from the notebook go home as
+    """Tensors go home to the CPU: the kernel must not open the ranks' GPUs to read a result.
 
-    a number: by value they would replace the methods of the notebook's own, and so cut them off from its variables.
+    Classes that came from the notebook go home as a number: by value they would replace the methods of the notebook's own, and so cut them off from its
+    variables.
     """
 
     def reducer_override(self, value):
