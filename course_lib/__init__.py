@@ -11,7 +11,7 @@ import types
 
 __version__ = "0.1.0"
 
-_HOMES = {"run": "run", "sweep": "run", "Sweep": "run", "RankWarning": "run", "Job": "job", "RankError": "ranks.errors", "about": "about"}
+_HOMES = {"run": "run", "sweep": "run", "Sweep": "run", "RankWarning": "run", "Job": "job", "RankError": "ranks.errors", "last_error": "ranks.errors", "about": "about"}
 _MODULES = ("measure", "plots", "theory", "models", "datasets", "mini", "check")
 
 __all__ = [*_HOMES, *_MODULES]

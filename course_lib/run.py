@@ -8,7 +8,7 @@ import pandas as pd
 from course_lib.arguments import number, one_of, whole
 from course_lib.job import Job
 from course_lib.ranks import budget, devices, worker
-from course_lib.ranks.errors import RankWarning
+from course_lib.ranks.errors import RankWarning, told_in_one_line
 from course_lib.ranks.one_job import carry_out
 from course_lib.ranks.progress import Progress
 from course_lib.ranks.server import MAX_RANKS
@@ -38,7 +38,8 @@ def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: flo
         RankError if a rank raises, dies, is not done in time, or if the ranks wait for each other. RankInterrupt, a KeyboardInterrupt, if it is
         interrupted. TypeError or ValueError for arguments that cannot work. OSError if there is no room for temporary files.
     """
-    label = _check(fn, ranks, backend, timeout, threads, label)
+    with told_in_one_line():
+        label = _check(fn, ranks, backend, timeout, threads, label)
     with Progress(f"{label} on {ranks} rank{'' if ranks == 1 else 's'}") as progress:
         return carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, progress.update)
 
@@ -46,7 +47,7 @@ def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: flo
 def run_quietly(fn: Callable, *args, ranks: int = 2, timeout: float = 60.0, **kwargs) -> Job:
     """`run` without its line of text, for checks."""
     label = _check(fn, ranks, "auto", timeout, 1, None)
-    return carry_out(fn, args, kwargs, ranks, "auto", timeout, 1, label, lambda text, fraction: None)
+    return carry_out(fn, args, kwargs, ranks, "auto", timeout, 1, label, lambda text, fraction: None, of_learner=False)
 
 
 def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int = 5, **kwargs) -> "Sweep":
@@ -59,21 +60,22 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         repeats: how often each is run.
         kwargs: `run`'s own options (backend, timeout, threads, label) and the function's keyword arguments.
     """
-    if not isinstance(ranks, (tuple, list, range)):
-        raise TypeError(f"ranks={ranks!r}: sweep takes several numbers of ranks, for example ranks=(1, 2, 4).")
-    if not ranks:
-        raise ValueError("sweep needs at least one number of ranks, for example ranks=(1, 2, 4).")
-    whole("repeats", repeats)
-    options = {"backend": "auto", "timeout": 60.0, "threads": 1, "label": None}
-    options |= {name: kwargs.pop(name) for name in list(options) if name in kwargs}
-    for count in ranks:
-        label = _check(fn, count, options["backend"], options["timeout"], options["threads"], options["label"])
+    with told_in_one_line():
+        if not isinstance(ranks, (tuple, list, range)):
+            raise TypeError(f"ranks={ranks!r}: sweep takes several numbers of ranks, for example ranks=(1, 2, 4).")
+        if not ranks:
+            raise ValueError("sweep needs at least one number of ranks, for example ranks=(1, 2, 4).")
+        whole("repeats", repeats)
+        options = {"backend": "auto", "timeout": 60.0, "threads": 1, "label": None}
+        options |= {name: kwargs.pop(name) for name in list(options) if name in kwargs}
+        for count in ranks:
+            label = _check(fn, count, options["backend"], options["timeout"], options["threads"], options["label"])
     jobs, total = [], repeats * len(ranks)
     with Progress(f"{label} on {', '.join(map(str, ranks))} ranks, {repeats} times each") as progress:
         for repeat in range(repeats):
             for count in ranks:
                 def show(text, fraction, done=len(jobs), count=count):
-                    progress.update(f"job {done + 1} of {total} (ranks={count})", done / total)
+                    progress.update(text if fraction is None else f"job {done + 1} of {total} (ranks={count})", done / total)
                 jobs.append(carry_out(fn, args, kwargs, count, options["backend"], options["timeout"], options["threads"], label, show))
     return Sweep(label, tuple(jobs), repeats)
 

@@ -125,6 +125,72 @@ def thread_raises():
         thread.join()
 
 
+def works_on(folder: str):
+    """What a Python process still does after its last line: threads, executors, processes, exit handlers, temporary folders; some of it prints."""
+    import atexit
+    import multiprocessing
+    import tempfile
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+    global kept
+    kept = tempfile.TemporaryDirectory(dir=folder)
+    threading.Thread(target=writes_late, args=(f"{folder}/thread",)).start()
+    ThreadPoolExecutor(1).submit(writes_late, f"{folder}/executor")
+    multiprocessing.get_context("fork").Process(target=writes_late, args=(f"{folder}/process",)).start()
+    atexit.register(writes_late, f"{folder}/atexit")
+    return kept.name
+
+
+def writes_late(path: str):
+    time.sleep(0.3)
+    with open(path, "w") as file:
+        file.write("done")
+    print("done", os.path.basename(path))
+
+
+def never_ends():
+    import threading
+    threading.Thread(target=lambda: [time.sleep(0.1) for _ in range(10_000)]).start()
+    return "returned"
+
+
+def fails_at_the_end(how: str):
+    import atexit
+    import threading
+    if dist.get_rank() == 1:
+        {"thread": lambda: threading.Timer(0.2, raise_boom).start(), "abort": lambda: atexit.register(os.abort)}[how]()
+    return "returned"
+
+
+def groups_of_members_only():
+    rank = dist.get_rank()
+    group = dist.new_group([0, 1] if rank < 2 else [2, 3])
+    dist.all_reduce(torch.ones(3), group=group)
+
+
+def groups_with_other_lists():
+    group = dist.new_group([0, 1, 2] if dist.get_rank() else [0, 1])
+    dist.barrier(group=group)
+
+
+def groups_of_each_ones_own():
+    from torch.distributed.device_mesh import DeviceMesh
+    rank = dist.get_rank()
+    mesh = DeviceMesh("cpu", [rank // 2 * 2, rank // 2 * 2 + 1])           # a mesh needs all ranks, too
+    dist.all_reduce(torch.ones(3), group=mesh.get_group())
+
+
+def groups_as_they_should_be():
+    from torch.distributed.device_mesh import init_device_mesh
+    mesh, x = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp")), torch.ones(1)
+    pair = dist.get_rank() // 2 * 2
+    groups = [mesh["dp"].get_group(), mesh["tp"].get_group(), dist.new_subgroups(2)[0], dist.new_group([pair, pair + 1], use_local_synchronization=True)]
+    for group in groups:
+        dist.all_reduce(x, group=group)
+    time.sleep(3)                         # long enough to be asked what it does
+    return x.item()
+
+
 def raise_boom():
     raise ValueError("boom")
 

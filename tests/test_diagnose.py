@@ -44,6 +44,23 @@ def test_disagreement():
     assert disagreement(states([call(1, size=(2, 3))], [call(1, size=(6,))])) is None           # the same elements
 
 
+def test_groups_of_one_name():
+    told = deadlock(states([call(1, name="1", group="0,1")], [call(1, name="1", group="1,2")], []))
+    assert told == ("The ranks made different groups: rank 0 made a group of ranks 0 and 1; rank 1 made a group of ranks 1 and 2. "
+                    "Every rank must call new_group for every group, also for one of which it is no member, with the same ranks, in the same order.")
+    gone = call(1, name="1", group="group 1")                         # destroyed by one rank already
+    assert deadlock(states([call(1, name="1", group="0,1")], [gone])) is None
+    own = call(1, name="8c1f"), call(1, name="8c1f", group="2,3")     # such names are made of the members
+    assert deadlock(states([own[0]], [own[1]])) is None
+    waiting = states([], [])
+    for state, members in zip(waiting, ("0,1", "1,0")):
+        state.where = {"groups": {"1": members}}
+    assert "rank 1 made a group of ranks 0 and 1" in deadlock(waiting)
+    making = [still(rank, "new_group", tensor="") for rank in range(2)]
+    assert standstill(making) is None                                 # slow is not stuck
+    assert standstill([making[0], still(1, "all_reduce")]).endswith(errors.diagnose.NEW_GROUP)
+
+
 def test_sites():
     here, there = ("cell.py", 3, "f"), ("cell.py", 5, "f")
     assert suspicious_sites(states([call(1, site=here)], [call(1, site=here)])) is None

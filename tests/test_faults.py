@@ -17,7 +17,7 @@ import psutil
 import pytest
 from left_behind import Traces
 
-from course_lib import RankError, RankWarning, run
+from course_lib import RankError, RankWarning, last_error, run
 from course_lib.ranks import budget, folder, one_job
 
 SOON_S = 4.0        # the contract says 2 s from the fault; here it includes the launch, on a machine that may be busy
@@ -162,6 +162,56 @@ def test_a_collective_that_nobody_joined(nothing_left):
 def test_a_thread_of_a_rank_raises(nothing_left):
     with pytest.warns(RankWarning, match=r"A thread of rank 1 raised ValueError: boom \(faults.py, line \d+, in raise_boom\)"):
         run(faults.thread_raises)
+
+
+def test_row_18_what_is_still_at_work_when_a_rank_returns_is_finished(nothing_left, tmp_path):
+    folder = tmp_path / "late"
+    folder.mkdir()
+    job = run(faults.works_on, str(folder), ranks=1)
+    assert sorted(path.name for path in folder.iterdir()) == ["atexit", "executor", "process", "thread"]          # the temporary folder is gone
+    assert sorted(job.output[0].split()) == sorted(["done"] * 4 + ["thread", "executor", "process", "atexit"])
+
+
+def test_row_18_what_never_ends_is_given_up_with_a_warning(nothing_left):
+    with pytest.warns(RankWarning, match=r"Ranks 0 and 1 had returned, and still worked after timeout=2 s \(faults.py, line \d+, in .*What was not done is lost"):
+        job = run(faults.never_ends, timeout=2)
+    assert job.results == ["returned"] * 2
+
+
+@pytest.mark.parametrize("how, words", [("thread", r"A thread of rank 1 raised ValueError: boom"), ("abort", r"Rank 1 was ended by a library's abort .*: it still worked after")])
+def test_row_18_what_fails_after_a_rank_has_returned_is_told(nothing_left, how, words):
+    with pytest.warns(RankWarning, match=words):
+        assert run(faults.fails_at_the_end, how).results == ["returned"] * 2
+
+
+@pytest.mark.parametrize("fn, words", [
+    (faults.groups_of_members_only, "ranks 0 and 1 made a group of ranks 0 and 1; ranks 2 and 3 made a group of ranks 2 and 3."),
+    (faults.groups_with_other_lists, "rank 0 made a group of ranks 0 and 1; ranks 1 and 2 made a group of ranks 0, 1 and 2."),
+    (faults.groups_of_each_ones_own, "ranks 0 and 1 made a group of ranks 0 and 1; ranks 2 and 3 made a group of ranks 2 and 3.")])
+def test_row_17_every_rank_must_make_every_group(nothing_left, fn, words):
+    """Two groups get one name, and their messages mix: some hang, some go well by chance, and all are told within seconds."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            told = str(fails(fn, ranks=4, timeout=60.0, within=15))
+        except pytest.fail.Exception:
+            told = "".join(str(warning.message) for warning in heard)
+    assert f"The ranks made different groups: {words} Every rank must call new_group for every group" in told
+
+
+def test_row_17_groups_that_all_ranks_make_are_no_mistake(nothing_left):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(faults.groups_as_they_should_be, ranks=4).results == [16.0] * 4
+
+
+def test_the_last_error_stays(nothing_left):
+    error = fails(faults.raises, ranks=3)
+    copied = error._render_traceback_()[-1].split(": ", 1)[1]
+    assert copied == "from course_lib import last_error; print(last_error().reports[1].traceback)"
+    with pytest.raises(ValueError):
+        run(faults.raises, ranks=0)
+    assert str(last_error()) == str(error) and last_error().reports == error.reports and last_error().__traceback__ is None
 
 
 def test_a_rank_that_forks_speaks_for_itself(nothing_left):

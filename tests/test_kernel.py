@@ -1,5 +1,6 @@
 """What happens in a real Jupyter kernel: functions from cells, progress, the Interrupt button, restarts, a killed kernel, nbval."""
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,77 @@ def test_the_error_names_cell_line_and_rank(kernel):
     assert "raised ValueError: boom" in shown and "line 3, in bad" in shown and "raise ValueError('boom')" in shown and "Cell" in shown
     assert "Cell In[" in shown and "cell, line 3, in bad" in content["evalue"]       # nbval compares evalue, and numbers cells in its own way
     assert "site-packages" not in shown and "course_lib/" not in shown
+
+
+def test_the_hint_of_an_error_works_when_it_is_copied_after_other_errors(kernel):
+    content, _ = kernel.run("def bad():\n    if dist.get_rank() == 1:\n        raise ValueError('boom')\nrun(bad)")
+    hint = content["traceback"][-1].splitlines()[-1].split("everything: ")[1]
+    for _ in range(2):
+        assert kernel.run("1 / 0")[0]["ename"] == "ZeroDivisionError"
+        assert "ValueError: boom" in texts(kernel.run(hint)[1])
+
+
+BELONGS = "belongs to the notebook, as do exit, quit, display, and lines with ! or %; a rank has none of them."
+
+
+@pytest.mark.parametrize("line, words", [
+    ("exit()", f"TypeError: f cannot be sent to the ranks: exit {BELONGS}"), ("quit(1)", f"TypeError: f cannot be sent to the ranks: quit {BELONGS}"),
+    ("!echo hello", f"TypeError: f cannot be sent to the ranks: get_ipython {BELONGS}"),
+    ("%time torch.ones(3)", f"TypeError: f cannot be sent to the ranks: get_ipython {BELONGS}"),
+    ("print(lock)", "TypeError: f cannot be sent to the ranks: lock is a lock, which cannot be copied to another process"),
+    ("display(1)", "raised NameError: name 'display' is not defined. display belongs to the notebook; a rank has none: print, or return what is to be shown.")])
+def test_what_belongs_to_the_notebook(kernel, line, words):
+    kernel.run("import threading; lock = threading.Lock()")
+    content, _ = kernel.run(f"def f():\n    {line}\nrun(f, ranks=1)")
+    shown = re.sub(r"\x1b\[\d*m", "", "\n".join(content["traceback"]))
+    assert words in shown and "course_lib/" not in shown and len(shown.splitlines()) <= 4
+
+
+def test_open_needs_no_notebook(kernel):
+    """IPython puts an `open` of its own among the notebook's names; a rank takes Python's."""
+    _, outputs = kernel.run("import sys\ndef opens():\n    with open('/dev/null'):\n        return 'IPython' in sys.modules\nprint(run(opens).results)")
+    assert "[False, False]" in texts(outputs)
+
+
+def test_classes_of_a_cell_by_name(kernel):
+    kernel.run("class Net(torch.nn.Linear):\n    def scale(self):\n        return FACTOR")
+    _, outputs = kernel.run("""
+import io, multiprocessing
+def by_name():
+    stream, everyone = io.BytesIO(), [None] * 2
+    torch.save(Net(2, 2), stream)
+    dist.all_gather_object(everyone, Scaler())
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return stream.getvalue(), everyone, pool.map(work_of_child, [2])
+def work_of_child(x):
+    return Scaler()(x)
+saved, everyone, child = run(by_name).results[1]
+print(torch.load(io.BytesIO(saved), weights_only=False).scale(), [type(x) is Scaler for x in everyone], child)""")
+    assert "3 [True, True] [6]" in texts(outputs)
+
+
+def test_the_first_run_of_a_kernel_shows_a_sign_and_can_be_interrupted():
+    kernel = Kernel()
+    try:
+        kernel.run("import os, tempfile\nfolder = tempfile.mkdtemp()\nopen(folder + '/cloudpickle.py', 'w').write('import time; time.sleep(600)')\n"
+                   "from course_lib import run\nos.environ['PYTHONPATH'] = folder")              # a server that needs very long to start
+        kernel.run("run(len, 'x')", wait=False)
+        sign, shown = False, None
+        while shown is None:
+            message = kernel.client.get_iopub_msg(timeout=60)
+            if "starting the fork server, once per kernel" in str(message["content"]):
+                sign = True
+                kernel.manager.interrupt_kernel()
+            if message["msg_type"] == "error":
+                shown = message["content"]
+        assert sign and shown["ename"] == "RankInterrupt"
+        assert shown["evalue"] == "len was interrupted while the fork server was starting. It goes on starting: the next run finds it ready."
+        assert len("".join(shown["traceback"]).splitlines()) == 1
+    finally:
+        servers = kernel.below
+        kernel.close()
+        for server in servers:
+            server.kill()
 
 
 def test_a_warning_points_at_the_learners_cell(kernel):

@@ -10,13 +10,14 @@ __all__ = ["deadlock", "standstill", "disagreement", "suspicious_sites", "never_
 
 STILL_S = 1.5                   # how long all ranks must be blocked without a byte sent, before they are said to wait for each other
 
+NEW_GROUP = "Every rank must call new_group for every group, also for one of which it is no member, with the same ranks, in the same order."
 _REDUCTIONS = {"all_reduce", "reduce", "reduce_scatter"}
 _SIZES_MAY_DIFFER = {"gather", "scatter", "all_to_all", "barrier"}
 
 
 def deadlock(states: list[RankState]) -> str | None:
     """A sentence if these ranks can never go on, or None if they may."""
-    return _left_early(states) or disagreement(states, pending_only=True)
+    return _groups_differ(states) or _left_early(states) or disagreement(states, pending_only=True)
 
 
 def standstill(states: list[RankState]) -> str | None:
@@ -25,6 +26,8 @@ def standstill(states: list[RankState]) -> str | None:
     if not left or any(state.phase != "running" or state.still_s < STILL_S for state in left):
         return None
     finished = {state.rank for state in states if state.phase == "finished"}
+    if not finished and all(state.where["call"]["op"] == "new_group" for state in left):
+        return None                       # they make one group (`_groups_differ` has looked), on a slow machine
     told, ops, groups = [], set(), set()
     for state in left:
         call, pending = state.where["call"], under_way(state)
@@ -35,6 +38,7 @@ def standstill(states: list[RankState]) -> str | None:
                     + (", which has finished" if call["peer"] in finished else ""))
     hint = ("A send may wait until its receiver is there: let one side receive first, or use isend." if ops == {"send"} else
             "Nobody sends." if ops == {"recv"} and not finished else
+            NEW_GROUP if "new_group" in ops else
             "Collectives of several groups must be called in the same order by all ranks that share them." if len(groups) > 1 else
             "A recv needs a send, and a collective needs every rank of its group.")
     return f"{'Each rank waits' if not finished else 'Each rank that is left waits'} for another: {'; '.join(told)}. {hint}"
@@ -45,6 +49,8 @@ def disagreement(states: list[RankState], pending_only: bool = False) -> str | N
 
     `pending_only`: only collectives in which some rank still waits.
     """
+    if differ := _groups_differ(states):
+        return differ
     for _, by_rank in _matched(states):
         if pending_only and all(call["done"] for call in by_rank.values()):
             continue
@@ -55,6 +61,21 @@ def disagreement(states: list[RankState], pending_only: bool = False) -> str | N
             sides = "; ".join(f"{ranks_in_words(ranks)} called {call}" for call, ranks in told.items())
             kind = "different collectives" if len({call["op"] for call in by_rank.values()}) > 1 else "the same collective with different tensors"
             return f"The ranks called {kind}: {sides}. Ranks of a group must call the same collectives, in the same order, with the same shape and dtype."
+    return None
+
+
+def _groups_differ(states: list[RankState]) -> str | None:
+    """A sentence if a group of one name has other members on another rank: torch numbers groups as they are made, and mixes the messages of these two."""
+    made: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for state in states:
+        known = {call["name"]: call["group"] for call in state.collectives} | ((state.where or {}).get("groups") or {})
+        for name, members in known.items():
+            if name.isdigit() and members[:1].isdigit():      # other names are made of the members; of a group that is gone they are not known
+                made[name][members].append(state.rank)
+    for sides in made.values():
+        if len(sides) > 1:
+            told = "; ".join(f"{ranks_in_words(ranks)} made a group of {ranks_in_words(map(int, members.split(',')))}" for members, ranks in sides.items())
+            return f"The ranks made different groups: {told}. {NEW_GROUP}"
     return None
 
 

@@ -1,4 +1,6 @@
 """RankError: a failed job, told rank by rank."""
+import contextlib
+import copy
 import html
 import re
 import signal
@@ -9,7 +11,8 @@ from course_lib.ranks import diagnose, places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.launch import RankState
 
-__all__ = ["RankError", "RankInterrupt", "RankWarning", "RankReport", "explain", "error_in_words"]
+__all__ = ["RankError", "RankInterrupt", "RankWarning", "RankReport", "explain", "last_error", "remember", "told_in_one_line",
+           "error_in_words", "ended_in_words", "frames_of_dump"]
 
 _CONNECTION = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|timed out", re.IGNORECASE)
 _CELL = re.compile(r"Cell In\[\d+\]")
@@ -71,8 +74,9 @@ class _Told:
         for report in self._ordered():
             if report.cause and report.output.strip():
                 lines += [f"  last output of rank {report.rank}:", *(f"      {line}" for line in report.output.strip().splitlines()[-8:])]
-        if any(report.traceback for report in self.reports):
-            lines.append("  everything: import sys; print(sys.last_value.reports[rank].traceback)")
+        rank = next((report.rank for report in self._ordered() if report.traceback), None)
+        if rank is not None:
+            lines.append(f"  everything: from course_lib import last_error; print(last_error().reports[{rank}].traceback)")
         return lines
 
     def _repr_html_(self) -> str:
@@ -94,6 +98,31 @@ class RankError(_Told, RuntimeError):
 
 class RankInterrupt(_Told, KeyboardInterrupt):
     """A job that the learner interrupted, with the place where each rank was."""
+
+
+_last: list[RankError | RankInterrupt] = []       # at most one
+
+
+def last_error() -> RankError | RankInterrupt | None:
+    """The error of the last job that failed or was interrupted, whatever has gone wrong since; None if every job went well."""
+    return _last[0] if _last else None
+
+
+def remember(error: RankError | RankInterrupt) -> RankError | RankInterrupt:
+    """Keep a copy for `last_error`: the error itself will hold on to the frames that it passes through, and to all their variables."""
+    _last[:] = [copy.copy(error)]
+    return error
+
+
+@contextlib.contextmanager
+def told_in_one_line():
+    """IPython shows an error that leaves this block as its sentence, without a stack through the library."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        line = f"{_RED}{type(error).__name__}{_PLAIN}: {error}"
+        error._render_traceback_ = lambda: [line]
+        raise
 
 
 class RankWarning(UserWarning):
@@ -128,14 +157,14 @@ def explain(states: list[RankState], outputs: list[str], label: str, timeout: fl
 
 
 def _report(state: RankState, output: str, cause: bool, because: str) -> RankReport:
-    frames = state.error["frames"] if state.error else state.where["frames"] if state.where else _frames_of_dump(state.stack)
+    frames = state.error["frames"] if state.error else state.where["frames"] if state.where else frames_of_dump(state.stack)
     frame = places.learners_frame(frames)
     place, line = (places.place_in_words(frame), places.line_of(frame)) if frame else ("", "")
     waits = diagnose.waits_in_words(state)
     if cause and state.error:
         told = f"raised {error_in_words(state.error)}"
     elif cause:
-        told = _ended_in_words(state) + (f" in {waits}" if waits and state.status == -signal.SIGABRT else "")
+        told = ended_in_words(state) + (f" in {waits}" if waits and state.status == -signal.SIGABRT else "")
     elif state.phase == "finished":
         told, place, line = "had finished", "", ""
     elif state.silent:
@@ -182,7 +211,7 @@ def _who_waits(states: list[RankState]) -> str:
     return f"{told[0][0].upper()}{'; '.join(told)[1:]}."
 
 
-def _ended_in_words(state: RankState) -> str:
+def ended_in_words(state: RankState) -> str:
     if state.status is not None and state.status < 0:
         name = signal.Signals(-state.status).name
         if name == "SIGABRT":
@@ -197,8 +226,8 @@ def _stack_in_words(frames: list[tuple[str, int, str]]) -> str:
     return "\n".join(f'  File "{filename}", line {number}, in {name}\n    {places.line_of((filename, number, name))}' for filename, number, name in frames)
 
 
-def _frames_of_dump(stack: str) -> list[tuple[str, int, str]]:
-    """The frames of the main thread in a faulthandler dump, outermost first."""
+def frames_of_dump(stack: str, all_threads: bool = False) -> list[tuple[str, int, str]]:
+    """The frames of the main thread (or of all) in a faulthandler dump, outermost first."""
     main = stack.split("Current thread")[-1] if "Current thread" in stack else stack
-    found = re.findall(r'File "(.*?)", line (\d+) in (\S+)', main.split("\n\n")[0])
+    found = re.findall(r'File "(.*?)", line (\d+) in (\S+)', stack if all_threads else main.split("\n\n")[0])
     return [(filename, int(number), function) for filename, number, function in reversed(found)]

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import select
 import selectors
 import signal
 import socket
@@ -115,9 +116,16 @@ class Group:
 
     def ask(self) -> None:
         """Ask every running rank where it is; the answers arrive with `listen`."""
-        for state in self._unfinished():
+        self._tell(self._unfinished(), b"?")
+
+    def let_go(self) -> None:
+        """Tell the ranks that all have returned: each finishes its threads, and ends."""
+        self._tell(self.alive, b".")
+
+    def _tell(self, states: list[RankState], word: bytes) -> None:
+        for state in states:
             try:
-                self._channels[state.rank].send(b"?")
+                self._channels[state.rank].send(word)
             except OSError:                       # it has just ended
                 pass
 
@@ -127,14 +135,19 @@ class Group:
         before = {state.rank: state.answers for state in self.states}
         self._listen_until(lambda: all(state.answers > before[state.rank] for state in self._unfinished()), wait_s)
         mute = [state for state in self._unfinished() if state.answers == before[state.rank]]
-        if not mute:
+        self.dump(mute)
+        for state in mute:
+            state.silent = _why_silent(state)
+
+    def dump(self, states: list[RankState]) -> None:
+        """Have the threads of these ranks dumped by the operating system's signal, into their `stack`."""
+        if not states:
             return
         self._order(b"dump\n")
-        paths = {state.rank: self.directory / f"rank{state.rank}.stack" for state in mute}
-        self._listen_until(lambda: all(paths[state.rank].exists() and paths[state.rank].stat().st_size for state in mute), 0.3)
-        for state in mute:
+        paths = {state.rank: self.directory / f"rank{state.rank}.stack" for state in states}
+        self._listen_until(lambda: all(paths[state.rank].exists() and paths[state.rank].stat().st_size for state in states), 0.3)
+        for state in states:
             state.stack = paths[state.rank].read_text() if paths[state.rank].exists() else ""
-            state.silent = _why_silent(state)
 
     def _unfinished(self) -> list[RankState]:
         return [state for state in self.alive if state.phase not in ("finished", "failed")]
@@ -291,6 +304,11 @@ def start_server() -> None:
         _server()
 
 
+def server_is_ready(wait_s: float) -> bool:
+    """Whether the fork server has torch imported, or has failed to (`Group` then tells why); waits at most `wait_s` for it, and starts it if need be."""
+    return _server().is_ready(wait_s)
+
+
 class _Server:
     """One fork server process. It ends when this object's socket closes, so never later than the kernel."""
 
@@ -306,11 +324,16 @@ class _Server:
                 stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
         _ends.add(here)
         self._control, self._lock, self._ready, self.kernel = here, threading.Lock(), False, os.getpid()
+        self._begin = time.monotonic()
         here.settimeout(START_TIMEOUT_S)
 
     @property
     def usable(self) -> bool:
         return self.kernel == os.getpid() and self.process.poll() is None
+
+    def is_ready(self, wait_s: float) -> bool:
+        return (self._ready or time.monotonic() - self._begin > START_TIMEOUT_S
+                or bool(select.select([self._control], [], [], wait_s)[0]))
 
     def difference(self) -> dict:
         """The notebook's environment as against the server's, which every rank inherits."""

@@ -13,13 +13,14 @@ import time
 import warnings
 from pathlib import Path
 
-import cloudpickle
+import torch
 
 from course_lib.job import Job
-from course_lib.ranks import budget, devices, diagnose, folder, imports, places
+from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending
 from course_lib.ranks.diagnose import ranks_in_words
-from course_lib.ranks.errors import RankError, RankWarning, error_in_words, explain
-from course_lib.ranks.launch import NO_PROCESS, Group
+from course_lib.ranks.errors import (
+    RankError, RankInterrupt, RankWarning, ended_in_words, error_in_words, explain, frames_of_dump, remember, told_in_one_line)
+from course_lib.ranks.launch import NO_PROCESS, Group, server_is_ready
 
 __all__ = ["carry_out"]
 
@@ -30,39 +31,50 @@ OUTPUT_MOST_BYTES = 200_000_000 # a rank that prints more is stopped, before it 
 _OPTIONS = ("ranks", "backend", "timeout", "threads", "label")
 
 
-def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show) -> Job:
-    """Start the ranks, follow them to the end, and gather what they have sent."""
-    placement = devices.place(ranks, backend)
-    call = _pack(fn, args, kwargs, label)
-    begin, group = time.monotonic(), None
-    content = {"call": call, "cwd": _working_directory(label), "imports": imports.of_the_notebook()}
+def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show, of_learner: bool = True) -> Job:
+    """Start the ranks, follow them to the end, and gather what they have sent. of_learner: the function is the learner's own, and no check's."""
+    with told_in_one_line():
+        placement = devices.place(ranks, backend)
+        call = _pack(fn, args, kwargs, label)
+    content, group = {"call": call, "cwd": _working_directory(label), "imports": imports.of_the_notebook()}, None
     try:
         try:
-            group = Group({"ranks": ranks, "backend": placement.backend, "devices": placement.devices,
-                           "threads": threads, "timeout": timeout, "loopback": devices.loopback()}, content)
+            _wait_for_server(label, show)
+            begin = time.monotonic()
+            with _no_second_interrupt():
+                group = Group({"ranks": ranks, "backend": placement.backend, "devices": placement.devices,
+                               "threads": threads, "timeout": timeout, "loopback": devices.loopback()}, content)
         except OSError as error:
             raise budget.refusal(error, ranks, label) from None
         try:
             deadline = time.monotonic() + timeout
-            stopped = _follow(group, deadline, lambda: show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout)))
+
+            def show_progress():
+                show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout))
+
+            stopped = _follow(group, deadline, show_progress)
             if group.failed:
                 raise budget.refusal(group.failed, ranks, label)
             seconds = time.monotonic() - begin
+            unfinished = [] if stopped is not None else _let_finish(group, deadline, show_progress)
             output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
             if stopped is None:
-                _warn_of_silent_mistakes(group.states)
+                _warn_of_silent_mistakes(group.states, unfinished, timeout)
+                if of_learner:
+                    _warn_of_settings(group.states[0].records["settings"])
             else:
-                raise _name_a_limit(explain(group.states, output, label, timeout, **stopped), group.states, output)
+                raise remember(_name_a_limit(explain(group.states, output, label, timeout, **stopped), group.states, output))
         except KeyboardInterrupt:
             with _no_second_interrupt():
                 group.ask_and_wait(0.5)
                 output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
-            raise explain(group.states, output, label, timeout, interrupted=True) from None
+            raise remember(explain(group.states, output, label, timeout, interrupted=True)) from None
     finally:
         if group:
             with _no_second_interrupt():
                 group.close()
-    results = [_unpack(state.result, state.rank) for state in group.states]
+    with told_in_one_line():
+        results = [_unpack(state.result, state.rank) for state in group.states]
     return Job(label, ranks, placement.backend, "cuda" if placement.devices[0] != "cpu" else "cpu", placement.hardware, seconds,
                results, output, *_gather(group.states))
 
@@ -85,6 +97,16 @@ def _name_a_limit(error, states, output: list[str]):
     return error
 
 
+def _wait_for_server(label: str, show) -> None:
+    """The first job of a kernel waits for seconds until torch is imported: say so, and let an interrupt be short."""
+    try:
+        while not server_is_ready(0.1):
+            show("starting the fork server, once per kernel", None)
+    except KeyboardInterrupt:
+        raise RankInterrupt(f"{label} was interrupted while the fork server was starting. It goes on starting: the next run finds it ready.",
+                            [], label) from None
+
+
 def _pack(fn, args, kwargs, label: str) -> bytes:
     """A pickle of the call, once it is sure that the function takes these arguments."""
     with contextlib.suppress(ValueError):         # of some functions in C, Python does not know the arguments
@@ -95,10 +117,7 @@ def _pack(fn, args, kwargs, label: str) -> bytes:
             taken = [name for name in _OPTIONS if name in signature.parameters]
             raise TypeError(f"{label} cannot be called with these arguments: {error}."
                             + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)" * bool(taken)) from None
-    try:
-        return cloudpickle.dumps((fn, args, kwargs), protocol=5)
-    except Exception as error:
-        raise TypeError(f"{label} cannot be sent to the ranks, because something that it uses cannot be copied to another process: {error}") from None
+    return sending.pack_call(fn, args, kwargs, label)
 
 
 def _unpack(result: bytes, rank: int):
@@ -125,8 +144,27 @@ def _no_second_interrupt():
         raise KeyboardInterrupt
 
 
-def _warn_of_silent_mistakes(states) -> None:
-    """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match, or a thread has died."""
+def _let_finish(group: Group, deadline: float, show) -> list:
+    """All ranks have returned: let them finish their threads and end, as Python does. Returns those that have not ended at the deadline."""
+    group.let_go()
+    while group.alive and time.monotonic() < deadline:
+        group.listen(min(0.1, deadline - time.monotonic()))
+        show()
+    group.dump(unfinished := group.alive)
+    return unfinished
+
+
+def _warn_of_silent_mistakes(states, unfinished, timeout: float) -> None:
+    """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match, or a thread has died or was not done."""
+    if unfinished:
+        frames = [places.learners_frame(frames_of_dump(state.stack, all_threads=True)) for state in unfinished]
+        where = "; ".join(dict.fromkeys(places.place_in_words(frame) for frame in frames if frame))
+        warnings.warn(f"{diagnose.ranks_in_words(state.rank for state in unfinished).capitalize()} had returned, and still worked after timeout={timeout:g} s"
+                      + f" ({where})" * bool(where) + ". What was not done is lost.", RankWarning, stacklevel=4)
+    for state in states:
+        if state.status:
+            warnings.warn(f"Rank {state.rank} {ended_in_words(state)}: it still worked after its function had returned. What was not done is lost.",
+                          RankWarning, stacklevel=4)
     silent = diagnose.disagreement(states)
     suspicious = f"{silent} No library noticed: don't trust the values." if silent else diagnose.never_joined(states) or diagnose.suspicious_sites(states)
     for state in states:
@@ -136,6 +174,17 @@ def _warn_of_silent_mistakes(states) -> None:
                           + ", and ended; the rank went on without it.")
     if suspicious:
         warnings.warn(suspicious, RankWarning, stacklevel=4)
+
+
+_FRESH = {"set_default_dtype": torch.float32, "set_float32_matmul_precision": "highest", "use_deterministic_algorithms": False}
+
+
+def _warn_of_settings(in_rank: dict) -> None:
+    """What a cell has set inside torch does not reach the ranks: say so where their function has not set it either."""
+    for name, here in sending.settings().items():
+        if here != _FRESH[name] == in_rank[name]:
+            warnings.warn(f"torch.{name}({here!r}) was called in the notebook, and did not reach the ranks: they had {in_rank[name]!r}. "
+                          "Call it in the function that they run.", RankWarning, stacklevel=4)
 
 
 def _follow(group: Group, deadline: float, show) -> dict | None:

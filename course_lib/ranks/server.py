@@ -26,6 +26,7 @@ import socket
 import sys
 import tempfile
 import time
+import weakref
 
 import psutil
 
@@ -54,6 +55,8 @@ def main() -> None:
     os.environ.update(environ)            # a library may have added to it, and the kernel tells ranks only what differs from what it gave
     with contextlib.suppress(OSError):
         folder.sweep(tempfile.gettempdir())
+    for finalizer in list(weakref.finalize._registry):
+        finalizer.atexit = False          # what the libraries here would clear away at their end is no work for each rank
     gc.collect()
     gc.freeze()                           # what is here now is never collected: ranks don't dirty shared pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # the Interrupt button is the kernel's business

@@ -27,7 +27,7 @@ _CALLS = {"all_reduce", "broadcast", "reduce", "all_gather", "gather", "scatter"
 _ARGUMENTS = ("tensor", "input", "input_tensor", "input_list", "input_tensor_list", "tensor_list", "scatter_list", "output")
 _DTYPES = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32", "Short": "int16",
            "Char": "int8", "Byte": "uint8", "Bool": "bool"}
-_NOT_FOR_EVER = {"new_group", "monitored_barrier"}       # these poll, or give up by themselves
+_NOT_FOR_EVER = {"monitored_barrier"}                     # gives up by itself
 _WAIT_INSIDE = ("torch/distributed/", "torch/autograd/graph.py", "torch/_ops.py")      # where torch itself waits for a collective, in C++
 _handlers = []                  # what ctypes has handed to the C library must stay alive
 
@@ -35,6 +35,7 @@ _handlers = []                  # what ctypes has handed to the C library must s
 def whereabouts() -> dict:
     """Where the main thread is: its frames (outermost first), the torch.distributed call it is in, and the recent collectives.
 
+    groups: name -> ranks, as in `collectives`, of the groups of which this rank is a member, and of the one that it is making.
     free: it is in code that waits for nobody, even if a collective is under way.
     blocked: it can only go on when another rank does something. written_bytes, cpu_s: of this process so far; a transfer that moves shows in them.
     """
@@ -42,7 +43,7 @@ def whereabouts() -> dict:
     frame = threads.get(threading.main_thread().ident)
     frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_stack(frame, limit=200)] if frame else []
     call = _call(frame)
-    return {"frames": frames, "call": call, "collectives": collectives(),
+    return {"frames": frames, "call": call, "collectives": collectives(), "groups": _groups() | _group_in_the_making(frame),
             "free": call is None and bool(frames) and not any(part in frames[-1][0] for part in _WAIT_INSIDE) and _on_cpus(),
             "blocked": call is not None and call["op"] not in _NOT_FOR_EVER and len(threads) == 2 and _on_cpus() and _groups_wait_long(),
             "written_bytes": _written_bytes(), "cpu_s": time.process_time()}
@@ -121,6 +122,23 @@ def _call(frame) -> dict | None:
             return {"op": name, "tensor": shown, "peer": peer}
         frame = frame.f_back
     return {"op": "wait", "tensor": "", "peer": None} if innermost is not None and _in_wait(innermost) else None
+
+
+def _group_in_the_making(frame) -> dict[str, str]:
+    """The group for which this rank waits in new_group."""
+    while frame is not None:
+        values = frame.f_locals if frame.f_code.co_name == "_new_group_with_tag" else {}
+        if values.get("group_name") and values.get("ranks"):
+            return {values["group_name"]: ",".join(map(str, values["ranks"]))}
+        frame = frame.f_back
+    return {}
+
+
+def _groups() -> dict[str, str]:
+    try:
+        return {name: _group_ranks(name) for name in list(dist.distributed_c10d._world.pg_names.values())}
+    except (AttributeError, RuntimeError):
+        return {}
 
 
 def _in_wait(frame) -> bool:

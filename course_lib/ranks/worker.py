@@ -1,7 +1,7 @@
 """What one rank does, from the fork to its exit."""
+import atexit
 import builtins
 import faulthandler
-import io
 import mmap
 import os
 import pickle
@@ -16,20 +16,20 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 
-import cloudpickle
 import numpy
 import psutil
 import torch
 import torch.distributed as dist
 
 from course_lib import measure
-from course_lib.ranks import imports, where
+from course_lib.ranks import imports, sending, where
 
 MEETING_S = 2.0                           # how long a rank waits at a meeting point within a job
 _DEFAULTS = {
     "KINETO_LOG_LEVEL": "99",             # or the profiler's banners stand in the output
     "TORCH_FR_BUFFER_SIZE": str(where.RECORDED),       # the Flight Recorder: the last collectives of this rank, for the explanation of a hang
 }
+_NOTEBOOKS = ("display", "get_ipython")   # what IPython adds to Python's own names
 _running = False                          # True in a rank: a rank cannot start ranks
 
 
@@ -44,7 +44,7 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
     Args:
         request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout.
         rank: this process's rank, 0 to ranks - 1.
-        channel: stream to the kernel; carries messages (`send`), and closes when the job is over.
+        channel: stream to the kernel; carries messages (`send`), and from the kernel "?" (where are you?) and "." (all ranks have returned).
         content: descriptor of a file without a name: the pickled call, and what differs in the notebook's environment from this process's.
     """
     global _running
@@ -52,16 +52,16 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
     stacks = open(os.path.join(request["directory"], f"rank{rank}.stack"), "w")
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)      # for a rank whose threads cannot answer
     sys.stdout.reconfigure(line_buffering=True)       # what was printed before a crash is not lost
-    random.seed()
-    numpy.random.seed()                   # a fork would repeat its siblings' numbers
-    kernel, own_pid = _Kernel(channel), os.getpid()
+    random.seed()                         # a fork would repeat its siblings' numbers
+    numpy.random.seed()
+    torch.default_generator.seed()
+    kernel, own_pid, returned = _Kernel(channel), os.getpid(), False
     where.tell_before_abort(lambda: kernel.send("aborted", where.whereabouts()))
     builtins.input = sys.breakpointhook = _no_keyboard
     _tell_of_threads(kernel)
     try:
         with mmap.mmap(content, 0, access=mmap.ACCESS_READ) as sent:      # not `read`: all ranks share one position in this file
             job = pickle.loads(sent)
-        os.close(content)
         os.chdir(job["cwd"])
         imports.as_in_the_notebook(job["imports"])
         for name in job["environ_without"]:
@@ -69,8 +69,9 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         os.environ.update(job["environ"])
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
+        os.environ[sending.CALL_FILE] = f"/proc/{own_pid}/fd/{content}"       # for the children that it spawns
         meet = _meeting_point(_join(request, rank), request["ranks"])
-        function, args, kwargs = pickle.loads(job["call"])
+        function, args, kwargs = sending.open_call(job["call"])
         meet("started", request["timeout"])       # all have joined: a rank that fails at once does not break another's connecting
         kernel.send("started", psutil.Process().memory_info().rss)
         ledger = measure.start_ledger(lambda step: kernel.send("step", step), meet)
@@ -80,7 +81,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         if os.getpid() == own_pid:
             kernel.send("returned")
             records = measure.stop_ledger(ledger)
-            kernel.send("result", _pickle_result(result, rank), {**records, "seconds": seconds}, where.collectives())
+            kernel.send("result", sending.pack_result(result, rank), {**records, "seconds": seconds, "settings": sending.settings()}, where.collectives())
+            returned = True
     except BaseException as error:        # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
         if os.getpid() != own_pid:
             raise
@@ -91,8 +93,20 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
     if os.getpid() != own_pid:            # the learner's function has forked: the copy is no rank, and must not speak for one
         return
     kernel.over.wait()                    # stay until all are done: a peer may still read what this rank has sent
-    if request["backend"] == "nccl":
+    if returned:
+        _end_as_python_does()
+    if request["backend"] == "nccl" and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _end_as_python_does() -> None:
+    """Wait for threads and executors that are still at work, then call what is registered to run at exit. (A fork ends without that.)"""
+    try:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def _no_keyboard(*args, **kwargs):
@@ -133,10 +147,12 @@ class _Kernel:
                 asked = self._channel.recv(1)
             except OSError:
                 asked = b""
-            if not asked:                 # the job is over
+            if asked == b"?":
+                self.send("where", where.whereabouts())
+            else:                         # all ranks have returned, or the kernel is gone
                 self.over.set()
+            if not asked:
                 return
-            self.send("where", where.whereabouts())
 
 
 def _join(request: dict, rank: int) -> dist.Store:
@@ -166,25 +182,6 @@ def _meeting_point(store: dist.Store, ranks: int) -> Callable[..., None]:
     return meet
 
 
-class _ResultPickler(cloudpickle.Pickler):
-    """Tensors go home to the CPU: the kernel must not open the ranks' GPUs to read a result."""
-
-    def reducer_override(self, value):
-        if isinstance(value, torch.Tensor) and value.is_cuda:
-            return value.detach().cpu().__reduce_ex__(5)
-        return super().reducer_override(value)
-
-
-def _pickle_result(result, rank: int) -> bytes:
-    stream = io.BytesIO()
-    try:
-        _ResultPickler(stream, protocol=5).dump(result)
-    except Exception as error:
-        raise TypeError(f"rank {rank} returned a {type(result).__name__} that cannot be sent back to the notebook ({error}). "
-                        "Return numbers, text, lists, dicts or plain tensors.") from None
-    return stream.getvalue()
-
-
 def _describe(error: BaseException) -> dict:
     """What the kernel needs to tell of an exception: type, text, and where, without the frames of this file."""
     frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
@@ -192,4 +189,6 @@ def _describe(error: BaseException) -> dict:
         message = str(error)
     except Exception:                     # the learner's own __str__ fails
         message = "(its message cannot be shown)"
+    if isinstance(error, NameError) and error.name in _NOTEBOOKS:
+        message += f". {error.name} belongs to the notebook; a rank has none: print, or return what is to be shown."
     return {"type": type(error).__name__, "message": message, "frames": frames, "text": "".join(traceback.format_exception(error))}
