@@ -343,10 +343,10 @@ def leaves_a_session(path: str):
         time.sleep(0.01)
 
 
-def keeps_shared_memory():
+def keeps_shared_memory() -> str:
     """Make a named block of shared memory, and leave it to Python's resource tracker to remove it."""
     from multiprocessing import shared_memory
-    shared_memory.SharedMemory(f"course_lib_{os.getpid()}", create=True, size=1000)
+    return shared_memory.SharedMemory(f"course_lib_{os.getpid()}", create=True, size=1000).name
 
 
 def prints_for_ever():

@@ -36,9 +36,9 @@ class Kernel:
     def connect(self):
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
+        self.client.wait_for_ready(timeout=240)
 
-    def run(self, code, wait=True, timeout=90):
+    def run(self, code, wait=True, timeout=240):
         outputs = []
         if not wait:
             return self.client.execute(code)
@@ -58,10 +58,7 @@ class Kernel:
         for old in path.glob("pid*"):
             old.unlink()
         self.run(f"from course_lib import run\n{HANGS}\nrun(hangs, {str(path)!r}, ranks=3)", wait=False)
-        end = time.monotonic() + 60
-        while len(list(path.glob("pid*"))) < 3 and time.monotonic() < end:
-            time.sleep(0.05)
-        time.sleep(0.3)
+        until(lambda: all(told(path / f"pid{rank}") for rank in range(3)))
         below = self.below
         assert {int(p.read_text()) for p in path.glob("pid*")} <= {process.pid for process in below}
         return below
@@ -236,7 +233,7 @@ def told(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def until(holds, wait_s: float = 60):
+def until(holds, wait_s: float = 240):
     """Wait until `holds()` is true, and return it."""
     end = time.monotonic() + wait_s
     while not (value := holds()):

@@ -256,7 +256,7 @@ def _read_output(path: Path) -> str:
         file.seek(-half, os.SEEK_END)
         tail = file.read()
     whole = ""
-    if size <= OUTPUT_MOST_BYTES:
+    if size <= OUTPUT_MOST_BYTES and shutil.disk_usage(path.parent).free > size:          # or the next job would find no room
         handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
         os.close(handle)
         shutil.move(path, saved)

@@ -151,7 +151,8 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
         _end_children()
         folder.remove(request["directory"])
         if lock >= 0:
-            os.close(lock)                # before the kernel hears of the end of this process
+            os.close(lock)
+        job.close()                       # the kernel hears that all is done, and does not wait until this process has ended
 
 
 def _fork_ranks(request: dict, ranks: dict[int, int], descriptors: list[int], not_theirs: tuple[int, ...]) -> None:
