@@ -11,7 +11,7 @@ import sys
 
 import psutil
 
-__all__ = ["look", "sent_since", "is_counted", "written_bytes"]
+__all__ = ["look", "sent_since", "is_counted", "written_bytes", "all_written_bytes"]
 
 # Of Linux's struct tcp_info: bytes that wait to be sent (u32), bytes sent, and how many of these were sent again (u64 each).
 _NOTSENT, _SENT_AND_AGAIN, _LENGTH = struct.Struct("@I"), struct.Struct("@QQ"), 216
@@ -52,11 +52,16 @@ def is_counted() -> bool:
 
 def written_bytes() -> int:
     """Bytes that this process has written so far, to files and to other ranks, without what it has printed; 0 where nobody counts them."""
-    process = psutil.Process()
-    if not hasattr(process, "io_counters"):
+    if (all_bytes := all_written_bytes()) is None:
         return 0
     printed = {status.st_ino: status.st_size for status in map(os.fstat, (1, 2)) if stat.S_ISREG(status.st_mode)}
-    return process.io_counters().write_chars - sum(printed.values())
+    return all_bytes - sum(printed.values())
+
+
+def all_written_bytes() -> int | None:
+    """The same with what it has printed; None where nobody counts them."""
+    process = psutil.Process()
+    return process.io_counters().write_chars if hasattr(process, "io_counters") else None
 
 
 def _handed_over(fd: int) -> int | None:

@@ -3,7 +3,7 @@ import answers_03 as answers
 from verdicts import *  # noqa: F403
 from verdicts import LITTLE_PATIENCE_S
 
-from course_lib.check import chapter_03
+from course_lib.check import judge
 from course_lib.check.chapter_03 import chain_broadcast, doubling_all_reduce, ring_all_reduce
 
 RIGHT = [(ring_all_reduce, answers.ring), (ring_all_reduce, answers.ring_padded), (ring_all_reduce, answers.ring_of_mini),
@@ -66,6 +66,6 @@ WRONG = [(check, answer, reason.split(" ... "), "every rank has" if answer in WA
 
 
 def test_an_answer_that_waits_for_nobody_is_not_asked_whether_it_waits(monkeypatch):
-    monkeypatch.setattr(chapter_03, "TIMEOUT_S", LITTLE_PATIENCE_S)
+    monkeypatch.setattr(judge, "TIMEOUT_S", LITTLE_PATIENCE_S)
     verdict = ring_all_reduce(answers.ring_that_never_ends)
     assert "had not finished after timeout=4 s" in repr(verdict) and "Do you `wait`" not in repr(verdict)

@@ -38,7 +38,7 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (GRADIENTS, [answers.gradients_with_frozen_shards], ["and the first is a Parameter that needs no gradient"], ""),
     (GRADIENTS, [answers.gradients_with_empty_shards], ["a shard has other values than chunk `rank` of its layer's flat parameters"], ""),
     (GRADIENTS, [answers.gradients_with_first_chunks], ["on rank 1 a shard has other values than chunk `rank`"], ""),
-    (GRADIENTS, [answers.gradients_in_single_precision], ["It is nearly right: is something rounded to float32 on its way"], ""),
+    (GRADIENTS, [answers.gradients_in_single_precision], ["the rounding of float32"], ""),
     (GRADIENTS, [answers.gradients_in_numpy], ["P outside of torch (numpy arrays, Python's lists), which is memory all the same"], SAME_GRADIENTS),
     (GRADIENTS, [answers.gradients_of_rank_0_only], ["on rank 1 `shard_gradients` must return one flat shard per layer"], ""),
     (GRADIENTS, [answers.nothing], ["must return one flat shard per layer"], ""),

@@ -16,7 +16,6 @@ __all__ = ["ping_pong", "my_share", "average"]
 
 # What runs on the ranks is defined inside each check. So it travels to the ranks as it is, and they need not import this package.
 
-TIMEOUT_S = 30.0                # an answer in which both ranks wait for each other ends here, or before; long, because the machine may be busy
 GONE_S = 5.0                    # how long a process that was asked to end may take
 SIZES = (12, 10, 3)             # samples in a batch; and one more size in each try
 RELATIVE_ERROR = 1e-6           # of averages, which float32 holds exactly here
@@ -47,7 +46,8 @@ def ping_pong(judge: Judge, answer) -> None:
         known = game < 2                          # the words of an answer that passes are the same in each try
         received = f"{case}: rank 1 received {_listed(wanted[1])}, and rank 0 received {_listed(wanted[0])}"
         judge.demand(not wrong, received if known else "another start: right as well",
-                     "; ".join(f"{case}: rank {rank} must return {wanted[rank]}, and returned {_short(job.results[rank][0][game][2])}" for rank in wrong))
+                     "; ".join(f"{case}: rank {rank} must return {wanted[rank]}, and returned {on_rank.short(job.results[rank][0][game][2])}"
+                               for rank in wrong))
         if wrong:
             break
 
@@ -122,7 +122,7 @@ def my_share(judge: Judge, answer) -> None:
 def _run(judge: Judge, fn, ranks: int) -> Job:
     """Run `fn` under a name that reads well in an error: "your function failed on rank 1."."""
     fn.__name__ = "your function"
-    return judge.run(fn, ranks=ranks, timeout=TIMEOUT_S)
+    return judge.run(fn, ranks=ranks)
 
 
 def _shares_problem(batch: range, shares: tuple[list[int] | str, ...]) -> str:
@@ -186,18 +186,17 @@ def average(judge: Judge, answer) -> None:
 def _difference(means, wanted: list[torch.Tensor]) -> str:
     """What is wrong with one rank's averages, in words; empty if nothing."""
     if not isinstance(means, (list, tuple)) or not all(isinstance(mean, torch.Tensor) for mean in means):
-        return f"return a list of tensors, one per gradient, not {_short(means)}"
+        return f"return a list of tensors, one per gradient, not {on_rank.short(means)}"
     shapes, wanted_shapes = [tuple(mean.shape) for mean in means], [tuple(want.shape) for want in wanted]
     if shapes != wanted_shapes:
         return f"the averages must have the shapes {wanted_shapes}, and yours have {shapes}"
     for number, (mean, want) in enumerate(zip(means, wanted)):
         mean, want = mean.detach().cpu().double(), want.double()
         if not on_rank.apart(mean, want) < RELATIVE_ERROR:
-            factor = ((mean * want).sum() / (want * want).sum()).item()
             hint = ""
             if not torch.isfinite(mean).all() or on_rank.apart(mean, want) < 0.02:
                 hint = " It is near it, or overflows: send and add in the gradients' own dtype."
-            elif on_rank.apart(mean, factor * want) < 1e-3:
+            elif factor := on_rank.times(mean.flatten(), want.flatten(), 1e-3):
                 hint = f" It is {factor:.3g} times the average: by what do you divide?"
             return f"gradient {number} is not the average over all ranks.{hint}"
     return ""
@@ -213,8 +212,3 @@ def _numbers(values) -> list[float] | None:
 
 def _listed(values) -> str:
     return ", ".join(map(str, values))
-
-
-def _short(value, limit: int = 60) -> str:
-    text = value if isinstance(value, str) else " ".join(repr(value).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

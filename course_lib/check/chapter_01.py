@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from course_lib import measure, theory
+from course_lib.check import on_rank
+from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.datasets import digits
 from course_lib.models import CNN, MLP, TinyGPT
@@ -21,7 +23,6 @@ RELATIVE_ERROR = 1e-5               # float32 gradients, summed in another order
 ACTIVATIONS_LIMIT = 1.1             # times the activations of the largest micro-batch
 BYTES_LIMIT = 1.02                  # times what a ring all_reduce of the gradients sends
 CALLS_LIMIT = 2
-TIMEOUT_S = 40.0                    # an answer whose ranks wait for each other ends here, or before; long, because the machine may be busy
 UNSEEN_BYTES = 2_000_000            # of Python objects: sets of addresses, sources that Python reads; lists of all numbers of a TinyGPT are larger
 
 
@@ -29,21 +30,6 @@ UNSEEN_BYTES = 2_000_000            # of Python objects: sets of addresses, sour
 def memory_ledger(judge: Judge, ledger: Callable) -> None:
     """`ledger(model, optimizer)` returns the bytes of params, grads and optimizer_states: exact, shared storages once, nothing copied."""
     def examine(ledger, width, spare):
-        from torch.utils._python_dispatch import TorchDispatchMode
-        from torch.utils._pytree import tree_leaves
-
-        from course_lib.check.on_rank import Unseen, plain, whole
-
-        class NewTensors(TorchDispatchMode):
-            """Count the bytes of the storages that come into being."""
-            bytes = 0
-
-            def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-                result = operator(*args, **(kwargs or {}))
-                given, made = ([t.untyped_storage() for t in tree_leaves(tree) if isinstance(t, torch.Tensor)] for tree in ((args, kwargs), result))
-                self.bytes += sum(s.nbytes() for s in made if s.data_ptr() not in {g.data_ptr() for g in given})
-                return result
-
         def mlp():
             return MLP((64, width, 10))
 
@@ -89,15 +75,16 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             optimizer = make_optimizer(model.parameters())
             if trained:
                 train(model, optimizer)
-            with NewTensors() as new, Unseen() as unseen:
+            with on_rank.NewTensors() as new, on_rank.Unseen() as unseen:
                 found = ledger(model, optimizer)
                 unseen_bytes = unseen.peak()
             if isinstance(found, dict):           # a float is right as long as it is exact
-                found = {str(key): int(value) if isinstance(value, float) and value.is_integer() else repr(value) if whole(value) is None else whole(value)
-                         for key, value in plain(found).items()}
+                found = {str(key): int(value) if isinstance(value, float) and value.is_integer() else
+                         repr(value) if on_rank.whole(value) is None else on_rank.whole(value)
+                         for key, value in on_rank.plain(found).items()}
             else:
                 found = type(found).__name__
-            rows.append((name, dict(zip(CATEGORIES, expected)), found, new.bytes + (unseen_bytes if unseen_bytes > UNSEEN_BYTES else 0)))
+            rows.append((name, dict(zip(CATEGORIES, expected)), found, new.peak_bytes + (unseen_bytes if unseen_bytes > UNSEEN_BYTES else 0)))
         return rows
 
     examine.__name__ = "your ledger"
@@ -143,7 +130,7 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
         micro_batches = [(x.clone(), y.clone()) for x, y in zip(images.split(sizes), labels.split(sizes))]
 
         def gradient(x, y):
-            return torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(twin(x), y), list(twin.parameters()))])
+            return on_rank.flat(torch.autograd.grad(F.cross_entropy(twin(x), y), list(twin.parameters())))
 
         full, parts = gradient(images, labels), [gradient(*batch) for batch in micro_batches]
         for _ in range(2):
@@ -157,15 +144,15 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
             return None, "the images or labels of a micro-batch have changed; leave them alone", len(calls)
         if any(p.grad is None for p in model.parameters()):
             return None, "a parameter has no gradient; call backward, and leave the result in .grad", len(calls)
-        found = torch.cat([p.grad.flatten() for p in model.parameters()])
+        found = on_rank.flat(p.grad for p in model.parameters())
         guesses = {
             "the sum of the micro-batches' gradients: nothing was divided": sum(parts),
             "the plain mean of the micro-batches' gradients, which gives a sample in a small micro-batch more weight": sum(parts) / len(parts),
             "the sum over all samples, not their mean": full * sum(sizes),
             "the gradient of the last micro-batch alone": parts[-1],
         }
-        near = next((text for text, guess in guesses.items() if (found - guess).norm() < 1e-3 * guess.norm()), "")
-        return ((found - full).norm() / full.norm()).item(), near, len(calls)
+        near = next((text for text, guess in guesses.items() if on_rank.apart(found, guess) < 1e-3), "")
+        return on_rank.apart(found, full), near, len(calls)
 
     step.__name__ = "your function"
     for sizes in ([10, 7, 4, 3], [1, 16, 2]):
@@ -191,14 +178,13 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
 def weighted_average(judge: Judge, average_gradients: Callable) -> None:
     """`average_gradients(model, num_samples)` gives every rank the whole batch's gradient, in two collectives and the bytes of one all_reduce."""
     def step(sizes, average_gradients, seed):
-        from course_lib.check.on_rank import apart, everyone, flat, late, Calls, private_seed
-
+        flat, apart = on_rank.flat, on_rank.apart
         rank, total = dist.get_rank(), sum(sizes)
         torch.manual_seed(seed)
         model = MLP((64, 512, 256, 10))
         model.layers[0].bias.requires_grad_(False)
         params, before = [p for p in model.parameters() if p.requires_grad], flat(model.parameters())
-        data = torch.Generator("cpu").manual_seed(private_seed())        # so no rank can make the samples of another
+        data = torch.Generator("cpu").manual_seed(on_rank.private_seed())        # so no rank can make the samples of another
         images = torch.rand(sizes[rank], 1, 8, 8, generator=data, device="cpu").to(before.device)
         labels = torch.randint(10, (sizes[rank],), generator=data, device="cpu").to(before.device)
 
@@ -212,11 +198,11 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
                 average_gradients(model, sizes[rank])
         backward()
         mine = flat(p.grad for p in params)
-        with Calls(late() if rank == 1 else None):
+        with on_rank.Calls(on_rank.late() if rank == 1 else None):
             average_gradients(model, sizes[rank])
         lost = any(p.grad is None or p.grad.shape != p.shape for p in params)
         found = None if lost else flat(p.grad for p in params)           # at once: who has not waited for it does not have it
-        own = [gradient.double() for gradient in everyone(mine)]
+        own = [gradient.double() for gradient in on_rank.everyone(mine)]
         full, problem, near = sum(size * gradient for size, gradient in zip(sizes, own)) / total, "", ""
         if model.layers[0].bias.grad is not None:
             problem = "the frozen parameter has got a gradient"
@@ -241,7 +227,7 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
     for ranks in (2, 4):
         sizes = random.Random(judge.seed).sample(range(1, 12), ranks)       # no two of them equal
         name = f"{ranks} ranks with different numbers of samples"
-        job = judge.run(step, sizes, average_gradients, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(step, sizes, average_gradients, judge.seed, ranks=ranks)
         bad = [(rank, error, text) for rank, (error, text, _) in enumerate(job.results) if error is None or not error < RELATIVE_ERROR]
         if bad:
             rank, error, text = bad[0]
@@ -257,8 +243,8 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
         if not calls:
             continue
         ring = theory.collective_bytes("all_reduce", job.results[0][2], ranks)
-        wire = job.steps[job.steps["phase"] == "traced"]["wire_bytes"]
-        sent = float(wire.max() if wire.notna().all() else job.comm.groupby("rank")["algorithm_bytes"].sum().max())
+        each = sent_bytes(job)
+        sent, beside = each.max(), (each - header_bytes(job)).max()
         why = " On gloo a reduce_scatter sends as much as an all_reduce: it is one, and keeps one part." if "reduce_scatter" in used and job.backend == "gloo" else ""
-        judge.demand(sent <= BYTES_LIMIT * ring, f"{name}: no rank sends more than {BYTES_LIMIT} times the bytes of one ring all_reduce",
+        judge.demand(beside <= BYTES_LIMIT * ring, f"{name}: no rank sends more than {BYTES_LIMIT} times the bytes of one ring all_reduce",
                      f"{name}: a rank sent {sent:,.0f} bytes, {sent / ring:.2f} times what one ring all_reduce of the gradients sends ({ring:,.0f} bytes).{why}")

@@ -9,13 +9,13 @@ import torch.distributed as dist
 
 from course_lib import measure
 from course_lib.check import on_rank
+from course_lib.check.counted import sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.job import Job
 from course_lib.ranks.errors import RankError
 
 __all__ = ["star_all_reduce", "forward_in_threads", "tree_all_reduce"]
 
-TIMEOUT_S = 30.0                    # an answer in which ranks wait for each other ends here, or before; long, because the machine may be busy
 LIMIT = 1.02                        # times what theory says, of memory and time
 FLOAT32_WHOLE = 2**20               # below it, the sum of 8 whole numbers is exact in float32, in every order, and in no smaller dtype
 TOGETHER_S = 6.0                    # how long a replica waits for the others: threads of a busy machine may be late
@@ -32,24 +32,6 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
     """`answer(tensor, root)` sums in place over all ranks: the root moves (n-1) S each way, the others S, and one extra tensor is enough."""
     def reduce(answer, root):
         import contextlib
-        import weakref
-
-        from torch.utils._python_dispatch import TorchDispatchMode
-        from torch.utils._pytree import tree_leaves
-
-        class NewTensors(TorchDispatchMode):
-            """Follow the storages that come into being, and note the most bytes that were alive at once."""
-            def __init__(self, given):
-                super().__init__()
-                self.given, self.made, self.peak_bytes = given.untyped_storage().data_ptr(), [], 0
-
-            def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-                result = operator(*args, **(kwargs or {}))
-                self.made += [weakref.ref(t) for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
-                self.made = [ref for ref in self.made if ref() is not None]
-                alive = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (ref() for ref in self.made) if t is not None}
-                self.peak_bytes = max(self.peak_bytes, sum(count for address, count in alive.items() if address != self.given))
-                return result
 
         def mine(rank, case):
             generator = torch.Generator("cpu").manual_seed(seed + 100 * case + rank)
@@ -65,7 +47,7 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
                     answer(tensor, root)
                     seen = tensor.clone()         # at once: who has not waited for it does not have it
             elif case == 3:
-                with NewTensors(tensor) as new, on_rank.Unseen() as unseen:
+                with on_rank.NewTensors() as new, on_rank.Unseen() as unseen:
                     answer(tensor, root)
                     held, outside = new.peak_bytes / tensor.nbytes, unseen.peak() / tensor.nbytes
                     held = max(held, outside if outside > OUTSIDE_LIMIT else 0.0)
@@ -93,7 +75,7 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
     for ranks, root in STARS:
         case = f"{ranks} ranks, root {root}"
         try:
-            job = judge.run(reduce, answer, root, ranks=ranks, timeout=TIMEOUT_S)
+            job = judge.run(reduce, answer, root, ranks=ranks)
         except RankError as error:
             if not any("Pair is not connected" in report.state or "same as the rank of the current process" in report.state for report in error.reports):
                 raise
@@ -102,15 +84,15 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
         bad = [(rank, text) for rank, (text, *_) in enumerate(job.results) if text]
         if not judge.demand(not bad, f"{case}: every rank has the sum", "; ".join(f"{case}: rank {rank} {text}" for rank, text in bad)):
             return
-        sent, received = _sent_bytes(job), _received_bytes(job)
         if others := sorted({*job.comm["op"], *(op for *_, calls in job.results for op in calls)} - {"send", "recv"}):
-            most = max(range(ranks), key=lambda rank: sent[rank])
-            judge.demand(False, "", f"{case}: you used {', '.join(others)}, and rank {most} sent {sent[most] / S:.2f} S. In a star, every message goes to the root "
-                                    "or comes from it: send and recv are enough")
+            sent = sent_bytes(job)
+            judge.demand(False, "", f"{case}: you used {', '.join(others)}, and rank {int(sent.idxmax())} sent {sent.max() / S:.2f} S. "
+                                    "In a star, every message goes to the root or comes from it: send and recv are enough")
             return
         if job.comm.empty:
             judge.demand(False, "", f"{case}: no rank called a send: use dist.send and dist.recv of torch.distributed")
             return
+        sent, received = _in_messages(job, "send"), _in_messages(job, "recv")
         demands = [(root, sent, "sent", ranks - 1), (root, received, "received", ranks - 1)]
         demands += [(rank, bytes_, verb, 1) for rank in range(ranks) if rank != root for bytes_, verb in ((sent, "sent"), (received, "received"))]
         wrong = [f"{case}: {'the root' if rank == root else f'rank {rank}'} {verb} {bytes_[rank] / S:.2f} S, and {limit} S {'is' if limit == 1 else 'are'} enough"
@@ -193,7 +175,7 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
         return rows
 
     examine.__name__, seed = "your function", judge.seed
-    rows = judge.run(examine, answer, ranks=1, timeout=TIMEOUT_S).results[0]
+    rows = judge.run(examine, answer, ranks=1).results[0]
     for (size, threads), row in zip(PIECES, rows):
         case = f"{size} images, {threads} threads"
         hint = " It has the right rows in the wrong order." if row["sorted"] else ""
@@ -260,7 +242,7 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
     reduce.__name__, seed = "your function", judge.seed
     for ranks in TREES:
         case, depth = f"{ranks} ranks", (ranks - 1).bit_length()
-        job = judge.run(reduce, answer, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(reduce, answer, ranks=ranks)
         bad = [rank for rank, found in enumerate(job.results) if any(problem for problem, *_ in found)]
         near = any(problem == "nearly" for found in job.results for problem, *_ in found)
         why = ". It is near it, or overflows: send and add in the tensor's own dtype" if near else ""
@@ -284,14 +266,7 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
             return
 
 
-def _sent_bytes(job: Job) -> list[float]:
-    """Bytes that each rank sent in the traced step: by its sends, or with other collectives as the operating system counted them, where it can."""
-    wire = job.steps[job.steps["phase"] == "traced"].set_index("rank")["wire_bytes"]
-    asked = job.comm.groupby("rank")["algorithm_bytes"].sum()
-    by_calls = wire.isna().any() or not set(job.comm["op"]) - {"send", "recv"}
-    return [float(asked.get(rank, 0) if by_calls else wire[rank]) for rank in range(job.ranks)]
-
-
-def _received_bytes(job: Job) -> list[float]:
-    received = job.comm[job.comm["op"] == "recv"].groupby("rank")["payload_bytes"].sum()
-    return [float(received.get(rank, 0)) for rank in range(job.ranks)]
+def _in_messages(job: Job, op: str) -> list[float]:
+    """Bytes that each rank sent, or received, with calls of send or recv."""
+    moved = job.comm[job.comm["op"] == op].groupby("rank")["payload_bytes"].sum()
+    return [float(moved.get(rank, 0)) for rank in range(job.ranks)]

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
+from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.reasons import rounding, sent_bytes
 from course_lib.datasets import digits
 from course_lib.job import Job
 from course_lib.models import MLP, TinyGPT
@@ -24,7 +24,6 @@ __all__ = ["own_ddp", "one_synchronisation", "checkpoint"]
 ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                  # times what a ring all_reduce of the gradients sends
 LATE_S = 0.2                        # one rank comes so much later than the others, once: who does not wait for it has wrong numbers
-TIMEOUT_S = 40.0                    # long, for a busy machine
 
 
 @exercise
@@ -129,7 +128,7 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
     seed = judge.seed
     train.__name__ = "your DDP"
     for what, make_model, ranks, k in (("an MLP with a buffer", Scaled, 2, 3), ("a TinyGPT with tied and frozen weights", gpt, 3, 2)):
-        job = judge.run(train, make_model, make_ddp, k, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(train, make_model, make_ddp, k, ranks=ranks)
         case = f"{what}, {ranks} ranks"
         _judge_start(judge, case, job.results)
         if _judge_values(judge, case, job, UPDATES):
@@ -156,7 +155,7 @@ def _judge_values(judge: Judge, case: str, job: Job, updates: int) -> bool:
                  "the hook gets the parameter, and the gradient is its `.grad`. (Averaged weights equal averaged gradients for plain SGD only, and this is Adam.)")
     looks = next((f" It is {found['looks']}." for found in job.results if found["looks"]), "")
     if judge.demand(error < ERROR_LIMIT, f"{case}: every gradient is that of the whole batch",
-                    f"{case}: the gradient is not that of the whole batch (relative error {error:.2g}).{looks or rounding(error)}"):
+                    f"{case}: the gradient is not that of the whole batch (relative error {error:.2g}).{looks or on_rank.rounding(error)}"):
         weights = max(found["weights"] for found in job.results)
         judge.demand(weights < ERROR_LIMIT, f"{case}: after {updates} updates with Adam, the weights are those of one process",
                      f"{case}: after {updates} updates the weights are not those of one process (relative error {weights:.2g}).")
@@ -175,11 +174,12 @@ def _judge_bytes(judge: Judge, case: str, job: Job, gradient_bytes: int, micro_b
                f"the gradients travelled {times:.2f} times ({used})" + (": once in every micro-batch. Under `no_sync` nothing may be sent: gradients "
                "add up in `.grad`, and the last backward sends the sum" if micro_batches * 0.95 < times < micro_batches * 1.05 else ""))
         judge.demand(0.98 <= times <= BYTES_LIMIT, f"{case}: exactly one synchronisation per update", f"{case}: exactly one synchronisation per update, but {why}.")
-    sent, headers = sent_bytes(job)
+    each = sent_bytes(job)
+    sent, beside = each.max(), (each - header_bytes(job)).max()
     hint = (" An all_gather brings the gradient of every rank to every rank, to be added up there; an all_reduce sends sums." if gathers else
             " The rank to which all reduce, and which sends the sums to all, has more to send than the others: an all_reduce shares that out."
             if {"reduce", "broadcast"} <= set(job.comm["op"]) else "")
-    judge.demand(sent <= BYTES_LIMIT * ring + headers, f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
+    judge.demand(beside <= BYTES_LIMIT * ring, f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
                  f"{case}: a rank sent {sent / ring:.1f} times the 2(n-1)/n P = {ring:,.0f} bytes of one all_reduce.{hint}")
 
 
@@ -240,16 +240,14 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
             found["most_waiting"] = max(found["most_waiting"], most_waiting)
             if number == 0:
                 moved, wanted = (flat(model.parameters()) - before for model in (module, one))
-                factor = ((moved @ wanted) / (wanted @ wanted)).item()
-                if (moved - factor * wanted).norm() > 1e-6 * wanted.norm():
-                    factor = None                 # another direction, and not only another length
-                found |= {"first": apart(moved, wanted), "factor": factor, "left": apart(moved, wanted - RATE * left) < 1e-6}
+                found |= {"first": apart(moved, wanted), "factor": on_rank.times(moved, wanted, 1e-6),
+                          "left": apart(moved, wanted - RATE * left) < 1e-6}
         weights = flat(module.parameters())
         return found | {"error": apart(weights, flat(one.parameters())), "sum": weights.sum().item()}
 
     train.__name__ = "your function"
     for ranks in (2, 3):
-        job = judge.run(train, update, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(train, update, ranks=ranks)
         case, first = f"{ranks} ranks, micro-batches of different sizes", job.results[0]
         error, most_waiting = (max(found[name] for found in job.results) for name in ("error", "most_waiting"))
         if len({found["sum"] for found in job.results}) > 1:
@@ -260,7 +258,7 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
         elif first["left"]:
             why = ("the gradients of the update before are still there when the first backward adds to them: zero them before the first backward, and not only "
                    "at the end")
-        elif hint := rounding(first["first"]):
+        elif hint := on_rank.rounding(first["first"]):
             why = f"the first update misses that of one process by {first['first']:.2g} of its length.{hint}".removesuffix(".")
         elif first["factor"] is None:
             why = (f"the first update misses that of one process by {first['first']:.0%} of its length. A micro-batch counts by its samples: "
@@ -426,7 +424,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
 
     train.__name__ = code_runs.__name__ = "your function"
     with tempfile.TemporaryDirectory() as folder:
-        job = judge.run(train, save, load, f"{folder}/checkpoint.pt", ranks=2, timeout=TIMEOUT_S)
+        job = judge.run(train, save, load, f"{folder}/checkpoint.pt", ranks=2)
         zero, other = job.results
         wanted = 1 if zero["problem"] == "it was not written." else 2
         judge.demand((zero["saves"], other["saves"]) == (wanted, 0), "rank 0 alone saves, once",
@@ -443,10 +441,10 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         resumed = max(found["resumed"] for found in job.results)
         judge.demand(resumed < 1e-6, "training goes on as if it had never stopped",
                      f"training does not go on as before: three steps later the weights are {resumed:.2g} away (relative). "
-                     f"Restore the optimizer's state too, all of it, on every rank.{rounding(resumed)}")
+                     f"Restore the optimizer's state too, all of it, on every rank.{on_rank.rounding(resumed)}")
         loads = zero["loads"] + other["loads"]
         judge.demand(loads and all(loads), "`map_location` says where the tensors go",
                      "torch.load was called without `map_location`. A tensor that was saved from the GPU of rank 0 would then be loaded to that GPU by every rank."
                      if loads else "torch.load was not called.")
-        planted = judge.run(code_runs, load, f"{folder}/planted.pt", ranks=1, timeout=TIMEOUT_S).results[0]
+        planted = judge.run(code_runs, load, f"{folder}/planted.pt", ranks=1).results[0]
     judge.demand(not planted, "code that is hidden in a file does not run", "a file with code in it was loaded, and the code ran. Load with `weights_only=True`.")

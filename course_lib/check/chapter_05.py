@@ -14,9 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
-from course_lib.check.calls import Calls
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.reasons import rounding
 from course_lib.job import Job
 from course_lib.models import MLP
 from course_lib.sleeping import SleepingNet
@@ -28,7 +26,6 @@ LAYERS, LAYER_BYTES = 8, 2**19
 PATIENCE_S = 8.0                    # so long a rank waits for what a right answer does at once, however busy the machine is
 LATE_S = 0.2                        # one rank comes so much later than the others: who does not wait for it has wrong gradients
 HALF_ERROR = 1e-3                   # float16 has 11 bits: 2^-11 at most for one number, less for the whole; bfloat16 has 8
-TIMEOUT_S = 40.0                    # long, for a busy machine
 
 
 @exercise
@@ -67,19 +64,14 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
             if problem := on_rank.first_problem(problem):
                 return problem
             found = on_rank.flat(grads)
-            factor, of_own = times(found, wanted), times(found, own)
+            factor, of_own = on_rank.times(found, wanted, 1e-3), on_rank.times(found, own, 1e-3)
             error = on_rank.apart(found, wanted)
             looks = "" if factor is None or abs(factor - 1) < 1e-3 else f" It is {factor:.3g} times the average: by what do you divide, and how often?"
             if of_own:
                 looks = (f" It is this rank's own gradient times {of_own:.3g}: `finish` must wait for each all_reduce, divide, "
                          "and write the result to `p.grad`.")
-            steps.append((error, looks or rounding(error)))
+            steps.append((error, looks or on_rank.rounding(error)))
         return steps
-
-    def times(found, wanted):
-        """The factor by which `found` is `wanted`, or None."""
-        factor = ((found @ wanted) / (wanted @ wanted)).item()
-        return factor if (found - factor * wanted).norm() < 1e-3 * wanted.norm() else None
 
     def equal(bucketed, layers_per_bucket):
         """Five steps of a net of equal layers, whose gradients are known: all are the mean of the ranks' x, summed. Returns the worst error, and what
@@ -88,19 +80,22 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
         torch.manual_seed(judge_seed)
         net = SleepingNet(LAYERS, LAYER_BYTES, backward_s=0.001)
         rank, last = dist.get_rank(), dist.get_world_size() - 1
-        store, calls, arrived, looking = dist.PrefixStore("check", dist.distributed_c10d._get_default_store()), Calls(), 0, ""
+        store, calls, arrived, looking = dist.PrefixStore("check", dist.distributed_c10d._get_default_store()), on_rank.Calls(), 0, ""
         late = blocked = ""
 
         def before_the_hooks(p):
             nonlocal arrived, late, blocked
             full = arrived // layers_per_bucket
-            if looking == "at once" and not late and not until(lambda: calls.count >= full):
-                late = f"{full} bucket{'s were' if full > 1 else ' was'} full, and {calls.count or 'none'} had left, when the next gradient came"
+            if looking == "at once" and not late and not until(lambda: left() >= full):
+                late = f"{full} bucket{'s were' if full > 1 else ' was'} full, and {left() or 'none'} had left, when the next gradient came"
             if looking == "on" and rank == last and arrived == layers_per_bucket - 1:
                 if not until(lambda: store.check([f"backward/{other}" for other in range(last)])):
                     blocked = "backward stands still on the other ranks until this rank's first bucket comes, so something waits for it inside the hook"
                 time.sleep(LATE_S)
             arrived += 1
+
+        def left():
+            return sum(row["op"] == "all_reduce" for row in calls.rows)
 
         def until(holds):
             deadline = time.monotonic() + PATIENCE_S
@@ -118,7 +113,7 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
         def backward_and_finish():
             nonlocal worst, late
             (net(x) * x).sum().backward()
-            if looking == "at once" and not calls.count:
+            if looking == "at once" and not left():
                 late = "no bucket leaves before the last layer's backward, so there is nothing left to hide behind"
             if looking == "on":
                 store.set(f"backward/{rank}", "")
@@ -142,12 +137,12 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
 
     judge_seed = judge.seed
     uneven.__name__ = equal.__name__ = "training with your buckets"
-    job = judge.run(uneven, bucketed, ranks=3, timeout=TIMEOUT_S)
+    job = judge.run(uneven, bucketed, ranks=3)
     problem = _gradient_problem(job)
     if not judge.demand(not problem, "3 ranks, uneven layers, one frozen: every gradient is the average, in each of 3 steps", f"3 ranks, uneven layers: {problem}"):
         return
     for layers_per_bucket in (2, 3):
-        job = judge.run(equal, bucketed, layers_per_bucket, ranks=4, timeout=TIMEOUT_S)
+        job = judge.run(equal, bucketed, layers_per_bucket, ranks=4)
         name, error = f"{LAYERS} equal layers, buckets of {layers_per_bucket}", max(worst for worst, _ in job.results)
         met = judge.demand(error < RELATIVE_ERROR, f"{name}: every gradient is the average",
                            f"{name}: a gradient is not the average over the ranks (relative error {error:.2g}). One rank comes late on purpose: `finish` must wait for it")
@@ -235,7 +230,7 @@ def finish_time(judge: Judge, answer: Callable) -> None:
 
     agrees = False
     for layer_s in (0.02, 0.06, 0.2):                     # what a busy machine adds does not grow with the sleeps
-        alone, measured = judge.run(step, layer_s, ranks=2, timeout=TIMEOUT_S).results[0]
+        alone, measured = judge.run(step, layer_s, ranks=2).results[0]
         case = [layer_s * (k + 1) for k in range(len(layers))], alone
         said, = judge.call(answer, [case])
         if (problem := _time_problem(said, *case)) or (agrees := 1 / 4 < measured / _finish(*case) < 4):
@@ -328,15 +323,12 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
             with measure.step(parallel):
                 loss(parallel, shared.item()).backward()
         found = on_rank.flat(p.grad for p in model.parameters())
-        factor = ((found @ wanted) / (wanted @ wanted)).item()
-        if not (found - factor * wanted).norm() < 1e-2 * wanted.norm():
-            factor = None                         # another direction, and not only another length
-        return on_rank.apart(found, wanted), factor, bool(torch.isfinite(found).all()), strange, buckets
+        return on_rank.apart(found, wanted), on_rank.times(found, wanted, 1e-2), bool(torch.isfinite(found).all()), strange, buckets
 
     seed = judge.seed
     train.__name__ = "training with your hook"
     for name, scale in (("gradients of usual size", 1.0), ("gradients up to 40,000", 40_000.0)):
-        job = judge.run(train, hook, scale, ranks=4, timeout=TIMEOUT_S)
+        job = judge.run(train, hook, scale, ranks=4)
         error, factor, finite, strange, buckets = max(job.results, key=lambda result: result[0] if result[2] else math.inf)
         if not finite:
             judge.demand(False, "", f"{name}: the result has inf or nan. The sum over 4 ranks is above 65,504, the largest fp16 number: divide before you send")
@@ -366,7 +358,7 @@ def quoted_rates(judge: Judge, rates: Callable) -> None:
                 for _ in range(3):
                     dist.all_reduce(torch.zeros(30_000))
 
-    job = judge.run(uneven, ranks=3, timeout=TIMEOUT_S)
+    job = judge.run(uneven, ranks=3)
     if _judge_rates(judge, job, *judge.call(rates, [(job,)]), "") and judge.verdict():
         other = _another(job, random.Random(judge.seed))
         _judge_rates(judge, other, *judge.call(rates, [(other,)]), "of a job with other numbers, made from that one, ")

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from course_lib import measure, theory
-from course_lib.check.counted import header_bytes, rounding, sent_bytes
+from course_lib.check import on_rank
+from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.datasets import digits
 from course_lib.models import MLP, TinyGPT
@@ -23,7 +24,6 @@ __all__ = ["sharded_adam", "clip_grad_norm", "sharded_checkpoint"]
 
 ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                  # times what the textbook algorithm sends
-TIMEOUT_S = 60.0                    # generous: how busy the machine is says nothing about an answer
 PATIENCE_S = 3.0                    # for what comes a little later
 UPDATES = 4
 
@@ -53,8 +53,6 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
     def train(make, make_optimizer, seed):
         import gc
         import time
-
-        from course_lib.check import on_rank
 
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("cpu")           # gloo sends from one CPU memory to the other
@@ -119,21 +117,20 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
                 break
             time.sleep(0.05)
         final = weights(model)
-        moved = (wanted - start).norm()
-        found["error"] = ((final - wanted).norm() / moved).item()
+        found["error"] = on_rank.apart(final - start, wanted - start)
         if found["error"] > ERROR_LIMIT:
             guesses = {"as if the gradients were summed, and not averaged: divide by the number of ranks": one_process(scale=1.0),
                        "as if this rank had used its own gradients alone": one_process(lambda pieces: pieces[rank:rank + 1], 1.0),
                        "as if all groups had the options of the first": one_process(options=lambda group, first: {**first}),
                        "as if all groups had the `lr` of the first": one_process(options=lambda group, first: {**group, "lr": first["lr"]}),
                        "as if of a group's options only `lr` counted": one_process(options=lambda group, first: {"lr": group["lr"]})}
-            found["looks"] = next((text for text, guess in guesses.items() if (final - guess).norm() / moved < 1e-6), "")
+            found["looks"] = next((text for text, guess in guesses.items() if on_rank.apart(final - start, guess - start) < 1e-6), "")
             found["unmoved"] = bool(torch.equal(final, start))
         return found | {"final": final}
 
     train.__name__ = "your optimizer"
     for what, make, ranks in (("an MLP in two groups", mlp, 3), ("a TinyGPT, tied and frozen", gpt, 4)):
-        job = judge.run(train, make, make_optimizer, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(train, make, make_optimizer, judge.seed, ranks=ranks)
         case = f"{what}, {ranks} ranks"
         if job.results[0]["other"]:
             judge.demand(False, "", f"{case}: {job.results[0]['other']}.")
@@ -155,8 +152,8 @@ def _judge_weights(judge: Judge, case: str, job) -> bool:
         looks = " After `zero_grad` the old gradients are still there, and the next backward adds to them."
     elif not equal:
         looks = f" And the ranks do not agree: the new weights of each rank must reach all others.{looks}"
-    elif not looks and rounding(error):
-        looks = rounding(error)
+    elif not looks and on_rank.rounding(error):
+        looks = on_rank.rounding(error)
     elif not looks and (share := float(sent_bytes(job).max()) / _limit(job)) < 0.75:
         looks = f" A rank sends only {share:.2f} times 2(n-1)/n P: do the gradients and the new weights of all ranks arrive?"
     return judge.demand(error < ERROR_LIMIT, f"{case}: after {UPDATES} updates, the weights are those of one process",
@@ -179,14 +176,14 @@ def _judge_kept(judge: Judge, case: str, job) -> None:
 
 def _judge_sent(judge: Judge, case: str, job) -> None:
     limit, sent, ops = _limit(job), sent_bytes(job), set(job.comm["op"])
-    most = sent.max()
+    most, beside = sent.max(), (sent - header_bytes(job)).max()
     if sent.min() < 0.7 * most:
         advice = "The others send less, and wait for this rank: on a ring all send the same."
     elif "reduce_scatter" in ops:
         advice = "gloo's reduce_scatter is an all_reduce that keeps one chunk. `ring.reduce_scatter` sends half of it."
     else:
         advice = "Does a rank need the sum of all gradients, or only that of its own part?"
-    judge.demand(most <= BYTES_LIMIT * limit + header_bytes(job), f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
+    judge.demand(beside <= BYTES_LIMIT * limit, f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
                  f"{case}: rank {int(sent.idxmax())} sends {most / limit:.2f} times 2(n-1)/n P. {advice}")
 
 
@@ -247,8 +244,7 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
                          "it is the sum of the ranks' norms; norms do not add up, their squares do" if near(returned, sum(norms)) else
                          "it is the norm after clipping" if near(returned, max_norm) else
                          "it is the mean over the ranks, not the sum" if near(returned, whole / math.sqrt(n)) else
-                         f"it is off by {error:.1g} of it, as if float32 had been used on its way: in a sum, a message, or a `torch.zeros` without a dtype"
-                         if error < 1e-4 else f"it is {returned:.4g}")
+                         f"it is off by {error:.1g} of it.{hint}" if (hint := on_rank.rounding(error)) else f"it is {returned:.4g}")
                 problem = f"the norm must be that of the whole gradient, {whole:.4g}, and {looks}"
             elif not close(given, wanted):
                 local = [tensor * min(1.0, max_norm / own) for tensor in everyone[rank]] if own else []
@@ -262,7 +258,7 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
 
     trial.__name__ = "your function"
     for ranks in (2, 3):
-        job = judge.run(trial, clip, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(trial, clip, judge.seed, ranks=ranks)
         wrong = next(((CASES[number][0], rank, problem) for number in range(len(CASES)) for rank, problems in enumerate(job.results)
                       if (problem := problems[number])), None)
         if wrong is None:
@@ -273,7 +269,7 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
         own = "sends and receives" if set(job.comm["op"]) & {"send", "recv"} else "collectives"
         judge.demand(calls.max() == 1, f"{ranks} ranks: one collective", f"{ranks} ranks: a rank calls {calls.max()} {own}, and one collective is needed: "
                      "each rank needs one number from the others.")
-        sent = sent_bytes(job).max()
+        sent = (sent_bytes(job) - header_bytes(job)).max()
         judge.demand(sent <= 1000, f"{ranks} ranks: no rank sends more than 1,000 bytes",
                      f"{ranks} ranks: a rank sends {sent:,.0f} bytes. To know a norm, nobody needs the gradients of the others: add up the squares first.")
 
@@ -302,8 +298,6 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         import time
 
         from course_lib import wire
-        from course_lib.check import on_rank
-
         torch.set_default_device("cpu")
         rank, n, own_save, calls = dist.get_rank(), dist.get_world_size(), torch.save, []
         done = root.parent / "done" / str(seed)   # who has written: a file per rank
@@ -391,8 +385,6 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         return ""
 
     def loading_then_saving(load, save, root, wanted_step, next_step, seed):
-        from course_lib.check import on_rank
-
         problem = loading(load, root, wanted_step, seed)
         if not any(on_rank.everyone(problem)):    # now all have loaded
             saving(save, root, next_step, seed)
@@ -402,14 +394,14 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         """The first problem on any rank, in words."""
         function.__name__ = "your function"
         return next((f"on rank {rank}, {problem}" for rank, problem in
-                     enumerate(judge.run(function, load, *args, judge.seed, ranks=ranks, timeout=TIMEOUT_S).results) if problem), "")
+                     enumerate(judge.run(function, load, *args, judge.seed, ranks=ranks).results) if problem), "")
 
     saving.__name__ = "your function"
     folder = Path(tempfile.mkdtemp(prefix="course_lib-check-"))
     root = folder / "root"
     root.mkdir()
     try:
-        first = judge.run(saving, save, root, FIRST, judge.seed, ranks=4, timeout=TIMEOUT_S)
+        first = judge.run(saving, save, root, FIRST, judge.seed, ranks=4)
         alone = judge.demand(all(found["calls"] == 1 for found in first.results), "each rank calls torch.save once, for its own shard",
                              f"each rank must call torch.save once, for its own shard, and they called it {', '.join(str(found['calls']) for found in first.results)} times.")
         if not _judge_written(judge, first, 8 * 3 * -(-NUMEL // 4)) or not alone:
@@ -419,7 +411,7 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             return
         for killed, words in (("before", "before it had written anything"), ("in the middle", "in the middle of its file")):
             try:
-                judge.run(saving, save, root, SECOND, judge.seed, killed, ranks=4, timeout=TIMEOUT_S)
+                judge.run(saving, save, root, SECOND, judge.seed, killed, ranks=4)
                 judge.demand(False, "", "rank 1 was to be killed in the middle of its torch.save, and it did not call it.")
                 return
             except RankError:                     # rank 1 was killed
@@ -433,7 +425,7 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         if after_kill:                            # is it the kill, or does it fail without one?
             shutil.rmtree(root)
             root.mkdir()
-            judge.run(saving, save, root, FIRST, judge.seed, ranks=4, timeout=TIMEOUT_S)
+            judge.run(saving, save, root, FIRST, judge.seed, ranks=4)
             plain = loaded(3, loading, root, FIRST)
             if not judge.demand(not plain, "saved by 4 ranks, loaded by 3: every element is right, to the last bit", f"saved by 4 ranks, loaded by 3: {plain}."):
                 return

@@ -15,7 +15,6 @@ from torch import nn
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.reasons import rounding
 from course_lib.job import Job
 from course_lib.mini import pipeline as mini
 
@@ -26,7 +25,6 @@ FORWARD_S = 0.006                   # a stage's forward sleeps so long, its back
 DRAWN_MODELS, DRAWN_SIZES = 400, 12
 RELATIVE_ERROR = 1e-9               # of gradients in float64; a right answer is at 1e-15
 HOLD_S = 8.0                        # so long a rank stands still, unless the others do before what they can do without it
-TIMEOUT_S = 40.0                    # an answer whose ranks wait for each other without our seeing it ends here; long, for a busy machine
 
 
 @exercise
@@ -287,16 +285,15 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
             if any(p.grad is None for p in mine.parameters()):
                 problem = problem or "a parameter has no gradient"
                 continue
-            have = torch.cat([p.grad.flatten() for p in mine.parameters()])
-            factor = ((have @ wanted) / (wanted @ wanted)).item()
+            have = on_rank.flat(p.grad for p in mine.parameters())
             if (error := on_rank.apart(have, wanted)) > RELATIVE_ERROR:
-                exact = (have - factor * wanted).norm() < RELATIVE_ERROR * wanted.norm()
-                looks = f". It is {factor:.3g} times too large: a loss must be the mean over the whole batch" if exact else ""
-                problem = problem or f"it differs by {error:.2g}{looks or '.' + rounding(error)}"
+                factor = on_rank.times(have, wanted, RELATIVE_ERROR)
+                looks = f". It is {factor:.3g} times too large: a loss must be the mean over the whole batch" if factor else ""
+                problem = problem or f"it differs by {error:.2g}{looks or '.' + on_rank.rounding(error)}"
         return problem, graphs[1], messages[1], inputs.chunk(micro_batches)[0].nbytes, order
 
     trial.__name__ = "your pipeline"
-    return judge.run(trial, ranks=len(lists), timeout=TIMEOUT_S)
+    return judge.run(trial, ranks=len(lists))
 
 
 def _judge_gradients(judge: Judge, name: str, job: Job) -> bool:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from course_lib import measure, theory
-from course_lib.check.counted import header_bytes, rounding, sent_bytes
+from course_lib.check import on_rank
+from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.job import Job
 
@@ -18,7 +19,6 @@ __all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
 
 ERROR_LIMIT = 1e-9                      # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                      # times what ring all_reduces of the same tensors send
-TIMEOUT_S = 60.0                        # generous: how busy the machine is says nothing about an answer
 BATCH, SEQUENCE, HIDDEN = 8, 64, 32     # x is [8, 64, 32]: large enough for the headers of messages not to count
 S = 8 * BATCH * SEQUENCE * HIDDEN       # bytes of x in float64
 
@@ -67,8 +67,6 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
     def mlp(f, g, seed):
         import time
 
-        from course_lib.check import on_rank
-
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
@@ -78,9 +76,6 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
 
         def tokens(tensor):
             return mine(tensor, 1) if cut_tokens else tensor
-
-        def relative(found, wanted):
-            return on_rank.apart(found, wanted)
 
         class NotATensor(Exception):
             pass
@@ -145,11 +140,11 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
                   f"this rank's own part, and {n} times too large: f must add up in backward, and g must not": n * own["x"]},
             "A": {times: n * wanted["A"]}, "B": {times: n * wanted["B"]},
         }
-        looks = {name: [text for text, guess in guesses[name].items() if relative(found[name], guess) < 1e-6] for name in wanted}
-        return {name: (relative(found[name], wanted[name]), found[name] is None, "".join(looks[name][:1])) for name in wanted}
+        looks = {name: [text for text, guess in guesses[name].items() if on_rank.apart(found[name], guess) < 1e-6] for name in wanted}
+        return {name: (on_rank.apart(found[name], wanted[name]), found[name] is None, "".join(looks[name][:1])) for name in wanted}
 
     mlp.__name__ = "your f and g"
-    return judge.run(mlp, f, g, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
+    return judge.run(mlp, f, g, judge.seed, ranks=ranks)
 
 
 def _judge_returned(judge: Judge, job: Job) -> bool:
@@ -163,7 +158,7 @@ def _judge_values(judge: Judge, job: Job) -> None:
     for name, words in names.items():
         error, absent, looks = max((found[name] for found in job.results), key=lambda found: found[0])
         why = "there is none: backward does not reach it" if absent else f"it is {looks}" if looks else f"relative error {error:.2g}"
-        hint = rounding(error) if not looks else ""
+        hint = on_rank.rounding(error) if not looks else ""
         judge.demand(error < ERROR_LIMIT, f"{job.ranks} ranks: {words} is that of one process",
                      f"{job.ranks} ranks: {words} is not that of one process: {why}.{hint}")
 
@@ -176,8 +171,6 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
     def train(make, seed):
         import copy
         import gc
-
-        from course_lib.check import on_rank
 
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
@@ -227,7 +220,7 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
 
     train.__name__ = "your parallel MLP"
     for ranks in (2, 4):
-        job = judge.run(train, make, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(train, make, judge.seed, ranks=ranks)
         if not _judge_returned(judge, job):
             return
         if not all(found["params"] for found in job.results):
@@ -236,10 +229,10 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
         errors = {name: [max(found[name][step] for found in job.results) for step in range(STEPS)] for name in ("output", "x")}
         if judge.demand(errors["output"][0] < ERROR_LIMIT, f"{ranks} ranks: the output is that of one process",
                         f"{ranks} ranks: the output is not that of one process (relative error {errors['output'][0]:.2g}). Cut the first weight by columns, "
-                        f"the second by rows, and add the second bias once, after g.{rounding(errors['output'][0])}"):
+                        f"the second by rows, and add the second bias once, after g.{on_rank.rounding(errors['output'][0])}"):
             judge.demand(errors["x"][0] < ERROR_LIMIT, f"{ranks} ranks: the gradient of the input is that of one process",
                          f"{ranks} ranks: the gradient of the input is not that of one process (relative error {errors['x'][0]:.2g}). An all_reduce in "
-                         f"backward is missing or too many: that is what f is for.{rounding(errors['x'][0])}")
+                         f"backward is missing or too many: that is what f is for.{on_rank.rounding(errors['x'][0])}")
             judge.demand(max(errors["output"]) < ERROR_LIMIT, f"{ranks} ranks: after {STEPS - 1} updates with SGD, it still is",
                          f"{ranks} ranks: after {STEPS - 1} updates with SGD, the output is not that of one process "
                          f"(relative error {max(errors['output']):.2g}). So a weight or a bias has got a wrong gradient.")
@@ -275,8 +268,6 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
     TOKENS, VOCABULARY = 24, 600
 
     def losses(answer, seed):
-        from course_lib.check import on_rank
-
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
@@ -319,7 +310,7 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
 
     losses.__name__ = "your loss"
     for ranks in (2, 3):
-        job = judge.run(losses, answer, judge.seed, ranks=ranks, timeout=TIMEOUT_S)
+        job = judge.run(losses, answer, judge.seed, ranks=ranks)
         if not _judge_returned(judge, job):
             return
         for case, name in ((1, f"{ranks} ranks"), (2, f"{ranks} ranks, logits up to 4000"), (3, f"{ranks} ranks, other largest logits from token to token"),
@@ -334,7 +325,7 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
             if case == 4 and judge.verdict():         # nothing but the borders is wrong
                 why += f". Rank 1 has the tokens {VOCABULARY // ranks} to {2 * VOCABULARY // ranks - 1}, both included"
             if not judge.demand(worst < ERROR_LIMIT, f"{name}: the loss is that of one process, on every rank",
-                                f"{name}: the loss is not that of one process on every rank: {why}.{rounding(worst)}"):
+                                f"{name}: the loss is not that of one process on every rank: {why}.{on_rank.rounding(worst)}"):
                 if case == 1 and not all(f["finite"] for f in found):
                     break                         # the other cases would only say another thing of the same
                 continue
@@ -342,7 +333,7 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
             why = (f"it is {times:g} times as large. Is something added up again in backward?" if times > 1 else f"it is 1/{ranks} of it" if times
                    else f"relative error {grad:.2g}")
             judge.demand(grad < ERROR_LIMIT, f"{name}: the gradient of each rank's logits is that of one process",
-                         f"{name}: the gradient of a rank's logits is not that of one process: {why}.{rounding(grad)}")
+                         f"{name}: the gradient of a rank's logits is not that of one process: {why}.{on_rank.rounding(grad)}")
         _judge_small(judge, job, 8 * TOKENS)
         if not judge.verdict():
             return
@@ -377,7 +368,8 @@ def _judge_calls(judge: Judge, job: Job, where: str, gathered: str) -> None:
 def _judge_bytes(judge: Judge, job: Job, calls: str) -> None:
     """Demand no more bytes than two ring all_reduces of x: 4 r S. `calls`: what sends so much."""
     ring = 2 * theory.collective_bytes("all_reduce", S, job.ranks)
-    sent = float(sent_bytes(job).max())
-    judge.demand(sent <= BYTES_LIMIT * ring + header_bytes(job), f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times 4(n-1)/n S",
+    each = sent_bytes(job)
+    sent, beside = each.max(), (each - header_bytes(job)).max()
+    judge.demand(beside <= BYTES_LIMIT * ring, f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times 4(n-1)/n S",
                  f"{job.ranks} ranks: a rank sent {sent / ring:.1f} times the 4(n-1)/n S = {ring:,.0f} bytes of {calls}. Something larger than the input "
                  "travels, or whole tensors travel where sums would do.")

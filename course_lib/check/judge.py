@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from course_lib.check import on_rank
 from course_lib.job import Job
 from course_lib.ranks import places
 from course_lib.ranks.diagnose import ranks_in_words
@@ -13,7 +14,7 @@ from course_lib.ranks.errors import RankError
 from course_lib.run import run_quietly
 
 __all__ = ["Judge", "Verdict", "exercise"]
-
+TIMEOUT_S = 60.0                # of a job; long, for how busy the machine is says nothing of an answer
 CALL_S = 40.0                   # all calls of `Judge.call` together; long, because the machine may be busy
 SHOWN_OUTPUT = 2_000            # characters of what an answer printed
 
@@ -63,7 +64,7 @@ class Judge:
     def run(self, fn: Callable, *args, **options) -> Job:
         """Run a job as `course_lib.run` does, without its line. If it fails, the answer is refused with the reason."""
         try:
-            return run_quietly(fn, *args, **options)
+            return run_quietly(fn, *args, **{"timeout": TIMEOUT_S} | options)
         except RankError as error:
             raise _without_the_check(error) from None
         except (TypeError, OSError) as error:         # the answer cannot be sent, or its result not be opened here: the words say it all
@@ -154,5 +155,4 @@ def _untouched(name: str) -> Verdict:
 
 
 def _shown(answers: tuple) -> str:
-    texts = [getattr(answer, "__name__", "a function") if callable(answer) else " ".join(repr(answer).split()) for answer in answers]
-    return ", ".join(text if len(text) <= 60 else f"{text[:57]}..." for text in texts) or "nothing"
+    return ", ".join(getattr(one, "__name__", "a function") if callable(one) else on_rank.short(repr(one)) for one in answers) or "nothing"

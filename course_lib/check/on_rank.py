@@ -1,4 +1,4 @@
-"""What trials share on the ranks: fresh numbers, plain values, one distance, what all ranks say, calls, memory outside of torch. Imports what a rank has anyhow."""
+"""What trials share on the ranks: fresh numbers, plain values, one distance, what all ranks say, calls, memory. Imports what a rank has anyhow."""
 import array
 import gc
 import operator
@@ -6,14 +6,18 @@ import secrets
 import sys
 import time
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["private_seed", "plain", "whole", "flat", "apart", "everyone", "first_problem", "Calls", "late", "outside_torch", "Unseen"]
+__all__ = ["private_seed", "plain", "whole", "short", "flat", "apart", "times", "rounding", "everyone", "first_problem", "Calls", "late",
+           "NewTensors", "outside_torch", "Unseen"]
 
 
 def private_seed() -> int:
@@ -43,6 +47,13 @@ def whole(value) -> int | None:
         return None
 
 
+def short(value, limit: int = 60) -> str:
+    """A value in one line, for a sentence."""
+    text = value if isinstance(value, str) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[:limit - 3] + "..."
+
+
 def flat(tensors: Iterable[Tensor]) -> Tensor:
     """One vector [sum of numel] of all tensors' values."""
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
@@ -54,6 +65,22 @@ def apart(found: Tensor | None, wanted: Tensor) -> float:
         return 1.0
     error = ((found - wanted).norm() / wanted.norm().clamp_min(torch.finfo(torch.float64).tiny)).item()
     return error if error == error else float("inf")
+
+
+def times(found: Tensor, wanted: Tensor, within: float) -> float | None:
+    """The factor by which a vector is `wanted`, up to an error relative to it; None if it has another direction, and not only another length."""
+    factor = ((found @ wanted) / (wanted @ wanted)).item()
+    return factor if (found - factor * wanted).norm() < within * wanted.norm() else None
+
+
+def rounding(error: float) -> str:
+    """What a relative error says of the way that numbers took, in a test in float64: " An error of this size ...", or "" if it tells nothing."""
+    if 1e-12 < error < 2e-6:
+        return (" An error of this size is the rounding of float32: the numbers here are float64, and must stay so all the way "
+                "(in a message, a sum, a `torch.zeros` without a dtype).")
+    if 2e-6 <= error < 2e-2:
+        return " An error of this size may be the rounding of float16 or bfloat16: does something change the dtype on the way?"
+    return ""
 
 
 def everyone(value) -> list:
@@ -69,7 +96,8 @@ def first_problem(problem: str) -> str:
 
 
 class Calls:
-    """Every collective, send and receive that this rank calls: `with Calls() as calls: ...; calls.rows`, each with op, dtype, payload_bytes, algorithm_bytes.
+    """Every collective, send and receive that this rank calls, in whichever thread: `with Calls() as calls: ...; calls.rows`, each with op, dtype,
+    payload_bytes, algorithm_bytes.
 
     Unlike the ledger it looks at any call, and not at the traced step alone: small tensors may go another way. Not inside of a traced step.
     `before(row)` is called before each of them goes on, and may let it wait.
@@ -86,10 +114,10 @@ class Calls:
         for name, (op, which, work) in tracing._COLLECTIVES.items():
             if packet := getattr(torch.ops.c10d, name, None):
                 def kernel(keyset, *args, operator=packet.default, op=op, which=which, work=work):
-                    row = tracing._note(op, which, work, args)
-                    self.rows.append({name: row[name] for name in ("op", "dtype", "payload_bytes", "algorithm_bytes")})
+                    noted = tracing._note(op, which, work, args)
+                    self.rows.append(row := {name: noted[name] for name in ("op", "dtype", "payload_bytes", "algorithm_bytes")})
                     if self._before:
-                        self._before(self.rows[-1])
+                        self._before(row)
                     return operator.redispatch(keyset & below, *args)
 
                 self._library.impl(name, kernel, "BackendSelect", with_keyset=True)
@@ -111,6 +139,32 @@ def late(calls: int = 8, pause_s: float = 0.1) -> Callable[[dict], None]:
     return before
 
 
+class NewTensors(TorchDispatchMode):
+    """The memory of tensors that come into being: `with NewTensors() as new: ...; new.peak_bytes`, the most that was alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak_bytes, self._made = 0, []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        alive = self._alive()
+        given = {address for address, _ in map(_storage, tree_leaves((args, kwargs)))} - set(alive)
+        result = operator(*args, **(kwargs or {}))
+        self._made += [weakref.ref(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and _storage(leaf)[0] not in given]
+        self.peak_bytes = max(self.peak_bytes, sum(self._alive().values()))
+        return result
+
+    def _alive(self) -> dict[int, int]:
+        """Bytes by address."""
+        self._made = [ref for ref in self._made if ref() is not None]
+        return dict(_storage(ref()) for ref in self._made)
+
+
+def _storage(leaf) -> tuple[int | None, int]:
+    """Address and bytes of what a tensor lies in; nothing, of anything else."""
+    return (leaf.untyped_storage().data_ptr(), leaf.untyped_storage().nbytes()) if isinstance(leaf, Tensor) else (None, 0)
+
+
 def outside_torch() -> int:
     """Bytes of the numpy arrays, bytes and floats that Python objects of this rank hold now. It costs nothing while the answer runs."""
     gc.collect()
@@ -121,7 +175,8 @@ def outside_torch() -> int:
 
 
 class Unseen:
-    """Bytes that this rank holds outside of torch, in numpy arrays and Python objects: `with Unseen() as unseen: ...; unseen.bytes()`.
+    """Bytes that this rank holds outside of torch, in numpy arrays and Python objects: the most at once.
+    `with Unseen() as unseen: ...; unseen.peak()`.
 
     Python itself counts them (tracemalloc), so that neither other processes nor the allocator's habits play a part. It slows Python down: not for what is timed.
     All threads count, and on a busy machine a rank that is asked where it is reads sources: up to 2 MB are noise.
@@ -133,12 +188,8 @@ class Unseen:
         self._before = tracemalloc.get_traced_memory()[0]
         return self
 
-    def bytes(self) -> int:
-        """Held now, of what was allocated within the block."""
-        return tracemalloc.get_traced_memory()[0] - self._before
-
     def peak(self) -> int:
-        """The most that was held at once."""
+        """Beyond what was held when the block began."""
         return tracemalloc.get_traced_memory()[1] - self._before
 
     def __exit__(self, *error) -> None:

@@ -9,11 +9,11 @@ import time
 import traceback
 from collections.abc import Callable
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d
 
+from course_lib import wire
 from course_lib.ranks import places
 
 __all__ = ["whereabouts", "collectives", "tell_before_abort"]
@@ -46,7 +46,7 @@ def whereabouts() -> dict:
     return {"frames": frames, "call": call, "collectives": collectives(), "groups": _groups() | _group_in_the_making(frame),
             "free": call is None and bool(frames) and not any(part in frames[-1][0] for part in _WAIT_INSIDE) and _on_cpus(),
             "blocked": call is not None and call["op"] not in _NOT_FOR_EVER and len(threads) == 2 and _on_cpus() and _groups_wait_long(),
-            "written_bytes": _written_bytes(), "cpu_s": time.process_time()}
+            "written_bytes": wire.all_written_bytes(), "cpu_s": time.process_time()}
 
 
 def _on_cpus() -> bool:
@@ -61,12 +61,6 @@ def _groups_wait_long() -> bool:
     except (AttributeError, RuntimeError):
         return False
     return bool(timeouts) and min(timeouts) >= timeouts[0]
-
-
-def _written_bytes() -> int | None:
-    """What this process has written, to sockets and files; None where the system does not count it."""
-    process = psutil.Process()
-    return process.io_counters().write_chars if hasattr(process, "io_counters") else None
 
 
 def collectives() -> list[dict]:
