@@ -88,6 +88,9 @@ class Allocations(TorchDispatchMode):
     the time to let go of what they have sent. What was allocated before does not count, nor what an operation needs inside, nor what another thread makes.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def __enter__(self) -> "Allocations":
         self._device, self._made, self._peak, self.events = torch.get_default_device().type, {}, 0, []
         self._patience_s = GLOO_PATIENCE_S

@@ -23,20 +23,23 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
         others = torch._C._autograd._top_saved_tensors_default_hooks(False)
 
         def pack(tensor: Tensor):
-            unit = unit_of.get(tensor.untyped_storage().data_ptr())
+            address = tensor.untyped_storage().data_ptr()     # by it a unit is found again: what is packed holds the tensor, and nothing of the unit
             if others:
-                return unit, None, 0, others[0](tensor)
+                return address, 0, others[0](tensor)
             saved = tensor.detach()
-            watched = saved if unit is None else unit.shard
-            return unit, watched, watched._version, saved
+            return address, watched(address, saved)._version, saved
 
         def unpack(packed) -> Tensor:
-            unit, watched, version, saved = packed
-            if watched is not None and watched._version != version:
+            address, version, saved = packed
+            if not others and watched(address, saved)._version != version:
                 raise RuntimeError("a tensor that backward needs was changed in place after forward had saved it.")
             tensor = others[1](saved) if others else saved
+            unit = unit_of.get(address)
             if unit is not None and not unit.full_bytes:
                 gather(None)
             return tensor
+
+        def watched(address: int, saved: Tensor) -> Tensor:
+            return unit_of[address].shard if address in unit_of else saved
 
         super().__init__(pack, unpack)
