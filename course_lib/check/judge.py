@@ -14,6 +14,7 @@ from course_lib.ranks.errors import RankError
 from course_lib.run import run_quietly
 
 __all__ = ["Judge", "Verdict", "exercise"]
+
 TIMEOUT_S = 60.0                # of a job; long, for how busy the machine is says nothing of an answer
 CALL_S = 40.0                   # all calls of `Judge.call` together; long, because the machine may be busy
 SHOWN_OUTPUT = 2_000            # characters of what an answer printed
