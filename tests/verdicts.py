@@ -6,8 +6,9 @@
     HANGING    answers                            whose ranks wait for each other for ever; the check gets little patience
 """
 import functools
-import sys
 from collections.abc import Callable, Sequence
+
+from course_lib.check import judge
 
 __all__ = ["pytest_generate_tests", "test_right_answers_are_accepted", "test_the_stub_gets_one_calm_line", "test_wrong_answers_are_refused_with_the_reason"]
 
@@ -29,7 +30,7 @@ def test_the_stub_gets_one_calm_line(check, stubs):
 
 def test_wrong_answers_are_refused_with_the_reason(check, answers, reasons, met, hangs, monkeypatch):
     if hangs:
-        monkeypatch.setattr(sys.modules[check.__module__], "TIMEOUT_S", LITTLE_PATIENCE_S)
+        monkeypatch.setattr(judge, "TIMEOUT_S", LITTLE_PATIENCE_S)
     verdict = judged(check, answers)
     assert not verdict and not verdict.untouched
     for reason in reasons:
