@@ -28,6 +28,27 @@ def test_modules_of_a_class_of_their_own(fn, expected):
     assert run(fn, ranks=1).results == [expected]
 
 
+class Negated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return -x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable          # a wrapper of torch's, which uses torch._C._functions: nobody can import that
+    def backward(ctx, grad):
+        return -grad
+
+
+def slope() -> float:
+    x = torch.ones(1, requires_grad=True)
+    Negated.apply(x).backward()
+    return x.grad.item()
+
+
+def test_a_decorator_of_torch_brings_modules_that_cannot_be_imported():
+    assert run(slope, ranks=1).results == [-1.0]
+
+
 def test_random_numbers_differ_between_ranks_and_jobs_and_a_seed_holds():
     def numbers(seed=None):
         import random

@@ -89,7 +89,7 @@ def by_hand() -> None:
         else:
             got = 0
             while got < MB:
-                got += len(line.recv(MB))
+                got += len(line.recv(MB - got))          # no byte of the next step
 
     def with_sendmsg(line):
         left = memoryview(data)

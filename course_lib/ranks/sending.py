@@ -88,7 +88,7 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, value):
         if isinstance(value, torch.Tensor) and type(value) is torch.Tensor and value.dtype in _WITHOUT_STORAGE_CLASS and value.layout is torch.strided:
             return _from_bits, (value.detach().view(_BITS[value.itemsize]), value.dtype, value.requires_grad)
-        if isinstance(value, types.ModuleType) and type(value) is not types.ModuleType:
+        if isinstance(value, types.ModuleType) and (type(value) is not types.ModuleType or value.__name__ not in sys.modules):
             return _module_by_name(value)
         if isinstance(value, (type, types.FunctionType)):
             if value.__module__ == "IPython.core.interactiveshell" and value.__name__ == "_modified_open":
@@ -153,7 +153,8 @@ def _from_bits(bits: torch.Tensor, dtype: torch.dtype, requires_grad: bool) -> t
 
 
 def _module_by_name(module: types.ModuleType):
-    """A module of a subclass of ModuleType, such as torch.classes, torch.backends.cudnn and torch.ops.aten: the name says it all."""
+    """A module of a subclass of ModuleType, such as torch.classes, torch.backends.cudnn and torch.ops.aten, or one that cannot be imported, such as
+    torch._C._functions: the name says it all."""
     parent, attributes = module.__name__, []
     while parent and parent not in sys.modules:               # torch.ops.aten is no module that can be imported, and an attribute of one
         parent, _, last = parent.rpartition(".")
