@@ -462,6 +462,15 @@ def doubling_that_collects(tensor):
     tensor.copy_(held.sum(0))
 
 
+def doubling_that_widens(tensor):
+    """16-bit numbers are added up in float32, and travel as such."""
+    if tensor.itemsize > 2:
+        return doubling(tensor)
+    wide = tensor.float()
+    doubling(wide)
+    tensor.copy_(wide)
+
+
 def doubling_with_everyone(tensor):
     rank, n = dist.get_rank(), dist.get_world_size()
     mine = tensor.clone()

@@ -561,6 +561,24 @@ def gather_along_samples(x):
     return operator(lambda x: torch.cat(gathered(x), dim=0), sum_of_own_tokens)(x)
 
 
+def gather_in_order_of_ranks(x):
+    """The tokens as they come, rank after rank in memory: with several samples, of other samples."""
+    return operator(lambda x: torch.cat(gathered(x), dim=0).view(x.shape[0], -1, x.shape[2]), sum_in_order_of_ranks)(x)
+
+
+def scatter_in_order_of_ranks(x):
+    return operator(sum_in_order_of_ranks, lambda x: torch.cat(gathered(x), dim=0).view(x.shape[0], -1, x.shape[2]))(x)
+
+
+def sum_in_order_of_ranks(x):
+    from course_lib.mini import ring
+
+    n = dist.get_world_size()
+    mine = torch.empty(x.shape[0], x.shape[1] // n, x.shape[2])
+    ring.reduce_scatter(mine, [part.view_as(mine).contiguous() for part in x.contiguous().flatten().chunk(n)])
+    return mine
+
+
 def gather_mean(x):
     return operator(all_tokens, lambda grad: sum_of_own_tokens(grad) / dist.get_world_size())(x)
 

@@ -51,6 +51,7 @@ WRONG = [
     (doubling_all_reduce, answers.ring_as_star, "4 ranks: rank 0 sends 3 messages"),
     (doubling_all_reduce, answers.doubling_with_everyone, "8 ranks: rank 0 sends 7 messages"),
     (doubling_all_reduce, answers.doubling_as_tree, "4 ranks: rank 1 sends 1 message only. To be ready after log2(4) = 2 steps"),
+    (doubling_all_reduce, answers.doubling_that_widens, "2 ranks: your largest message is 2.0 S"),
     (doubling_all_reduce, answers.doubling_that_collects, "8 ranks: your largest message is 4.0 S"),
     (doubling_all_reduce, answers.ring_by_gloo, "you called all_reduce"),
     (doubling_all_reduce, answers.doubling_at_distance_1, "4 ranks, a tensor of shape (10, 7)"),

@@ -101,6 +101,7 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
      "the gradient of the input is that of one process"),
     (TOKENS, [answers.gather_without_sum, answers.scatter_sum], ["this rank's own part: f must add up the gradients"], VALUES),
     (TOKENS, [answers.gather_tokens, answers.scatter_without_sum], ["this rank's own part: g must add up"], "no all_reduce"),
+    (TOKENS, [answers.gather_in_order_of_ranks, answers.scatter_in_order_of_ranks], ["the right numbers in another order than one process has them"], ""),
     (TOKENS, [answers.gather_mean, answers.scatter_sum], ["the gradient of the input is not that of one process: it is the mean: do not divide"], VALUES),
     (TOKENS, [answers.gather_along_samples, answers.scatter_sum], ["your f must return a tensor of shape [8, 64, 32], and it returned one of shape [32, 16, 32]"],
      ""),

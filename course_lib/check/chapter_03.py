@@ -70,7 +70,7 @@ def doubling_all_reduce(judge: Judge, answer: Callable) -> None:
     """`answer(tensor)` sums a small tensor over 2, 4 or 8 ranks in place, in log2(ranks) steps: so many messages of S bytes from every rank."""
     for ranks in (2, 4, 8):
         cases = [((10, 7), "float32"), ((1,), "int64")]
-        job = _trial(judge, answer, [*cases, ((1,), "float64"), _any_size(judge)], ranks)
+        job = _trial(judge, answer, [*cases, ((1,), "float64"), ((33,), "bfloat16"), _any_size(judge)], ranks)
         if not _judge_values(judge, job, cases, "the sum over all ranks") or not _judge_calls(judge, job):
             return
         rounds, worst = ranks.bit_length() - 1, ""
@@ -88,7 +88,7 @@ def doubling_all_reduce(judge: Judge, answer: Callable) -> None:
         judge.demand(not worst, f"{ranks} ranks: every rank sends {_messages(rounds)}", f"{ranks} ranks: {worst}")
         largest = max(call["payload_bytes"] / case["bytes"] for rank in job.results for case in rank for call in case["calls"] if call["op"] == "send")
         judge.demand(largest <= 1, f"{ranks} ranks: no message is larger than S",
-                     f"{ranks} ranks: your largest message is {largest:.1f} S. Add what comes to your tensor, and send the sum: it is never larger than S")
+                     f"{ranks} ranks: your largest message is {largest:.1f} S. Add what comes to your tensor, and send the sum, in the tensor's own dtype: it is never larger than S")
 
 
 def _any_size(judge: Judge) -> Case:

@@ -109,6 +109,9 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
                 x_grad = None if x.grad is None else x.grad.clone()
             if late and not (torch.equal(kept, entered.detach()) and torch.equal(output, y.detach())):
                 raise NotATensor("what your f or g had returned was changed afterwards: a message was still on its way. Wait for it before you return")
+            if late and cut_tokens and not torch.equal(kept, whole) and torch.equal(kept.flatten().sort().values, whole.flatten().sort().values):
+                raise NotATensor("your f returns the right numbers in another order than one process has them, [batch, time, h]. This MLP looks at each token "
+                                 "alone and does not notice; attention would")
             return {"output": output, "x": x_grad, "A": A.grad, "B": B.grad}
 
         torch.manual_seed(seed)
@@ -116,7 +119,7 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
         sets = [(torch.randn(BATCH, SEQUENCE, HIDDEN), torch.randn(HIDDEN, 4 * HIDDEN), torch.randn(4 * HIDDEN, HIDDEN)) for _ in range(3)]     # all before an answer runs
         founds, problem = [], ""
         for number, (x, A, B) in enumerate(sets):
-            late = number == 2                    # after the traced one
+            whole, late = x, number == 2          # after the traced one
             try:
                 founds.append(gradients(tokens(x), mine(A, 1), mine(B, 0), tokens(weights), f, g))
             except NotATensor as wrong:
