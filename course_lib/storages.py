@@ -78,10 +78,16 @@ def held_by(value, seen: set[int] | None = None) -> Iterable[Tensor | numpy.ndar
     elif isinstance(value, (list, tuple, set, frozenset)):
         inside = tuple(value)
     elif hasattr(value, "__dict__") and not callable(value):
-        inside = tuple(vars(value).values())
-    elif hasattr(type(value), "__slots__"):
-        inside = tuple(getattr(value, name) for name in type(value).__slots__ if hasattr(value, name))
+        inside = (*vars(value).values(), *(getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)))
+    elif slots := _slots(type(value)):
+        inside = tuple(getattr(value, name) for name in slots if hasattr(value, name))
     else:
         raise TypeError(f"nobody can look into a {type(value).__name__}")
     for inner in inside:
         yield from held_by(inner, seen)
+
+
+def _slots(kind: type) -> list[str]:
+    """Names of attributes that stand in no __dict__, of a class and those that it comes from."""
+    told = [vars(part).get("__slots__", ()) for part in kind.__mro__]
+    return [name for slots in told for name in ((slots,) if isinstance(slots, str) else slots) if name not in ("__weakref__", "__dict__")]

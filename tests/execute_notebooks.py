@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (ROOT / "notebooks", ROOT / "notebooks" / "solutions")
 TIMING_METADATA = ("execution", "ExecuteTime", "papermill")
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+CELL_FILE = re.compile(r"\S*ipykernel_\d+/\d+\.py")
 FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError)
 
 
@@ -116,6 +117,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
             output.get("data", {}).pop(WIDGET_MIME, None)  # means nothing without the widget's state
+            if output.output_type == "stream":
+                output.text = CELL_FILE.sub("cell", output.text)  # a warning names the file of its cell, another one in each kernel
     return notebook
 
 

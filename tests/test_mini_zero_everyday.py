@@ -1,8 +1,11 @@
 """mini.zero with what everybody's training does around a model: equal to one process, or refused in one sentence; never another result in silence."""
 import pytest
+import torch
 import zero_everyday_workers as workers
+from torch import nn
 
-from course_lib import run
+from course_lib import measure, run
+from course_lib.mini import zero
 
 in_all_stages = pytest.mark.parametrize("stage", [1, 2, 3])
 
@@ -125,3 +128,22 @@ def test_refused_in_one_sentence(stage):
         assert told.keys() == expected.keys()
         for what, words in expected.items():
             assert words in told[what] and "\n" not in told[what], (what, told[what])
+
+
+def measured(stage: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(64, 64), nn.ReLU())])
+    model, optimizer = zero.shard(net, stage, torch.optim.Adam) if stage else (net, torch.optim.Adam(net.parameters()))
+    for _ in range(2):
+        with measure.step(model, optimizer):
+            model(torch.ones(32, 64)).sum().backward()
+            optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_ledger_sees_the_same_activations_in_all_stages(stage):
+    """In stage 3 the unit keeps something else in place of what autograd saves; what is held is the input and three outputs all the same."""
+    job = run(measured, stage, ranks=2)
+    assert "activations" not in job.absent
+    assert set(job.memory.query("category == 'activations'")["bytes"]) == {4 * 32 * 64 * 4}

@@ -140,7 +140,7 @@ def star_all_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | No
 @torch.no_grad()
 def star_reduce(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | None = None) -> None:
     """Sum `tensor` over the ranks into the root's; every rank of the group must call this. The others send their whole tensor, the root adds them up."""
-    _look(tensor, root, group)
+    _look(tensor, root, group, added=True)
     if dist.get_rank(group) != root:
         dist.send(tensor.contiguous(), group=group, group_dst=root)
         return
@@ -163,8 +163,8 @@ def star_broadcast(tensor: Tensor, root: int = 0, group: dist.ProcessGroup | Non
         dist.send(flat, group=group, group_dst=other)
 
 
-def _look(tensor: Tensor, root: int, group: dist.ProcessGroup | None) -> None:
-    dense("tensor", tensor, added=True), process_group("group", group)
+def _look(tensor: Tensor, root: int, group: dist.ProcessGroup | None, added: bool = False) -> None:
+    dense("tensor", tensor, added=added), process_group("group", group)
     whole("root", root, least=0, most=dist.get_world_size(group) - 1)
 
 

@@ -13,7 +13,7 @@ Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data P
 """
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import torch
 import torch.distributed as dist
@@ -172,7 +172,11 @@ def _tensors(output) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (Mapping, list, tuple)) or is_dataclass(output):
-        for part in output if isinstance(output, (list, tuple)) else (output if isinstance(output, Mapping) else vars(output)).values():
+        if isinstance(output, Mapping):
+            output = output.values()
+        elif is_dataclass(output):
+            output = [getattr(output, part.name) for part in fields(output)]
+        for part in output:
             yield from _tensors(part)
 
 

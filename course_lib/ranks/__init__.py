@@ -1,12 +1,19 @@
 """Real processes: start them warm, watch them, stop them, explain what went wrong.
 
-server.py   the fork server and the supervisor of one job (processes beside the kernel)
-worker.py   what one rank does, from fork to exit
-sending.py  what travels: the call on its way out, results on their way home
-unsendable.py  the name of the variable that cannot travel
-one_job.py  one job from the call to its Job
-launch.py   the kernel's side: ask for ranks, listen to them, end them
-devices.py  which backend and device each rank gets
-errors.py   RankError: a failed job, told rank by rank
-progress.py a sign of life while a job runs
+one_job.py           one job from the call to its Job
+launch.py            the kernel's side: ask for ranks, listen to them, end them
+server.py            the fork server and the supervisor of one job (processes beside the kernel)
+worker.py            what one rank does, from fork to exit
+folder.py            a job's private directory: made and locked, removed, swept up
+sending.py           what travels: the call on its way out, results on their way home
+unsendable.py        the name of the variable that cannot travel
+imports.py           a rank imports what the notebook has imported, from the same file
+main_of_children.py  the notebook's names for processes that a rank spawns
+devices.py           which backend and device each rank gets
+budget.py            whether this machine can hold so many ranks
+where.py             where a rank is: answered by the rank itself
+diagnose.py          who waits for whom, and which calls don't match
+places.py            a place in the learner's own code, in words
+errors.py            RankError: a failed job, told rank by rank
+progress.py          a sign of life while a job runs
 """

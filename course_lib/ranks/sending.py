@@ -86,7 +86,7 @@ class _Pickler(cloudpickle.Pickler):
         super().__init__(stream, protocol=5)
 
     def reducer_override(self, value):
-        if isinstance(value, torch.Tensor) and type(value) is torch.Tensor and value.dtype in _WITHOUT_STORAGE_CLASS and value.layout is torch.strided:
+        if type(value) is torch.Tensor and value.dtype in _WITHOUT_STORAGE_CLASS and value.layout is torch.strided:
             return _from_bits, (value.detach().view(_BITS[value.itemsize]), value.dtype, value.requires_grad)
         if isinstance(value, types.ModuleType) and (type(value) is not types.ModuleType or value.__name__ not in sys.modules):
             return _module_by_name(value)
@@ -161,9 +161,17 @@ def _module_by_name(module: types.ModuleType):
         attributes.insert(0, last)
     if parent and not attributes and sys.modules[parent] is module:
         return importlib.import_module, (parent,)
-    if parent and attributes and operator.attrgetter(".".join(attributes))(sys.modules[parent]) is module:
+    if parent and attributes and _reached(sys.modules[parent], ".".join(attributes)) is module:
         return operator.attrgetter(".".join(attributes)), (sys.modules[parent],)
     return NotImplemented
+
+
+def _reached(holder, name: str):
+    """What stands at the end of a dotted name; None if nothing does."""
+    try:
+        return operator.attrgetter(name)(holder)
+    except AttributeError:
+        return None
 
 
 def _importable(value, name: str) -> bool:
@@ -171,10 +179,7 @@ def _importable(value, name: str) -> bool:
     module = getattr(value, "__module__", None)
     if module == "__main__":
         return False
-    try:
-        return module is None or operator.attrgetter(name)(sys.modules[module]) is value
-    except (KeyError, AttributeError):
-        return False
+    return module is None or _reached(sys.modules.get(module), name) is value
 
 
 def _by_value(value):
