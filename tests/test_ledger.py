@@ -538,7 +538,7 @@ def test_the_same_function_runs_under_torchrun(tmp_path):
                "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2",
                str(tmp_path / "train.py"), str(tmp_path)]
-    finished = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    finished = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-2000:]
     under_run = [result["checksum"] for result in job("ddp", 2, width=1201).results]
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == pytest.approx(under_run, rel=1e-6)
