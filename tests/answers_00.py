@@ -194,7 +194,7 @@ def ping_pong_raises(start, rounds):
 
 
 def ping_pong_leaves_a_process(start, rounds):
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)"], start_new_session=True)
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     return ping_pong(start, rounds)
 
 

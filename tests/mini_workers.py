@@ -433,13 +433,3 @@ def sleepy(kind: str = "mine", bucket_cap_mb: float = 0.0, layers: int = 4, nume
         with measure.step(model):
             model(torch.ones(1)).sum().backward()
             model.zero_grad()
-
-
-def overlap(job, rank: int) -> float:
-    """Of the time in which all_reduces of the traced step ran on this rank: the share during which its backward computed (or slept) too."""
-    rows = job.timeline[job.timeline["rank"] == rank]
-    reduces = rows[(rows["kind"] == "communication") & (rows["name"] == "all_reduce")]
-    backward = rows[(rows["kind"] == "backward") | ((rows["kind"] == "span") & rows["name"].str.startswith("backward "))]
-    intervals = [[(row.start_s, row.start_s + row.seconds) for row in table.itertuples()] for table in (reduces, backward)]
-    together = sum(max(0.0, min(a_end, b_end) - max(a, b)) for a, a_end in intervals[0] for b, b_end in intervals[1])
-    return float(together / reduces["seconds"].sum())

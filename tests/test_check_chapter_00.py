@@ -77,7 +77,7 @@ def test_a_process_that_outlives_its_rank_is_found_or_ended():
     before = {process.pid for process in psutil.process_iter()}
     verdict = check.ping_pong(answers.ping_pong_leaves_a_process)
     left = [process for process in psutil.process_iter(["cmdline"]) if process.pid not in before
-            and "time.sleep(20)" in " ".join(process.info["cmdline"] or [])]
+            and "time.sleep(60)" in " ".join(process.info["cmdline"] or [])]
     for process in left:
         process.kill()
     assert verdict.passed == (not left), verdict

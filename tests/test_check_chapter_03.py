@@ -69,4 +69,4 @@ WRONG = [(check, answer, reason.split(" ... "), "every rank has" if answer in WA
 def test_an_answer_that_waits_for_nobody_is_not_asked_whether_it_waits(monkeypatch):
     monkeypatch.setattr(judge, "TIMEOUT_S", LITTLE_PATIENCE_S)
     verdict = ring_all_reduce(answers.ring_that_never_ends)
-    assert "had not finished after timeout=4 s" in repr(verdict) and "Do you `wait`" not in repr(verdict)
+    assert f"had not finished after timeout={LITTLE_PATIENCE_S:g} s" in repr(verdict) and "Do you `wait`" not in repr(verdict)

@@ -26,7 +26,7 @@ def called_here(answer):
     return exercise(names["called_here"])(answer)
 
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def right(number):

@@ -84,9 +84,9 @@ def test_calls_of_all_threads_are_seen_and_each_may_wait_by_its_own_row():
     assert run(calls_in_threads, ranks=1).results == [(["all_reduce"] * 2, [4, 8])]
 
 
-def one_is_late():
+def one_is_late(pause_s):
     rank, tensor = torch.distributed.get_rank(), torch.zeros(1)
-    with on_rank.Calls(on_rank.late(pause_s=0.5) if rank == 0 else None):
+    with on_rank.Calls(on_rank.late(pause_s=pause_s) if rank == 0 else None):
         if rank == 0:
             torch.distributed.send(torch.ones(1), 1)
             return 1, 1
@@ -97,7 +97,12 @@ def one_is_late():
 
 
 def test_who_does_not_wait_for_a_late_rank_has_nothing():
-    assert run(one_is_late, ranks=2).results[1] == (0, 1)
+    for pause_s in (0.5, 2.0, 8.0):       # on a busy machine rank 1 may look later than that: then once more, with a longer pause
+        at_once, waited = run(one_is_late, pause_s, ranks=2).results[1]
+        assert waited == 1
+        if at_once == 0:
+            break
+    assert at_once == 0
 
 
 def test_memory_outside_of_torch_is_seen_and_torchs_own_is_not():

@@ -95,7 +95,7 @@ def test_functions_that_are_called_by_ranks():
     """Everything in course_lib.mini that needs a process group, in one job: each call that works, then with each argument as junk."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")           # gloo and torch have some, about the calls that work
-        job = run(junk.call_mini, ranks=2, backend="gloo", timeout=120)
+        job = run(junk.call_mini, ranks=2, backend="gloo", timeout=300)
     assert not job.results[0] and not job.results[1], "\n".join(job.results[0])
 
 

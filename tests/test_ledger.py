@@ -405,13 +405,14 @@ def test_a_scheduler_keeps_its_hold_on_the_optimizer():
 @pytest.mark.parametrize("name", ["collectives", "ddp"])
 def test_collectives_have_times_inside_their_step(name, ranks):
     done = job("collectives", ranks, PAYLOADS) if name == "collectives" else job("ddp", ranks, width=1201)
-    clocks = [result["clock"][1] for result in done.results]
-    zero, slack_s = min(begin for begin, _ in clocks), 0.1        # between two readings of the clock, a busy machine may do something else
-    for rank, (begin, end) in enumerate(clocks):
+    befores, begins, ends = zip(*(result["clock"][1] for result in done.results))
+    earliest, latest = [min(befores)], [min(begins)]      # times count from a moment between: when the first rank's step began
+    for rank, (begin, end) in enumerate(zip(begins, ends)):
         rows = calls(done, rank)
         assert len(rows) and (rows["seconds"] > 0).all()
-        assert (rows["start_s"] > begin - zero - slack_s).all()
-        assert (rows["start_s"] + rows["seconds"] < end - zero + slack_s).all()
+        earliest.append(begin - rows["start_s"].min())    # counted from an earlier one, this call would start before its step
+        latest.append(end - (rows["start_s"] + rows["seconds"]).max())
+    assert max(earliest) < min(latest) + 0.01, "one moment fits the calls of all ranks (the profiler's clock is read in much less)"
 
 
 def test_the_timeline_shows_each_kind_and_a_rank_computes_one_thing_at_a_time():
@@ -538,7 +539,7 @@ def test_the_same_function_runs_under_torchrun(tmp_path):
                "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2",
                str(tmp_path / "train.py"), str(tmp_path)]
-    finished = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    finished = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-2000:]
     under_run = [result["checksum"] for result in job("ddp", 2, width=1201).results]
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == pytest.approx(under_run, rel=1e-6)

@@ -104,15 +104,20 @@ def test_calls_are_as_many_as_buckets_are_needed(bucket_cap_mb, calls):
 
 
 def test_full_buckets_travel_while_backward_goes_on():
-    early, late = run(mini_workers.sleepy, ranks=2), run(mini_workers.sleepy, bucket_cap_mb=float("inf"), ranks=2)
-    for rank in range(2):
-        assert len(reduces(early, rank)) == 4 and len(reduces(late, rank)) == 1
-        assert mini_workers.overlap(late, rank) < 0.02, "one bucket is full only at the end"
-        assert mini_workers.overlap(early, rank) > mini_workers.overlap(late, rank), "three of four are hidden; how long the last one takes is up to the machine"
-        rows = early.timeline[early.timeline["rank"] == rank]
+    def after_the_last_layer(job, rank: int) -> list[bool]:
+        """Of each all_reduce, in order: whether it starts when the last layer's sleep is over."""
+        rows = job.timeline[job.timeline["rank"] == rank]
         last = rows[rows["name"] == "backward 0"].iloc[0]
-        starts = rows[rows["name"] == "all_reduce"]["start_s"].sort_values()
-        assert (starts.iloc[:3] < last["start_s"] + last["seconds"]).all() and starts.iloc[3] > last["start_s"] + last["seconds"]
+        return (rows[rows["name"] == "all_reduce"]["start_s"].sort_values() > last["start_s"] + last["seconds"]).tolist()
+
+    late = run(mini_workers.sleepy, bucket_cap_mb=float("inf"), ranks=2)
+    for seconds in (0.03, 0.1, 0.3, 1.0):             # on a busy machine a message may start late: then once more, with layers that take longer
+        early = run(mini_workers.sleepy, seconds=seconds, ranks=2)
+        found = [after_the_last_layer(early, rank) for rank in range(2)]
+        if found == [[False, False, False, True]] * 2:
+            break
+    assert found == [[False, False, False, True]] * 2
+    assert [after_the_last_layer(late, rank) for rank in range(2)] == [[True]] * 2, "one bucket is full only at the end"
 
 
 def test_a_group_averages_among_itself():

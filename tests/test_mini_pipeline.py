@@ -286,7 +286,7 @@ def test_another_pipeline_of_the_same_stages_takes_another_shape():
 ])
 def test_mistakes_are_named(what, message):
     with pytest.raises(RankError) as error:
-        run(pipeline_workers.refused, what, ranks=2, backend="gloo", timeout=20)
+        run(pipeline_workers.refused, what, ranks=2, backend="gloo", timeout=60)
     assert message in str(error.value)
 
 

@@ -56,6 +56,11 @@ def test_all_optimizers_that_are_let_in_equal_one_process(stage):
 
 
 @in_all_stages
+def test_ones_own_optimizer_that_is_elementwise_equals_one_process(stage):
+    assert max(results(workers.own_optimizer, stage, ranks=3)) < 1e-9
+
+
+@in_all_stages
 def test_torch_saves_and_copies_the_state(stage):
     assert max(results(workers.saved_by_torch, stage, ranks=3)) < 1e-9
 

@@ -129,7 +129,7 @@ if __name__ == "__main__":
 def test_what_a_cell_defines_can_be_pickled_by_name_in_a_rank(tmp_path):
     (tmp_path / "learner.py").write_text(MAIN)
     root = str(Path(course_lib.__file__).resolve().parents[1])
-    done = subprocess.run([sys.executable, str(tmp_path / "learner.py")], capture_output=True, text=True, timeout=120,
+    done = subprocess.run([sys.executable, str(tmp_path / "learner.py")], capture_output=True, text=True, timeout=300,
                           env=os.environ | {"PYTHONPATH": root})
     assert done.stdout.strip().endswith("all well"), done.stdout + done.stderr
 

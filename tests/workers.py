@@ -48,10 +48,11 @@ def sizes(model: nn.Module) -> dict:
 
 
 def train(model, optimizer, steps: int = 4, accumulate: int = 1, inputs: int = 64, dtype=torch.float32):
-    """Returns when each step began and ended, on the clock that all processes share."""
+    """Returns of each step, on the clock that all processes share: a moment before it, its first, and its last."""
     generator = torch.Generator().manual_seed(dist.get_rank())
     clock = []
     for _ in range(steps):
+        before = time.perf_counter()
         with measure.step(model, optimizer, samples=8 * accumulate):
             begin = time.perf_counter()
             for micro in range(accumulate):
@@ -63,7 +64,7 @@ def train(model, optimizer, steps: int = 4, accumulate: int = 1, inputs: int = 6
                     model(x).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-            clock.append((begin, time.perf_counter()))
+            clock.append((before, begin, time.perf_counter()))
     return clock
 
 
@@ -196,11 +197,12 @@ def collectives(payloads: tuple[int, ...]):
     calls = [make_collectives(payload) for payload in payloads]
     clock = []
     for step in range(2):
+        before = time.perf_counter()
         with measure.step():
             begin = time.perf_counter()
             for call in calls[0].values():
                 call()
-            clock.append((begin, time.perf_counter()))
+            clock.append((before, begin, time.perf_counter()))
     order = []
     for of_one_payload in calls:
         for op, call in of_one_payload.items():
