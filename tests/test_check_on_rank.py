@@ -2,6 +2,7 @@
 import importlib
 import subprocess
 import sys
+import time
 
 import numpy
 import torch
@@ -85,19 +86,43 @@ def test_calls_of_all_threads_are_seen_and_each_may_wait_by_its_own_row():
 
 
 def one_is_late():
-    rank, tensor = torch.distributed.get_rank(), torch.zeros(1)
-    with on_rank.Calls(on_rank.late(pause_s=0.5) if rank == 0 else None):
-        if rank == 0:
+    rank, tensor, found = torch.distributed.get_rank(), torch.zeros(1), []
+    on_rank.FIRST_S = 60.0                    # the late one leaves long before, because it is told
+    for how in ("by a message", "by itself"):
+        begin = time.monotonic()
+        if rank == 0 and how == "by a message":
+            with on_rank.Calls(on_rank.late(how)):
+                torch.distributed.send(torch.ones(1), 1)
+        elif rank == 0:
+            on_rank.come_late(how, 60.0)
             torch.distributed.send(torch.ones(1), 1)
-            return 1, 1
-        work = torch.distributed.irecv(tensor, 0)
-        at_once = tensor.item()
-        work.wait()
-    return at_once, tensor.item()
+        else:
+            work = torch.distributed.irecv(tensor.zero_(), 0)
+            time.sleep(1.0)                   # slower than any fixed pause
+            found.append(tensor.item())
+            on_rank.is_back(how)
+            work.wait()
+            found.append(tensor.item())
+        assert time.monotonic() - begin < 50
+    return found
 
 
-def test_who_does_not_wait_for_a_late_rank_has_nothing():
-    assert run(one_is_late, ranks=2).results[1] == (0, 1)
+def test_who_does_not_wait_for_a_late_rank_has_nothing_however_slow_it_is():
+    assert run(one_is_late, ranks=2).results[1] == [0, 1, 0, 1]
+
+
+def all_wait():
+    begin = time.monotonic()
+    if torch.distributed.get_rank() == 0:
+        on_rank.come_late("all wait", 0.5)
+    torch.distributed.barrier()
+    on_rank.is_back("all wait")
+    return time.monotonic() - begin
+
+
+def test_a_late_rank_comes_in_the_end():
+    for _ in range(2):                        # a job knows nothing of who came back in another
+        assert all(seconds >= 0.5 for seconds in run(all_wait, ranks=2).results)
 
 
 def test_memory_outside_of_torch_is_seen_and_torchs_own_is_not():

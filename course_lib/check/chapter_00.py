@@ -30,9 +30,10 @@ def ping_pong(judge: Judge, answer) -> None:
     def play():
         received = []
         for start, rounds in games:
-            with on_rank.Calls(on_rank.late() if dist.get_rank() == 0 else None) as calls:
+            with on_rank.Calls(on_rank.late(f"from {start}") if dist.get_rank() == 0 else None) as calls:
                 numbers = answer(start if dist.get_rank() == 0 else None, rounds)
                 numbers = on_rank.plain(list(numbers)) if hasattr(said := numbers, "__iter__") else numbers
+                on_rank.is_back(f"from {start}")
             received.append((numbers, calls.rows, " ".join(repr(said).split())))
         children = [child.pid for child in psutil.Process().children(recursive=True)]
         return received, os.getpid(), children
@@ -159,10 +160,11 @@ def average(judge: Judge, answer) -> None:
         found, rank = [], dist.get_rank()
         for case in range(len(cases)):
             mine = [gradient.to(torch.get_default_device()) for gradient in gradients(case, rank)]
-            with on_rank.Calls(on_rank.late() if rank == ranks - 1 else None) as calls:
+            with on_rank.Calls(on_rank.late(f"case {case}") if rank == ranks - 1 else None) as calls:
                 means = answer(mine)
                 if isinstance(means, (list, tuple)):      # at once: who has not waited for them does not have them
                     means = [mean.clone() if isinstance(mean, torch.Tensor) else mean for mean in means]
+                on_rank.is_back(f"case {case}")
             found.append((means, calls.rows))
         return found
 

@@ -175,11 +175,13 @@ def _trial(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, ro
             everyone = [start(other, number, shape, dtype) for other in range(size)]
             wanted = sum(everyone) if root is None else everyone[root]
             tensor, large = everyone[rank].clone(), shape == (LARGE,)
-            before = Gate() if signs and large else on_rank.late() if number == smallest and rank == 1 else None
+            before = Gate() if signs and large else on_rank.late("smallest") if number == smallest and rank == 1 else None
             dist.barrier()
             with on_rank.Calls(before) as calls, measure.step():
                 answer(tensor) if root is None else answer(tensor, root)
                 seen = tensor.clone()             # at once: who has not waited for it does not have it
+            if number == smallest:
+                on_rank.is_back("smallest")
             told = problem(seen, wanted, everyone[rank])
             if told and not any(case["problem"] for case in found):
                 deadline = time.monotonic() + A_WHILE_S
