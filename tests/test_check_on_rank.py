@@ -133,6 +133,23 @@ def test_memory_outside_of_torch_is_seen_and_torchs_own_is_not():
     assert tensor.sum() == 1_000_000
 
 
+def asked_where_it_is():
+    import linecache
+
+    from course_lib.ranks import where
+
+    linecache.clearcache()
+    with on_rank.Unseen() as unseen:
+        for _ in range(3):
+            where.whereabouts()
+        return unseen.peak(), len(linecache.cache)
+
+
+def test_a_rank_that_is_asked_where_it_is_holds_little_for_that():
+    noise, sources = run(asked_where_it_is, ranks=1).results[0]
+    assert noise < 300_000 and sources == 0
+
+
 def test_new_tensors_are_counted_and_views_of_given_ones_are_not():
     given = torch.ones(1000)
     with on_rank.NewTensors() as new:

@@ -23,7 +23,7 @@ RELATIVE_ERROR = 1e-5               # float32 gradients, summed in another order
 ACTIVATIONS_LIMIT = 1.1             # times the activations of the largest micro-batch
 BYTES_LIMIT = 1.02                  # times what a ring all_reduce of the gradients sends
 CALLS_LIMIT = 2
-UNSEEN_BYTES = 2_000_000            # of Python objects: sets of addresses, sources that Python reads; lists of all numbers of a TinyGPT are larger
+UNSEEN_BYTES = 1_000_000            # of Python objects: sets of addresses, say; lists of all numbers of a TinyGPT are larger
 
 
 @exercise

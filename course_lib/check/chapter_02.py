@@ -22,7 +22,7 @@ TOGETHER_S = 12.0                   # how long a replica waits for the others: t
 STARS = ((2, 0), (3, 2), (4, 1))    # ranks, root
 STAR_SHAPE = (100, 500)
 LARGE_SHAPE = (100, 10_000)         # where memory is looked at: beside it, what Python keeps for itself is small
-OUTSIDE_LIMIT = 1.6                 # times S, of memory that is not torch's: Python reads its sources in between, say
+OUTSIDE_LIMIT = 1.2                 # times S, of memory that is not torch's: Python's own comes on top of the one tensor
 TREES = (4, 8)                      # ranks
 PIECES = ((12, 3), (10, 4), (3, 4)) # images, threads
 
