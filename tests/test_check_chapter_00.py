@@ -1,9 +1,15 @@
 """Each check of chapter 00 accepts the solution, leaves an untouched stub in peace, and refuses wrong and wasteful answers."""
+import os
+import subprocess
+import sys
+import time
+
 import answers_00 as answers
 import psutil
 from verdicts import *  # noqa: F403
 
 from course_lib import check
+from course_lib.check import chapter_00
 
 RIGHT = [
     (check.ping_pong, answers.ping_pong),
@@ -71,6 +77,19 @@ WRONG = [       # a check, an answer, and words that name its problem
 def test_two_ranks_that_both_wait_are_stopped():
     verdict = check.ping_pong(answers.ping_pong_both_wait)
     assert not verdict.passed and "your function cannot go on, and was stopped. Each rank waits for another: rank 0 in recv from rank 1" in repr(verdict)
+
+
+def test_what_is_left_of_a_process_and_another_one_with_its_number_are_not_alive():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    since = psutil.Process(process.pid).create_time()
+    assert chapter_00._alive(process.pid, since) and not chapter_00._alive(process.pid, since - 60)
+    process.stdin.close()
+    deadline = time.monotonic() + 60
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert psutil.pid_exists(process.pid) and not chapter_00._alive(process.pid, since)
+    process.wait()
+    assert not chapter_00._alive(process.pid, since) and chapter_00._alive(os.getpid(), psutil.Process().create_time())
 
 
 def test_a_process_that_outlives_its_rank_is_found_or_ended():

@@ -2,6 +2,7 @@
 import importlib
 import subprocess
 import sys
+import time
 
 import numpy
 import torch
@@ -84,25 +85,44 @@ def test_calls_of_all_threads_are_seen_and_each_may_wait_by_its_own_row():
     assert run(calls_in_threads, ranks=1).results == [(["all_reduce"] * 2, [4, 8])]
 
 
-def one_is_late(pause_s):
-    rank, tensor = torch.distributed.get_rank(), torch.zeros(1)
-    with on_rank.Calls(on_rank.late(pause_s=pause_s) if rank == 0 else None):
-        if rank == 0:
+def one_is_late():
+    rank, tensor, found = torch.distributed.get_rank(), torch.zeros(1), []
+    on_rank.FIRST_S = 60.0                    # the late one leaves long before, because it is told
+    for how in ("by a message", "by itself"):
+        begin = time.monotonic()
+        if rank == 0 and how == "by a message":
+            with on_rank.Calls(on_rank.late(how)):
+                torch.distributed.send(torch.ones(1), 1)
+        elif rank == 0:
+            on_rank.come_late(how, 60.0)
             torch.distributed.send(torch.ones(1), 1)
-            return 1, 1
-        work = torch.distributed.irecv(tensor, 0)
-        at_once = tensor.item()
-        work.wait()
-    return at_once, tensor.item()
+        else:
+            work = torch.distributed.irecv(tensor.zero_(), 0)
+            time.sleep(1.0)                   # slower than any fixed pause
+            found.append(tensor.item())
+            on_rank.is_back(how)
+            work.wait()
+            found.append(tensor.item())
+        assert time.monotonic() - begin < 50
+    return found
 
 
-def test_who_does_not_wait_for_a_late_rank_has_nothing():
-    for pause_s in (0.5, 2.0, 8.0):       # on a busy machine rank 1 may look later than that: then once more, with a longer pause
-        at_once, waited = run(one_is_late, pause_s, ranks=2).results[1]
-        assert waited == 1
-        if at_once == 0:
-            break
-    assert at_once == 0
+def test_who_does_not_wait_for_a_late_rank_has_nothing_however_slow_it_is():
+    assert run(one_is_late, ranks=2).results[1] == [0, 1, 0, 1]
+
+
+def all_wait():
+    begin = time.monotonic()
+    if torch.distributed.get_rank() == 0:
+        on_rank.come_late("all wait", 0.5)
+    torch.distributed.barrier()
+    on_rank.is_back("all wait")
+    return time.monotonic() - begin
+
+
+def test_a_late_rank_comes_in_the_end():
+    for _ in range(2):                        # a job knows nothing of who came back in another
+        assert all(seconds >= 0.5 for seconds in run(all_wait, ranks=2).results)
 
 
 def test_memory_outside_of_torch_is_seen_and_torchs_own_is_not():
@@ -111,6 +131,23 @@ def test_memory_outside_of_torch_is_seen_and_torchs_own_is_not():
         del kept, copy
         assert 1_100_000 <= unseen.peak() < 1_300_000
     assert tensor.sum() == 1_000_000
+
+
+def asked_where_it_is():
+    import linecache
+
+    from course_lib.ranks import where
+
+    linecache.clearcache()
+    with on_rank.Unseen() as unseen:
+        for _ in range(3):
+            where.whereabouts()
+        return unseen.peak(), len(linecache.cache)
+
+
+def test_a_rank_that_is_asked_where_it_is_holds_little_for_that():
+    noise, sources = run(asked_where_it_is, ranks=1).results[0]
+    assert noise < 300_000 and sources == 0
 
 
 def test_new_tensors_are_counted_and_views_of_given_ones_are_not():

@@ -30,12 +30,15 @@ def ping_pong(judge: Judge, answer) -> None:
     def play():
         received = []
         for start, rounds in games:
-            with on_rank.Calls(on_rank.late() if dist.get_rank() == 0 else None) as calls:
+            before = on_rank.late("game") if dist.get_rank() == 0 and start == 40 else None
+            with on_rank.Calls(before) as calls:
                 numbers = answer(start if dist.get_rank() == 0 else None, rounds)
                 numbers = on_rank.plain(list(numbers)) if hasattr(said := numbers, "__iter__") else numbers
+            if start == 40:
+                on_rank.is_back("game")
             received.append((numbers, calls.rows, " ".join(repr(said).split())))
-        children = [child.pid for child in psutil.Process().children(recursive=True)]
-        return received, os.getpid(), children
+        me = psutil.Process()
+        return received, [(process.pid, process.create_time()) for process in (me, *me.children(recursive=True))]
 
     job = _run(judge, play, ranks=2)
     for game, (start, rounds) in enumerate(games):
@@ -68,12 +71,21 @@ def ping_pong(judge: Judge, answer) -> None:
         largest = max(call["payload_bytes"] for result in job.results for _, calls, _ in result[0] for call in calls if call["op"] == "send")
         judge.demand(largest <= 8, "each message is one number", f"one number needs at most 8 bytes, and your largest message has {largest} bytes")
 
-    pids = {pid for _, pid, _ in job.results}
+    pids = {processes[0][0] for _, processes in job.results}
     judge.demand(len(pids | {os.getpid()}) == 3, "two processes played, and the notebook was neither of them", "the two ranks were not two processes")
-    left, deadline = [pid for _, own, children in job.results for pid in (own, *children)], time.monotonic() + GONE_S
-    while (left := [pid for pid in left if psutil.pid_exists(pid)]) and time.monotonic() < deadline:
+    left, deadline = [process for _, processes in job.results for process in processes], time.monotonic() + GONE_S
+    while (left := [process for process in left if _alive(*process)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     judge.demand(not left, "nothing is left running", f"{len(left)} of the processes that your function started are still running")
+
+
+def _alive(pid: int, since: float) -> bool:
+    """Whether a process still runs: not another one that has got its number, and not what is left of it until somebody asks how it ended."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - since) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @exercise
@@ -159,10 +171,11 @@ def average(judge: Judge, answer) -> None:
         found, rank = [], dist.get_rank()
         for case in range(len(cases)):
             mine = [gradient.to(torch.get_default_device()) for gradient in gradients(case, rank)]
-            with on_rank.Calls(on_rank.late() if rank == ranks - 1 else None) as calls:
+            with on_rank.Calls(on_rank.late(f"case {case}") if rank == ranks - 1 else None) as calls:
                 means = answer(mine)
                 if isinstance(means, (list, tuple)):      # at once: who has not waited for them does not have them
                     means = [mean.clone() if isinstance(mean, torch.Tensor) else mean for mean in means]
+                on_rank.is_back(f"case {case}")
             found.append((means, calls.rows))
         return found
 

@@ -22,7 +22,7 @@ LARGE = 1_000_003                       # elements; no number of ranks divides i
 LARGE_BYTES = 4 * LARGE
 PIECES = 8                              # the least number of pieces of a broadcast
 AHEAD = 2                               # of these pieces, how many a rank may have received and not yet passed on
-GATE_S = 5.0                            # how long a piece is held back for a rank that should pass on those before it; if it does not, it is asked once more
+GATE_S = 7.0                            # how long a piece is held back for a rank that should pass on those before it; if it does not, it is asked once more
 A_WHILE_S = 2.0                         # in which messages that nobody has waited for come all the same
 LIMITS = {"float32": 2**20, "float64": 2**49, "int64": 2**59, "bfloat16": 10}     # whole numbers: the sum of 8 is exact in every order, and in no smaller dtype
 
@@ -175,11 +175,13 @@ def _trial(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, ro
             everyone = [start(other, number, shape, dtype) for other in range(size)]
             wanted = sum(everyone) if root is None else everyone[root]
             tensor, large = everyone[rank].clone(), shape == (LARGE,)
-            before = Gate() if signs and large else on_rank.late() if number == smallest and rank == 1 else None
+            before = Gate() if signs and large else on_rank.late("smallest") if number == smallest and rank == 1 else None
             dist.barrier()
             with on_rank.Calls(before) as calls, measure.step():
                 answer(tensor) if root is None else answer(tensor, root)
                 seen = tensor.clone()             # at once: who has not waited for it does not have it
+            if number == smallest:
+                on_rank.is_back("smallest")
             told = problem(seen, wanted, everyone[rank])
             if told and not any(case["problem"] for case in found):
                 deadline = time.monotonic() + A_WHILE_S

@@ -23,7 +23,6 @@ __all__ = ["own_ddp", "one_synchronisation", "checkpoint"]
 
 ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                  # times what a ring all_reduce of the gradients sends
-LATE_S = 0.2                        # one rank comes so much later than the others, once: who does not wait for it has wrong numbers
 
 
 @exercise
@@ -62,7 +61,6 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
 
     def train(make_model, make_ddp, num_micro_batches):
         import contextlib
-        import time
 
         flat, apart = on_rank.flat, on_rank.apart
 
@@ -90,10 +88,12 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
                 for number in range(k):
                     with ddp.no_sync() if number < k - 1 else contextlib.nullcontext():
                         loss = loss_of(ddp, pieces[number * n + rank]) / k
-                        if (update, number, rank) == (2, k - 1, late):
-                            time.sleep(LATE_S)
+                        if (update, number, rank) == (2, k - 1, late):          # who does not wait for it has wrong numbers
+                            on_rank.come_late("backward")
                         loss.backward()
                 now = [None if p.grad is None else p.grad.detach().clone() for p in learning(module)]       # before what comes late can still come
+            if update == 2:
+                on_rank.is_back("backward")
             found["moved"] = max(found["moved"], apart(flat(module.parameters()), before))
             strange = any(g is None or g.shape != p.shape for g, p in zip(now, learning(module)))
             problem = ("a parameter has no gradient after backward, or one of another shape" if strange else
@@ -317,9 +317,8 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                     return own(*args, **kwargs)
                 if name == "save":
                     found["saves"] += 1
-                deadline = now() + SLOW_S[turn]
-                while rank == 0 and now() < deadline and not store.check([f"back/{turn}"]):
-                    sleep(0.005)
+                if rank == 0:
+                    on_rank.come_late(f"save {turn}", SLOW_S[turn])
                 return own(*args, **kwargs)
             return slower
 
@@ -352,8 +351,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                         ("the wrapper puts \"module.\" before each name." if wrapped else "all of it, buffers too."))
             return ""
 
-        rank, turn, now, sleep = dist.get_rank(), 0, time.monotonic, time.sleep
-        store = dist.PrefixStore("check", dist.distributed_c10d._get_default_store())
+        rank, turn, sleep = dist.get_rank(), 0, time.sleep
         found = {"saves": 0, "loads": [], "problem": "", "complete": True, "changed": False}
         images, labels = digits()
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -371,7 +369,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                     setattr(home, name, special.get(name) or slow(function, name))
                 save(path, ddp, optimizer, step)
                 then = content() if os.path.exists(path) else None
-                store.set(f"back/{turn}", "") if rank else None
+                on_rank.is_back(f"save {turn}")
                 for home, name, function in own:
                     setattr(home, name, function)
                 dist.barrier()

@@ -24,7 +24,7 @@ __all__ = ["sharded_adam", "clip_grad_norm", "sharded_checkpoint"]
 
 ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02                  # times what the textbook algorithm sends
-PATIENCE_S = 3.0                    # for what comes a little later
+PATIENCE_S = 10.0                   # for what comes a little later
 UPDATES = 4
 
 
@@ -291,7 +291,7 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         return full
 
     def saving(save, root, step, seed, killed=""):
-        """killed: "in the middle" of its file, or "before" it, is when rank 1 dies. Otherwise the last rank comes late."""
+        """killed: "in the middle" of its file, or "before" it, is when rank 1 dies. In the first step the last rank comes late."""
         import io
         import os
         import signal
@@ -320,12 +320,12 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 else:
                     with open(f, "wb") as opened:
                         opened.write(half)
-            time.sleep(0.25)                      # time for the others to do what they should not
+            on_rank.come_late("save", 1.0)        # time for the others to do what they should not
             os.kill(os.getpid(), signal.SIGKILL)
 
         def noted(content, f, *args, **kwargs):
-            if not killed and rank == n - 1:
-                time.sleep(0.25)                  # who does not wait for the last one is seen
+            if step == FIRST and rank == n - 1:
+                on_rank.come_late("save")         # who does not wait for the last one is seen
             calls.append(1)
             own_save(content, f, *args, **kwargs)
             (done / f"{step}-{killed}-{rank}").touch()
@@ -341,6 +341,7 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         finally:
             torch.save = own_save
         there, written = names(), wire.written_bytes() - before
+        on_rank.is_back("save")
         dist.barrier()
         problem = ""
         if names() - there:

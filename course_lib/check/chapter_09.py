@@ -65,8 +65,6 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
     Each rank returns, for the output and the gradients of x, A and B, the error against one process, whether it is absent, and what it looks like.
     """
     def mlp(f, g, seed):
-        import time
-
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
@@ -89,24 +87,32 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
                 raise NotATensor(problem)
             return found
 
-        def comes_late(tensor):
+        def comes_late(tensor, call):
             """The last rank is slow here: whoever does not wait for it goes on with numbers that are not there yet."""
             if late:
                 dist.barrier()
-                time.sleep(0.3 if rank == n - 1 else 0)
+                if rank == n - 1:
+                    on_rank.come_late(call, 1.0)
             return tensor
+
+        def at_once(tensor, call):
+            """What a call has returned, as it is now."""
+            kept = None if tensor is None else tensor.detach().clone()
+            if late:
+                on_rank.is_back(call)
+            return kept
 
         def gradients(x, A, B, weights, enter, leave):
             x, A, B = (tensor.clone().requires_grad_() for tensor in (x, A, B))
             with measure.step() if enter is f else torch.enable_grad():
-                entered = checked(enter(comes_late(x)), "f", (BATCH, SEQUENCE, HIDDEN))
-                kept = entered.detach().clone()
+                entered = checked(enter(comes_late(x, "f")), "f", (BATCH, SEQUENCE, HIDDEN))
+                kept = at_once(entered, "f")
                 part = F.gelu(entered @ A) @ B
-                part.register_hook(comes_late)
-                y = checked(leave(comes_late(part)), "g", weights.shape)
-                output = y.detach().clone()           # at once
+                part.register_hook(lambda grad: comes_late(grad, "backward"))
+                y = checked(leave(comes_late(part, "g")), "g", weights.shape)
+                output = at_once(y, "g")
                 (y * weights).sum().backward()
-                x_grad = None if x.grad is None else x.grad.clone()
+                x_grad = at_once(x.grad, "backward")
             if late and not (torch.equal(kept, entered.detach()) and torch.equal(output, y.detach())):
                 raise NotATensor("what your f or g had returned was changed afterwards: a message was still on its way. Wait for it before you return")
             if late and cut_tokens and not torch.equal(kept, whole) and torch.equal(kept.flatten().sort().values, whole.flatten().sort().values):

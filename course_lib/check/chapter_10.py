@@ -207,11 +207,8 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
     The first mesh is 3 x 2: on two rows an all_gather would send no more than an all_reduce.
     """
     make = _gpt()
-    LATE_S = 0.2                                          # one rank comes so much later than the others, once: who does not wait for it has wrong numbers
 
     def trial(average, sizes, seed):
-        import time
-
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("cpu")
         flat, apart = on_rank.flat, on_rank.apart
@@ -235,9 +232,11 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
             dist.barrier()
             with measure.step(cut, optimizer):
                 if update == 2 and dist.get_rank() == seed % dist.get_world_size():
-                    time.sleep(LATE_S)
+                    on_rank.come_late("average")          # who does not wait for it has wrong numbers
                 average(cut, dict(groups))
                 now = [None if p.grad is None else p.grad.detach().clone() for p in cut.parameters()]       # before what comes late can still come
+            if update == 2:
+                on_rank.is_back("average")
             strange = any(grad is None or grad.shape != p.shape for grad, p in zip(now, cut.parameters()))
             if problem := on_rank.first_problem("a parameter has no gradient afterwards, or one of another shape" if strange else ""):
                 return found | {"problem": problem}

@@ -68,7 +68,7 @@ class Judge:
             return run_quietly(fn, *args, **{"timeout": TIMEOUT_S} | options)
         except RankError as error:
             raise _without_the_check(error) from None
-        except (TypeError, OSError) as error:         # the answer cannot be sent, or its result not be opened here: the words say it all
+        except (TypeError, ValueError, RuntimeError, OSError) as error:       # it cannot be sent, or the machine cannot hold it: the words say it all
             raise _Told(str(error)) from None
 
     def call(self, fn: Callable, cases: Sequence[tuple], timeout: float = CALL_S) -> list:

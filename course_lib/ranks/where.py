@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from course_lib.ranks import places
 __all__ = ["whereabouts", "collectives", "tell_before_abort"]
 
 RECORDED = 64                   # how many collectives the Flight Recorder keeps
+FRAMES = 200                    # of the innermost frames, how many are told
 
 _CALLS = {"all_reduce", "broadcast", "reduce", "all_gather", "gather", "scatter", "reduce_scatter", "all_to_all", "all_to_all_single", "barrier",
           "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single", "all_gather_object", "broadcast_object_list",
@@ -41,7 +43,8 @@ def whereabouts() -> dict:
     """
     threads = sys._current_frames()
     frame = threads.get(threading.main_thread().ident)
-    frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_stack(frame, limit=200)] if frame else []
+    inwards = reversed(list(islice(traceback.walk_stack(frame), FRAMES))) if frame else []         # traceback's own extracts read the sources, which costs memory
+    frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in inwards]
     call = _call(frame)
     return {"frames": frames, "call": call, "collectives": collectives(), "groups": _groups() | _group_in_the_making(frame),
             "free": call is None and bool(frames) and not any(part in frames[-1][0] for part in _WAIT_INSIDE) and _on_cpus(),
