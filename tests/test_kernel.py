@@ -179,10 +179,10 @@ def test_row_9_the_interrupt_button(kernel, tmp_path):
         message = kernel.client.get_iopub_msg(timeout=20)
         if message["msg_type"] == "error":
             shown = message["content"]
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < SOON_S
     assert shown["ename"] == "RankInterrupt" and "hangs was interrupted." in shown["evalue"]
     assert "time.sleep(1000)" in shown["evalue"] and "waits in all_reduce of float32[1]" in shown["evalue"]
-    assert gone([p for p in below if p.pid in ranks], 2)
+    assert gone([p for p in below if p.pid in ranks])
     content = {"status": "aborted"}
     while content["status"] == "aborted":         # a kernel drops what arrives while it still handles an interrupt
         content, outputs = kernel.run("print(run(work, 1, ranks=2).results[0][0], FACTOR)")      # the kernel's variables survive
@@ -252,7 +252,7 @@ def test_row_10_nbval_gives_up_on_a_cell(tmp_path):
     assert "RankInterrupt" in result.stdout and "waits in all_reduce of float32[1]" in result.stdout, result.stdout
     pids = [int(p.read_text()) for p in tmp_path.glob("pid*")]
     assert len(pids) == 3, result.stdout
-    assert gone([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], 2)
+    assert gone([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)])
 
 
 def test_progress_leaves_one_static_line(tmp_path):
