@@ -319,11 +319,14 @@ def uneven_with_join():
             model(torch.ones(2, 3)).sum().backward()
 
 
-def modes(folder: str):
-    """The modes of all jobs' directories, with those of the files in them that others might read."""
+def modes(folder: str) -> tuple[set, set, int]:
+    """The modes of all jobs' directories, of the files in them, and the rank's own umask."""
     dist.barrier()
     from pathlib import Path
-    return sorted(path.stat().st_mode & 0o777 for path in Path(folder).glob("course_lib-*"))
+    directories, files = ({path.stat().st_mode & 0o777 for path in Path(folder).glob(which)} for which in ("course_lib-*", "course_lib-*/*"))
+    dist.barrier()
+    os.umask(umask := os.umask(0))
+    return directories, files, umask
 
 
 def hangs_with_everything(path: str):
@@ -354,6 +357,18 @@ def prints_for_ever():
         while True:
             print("x" * 1000)
     dist.barrier()
+
+
+def prints_after_return(how: str):
+    """Rank 1 returns, and a thread of it, or what it has registered to run at exit, prints for ever."""
+    import atexit
+    import threading
+    if dist.get_rank() == 1:
+        def print_on():
+            while True:
+                print("x" * 1000)
+        threading.Thread(target=print_on).start() if how == "thread" else atexit.register(print_on)
+    return "returned"
 
 
 def starts_a_session_and_fails(path: str):

@@ -49,8 +49,7 @@ class Traces:
 
     def shared_memory(self) -> list[str]:
         """Entries of /dev/shm named after one of its processes: torch's, and those of `faults.keeps_shared_memory`."""
-        names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
-        return [name for name in names if self._seen.keys() & {int(number) for number in re.findall(r"\d+", name)}]
+        return shared_memory_of(self._seen.keys())
 
     def left(self, wait_s: float, spare: set[int] = frozenset()) -> list[str]:
         """In words, what is still there once `wait_s` seconds have passed; empty as soon as nothing is. `spare`: processes that may live on."""
@@ -61,6 +60,12 @@ class Traces:
             if not found or time.monotonic() > end:
                 return found
             time.sleep(0.02)
+
+
+def shared_memory_of(processes: set[int]) -> list[str]:
+    """Entries of /dev/shm with the id of one of these processes in their name."""
+    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    return [name for name in names if processes & {int(number) for number in re.findall(r"\d+", name)}]
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -15,12 +15,14 @@ from pathlib import Path
 import faults
 import psutil
 import pytest
-from left_behind import Traces
+from left_behind import Traces, shared_memory_of
 
 from course_lib import RankError, RankWarning, last_error, run
 from course_lib.ranks import budget, folder, one_job
+from course_lib.ranks.launch import Group
 
 SOON_S = 20.0       # generous, for a busy machine, and long before a timeout: seconds are measured by tests/bench/bench_faults.py
+LATE_S = 6.0        # a timeout that is meant to be over: until then the ranks must have started and be where they hang
 
 
 def ranks_alive() -> list[psutil.Process]:
@@ -32,12 +34,19 @@ def ranks_alive() -> list[psutil.Process]:
     return found
 
 
-def only_the_server_is_left(wait_s: float = SOON_S) -> bool:
-    """Whether, within `wait_s`, no process is left but the fork server and the one supervisor that waits for the next job."""
+def soon(holds, wait_s: float = SOON_S) -> bool:
+    """Whether `holds()` is true within `wait_s`."""
     end = time.monotonic() + wait_s
-    while len(ranks_alive()) > 1 and time.monotonic() < end:
+    while not holds():
+        if time.monotonic() > end:
+            return False
         time.sleep(0.02)
-    return len(ranks_alive()) == 1
+    return True
+
+
+def only_the_server_is_left() -> bool:
+    """Whether, soon, no process is left but the fork server and the one supervisor that waits for the next job."""
+    return soon(lambda: len(ranks_alive()) == 1)
 
 
 def gone(processes: list[psutil.Process], wait_s: float = SOON_S) -> bool:
@@ -58,12 +67,18 @@ def nothing_left(tmp_path, monkeypatch):
     """After the test: no process, no socket, no file is left, and the next run works."""
     run(faults.addresses, ranks=1)                # the server is up
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    descriptors, shm = psutil.Process().num_fds(), set(os.listdir("/dev/shm"))
+    descriptors, ranks, take = psutil.Process().num_fds(), set(), Group._take_report
+
+    def take_and_remember(group, record):
+        ranks.update(record.get("pids", {}).values())
+        take(group, record)
+
+    monkeypatch.setattr(Group, "_take_report", take_and_remember)
     yield
     assert only_the_server_is_left(), "ranks were left"
-    assert psutil.Process().num_fds() == descriptors, "sockets or files of this process were left"
+    assert soon(lambda: psutil.Process().num_fds() == descriptors), "sockets or files of this process were left"
     assert not [path for path in tmp_path.glob("course_lib-*") if "output" not in path.name], "temporary files were left"
-    assert not {name for name in set(os.listdir("/dev/shm")) - shm if name.startswith("torch_")}, "shared memory was left"
+    assert soon(lambda: not shared_memory_of(ranks)), "shared memory was left"
     begin = time.monotonic()
     assert run(faults.addresses, ranks=2).ranks == 2
     assert time.monotonic() - begin < SOON_S
@@ -123,14 +138,14 @@ def test_row_3_a_rank_leaves_early(nothing_left):
 
 
 def test_row_4_a_rank_never_arrives(nothing_left):
-    error = fails(faults.never_arrives, ranks=3, timeout=1.5, within=1.5 + SOON_S)
-    assert "had not finished after timeout=1.5 s. Ranks 0 and 2 wait in all_reduce; rank 1 is not there." in error.headline
+    error = fails(faults.never_arrives, ranks=3, timeout=LATE_S, within=LATE_S + SOON_S)
+    assert f"had not finished after timeout={LATE_S:g} s. Ranks 0 and 2 wait in all_reduce; rank 1 is not there." in error.headline
     assert error.reports[2].state == "waits in all_reduce of float32[4]"
     assert "time.sleep(100)" in error.reports[1].line
 
 
 def test_row_4_ranks_wait_for_messages(nothing_left):
-    error = fails(faults.waits_for_a_message, timeout=1.5, within=1.5 + SOON_S)
+    error = fails(faults.waits_for_a_message, timeout=LATE_S, within=LATE_S + SOON_S)
     assert error.reports[0].state == "waits in recv from rank 1 of float32[3]"
     assert "dist.recv(x" in error.reports[1].line
 
@@ -150,7 +165,7 @@ def test_row_4_a_rank_that_works_in_a_thread_is_waited_for(nothing_left):
 
 
 def test_row_4_a_rank_that_naps_waits_for_nothing(nothing_left):
-    error = fails(faults.naps_with_a_collective_under_way, timeout=1.5, within=1.5 + SOON_S)
+    error = fails(faults.naps_with_a_collective_under_way, timeout=LATE_S, within=LATE_S + SOON_S)
     assert error.reports[0].state == "was running; all_reduce of float32[4] was under way" and "time.sleep(100)" in error.reports[0].line
 
 
@@ -173,8 +188,8 @@ def test_row_18_what_is_still_at_work_when_a_rank_returns_is_finished(nothing_le
 
 
 def test_row_18_what_never_ends_is_given_up_with_a_warning(nothing_left):
-    with pytest.warns(RankWarning, match=r"Ranks 0 and 1 had returned, and still worked after timeout=2 s \(faults.py, line \d+, in .*What was not done is lost"):
-        job = run(faults.never_ends, timeout=2)
+    with pytest.warns(RankWarning, match=rf"Ranks 0 and 1 had returned, and still worked after timeout={LATE_S:g} s \(faults.py, line \d+, in .*What was not done is lost"):
+        job = run(faults.never_ends, timeout=LATE_S)
     assert job.results == ["returned"] * 2
 
 
@@ -267,31 +282,39 @@ def test_row_7_join_is_no_mistake(nothing_left):
 @pytest.mark.parametrize("fn, words", [
     (faults.is_stopped, "does not respond: its process was stopped (SIGSTOP)"), (faults.holds_the_lock, "was running")])
 def test_row_8_a_rank_does_not_respond(nothing_left, fn, words):
-    error = fails(fn, timeout=1.5, within=1.5 + SOON_S)
+    error = fails(fn, timeout=LATE_S, within=LATE_S + SOON_S)
     assert error.reports[1].state == words
     assert error.reports[0].state == "waits in all_reduce of float32[4]"
     if fn is faults.holds_the_lock:
         assert "re.match(" in error.reports[1].line
 
 
-def test_row_9_interrupt(nothing_left):
+def interrupts_once_ranks_wait(monkeypatch) -> list[float]:
+    """SIGINT to this process as soon as the ranks of `never_arrives` have told that they are where they hang. Returns a list that will hold when."""
+    pressed, listen = [], Group.listen
+
+    def listen_and_press(group, wait_s):
+        listen(group, wait_s)
+        if not pressed and all(state.where and (state.where["call"] or "never_arrives" in str(state.where["frames"][-1])) for state in group.states):
+            pressed.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Group, "listen", listen_and_press)
+    return pressed
+
+
+def test_row_9_interrupt(nothing_left, monkeypatch):
     """SIGINT to the process that runs the job, as the Interrupt button sends it."""
-    import threading
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-    begin = time.monotonic()
+    pressed = interrupts_once_ranks_wait(monkeypatch)
     with pytest.raises(KeyboardInterrupt) as caught:
         run(faults.never_arrives, ranks=3)
-    assert time.monotonic() - begin < 1.0 + SOON_S
+    assert time.monotonic() - pressed[0] < SOON_S
     assert "never_arrives was interrupted." in str(caught.value)
     assert "waits in all_reduce of float32[4]" in str(caught.value) and "time.sleep(100)" in str(caught.value)
 
 
 def test_row_9_interrupted_again_and_again(nothing_left, monkeypatch):
     """Impatience changes nothing: the same report, and nothing left (see the fixture)."""
-    import threading
-
-    from course_lib.ranks.launch import Group
-
     def impatient(method):
         def press_first(*args):
             os.kill(os.getpid(), signal.SIGINT)
@@ -302,7 +325,7 @@ def test_row_9_interrupted_again_and_again(nothing_left, monkeypatch):
     with monkeypatch.context() as patch:
         for name in ("ask_and_wait", "close"):
             patch.setattr(Group, name, impatient(getattr(Group, name)))
-        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        interrupts_once_ranks_wait(patch)
         with pytest.raises(KeyboardInterrupt) as caught:
             run(faults.never_arrives, ranks=3)
         assert "never_arrives was interrupted." in str(caught.value) and "time.sleep(100)" in str(caught.value)
@@ -323,10 +346,7 @@ def test_row_10_the_kernel_is_killed(tmp_path):
         from course_lib import run
         run(faults.hangs_and_tells, {str(tmp_path)!r}, ranks=3)"""
     kernel = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
-    end = time.monotonic() + 60
-    while len(list(tmp_path.glob("pid*"))) < 3 and time.monotonic() < end:
-        time.sleep(0.05)
-    time.sleep(0.2)
+    assert soon(lambda: len([path for path in tmp_path.glob("pid*") if path.stat().st_size]) == 3, 240)
     below = psutil.Process(kernel.pid).children(recursive=True)
     pids = {int(path.read_text()) for path in tmp_path.glob("pid*")}
     assert len(pids) == 3 and pids <= {process.pid for process in below}
@@ -376,16 +396,15 @@ def test_both_are_killed_and_the_next_start_sweeps(tmp_path):
     traces = Traces(tmp_path / "tmp")
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import faults; from course_lib import run; "
     kernel = subprocess.Popen([sys.executable, "-c", code + f"run(faults.hangs_and_tells, {str(tmp_path)!r}, ranks=2)"], env=traces.environ)
-    end = time.monotonic() + 60
-    while len([path for path in tmp_path.glob("pid*") if path.stat().st_size]) < 2 and time.monotonic() < end:
-        time.sleep(0.05)
+    assert soon(lambda: len([path for path in tmp_path.glob("pid*") if path.stat().st_size]) == 2, 240)
     supervisor = psutil.Process(int((tmp_path / "pid0").read_text())).parent()
     for process in (psutil.Process(kernel.pid), supervisor):
         process.suspend()
     for process in (kernel, supervisor):
         process.kill()
     kernel.wait()
-    (left,) = traces.left(SOON_S)
+    assert soon(lambda: len(traces.left(0)) == 1)
+    (left,) = traces.left(0)
     assert left.startswith("course_lib-job-")
     subprocess.run([sys.executable, "-c", code + "run(faults.addresses)"], env=traces.environ, check=True, timeout=120)
     assert traces.left(SOON_S) == []
@@ -419,6 +438,16 @@ def test_output_without_end_stops_the_job(nothing_left, tmp_path, monkeypatch):
     assert 'print("x" * 1000)' in error.reports[1].line
     assert len(error.reports[1].output) < 200_000 and "bytes left out ..." in error.reports[1].output
     assert not list(tmp_path.glob("course_lib-output*"))      # what was stopped for its size is not kept
+
+
+@pytest.mark.parametrize("how", ["thread", "atexit"])
+def test_output_without_end_after_the_function_stops_the_job(nothing_left, tmp_path, monkeypatch, how):
+    monkeypatch.setattr(one_job, "OUTPUT_MOST_BYTES", 5_000_000)
+    with pytest.warns(RankWarning, match=r"Rank 1 had returned, and still worked when the job was stopped \(faults.py, line \d+, in print_on\). "
+                                         r"Rank 1 has printed more than 5 MB: print less, or not in every step. What was not done is lost.") as heard:
+        job = run(faults.prints_after_return, how, timeout=240)
+    assert len(heard) == 1 and job.results == ["returned"] * 2 and len(job.output[1]) < 200_000
+    assert not list(tmp_path.glob("course_lib-output*"))
 
 
 LIMITED = """
@@ -543,7 +572,8 @@ def test_no_room_for_temporary_files(nothing_left, monkeypatch):
 def test_row_16_nobody_can_connect(nothing_left, tmp_path):
     job = run(faults.addresses, ranks=3)
     assert all(set(listening) <= {"127.0.0.1"} and set(peers) <= {"127.0.0.1"} for listening, peers in job.results)
-    assert run(faults.modes, str(tmp_path)).results == [[0o700], [0o700]]
+    os.umask(umask := os.umask(0))
+    assert run(faults.modes, str(tmp_path)).results == [({0o700}, {0o600}, umask)] * 2
     assert only_the_server_is_left()
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):      # no store listens in kernel, server or supervisor
         assert not [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]

@@ -72,6 +72,24 @@ def test_threads_and_random_numbers():
     assert run(look, ranks=1, threads=2).results[0][0] == 2
 
 
+def test_random_numbers_of_a_gpu_differ_too():
+    """Each rank's seed waits until the rank opens CUDA, and opens nothing itself."""
+    def look():
+        if not torch.cuda.is_available():         # what a rank with a GPU does, and what opening the GPU would do
+            from course_lib.ranks import worker
+            worker._seed("cuda:0")
+            assert not torch.cuda.is_initialized()
+            torch.cuda.random.device_count, torch.cuda.default_generators = lambda: 1, [torch.Generator()]
+            for call, _ in filter(None, torch.cuda._lazy_seed_tracker.get_calls()):
+                call()
+        else:
+            torch.cuda.init()
+        return torch.cuda.default_generators[0].initial_seed()
+
+    one, two = run(look, ranks=2).results
+    assert one != two
+
+
 def test_sweep_interleaves_and_keeps_everything():
     result = sweep(workers.ddp, ranks=(1, 2), repeats=2, steps=4, label="mine")
     assert [job.ranks for job in result.jobs] == [1, 2, 1, 2] and all(job.label == "mine" for job in result.jobs)
@@ -251,6 +269,17 @@ def test_a_rank_imports_what_the_notebook_has_imported(tmp_path):
     done = subprocess.run([sys.executable, "-P", "-c", ELSEWHERE, str(tmp_path), str(away)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert "(0, 1, 3, 4, False)" in done.stdout, done.stdout + done.stderr
     assert "len cannot start, because the notebook's working directory has been deleted. Change to one that exists (%cd)." in done.stdout
+
+
+def test_the_fork_server_starts_beside_files_with_names_of_pythons(tmp_path):
+    """Started where the notebook is: a random.py there is not the random that torch imports."""
+    import subprocess
+    import sys
+    for name in ("random.py", "queue.py", "token.py"):
+        (tmp_path / name).write_text("raise ImportError('a file of the learner')\n")
+    code = "from course_lib import run\nprint(run(len, 'four', ranks=1).results)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.stdout == "[4]\n", done.stdout + done.stderr
 
 
 def test_a_soak_leaves_nothing_behind():

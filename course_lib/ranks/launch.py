@@ -27,6 +27,7 @@ from course_lib.ranks.server import MAX_RANKS
 
 START_TIMEOUT_S = 120.0         # importing torch on a busy machine
 END_TIMEOUT_S = 5.0             # how long killed ranks may take to be gone
+ANSWER_S = 2.0                  # how long a rank that is asked where it is may take, on a busy machine
 STILL_CPU_S = 0.025             # what an idle rank needs at most to say where it is
 NO_PROCESS = re.compile(r"can't start new thread|Resource temporarily unavailable|Cannot allocate memory|pthread_create", re.IGNORECASE)
 
@@ -129,7 +130,7 @@ class Group:
             except OSError:                       # it has just ended
                 pass
 
-    def ask_and_wait(self, wait_s: float = 1.0) -> None:
+    def ask_and_wait(self, wait_s: float = ANSWER_S) -> None:
         """Find out where every running rank is. One that does not answer has its threads dumped, or is told to be unresponsive."""
         self.ask()
         before = {state.rank: state.answers for state in self.states}
@@ -145,9 +146,13 @@ class Group:
             return
         self._order(b"dump\n")
         paths = {state.rank: self.directory / f"rank{state.rank}.stack" for state in states}
-        self._listen_until(lambda: all(paths[state.rank].exists() and paths[state.rank].stat().st_size for state in states), 0.3)
+        self._listen_until(lambda: all(paths[state.rank].exists() and paths[state.rank].stat().st_size for state in states), ANSWER_S)
         for state in states:
             state.stack = paths[state.rank].read_text() if paths[state.rank].exists() else ""
+
+    def kill(self) -> None:
+        """Have every rank killed, without waiting for that."""
+        self._order(b"kill\n")
 
     def _unfinished(self) -> list[RankState]:
         return [state for state in self.alive if state.phase not in ("finished", "failed")]

@@ -56,17 +56,17 @@ def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show, o
             if group.failed:
                 raise budget.refusal(group.failed, ranks, label)
             seconds = time.monotonic() - begin
-            unfinished = [] if stopped is not None else _let_finish(group, deadline, show_progress)
+            unfinished, flood = ([], "") if stopped is not None else _let_finish(group, deadline, show_progress)
             output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
             if stopped is None:
-                _warn_of_silent_mistakes(group.states, unfinished, timeout)
+                _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
                 if of_learner:
                     _warn_of_settings(group.states[0].records["settings"])
             else:
                 raise remember(_name_a_limit(explain(group.states, output, label, timeout, **stopped), group.states, output))
         except KeyboardInterrupt:
             with _no_second_interrupt():
-                group.ask_and_wait(0.5)
+                group.ask_and_wait()
                 output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
             raise remember(explain(group.states, output, label, timeout, interrupted=True)) from None
     finally:
@@ -144,23 +144,40 @@ def _no_second_interrupt():
         raise KeyboardInterrupt
 
 
-def _let_finish(group: Group, deadline: float, show) -> list:
-    """All ranks have returned: let them finish their threads and end, as Python does. Returns those that have not ended at the deadline."""
+def _let_finish(group: Group, deadline: float, show) -> tuple[list, str]:
+    """All ranks have returned: let them finish their threads and end, as Python does.
+
+    Returns those that have not ended at the deadline, or when one has printed too much, and what there is to say of the latter.
+    """
+    flood = ""
     group.let_go()
-    while group.alive and time.monotonic() < deadline:
+    while group.alive and time.monotonic() < deadline and not flood:
         group.listen(min(0.1, deadline - time.monotonic()))
         show()
-    group.dump(unfinished := group.alive)
-    return unfinished
+        flood = _flood(group)
+    if unfinished := group.alive:
+        group.dump(unfinished)
+        group.kill()
+    return unfinished, flood
 
 
-def _warn_of_silent_mistakes(states, unfinished, timeout: float) -> None:
+def _flood(group: Group) -> str:
+    """Which ranks that still run have printed more than the disk should hold, in a sentence; empty if none has."""
+    flooding = [state.rank for state in group.alive if _size(group.output_of(state.rank)) > OUTPUT_MOST_BYTES]
+    if not flooding:
+        return ""
+    return (f"{ranks_in_words(flooding).capitalize()} {'has' if len(flooding) == 1 else 'have'} printed more than "
+            f"{OUTPUT_MOST_BYTES / 1e6:g} MB: print less, or not in every step.")
+
+
+def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> None:
     """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match, or a thread has died or was not done."""
     if unfinished:
         frames = [places.learners_frame(frames_of_dump(state.stack, all_threads=True)) for state in unfinished]
         where = "; ".join(dict.fromkeys(places.place_in_words(frame) for frame in frames if frame))
-        warnings.warn(f"{diagnose.ranks_in_words(state.rank for state in unfinished).capitalize()} had returned, and still worked after timeout={timeout:g} s"
-                      + f" ({where})" * bool(where) + ". What was not done is lost.", RankWarning, stacklevel=4)
+        warnings.warn(f"{diagnose.ranks_in_words(state.rank for state in unfinished).capitalize()} had returned, and still worked "
+                      + ("when the job was stopped" if flood else f"after timeout={timeout:g} s") + f" ({where})" * bool(where)
+                      + "." + f" {flood}" * bool(flood) + " What was not done is lost.", RankWarning, stacklevel=4)
     for state in states:
         if state.status:
             warnings.warn(f"Rank {state.rank} {ended_in_words(state)}: it still worked after its function had returned. What was not done is lost.",
@@ -198,18 +215,16 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
         show()
         if group.failed:
             return {}
-        flooding = [state.rank for state in group.states if _size(group.output_of(state.rank)) > OUTPUT_MOST_BYTES]
-        if flooding:
-            group.ask_and_wait(0.3)
-            return {"stuck": f"{ranks_in_words(flooding).capitalize()} {'has' if len(flooding) == 1 else 'have'} printed more than "
-                             f"{OUTPUT_MOST_BYTES / 1e6:g} MB: print less, or not in every step."}
+        if flood := _flood(group):
+            group.ask_and_wait()
+            return {"stuck": flood}
         if all(state.phase == "finished" for state in group.states):
             return None
         if any(state.phase == "failed" or (state.status is not None and state.phase != "finished") for state in group.states):
             end = time.monotonic() + GRACE_S
             while group.alive and time.monotonic() < end:
                 group.listen(0.05)
-            group.ask_and_wait(0.3)
+            group.ask_and_wait()
             return {}
         now = time.monotonic()
         if now >= deadline:

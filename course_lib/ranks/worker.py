@@ -1,6 +1,7 @@
 """What one rank does, from the fork to its exit."""
 import atexit
 import builtins
+import contextlib
 import faulthandler
 import mmap
 import os
@@ -49,12 +50,11 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
     """
     global _running
     _running = True
-    stacks = open(os.path.join(request["directory"], f"rank{rank}.stack"), "w")
+    with _for_this_user_only():
+        stacks = open(os.path.join(request["directory"], f"rank{rank}.stack"), "w")
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)      # for a rank whose threads cannot answer
     sys.stdout.reconfigure(line_buffering=True)       # what was printed before a crash is not lost
-    random.seed()                         # a fork would repeat its siblings' numbers
-    numpy.random.seed()
-    torch.default_generator.seed()
+    _seed(request["devices"][rank])
     kernel, own_pid, returned = _Kernel(channel), os.getpid(), False
     where.tell_before_abort(lambda: kernel.send("aborted", where.whereabouts()))
     builtins.input = sys.breakpointhook = _no_keyboard
@@ -70,7 +70,9 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
         os.environ[sending.CALL_FILE] = f"/proc/{own_pid}/fd/{content}"       # for the children that it spawns
-        meet = _meeting_point(_join(request, rank), request["ranks"])
+        with _for_this_user_only():
+            store = _join(request, rank)
+        meet = _meeting_point(store, request["ranks"])
         function, args, kwargs = sending.open_call(job["call"])
         meet("started", request["timeout"])       # all have joined: a rank that fails at once does not break another's connecting
         kernel.send("started", psutil.Process().memory_info().rss)
@@ -97,6 +99,25 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         _end_as_python_does()
     if request["backend"] == "nccl" and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _seed(device: str) -> None:
+    """Give this rank random numbers of its own: a fork would repeat its siblings', and a GPU begins with the same seed in every process."""
+    random.seed()
+    numpy.random.seed()
+    seed = torch.default_generator.seed()
+    if device.startswith("cuda"):
+        torch.cuda.manual_seed_all(seed)          # opens nothing: the seed waits until the rank opens the GPU
+
+
+@contextlib.contextmanager
+def _for_this_user_only():
+    """Files that are made within have mode 0600. (Those of the learner's function have the modes that they have elsewhere.)"""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _end_as_python_does() -> None:
