@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import kernel_manager
 from nbclient import NotebookClient
-from left_behind import Traces
+from left_behind import Traces, shared_memory_of
 from test_faults import SOON_S, gone
 
 HANGS = """
@@ -247,18 +247,20 @@ def test_row_10_nbval_gives_up_on_a_cell(tmp_path):
     cells = [warm_up, *["thread.join(10)"] * 10, "from course_lib import run\n" + HANGS, f"run(hangs, {str(tmp_path)!r}, ranks=3)"]     # a busy machine takes long
     cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "hangs.ipynb")
-    result = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=15", "--nbval-current-env", "-q", "-p", "no:cacheprovider",
-                             str(tmp_path / "hangs.ipynb")], capture_output=True, text=True, timeout=300)
+    (tmp_path / "tmp").mkdir()
+    traces = Traces(tmp_path / "tmp")
+    result = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=40", "--nbval-current-env", "-q", "-p", "no:cacheprovider",
+                             str(tmp_path / "hangs.ipynb")], capture_output=True, text=True, timeout=600, env=traces.environ)
     assert "RankInterrupt" in result.stdout and "waits in all_reduce of float32[1]" in result.stdout, result.stdout
-    pids = [int(p.read_text()) for p in tmp_path.glob("pid*")]
+    pids = {int(p.read_text()) for p in tmp_path.glob("pid*")}
     assert len(pids) == 3, result.stdout
-    assert gone([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)])
+    assert traces.left(SOON_S) == [] and not shared_memory_of(pids)
 
 
 def test_progress_leaves_one_static_line(tmp_path):
     """A job that is long enough for a widget stores the same outputs as a short one, so that nbval can compare them."""
     cells = ["import time\nfrom course_lib import run\ndef nap(s):\n    time.sleep(s)\nrun(nap, 0)", "job = run(nap, 0)", "job = run(nap, 2.5)"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     stored = [[(o["output_type"], dict(o["data"])) for o in cell.outputs] for cell in notebook.cells[1:]]
     assert stored[0] == stored[1] == [("display_data", {"text/plain": "nap on 2 ranks"})]
