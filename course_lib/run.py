@@ -40,7 +40,7 @@ def run(fn: Callable, *args, ranks: int = 2, backend: str = "auto", timeout: flo
     """
     with told_in_one_line():
         label = _check(fn, ranks, backend, timeout, threads, label)
-    with Progress(f"{label} on {ranks} rank{'' if ranks == 1 else 's'}") as progress:
+    with told_in_one_line(), Progress(f"{label} on {ranks} rank{'' if ranks == 1 else 's'}") as progress:
         return carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, progress.update)
 
 
@@ -71,7 +71,7 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         for count in ranks:
             label = _check(fn, count, options["backend"], options["timeout"], options["threads"], options["label"])
     jobs, total = [], repeats * len(ranks)
-    with Progress(f"{label} on {', '.join(map(str, ranks))} ranks, {repeats} times each") as progress:
+    with told_in_one_line(), Progress(f"{label} on {', '.join(map(str, ranks))} ranks, {repeats} times each") as progress:
         for repeat in range(repeats):
             for count in ranks:
                 def show(text, fraction, done=len(jobs), count=count):

@@ -109,8 +109,10 @@ def last_error() -> RankError | RankInterrupt | None:
 
 
 def remember(error: RankError | RankInterrupt) -> RankError | RankInterrupt:
-    """Keep a copy for `last_error`: the error itself will hold on to the frames that it passes through, and to all their variables."""
-    _last[:] = [copy.copy(error)]
+    """Keep a copy for `last_error`: the error itself will hold on to the frames that it passes through, and to all their variables. (A refusal by
+    the machine has no reports, and is not kept.)"""
+    if isinstance(error, _Told):
+        _last[:] = [copy.copy(error)]
     return error
 
 
@@ -119,9 +121,10 @@ def told_in_one_line():
     """IPython shows an error that leaves this block as its sentence, without a stack through the library."""
     try:
         yield
-    except (TypeError, ValueError, RuntimeError) as error:
-        line = f"{_RED}{type(error).__name__}{_PLAIN}: {error}"
-        error._render_traceback_ = lambda: [line]
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        if not isinstance(error, _Told):          # which has a panel of its own
+            line = f"{_RED}{type(error).__name__}{_PLAIN}: {error}"
+            error._render_traceback_ = lambda: [line]
         raise
 
 

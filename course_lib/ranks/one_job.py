@@ -19,7 +19,7 @@ from course_lib.job import Job
 from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import (
-    RankError, RankInterrupt, RankWarning, ended_in_words, error_in_words, explain, frames_of_dump, remember, told_in_one_line)
+    RankError, RankInterrupt, RankWarning, ended_in_words, error_in_words, explain, frames_of_dump, remember)
 from course_lib.ranks.launch import NO_PROCESS, Group, server_is_ready
 
 __all__ = ["carry_out"]
@@ -33,15 +33,15 @@ _OPTIONS = ("ranks", "backend", "timeout", "threads", "label")
 
 def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show, of_learner: bool = True) -> Job:
     """Start the ranks, follow them to the end, and gather what they have sent. of_learner: the function is the learner's own, and no check's."""
-    with told_in_one_line():
-        placement = devices.place(ranks, backend)
-        call = _pack(fn, args, kwargs, label)
+    placement = devices.place(ranks, backend)
+    call = _pack(fn, args, kwargs, label)
+    outside = sys.exc_info()[1]           # the learner may call this while an error of their own is being handled
     content, group = {"call": call, "cwd": _working_directory(label), "imports": imports.of_the_notebook()}, None
     try:
         try:
             _wait_for_server(label, show)
             begin = time.monotonic()
-            with _no_second_interrupt():
+            with _no_second_interrupt(outside):
                 group = Group({"ranks": ranks, "backend": placement.backend, "devices": placement.devices,
                                "threads": threads, "timeout": timeout, "loopback": devices.loopback()}, content)
         except OSError as error:
@@ -65,16 +65,15 @@ def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show, o
             else:
                 raise remember(_name_a_limit(explain(group.states, output, label, timeout, **stopped), group.states, output))
         except KeyboardInterrupt:
-            with _no_second_interrupt():
+            with _no_second_interrupt(outside):
                 group.ask_and_wait()
                 output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
             raise remember(explain(group.states, output, label, timeout, interrupted=True)) from None
     finally:
         if group:
-            with _no_second_interrupt():
+            with _no_second_interrupt(outside):
                 group.close()
-    with told_in_one_line():
-        results = [_unpack(state.result, state.rank) for state in group.states]
+    results = [_unpack(state.result, state.rank) for state in group.states]
     return Job(label, ranks, placement.backend, "cuda" if placement.devices[0] != "cpu" else "cpu", placement.hardware, seconds,
                results, output, *_gather(group.states))
 
@@ -129,9 +128,12 @@ def _unpack(result: bytes, rank: int):
 
 
 @contextlib.contextmanager
-def _no_second_interrupt():
-    """Clean up undisturbed: an interrupt within is taken as one of the job that is being stopped anyhow, or comes when this is over."""
-    heard, stopping, before = [], sys.exc_info()[0] is not None, signal.getsignal(signal.SIGINT)
+def _no_second_interrupt(outside: BaseException | None):
+    """Clean up undisturbed: an interrupt within is taken as one of the job that is being stopped anyhow, or comes when this is over.
+
+    outside: the error that was being handled before the job began.
+    """
+    heard, stopping, before = [], sys.exc_info()[1] is not outside, signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
         yield
         return
@@ -272,10 +274,11 @@ def _read_output(path: Path) -> str:
         tail = file.read()
     whole = ""
     if size <= OUTPUT_MOST_BYTES and shutil.disk_usage(path.parent).free > size:          # or the next job would find no room
-        handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
-        os.close(handle)
-        shutil.move(path, saved)
-        whole = f"; the whole output, {size / 1e6:.1f} MB, is in {saved} for {folder.KEPT_S / 3600:g} hours"
+        with contextlib.suppress(OSError):        # the disk is full after all: a job that went well is not lost for that
+            handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
+            os.close(handle)
+            shutil.move(path, saved)
+            whole = f"; the whole output, {size / 1e6:.1f} MB, is in {saved} for {folder.KEPT_S / 3600:g} hours"
     return f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out{whole} ...\n{tail.decode(errors='replace')}"
 
 
