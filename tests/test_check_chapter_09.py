@@ -48,6 +48,7 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
      "the gradient of the input is that of one process"),
     (OPERATORS, [answers.f, answers.g_by_reduce_and_broadcast], ["exactly two all_reduces"], "the gradient of the input is that of one process"),
     (OPERATORS, [answers.f, answers.g_without_waiting], ["a message was still on its way. Wait for it before you return"], ""),
+    (OPERATORS, [answers.f, answers.g_that_sleeps], ["a message was still on its way. Wait for it before you return"], ""),
     (OPERATORS, [answers.f_without_waiting, answers.g], ["the gradient of the input is not that of one process"], VALUES),
     (OPERATORS, [answers.f, answers.g_in_float32], ["the rounding of float32"], "exactly two all_reduces"),
     (OPERATORS, [answers.f, answers.g_nothing_on_rank_0], ["on rank 0 your g must return a tensor of shape [8, 64, 32], and it returned None"], ""),
