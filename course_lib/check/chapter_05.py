@@ -235,7 +235,7 @@ def finish_time(judge: Judge, answer: Callable) -> None:
         said, = judge.call(answer, [case])
         if (problem := _time_problem(said, *case)) or 1 / 4 < measured / _finish(*case) < 4:
             break                                         # on a machine that is too busy to compare, the answer is right by what each bucket took alone
-    judge.demand(not problem, "a real step with uneven buckets agrees (compute sleeps)", f"a real step with uneven buckets: {problem}")
+    judge.demand(not problem, "a real step with uneven buckets does not disagree (compute sleeps)", f"a real step with uneven buckets: {problem}")
 
 
 def _time_problem(said, ready_s: list[float], send_s: list[float]) -> str:
