@@ -7,9 +7,10 @@ A check never raises because of an answer. An untouched stub (`raise NotImplemen
 and an answer that is right but wasteful is refused too. Every try has other numbers in it (`Judge.seed`).
 
 What a check does not defend against: an answer that changes the course's own code while it runs (the judge, the ledger, torch below the
-dispatcher), or that looks up what is asked for in the check itself. Who does that fools nobody but himself.
+dispatcher), or that looks up what is asked for in the check itself. Who does that deceives only themselves.
 
-The checks load when they are first used, so that a rank, which needs `check.on_rank` alone, never pays for pandas.
+The checks load when they are first used. What a rank runs stands inside each check and travels by value: so a rank imports `check.on_rank` alone,
+and never pays for pandas.
 """
 import importlib
 

@@ -1,7 +1,4 @@
-"""Checks of chapter 01, "One training step".
-
-What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
-"""
+"""Checks of chapter 01, "One training step"."""
 import random
 from collections.abc import Callable
 

@@ -1,7 +1,4 @@
-"""Checks of chapter 03: a ring all_reduce in chunks, a broadcast along a chain in pieces, an all_reduce in few messages.
-
-What a rank runs stands inside `_trial`: it travels by value, so that a rank never imports this package (and pandas with it).
-"""
+"""Checks of chapter 03: a ring all_reduce in chunks, a broadcast along a chain in pieces, an all_reduce in few messages."""
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path

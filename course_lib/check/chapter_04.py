@@ -1,7 +1,4 @@
-"""Checks of chapter 04, "Distributed data parallel".
-
-What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
-"""
+"""Checks of chapter 04, "Distributed data parallel"."""
 import random
 import tempfile
 from collections.abc import Callable
@@ -435,7 +432,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         if not judge.demand(not zero["problem"], "a plain model can load it, without DDP", f"the file: {zero['problem']}"):
             return
         wrong = [found["step"] for found in job.results if on_rank.whole(found["step"]) != last_step]
-        judge.demand(not wrong, "`load` returns the step", f"`load` must return the step, {last_step}, on every rank, and returned {wrong[0] if wrong else 3!r:.60}.")
+        judge.demand(not wrong, "`load` returns the step", f"`load` must return the step, {last_step}, on every rank, and returned {wrong[0] if wrong else None!r:.60}.")
         resumed = max(found["resumed"] for found in job.results)
         judge.demand(resumed < 1e-6, "training goes on as if it had never stopped",
                      f"training does not go on as before: three steps later the weights are {resumed:.2g} away (relative). "

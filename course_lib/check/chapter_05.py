@@ -1,7 +1,4 @@
-"""Checks of chapter 05, "Overlap and speed-up".
-
-What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
-"""
+"""Checks of chapter 05, "Overlap and speed-up"."""
 import math
 import random
 import time

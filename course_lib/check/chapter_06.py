@@ -1,7 +1,4 @@
-"""Checks of chapter 06, "ZeRO stage 1".
-
-What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
-"""
+"""Checks of chapter 06, "ZeRO stage 1"."""
 import math
 import shutil
 import tempfile

@@ -1,7 +1,4 @@
-"""Checks of chapter 07, "ZeRO stages 2 and 3": gradients that are sharded at once, layers that are gathered and freed, a sharded checkpoint.
-
-What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
-"""
+"""Checks of chapter 07, "ZeRO stages 2 and 3": gradients that are sharded at once, layers that are gathered and freed, a sharded checkpoint."""
 from collections.abc import Callable, Iterable
 
 import torch

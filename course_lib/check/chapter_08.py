@@ -1,7 +1,4 @@
-"""Checks of chapter 08, "Pipeline": the schedules GPipe and 1F1B, a worker that executes them, layers dealt out evenly to stages.
-
-What a rank runs stands inside `_trial` and `execute`: it travels by value, so that a rank never imports this package (and pandas with it).
-"""
+"""Checks of chapter 08, "Pipeline": the schedules GPipe and 1F1B, a worker that executes them, layers dealt out evenly to stages."""
 import itertools
 import random
 import time

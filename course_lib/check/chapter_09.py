@@ -1,7 +1,4 @@
-"""Checks of chapter 09, "Tensor parallelism": the operators f and g, a parallel MLP, a loss over a cut vocabulary, f and g for cut tokens.
-
-What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
-"""
+"""Checks of chapter 09, "Tensor parallelism": the operators f and g, a parallel MLP, a loss over a cut vocabulary, f and g for cut tokens."""
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,4 @@
-"""Checks of chapter 10, "Hybrid parallelism": a mesh, its process groups, gradients averaged over the right axis, a norm, a plan.
-
-What a rank runs stands inside each check: it travels by value, so that a rank never imports this package (and pandas with it).
-"""
+"""Checks of chapter 10, "Hybrid parallelism": a mesh, its process groups, gradients averaged over the right axis, a norm, a plan."""
 import math
 import random
 from collections.abc import Callable

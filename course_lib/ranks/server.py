@@ -263,11 +263,11 @@ def _signal(pids, number: int) -> None:
             _kill_group(pid)
 
 
-def _kill_group(rank: int) -> None:
+def _kill_group(pid: int) -> None:
     """End what a rank has started where it doesn't come to us when the rank ends; of a session of its own, we know nothing there."""
     if sys.platform != "linux":
         with contextlib.suppress(ProcessLookupError, PermissionError):          # PermissionError: a group that has just ended
-            os.killpg(rank, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _read_line(sock: socket.socket) -> str:
