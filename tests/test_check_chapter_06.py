@@ -5,6 +5,7 @@ from verdicts import *  # noqa: F403
 from course_lib.check import chapter_06
 
 ADAM, CLIP, FILES = chapter_06.sharded_adam, chapter_06.clip_grad_norm, chapter_06.sharded_checkpoint
+PATIENCE = {"PATIENCE_S": 3.0}         # for memory that is never let go
 RIGHT = [
     (ADAM, [answers.Sharded]),
     (ADAM, [answers.Uneven]),

@@ -3,9 +3,11 @@
     RIGHT      (check, answers)                   accepted, all of one check in the same words (an only one is judged twice)
     UNTOUCHED  (check, answers)                   a stub: one calm line
     WRONG      (check, answers, reasons, met)     refused, with each of `reasons` (one or a list); `met`: words of a demand that is met all the same, or nothing
+    PATIENCE   {name: seconds}                    how long the check waits for what a wrong answer never does, where the reason does not depend on it
     HANGING    answers                            whose ranks wait for each other for ever; the check gets little patience
 """
 import functools
+import sys
 from collections.abc import Callable, Sequence
 
 from course_lib.check import judge
@@ -28,7 +30,9 @@ def test_the_stub_gets_one_calm_line(check, stubs):
     assert "not attempted yet" in repr(verdict) and "\n" not in repr(verdict)
 
 
-def test_wrong_answers_are_refused_with_the_reason(check, answers, reasons, met, hangs, monkeypatch):
+def test_wrong_answers_are_refused_with_the_reason(check, answers, reasons, met, hangs, monkeypatch, request):
+    for name, seconds in getattr(request.module, "PATIENCE", {}).items():
+        monkeypatch.setattr(sys.modules[check.__module__], name, seconds)
     if hangs:
         monkeypatch.setattr(judge, "TIMEOUT_S", LITTLE_PATIENCE_S)
     verdict = judged(check, answers)
