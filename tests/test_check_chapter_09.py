@@ -91,7 +91,7 @@ WRONG = [       # a check, answers, words that name the problem, and words of a 
     (LOSS, [answers.loss_with_next_token], ["2 ranks, targets at the borders of the parts: the loss is not that", "Rank 1 has the tokens 300 to 599, both"],
      "2 ranks: the loss is that of one process"),
     (LOSS, [answers.loss_per_token], ["your function must return the mean loss, a tensor with one number and a grad_fn, and it returned one of shape [24]"], ""),
-    (LOSS, [answers.loss_as_number], ["the mean loss, a tensor with one number and a grad_fn, and it returned 6."], ""),
+    (LOSS, [answers.loss_as_number], ["the mean loss, a tensor with one number and a grad_fn, and it returned "], ""),
     (LOSS, [answers.loss_detached], ["and it returned one without a grad_fn"], ""),
     (LOSS, [answers.nothing], ["and it returned None"], ""),
     (LOSS, [answers.loss_sum], ["it is the sum over the tokens; divide by their number"], "at most three collectives"),

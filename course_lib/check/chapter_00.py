@@ -89,7 +89,8 @@ def _alive(pid: int, since: float) -> bool:
 @exercise
 def my_share(judge: Judge, answer) -> None:
     """`answer(batch)` returns this rank's samples of a batch that every rank has."""
-    sizes, first = (*SIZES, 13 + judge.seed % 50), 100 + judge.seed % 1_000      # so that a sample is not its own position
+    another = 22 + 12 * (judge.seed % 5)           # 4 ranks leave 2 over and 3 ranks 1: neither rounding up nor a rest for the last one is fair
+    sizes, first = (*SIZES, another), 100 + judge.seed % 1_000                   # so that a sample is not its own position
 
     def share():
         import random
