@@ -6,12 +6,10 @@ The names load when they are first used, so that a rank, which needs `measure` a
 pandas or matplotlib.
 """
 import importlib
-import sys
-import types
 
 __version__ = "0.1.0"
 
-_HOMES = {"run": "run", "sweep": "run", "Sweep": "run", "RankWarning": "run", "Job": "job", "RankError": "ranks.errors", "last_error": "ranks.errors", "about": "about"}
+_HOMES = {"run": "jobs", "sweep": "jobs", "RankWarning": "jobs", "Job": "record", "Sweep": "record", "RankError": "ranks.errors", "last_error": "ranks.errors", "about": "environment"}
 _MODULES = ("measure", "plots", "theory", "models", "datasets", "mini", "check")
 
 __all__ = [*_HOMES, *_MODULES]
@@ -28,13 +26,3 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted(__all__)
-
-
-class _Package(types.ModuleType):
-    """A function may carry its module's name (run.run). Python sets `course_lib.run` to the module, whoever imports it: keep the function."""
-
-    def __setattr__(self, name: str, value) -> None:
-        super().__setattr__(name, getattr(value, name, value) if name in _HOMES and isinstance(value, types.ModuleType) else value)
-
-
-sys.modules[__name__].__class__ = _Package

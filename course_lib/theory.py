@@ -71,7 +71,7 @@ def gloo_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     As `collective_bytes`, but for two. reduce_scatter is an all_reduce, of which a rank keeps one chunk. reduce is a ring reduce-scatter, then rank
     0 gathers the chunks: (n-1) S + r S over all ranks; and where S/n is above 2 MiB, its ring goes round for longer than it need, up to n S + r S.
 
-    Source: gloo's reduce.cc; within 2% of what the operating system counts from 1 MB up (tests/test_ledger.py, torch 2.13).
+    Source: gloo's reduce.cc; within 2% of what the operating system counts from 1 MB up (tests/measure/test_ledger.py, torch 2.13).
     """
     if op == "reduce":
         return _gloo_reduce_bytes(number("payload_bytes", payload_bytes), whole("group_size", group_size))

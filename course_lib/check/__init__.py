@@ -15,17 +15,17 @@ and never pays for pandas.
 import importlib
 
 _CHECKS = {
-    "chapter_00": ("ping_pong", "my_share", "average"),
-    "chapter_01": ("memory_ledger", "uneven_accumulation", "weighted_average"),
-    "chapter_02": ("star_all_reduce", "forward_in_threads", "tree_all_reduce"),
-    "chapter_03": ("ring_all_reduce", "chain_broadcast", "doubling_all_reduce"),
-    "chapter_04": ("own_ddp", "one_synchronisation", "checkpoint"),
-    "chapter_05": ("bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates"),
-    "chapter_06": ("sharded_adam", "clip_grad_norm", "sharded_checkpoint"),
-    "chapter_07": ("sharded_gradients", "sharded_layers", "resharded_checkpoint"),
-    "chapter_08": ("schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"),
-    "chapter_09": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
-    "chapter_10": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
+    "start_here": ("ping_pong", "my_share", "average"),
+    "one_training_step": ("memory_ledger", "uneven_accumulation", "weighted_average"),
+    "data_parallel_the_star": ("star_all_reduce", "forward_in_threads", "tree_all_reduce"),
+    "collectives_and_the_ring": ("ring_all_reduce", "chain_broadcast", "doubling_all_reduce"),
+    "ddp": ("own_ddp", "one_synchronisation", "checkpoint"),
+    "overlap_and_speedup": ("bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates"),
+    "zero_stage_1": ("sharded_adam", "clip_grad_norm", "sharded_checkpoint"),
+    "zero_stages_2_and_3": ("sharded_gradients", "sharded_layers", "resharded_checkpoint"),
+    "pipeline": ("schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"),
+    "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
+    "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
     "judge": ("Judge", "Verdict", "exercise"),
 }
 _HOMES = {name: module for module, names in _CHECKS.items() for name in names}

@@ -1,7 +1,7 @@
 """What checks count in a finished job: the bytes that each rank sent, and how many of them may be the headers of its messages."""
 import pandas as pd
 
-from course_lib.job import Job
+from course_lib.record import Job
 
 __all__ = ["sent_bytes", "header_bytes"]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from course_lib.check import on_rank
-from course_lib.job import Job
+from course_lib.record import Job
 from course_lib.ranks import places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import RankError
-from course_lib.run import run_quietly
+from course_lib.jobs import run_quietly
 
 __all__ = ["Judge", "Verdict", "exercise"]
 

@@ -128,7 +128,7 @@ class Calls:
         self._before, self.rows = before, []
 
     def __enter__(self) -> "Calls":
-        from course_lib import tracing        # here: a rank has loaded it, and who only tests this module need not
+        from course_lib.measure import tracing  # here: a rank has loaded it, and who only tests this module need not
 
         self._library = torch.library.Library("c10d", "IMPL")
         below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)

@@ -12,6 +12,7 @@
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
 """
-from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_operators, tensor_parallel, zero
+from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+from course_lib.mini.tensor_parallel import operators as tensor_operators
 
 __all__ = ["data_parallel", "ring", "ddp", "zero", "pipeline", "tensor_operators", "tensor_parallel", "hybrid"]

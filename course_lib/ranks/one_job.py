@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from course_lib.job import Job
+from course_lib.record import Job
 from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import (

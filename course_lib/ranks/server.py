@@ -37,7 +37,7 @@ PRELOAD = (
     "torch._dynamo",                      # any optimizer imports it on first use: a second per rank if it weren't here
     "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.optim",
     "torch.distributed.algorithms.ddp_comm_hooks.default_hooks", "torch.distributed.checkpoint",
-    "course_lib.measure", "course_lib.tracing", "course_lib.memory", "course_lib.ranks.where", "course_lib.ranks.worker",
+    "course_lib.measure", "course_lib.ranks.where", "course_lib.ranks.worker",
     "course_lib.datasets", "course_lib.models", "course_lib.mini", "course_lib.check.on_rank",
 )
 MAX_RANKS = 128                           # file descriptors that fit into one message

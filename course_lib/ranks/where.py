@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d
 
-from course_lib import wire
+from course_lib.measure import wire
 from course_lib.ranks import places
 
 __all__ = ["whereabouts", "collectives", "tell_before_abort"]

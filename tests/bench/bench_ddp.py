@@ -20,7 +20,7 @@ from course_lib import measure, run
 from course_lib.mini import ddp
 from course_lib.models import CNN, MLP, TinyGPT
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / room) for room in ("", "ranks", "mini")]
 import mini_workers  # noqa: E402
 
 MODELS = {"MLP, 8.4 MB": (lambda: MLP((64, 1024, 1024, 1024, 10)), lambda: torch.randn(32, 64)), "CNN": (CNN, lambda: torch.randn(64, 1, 8, 8)),

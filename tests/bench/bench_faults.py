@@ -26,7 +26,7 @@ from course_lib import RankError, run
 from course_lib.ranks import budget, one_job
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS), str(TESTS / "ranks")]
 import faults  # noqa: E402
 from left_behind import Traces  # noqa: E402
 from test_kernel import Kernel  # noqa: E402
@@ -74,7 +74,7 @@ def kernel_ends(how: str) -> Trial:
             kernel = Kernel(env=traces.environ)
             job = f"run(faults.hangs_with_everything, {place!r}, ranks=3)"
             again = f"while True:\n    try: {job}\n    except KeyboardInterrupt: pass"
-            kernel.run(f"import sys; sys.path.insert(0, {str(TESTS)!r})\nimport faults\nfrom course_lib import run\n{again if how == 'nbval' else job}", wait=False)
+            kernel.run(f"import sys; sys.path.insert(0, {str(TESTS / 'ranks')!r})\nimport faults\nfrom course_lib import run\n{again if how == 'nbval' else job}", wait=False)
             while len([path for path in Path(place).glob("pid*") if path.stat().st_size]) < 3:
                 time.sleep(0.05)
             there = len(traces.look()) >= 9 and len(traces.files()) == 1 and len(traces.shared_memory()) == 3 and len(traces.sockets()) >= 3

@@ -13,7 +13,7 @@ import psutil
 
 from course_lib import RankError, run
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / room) for room in ("", "ranks", "mini")]
 import faults  # noqa: E402
 import workers  # noqa: E402
 

@@ -1,0 +1,70 @@
+"""Measure training steps: bytes, memory and time, in one ledger per rank.
+
+A step that is instrumented is slower, and a step that is timed must carry nothing. So each step has one duty:
+
+    step 0   warm-up: first-time costs, nothing is measured but the bytes on the wire
+    step 1   traced:  collectives, activations, memory and the timeline, with instruments attached
+    step 2+  timed:   two readings of the clock, nothing else inside
+
+Outside a job (plain Python, torchrun) nothing is recorded and the step runs as if unmeasured.
+"""
+import contextlib
+from typing import Callable
+
+from course_lib.measure import tracing
+from course_lib.measure.ledger import Ledger
+
+__all__ = ["step", "span"]
+
+
+class step:
+    """Measure one training step: `with measure.step(model, optimizer, samples=len(batch)): ...`.
+
+    Put forward, backward and `optimizer.step()` inside. Every rank must measure the same steps.
+
+    Args:
+        model: module whose parameters, gradients and buffers are counted (any wrapper, or a list of modules); None counts none.
+        optimizer: optimizer whose state is counted, right after its `step()`; None counts at the end of the step.
+        samples: how many samples this rank processes in this step, for samples per second.
+
+    Errors: TypeError or ValueError for a model, an optimizer or samples that are none (in a job; elsewhere they are not looked at).
+    """
+
+    def __init__(self, model=None, optimizer=None, samples: int | None = None):
+        self._arguments = model, optimizer, samples
+
+    def __enter__(self) -> None:
+        if _ledger is not None:
+            _ledger.begin(*self._arguments)
+
+    def __exit__(self, kind, error, trace) -> None:
+        if _ledger is not None:
+            _ledger.end(failed=kind is not None)
+
+
+def span(name: str, communication: bool = False) -> contextlib.AbstractContextManager:
+    """Name a piece of a step, so that the timeline shows it: compute that sleeps, one micro-batch of a pipeline stage.
+
+    It counts as computing, or with `communication` as the rest of a collective, such as the wait for a modelled link. Costs nothing in steps that
+    are not traced.
+    """
+    if _ledger is not None and _ledger.trace is not None:
+        return tracing.named_span(name, "communication" if communication else "span")
+    return contextlib.nullcontext()
+
+
+_ledger: Ledger | None = None       # one per rank; None outside a job
+
+
+def start_ledger(report: Callable[[int], None], meet: Callable[[str], None]) -> Ledger:
+    """Begin to record in this process (called by the rank's worker)."""
+    global _ledger
+    _ledger = Ledger(report, meet)
+    return _ledger
+
+
+def stop_ledger(ledger: Ledger) -> dict:
+    """End recording and return the rows."""
+    global _ledger
+    _ledger = None
+    return ledger.records()

@@ -1,0 +1,45 @@
+"""What autograd saves in forward for backward, in stage 3: parameters among it must be whole again when they are taken out."""
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from course_lib.mini.zero.unit import Unit
+
+__all__ = ["Saved"]
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """What autograd saves in the forward of a module: before it takes out a parameter, it calls `gather`, for then the parameter may have no memory.
+
+    Hooks that are there already, such as those of a checkpoint, get to see everything as before. Torch itself looks whether a tensor was changed
+    since it was saved, but not where there are hooks; so this does.
+    """
+
+    def __init__(self, units: list["Unit"], gather: Callable) -> None:
+        unit_of = {unit.full.untyped_storage().data_ptr(): unit for unit in units}                # they are whole now
+        others = torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+        def pack(tensor: Tensor):
+            address = tensor.untyped_storage().data_ptr()     # by it a unit is found again: what is packed holds the tensor, and nothing of the unit
+            if others:
+                return address, 0, others[0](tensor)
+            saved = tensor.detach()
+            return address, watched(address, saved)._version, saved
+
+        def unpack(packed) -> Tensor:
+            address, version, saved = packed
+            if not others and watched(address, saved)._version != version:
+                raise RuntimeError("a tensor that backward needs was changed in place after forward had saved it.")
+            tensor = others[1](saved) if others else saved
+            unit = unit_of.get(address)
+            if unit is not None and not unit.full_bytes:
+                gather(None)
+            return tensor
+
+        def watched(address: int, saved: Tensor) -> Tensor:
+            return unit_of[address].shard if address in unit_of else saved
+
+        super().__init__(pack, unpack)

@@ -1,0 +1,52 @@
+"""What comes back from a sweep: one job for each number of ranks and repeat, and how much faster more ranks were."""
+from dataclasses import dataclass
+
+import pandas as pd
+
+from course_lib.record.job import Job
+
+__all__ = ["Sweep"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The jobs of a sweep, in the order in which they ran."""
+    label: str
+    jobs: tuple[Job, ...]
+    repeats: int
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per job: ranks, repeat, step_s, samples_per_s, speedup, efficiency.
+
+        step_s: median over timed steps of the slowest rank's seconds (without `measure.step`: seconds of the slowest rank's function).
+        samples_per_s: samples of all ranks per second; missing if `measure.step` was not told `samples`.
+        speedup: against the same repeat on the fewest ranks, scaled so that that many ranks count as linear; by samples per second where samples
+        were told (right for strong and for weak scaling), else by time. efficiency: speedup / ranks.
+        """
+        rows = []
+        width = len(self.jobs) // self.repeats
+        for position, job in enumerate(self.jobs):
+            step_s, samples = _step_seconds(job)
+            rows.append({"ranks": job.ranks, "repeat": position // width, "step_s": step_s,
+                         "samples_per_s": samples / step_s if samples else float("nan")})
+        table = pd.DataFrame(rows)
+        base = table.sort_values("ranks").drop_duplicates("repeat").set_index("repeat")
+        rate = table["samples_per_s"].fillna(1 / table["step_s"])
+        base_rate = base["samples_per_s"].fillna(1 / base["step_s"])
+        table["speedup"] = rate / table["repeat"].map(base_rate) * table["repeat"].map(base["ranks"])
+        table["efficiency"] = table["speedup"] / table["ranks"]
+        return table
+
+    def __repr__(self) -> str:
+        middle = self.table.groupby("ranks")[["step_s", "samples_per_s", "speedup", "efficiency"]].median()
+        return f"Sweep {self.label}: {self.repeats} repeats, medians\n{middle.to_string(float_format=lambda x: f'{x:.3g}')}"
+
+
+def _step_seconds(job: Job) -> tuple[float, int]:
+    """Median step time of the slowest rank, and samples of all ranks in a step (0 if not told)."""
+    timed = job.steps[job.steps["phase"] == "timed"]
+    if timed.empty:
+        return max(job.records["seconds"]), 0
+    samples = timed.groupby("step")["samples"].sum().median()
+    return float(timed.groupby("step")["seconds"].max().median()), int(samples)

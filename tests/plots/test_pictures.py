@@ -1,0 +1,95 @@
+"""Pictures of who holds what say what the ranks returned: artists are read, not pixels."""
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from course_lib.plots import pictures
+
+START = [[1, 2, 3], [10, 20, 30], [100, 200, 300]]
+SUMS = [[111, 0, 0], [0, 222, 0], [0, 0, 333]]
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+def numbers(ax) -> list[str]:
+    return [text.get_text() for text in ax.texts if text.get_text().isdigit()]
+
+
+def filled(ax) -> list[Rectangle]:
+    return [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_fill()]
+
+
+def framed(ax) -> list[tuple[int, int]]:
+    """(rank, chunk) of the boxes that are marked as changed."""
+    return [(round((box.get_y() + box.get_height() / 2) / 1.5), round(box.get_x())) for box in ax.patches
+            if isinstance(box, Rectangle) and not box.get_fill() and box.get_linewidth() > 1.5]
+
+
+@pytest.mark.parametrize("value, ranks", [(0, []), (4, [0]), (300, [2]), (3303, [0, 2, 3]), (1111.0, [0, 1, 2, 3]), (50_000_000, [7])])
+def test_digits_tell_the_ranks(value, ranks):
+    assert pictures.sources(value) == ranks
+
+
+def test_collective_shows_every_value_and_leaves_nothing_empty_that_is_not():
+    ax = pictures.collective("reduce_scatter", "each rank gets one piece of the sum", START, SUMS)
+    assert numbers(ax) == ["1", "2", "3", "111", "10", "20", "30", "222", "100", "200", "300", "333"]
+    assert len(filled(ax)) == 9 + 3 * 3, "one colour for a piece of one rank, three for a sum of three"
+    assert len({patch.get_facecolor() for patch in filled(ax)}) == 3
+    assert ax.get_title(loc="left") == "reduce_scatter"
+    assert sum(isinstance(patch, FancyArrowPatch) for patch in ax.patches) == 1
+
+
+def test_axes_in_axes_out():
+    figure, ax = plt.subplots()
+    assert pictures.collective("gather", "", START, SUMS, ax=ax) is ax
+    assert pictures.ring(pictures.RingStep("start", START, None), ax=ax) is ax
+    assert plt.get_fignums() == [figure.number]
+
+
+def test_ring_marks_what_was_sent_and_what_it_changed():
+    step = pictures.RingStep("step 1 of 2", [[1, 202, 3], [10, 20, 33], [110, 200, 300]], sent=[2, 0, 1])
+    ax = pictures.ring(step)
+    assert framed(ax) == [(0, 1), (1, 2), (2, 0)], "rank 0 sent chunk 2 to rank 1, rank 1 chunk 0 to rank 2, rank 2 chunk 1 to rank 0"
+    assert sum(isinstance(patch, FancyArrowPatch) for patch in ax.patches) == 4, "the one that goes round is drawn where it leaves and where it comes in"
+    assert "to rank 0" in [text.get_text() for text in ax.texts]
+    before = pictures.ring(pictures.RingStep("start", START, None))
+    assert not framed(before) and "to rank 0" not in [text.get_text() for text in before.texts]
+
+
+def test_notes_of_ranks_become_steps():
+    notes = [[("start", None, [1, 2]), ("step 1", 1, [1, 2])], [("start", None, [10, 20]), ("step 1", 0, [10, 22])]]
+    assert pictures.ring_steps(notes) == [pictures.RingStep("start", [[1, 2], [10, 20]], None), pictures.RingStep("step 1", [[1, 2], [10, 22]], [1, 0])]
+    with pytest.raises(ValueError):
+        pictures.ring_steps([notes[0], notes[1][:1]])
+
+
+def test_slider_draws_each_picture_once_and_leaves_one_line_for_readers(monkeypatch):
+    from ipywidgets.widgets.widget import _instances
+
+    shown, drawn = [], []
+    monkeypatch.setattr("IPython.display.display", lambda *bundles, **options: shown.extend(bundles))
+
+    def draw(number):
+        drawn.append(number)
+        return pictures.ring(pictures.RingStep(f"picture {number}", START, None))
+
+    pictures.slider(draw, 3)
+    (bundle,) = shown
+    assert bundle["text/plain"] == "(run this cell in JupyterLab: a slider steps through 3 pictures)"
+    box = _instances[bundle["application/vnd.jupyter.widget-view+json"]["model_id"]]
+    (play, step), image = box.children[0].children, box.children[1]
+    first = bytes(image.value)
+    step.value = 2
+    assert bytes(image.value) != first and bytes(image.value).startswith(b"\x89PNG")
+    step.value = 0
+    assert bytes(image.value) == first and drawn == [0, 2]
+    assert (play.min, play.max) == (step.min, step.max) == (0, 2)
+    assert not plt.get_fignums(), "a figure that stays open is shown a second time under the cell"

@@ -1,0 +1,142 @@
+"""What every chapter and every solution has to be, read from the files alone: nothing is executed here."""
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+CHAPTERS = sorted(FOLDER.glob("*.ipynb"))
+SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
+LONGEST_CELL = 25
+STUB = "raise NotImplementedError"
+PATHS = re.compile(r"/home/|/root/|/tmp/|/Users/|/mnt/|[A-Z]:\\\\|site-packages|ipykernel_\d|course_lib-\w{8}")
+TIMES = re.compile(r"\d ?(s|ms|us|µs|seconds|milliseconds|minutes)\b|samples per second|samples/s")
+
+each_notebook = pytest.mark.parametrize("path", [*CHAPTERS, *SOLUTIONS], ids=lambda path: str(path.relative_to(FOLDER)))
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def has_figure(cell: NotebookNode) -> bool:
+    return any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
+
+
+def text_of(cell: NotebookNode) -> str:
+    """A cell's outputs as one text, without its images."""
+    outputs = json.loads(json.dumps(cell.outputs))
+    for output in outputs:
+        for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
+            del output["data"][kind]
+    return json.dumps(outputs, ensure_ascii=False)
+
+
+def broken(notebook: NotebookNode, rule) -> list[str]:
+    """The first lines of the code cells that break a rule."""
+    return [f"cell {i}: {cell.source.splitlines()[0]}" for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and rule(cell)]
+
+
+def test_there_are_chapters_and_each_has_its_solution():
+    assert CHAPTERS
+    assert [path.name for path in SOLUTIONS] == [path.name for path in CHAPTERS]
+
+
+@each_chapter
+def test_solution_has_the_same_cells_but_for_the_exercises(path):
+    chapter, solution = read(path), read(FOLDER / "solutions" / path.name)
+    assert len(chapter.cells) == len(solution.cells)
+    for number, (ours, theirs) in enumerate(zip(chapter.cells, solution.cells)):
+        assert (ours.cell_type, ours.id, tags(ours)) == (theirs.cell_type, theirs.id, tags(theirs)), f"cell {number}"
+        if "exercise" not in tags(ours):
+            assert ours.source == theirs.source, f"cell {number}"
+
+
+@each_chapter
+def test_exercises_are_stubs_and_solved_in_the_solution(path):
+    chapter, solution = read(path), read(FOLDER / "solutions" / path.name)
+    stubs = [cell for cell in code_cells(chapter) if "exercise" in tags(cell)]
+    solved = [cell for cell in code_cells(solution) if "exercise" in tags(cell)]
+    assert len(stubs) >= 3
+    assert all(STUB in cell.source for cell in stubs) and not any(STUB in cell.source for cell in solved)
+    assert not any(STUB in cell.source for cell in code_cells(chapter) if "exercise" not in tags(cell)), "a stub lacks the tag `exercise`"
+
+
+@each_notebook
+def test_checks_speak_calmly_in_the_chapter_and_pass_in_the_solution(path):
+    verdicts = [text_of(cell) for cell in code_cells(read(path)) if re.search(r"^check\.\w+\(", cell.source, re.MULTILINE)]
+    assert len(verdicts) >= 3
+    wanted = ": solved" if path in SOLUTIONS else "not attempted yet"
+    assert all(wanted in verdict for verdict in verdicts), verdicts
+
+
+@each_notebook
+def test_executed_once_from_top_to_bottom(path):
+    counts = [cell.execution_count for cell in code_cells(read(path))]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@each_notebook
+def test_errors_are_stored_where_they_are_meant_and_nowhere_else(path):
+    def wrong(cell):
+        failed = any(output.output_type == "error" for output in cell.outputs)
+        return failed != ("raises-exception" in tags(cell))
+    assert not broken(read(path), wrong)
+
+
+@each_notebook
+def test_outputs_carry_no_path_of_a_machine(path):
+    assert not broken(read(path), lambda cell: PATHS.search(text_of(cell)))
+
+
+@each_notebook
+def test_every_figure_is_announced_and_read(path):
+    cells = read(path).cells
+    for number, cell in enumerate(cells):
+        if cell.cell_type == "code" and has_figure(cell):
+            around = [cells[i].cell_type if 0 <= i < len(cells) else "nothing" for i in (number - 1, number + 1)]
+            assert around == ["markdown", "markdown"], f"cell {number}: {cell.source.splitlines()[0]}"
+
+
+@each_notebook
+def test_code_cells_are_short(path):
+    assert not broken(read(path), lambda cell: not 0 < len(cell.source.splitlines()) <= LONGEST_CELL)
+
+
+@each_notebook
+def test_only_times_figures_and_versions_escape_the_comparison(path):
+    def wrong(cell):
+        ignored = "nbval-ignore-output" in tags(cell)
+        varies = has_figure(cell) or "about()" in cell.source or TIMES.search(text_of(cell))
+        varies = varies or "raises-exception" in tags(cell)       # it names its cell, and under nbval every cell is In[1]
+        return ignored and not varies
+    assert not broken(read(path), wrong)
+
+
+@each_notebook
+def test_no_cell_escapes_in_another_way(path):
+    """nbval knows more ways to look away than the tag; none of them is used."""
+    known = {"exercise", "raises-exception", "nbval-ignore-output"}
+    assert not broken(read(path), lambda cell: set(tags(cell)) - known or re.search(r"^# *(NBVAL_|PYTEST_VALIDATE)", cell.source, re.MULTILINE))
+
+
+@each_notebook
+def test_stored_neatly(path):
+    """As tests/execute_notebooks.py stores it: no widgets, no times of execution, the kernel that every reader has."""
+    notebook = read(path)
+    assert notebook.metadata.kernelspec.name == "python3" and "widgets" not in notebook.metadata
+    assert not any({"execution", "ExecuteTime"} & set(cell.metadata) for cell in notebook.cells)
+    assert "widget-view" not in "".join(map(text_of, code_cells(notebook)))
+    assert not any(output.output_type == "stream" and output.name == "stderr" for cell in code_cells(notebook) for output in cell.outputs)
