@@ -5,11 +5,21 @@
 The names load when they are first used, so that a rank, which needs `measure` alone, never pays for
 pandas or matplotlib.
 """
+
 import importlib
 
 __version__ = "0.1.0"
 
-_HOMES = {"run": "jobs", "sweep": "jobs", "RankWarning": "jobs", "Job": "record", "Sweep": "record", "RankError": "ranks.errors", "last_error": "ranks.errors", "about": "environment"}
+_HOMES = {
+    "run": "jobs",
+    "sweep": "jobs",
+    "RankWarning": "jobs",
+    "Job": "record",
+    "Sweep": "record",
+    "RankError": "ranks.errors",
+    "last_error": "ranks.errors",
+    "about": "environment",
+}
 _MODULES = ("measure", "plots", "theory", "models", "datasets", "mini", "check")
 
 __all__ = [*_HOMES, *_MODULES]

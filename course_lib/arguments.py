@@ -1,4 +1,7 @@
-"""Check arguments: each function returns the value, or raises a ValueError that says in one sentence what is allowed."""
+"""Check arguments: each function returns the value, or raises a ValueError that says in one sentence what is
+allowed.
+"""
+
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
@@ -16,9 +19,17 @@ def whole(name: str, value, least: int = 1, most: int = 2**62) -> int:
 
 def number(name: str, value, above: bool = False, finite: bool = True) -> float:
     """A number of at least 0, or above 0; finite, or float("inf") as well."""
-    if (isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value) or (finite and math.isinf(value)) or value < 0
-            or (above and value == 0)):
-        raise ValueError(f"{name}={_shown(value)}: it must be a number {'above 0' if above else 'of at least 0'}.")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Real)
+        or math.isnan(value)
+        or (finite and math.isinf(value))
+        or value < 0
+        or (above and value == 0)
+    ):
+        raise ValueError(
+            f"{name}={_shown(value)}: it must be a number {'above 0' if above else 'of at least 0'}."
+        )
     return value
 
 
@@ -32,7 +43,10 @@ def one_of(name: str, value, allowed):
 def instance(name: str, value, kind: type, hint: str = ""):
     """An instance of `kind`."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}={_shown(value)}: it must be {'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}{', ' + hint if hint else ''}.")
+        raise TypeError(
+            f"{name}={_shown(value)}: it must be {'an' if kind.__name__[0] in 'AEIO' else 'a'}"
+            f" {kind.__name__}{', ' + hint if hint else ''}."
+        )
     return value
 
 
@@ -45,31 +59,46 @@ def function(name: str, value) -> Callable:
 
 def process_group(name: str, value):
     """A process group of this rank, or None, which stands for all ranks."""
-    from torch.distributed import ProcessGroup        # here: who only calculates need not wait for torch
+    from torch.distributed import ProcessGroup  # here: who only calculates need not wait for torch
 
     if value is not None and not isinstance(value, ProcessGroup):
-        raise TypeError(f"{name}={_shown(value)}: it must be a process group with this rank in it, or None for all ranks.")
+        raise TypeError(
+            f"{name}={_shown(value)}: it must be a process group with this rank in it, or None for all ranks."
+        )
     return value
 
 
 def dense(name: str, value, added: bool = False):
-    """A tensor whose elements lie in memory one by one, as they are sent; if they are to be added up, of a dtype that can be."""
+    """A tensor whose elements lie in memory one by one, as they are sent; if they are to be added up, of a
+    dtype that can be.
+    """
     from torch import Tensor, strided
 
     instance(name, value, Tensor)
     if value.layout != strided or value.is_quantized or value.is_conj():
-        raise TypeError(f"{name} is sparse, quantized or a conjugate view: only dense tensors are sent, so call to_dense(), dequantize() or resolve_conj().")
+        raise TypeError(
+            f"{name} is sparse, quantized or a conjugate view: only dense tensors are sent, so call"
+            " to_dense(), dequantize() or resolve_conj()."
+        )
     if added:
         try:
             value.new_zeros(1).add_(value.new_zeros(1))
         except RuntimeError:
-            raise TypeError(f"{name} is {value.dtype}, which torch cannot add up: convert it first, to torch.bfloat16 say.") from None
+            raise TypeError(
+                f"{name} is {value.dtype}, which torch cannot add up: convert it first, to torch.bfloat16"
+                " say."
+            ) from None
     return value
 
 
 def listed(name: str, value, what: str, good: Callable[[object], bool] = lambda entry: True):
     """A list or tuple with one entry at least, each of them good; `what` says what such a list is."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value or not all(map(good, value)):
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, (str, bytes))
+        or not value
+        or not all(map(good, value))
+    ):
         raise ValueError(f"{name}={_shown(value)}: it must be {what}.")
     return value
 
@@ -77,6 +106,6 @@ def listed(name: str, value, what: str, good: Callable[[object], bool] = lambda 
 def _shown(value) -> str:
     try:
         text = " ".join(repr(value).split())
-    except Exception:                     # a learner's own class, say
+    except Exception:  # a learner's own class, say
         text = f"a {type(value).__name__}"
     return text if len(text) < 60 else text[:57] + "..."

@@ -8,6 +8,7 @@ Which samples form a batch depends on `seed` (and `epoch`) alone: not on the num
 `torch.manual_seed`, which a chapter may call with another value on each rank.
 All tensors are created on `torch.get_default_device()`.
 """
+
 import hashlib
 import io
 import sys

@@ -1,4 +1,5 @@
 """The first cell of every chapter: which versions, which machine, which backend."""
+
 import platform
 
 import torch
@@ -10,7 +11,9 @@ __all__ = ["about"]
 
 
 def about() -> None:
-    """Print versions, hardware and the backend that `run` will take, and start to warm the ranks up in the background."""
+    """Print versions, hardware and the backend that `run` will take, and start to warm the ranks up in the
+    background.
+    """
     start_server()
     placement = devices.place(2, "auto")
     print(f"Python {platform.python_version()}, torch {torch.__version__}")

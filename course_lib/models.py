@@ -3,6 +3,7 @@
 None has dropout or batch normalisation by default: both make n ranks differ from one process, and the
 chapters prove that they are equal. `MLP` and `CNN` return class scores; `TinyGPT` returns its loss.
 """
+
 from collections.abc import Sequence
 
 import torch
@@ -69,10 +70,12 @@ class CNN(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention over several heads: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
+    """Causal self-attention over several heads: Vaswani et al. 2017, "Attention Is All You Need", section
+    3.2.
 
     Queries, keys and values have a Linear each, and the number of heads is read off their width. So tensor
-    parallelism can give each rank some rows of `q`, `k` and `v` (whole heads) and the matching columns of `out`.
+    parallelism can give each rank some rows of `q`, `k` and `v` (whole heads) and the matching columns of
+    `out`.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -95,8 +98,8 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One transformer block: [batch, time, dim] in, [batch, time, dim] out.
 
-    Normalisation comes before attention and before the MLP, as in GPT-2: Radford et al. 2019, "Language Models
-    are Unsupervised Multitask Learners", section 2.3. It has 12 dim^2 + 13 dim parameters.
+    Normalisation comes before attention and before the MLP, as in GPT-2: Radford et al. 2019, "Language
+    Models are Unsupervised Multitask Learners", section 2.3. It has 12 dim^2 + 13 dim parameters.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -140,7 +143,12 @@ class TinyGPT(nn.Module):
         tied: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (("vocab_size", vocab_size), ("context", context), ("dim", dim), ("layers", layers)):
+        for name, value in (
+            ("vocab_size", vocab_size),
+            ("context", context),
+            ("dim", dim),
+            ("layers", layers),
+        ):
             whole(name, value, most=65536)
         self.embedding = nn.Embedding(vocab_size, dim)
         self.position = nn.Embedding(context, dim)
@@ -151,19 +159,25 @@ class TinyGPT(nn.Module):
             self.head.weight = self.embedding.weight
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)  # GPT-2's choice: the first loss is near log(vocab_size)
+                # GPT-2's choice: the first loss is near log(vocab_size)
+                nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return [batch, time, dim], what the first block receives, for tokens int64 [batch, time]."""
         if tokens.shape[1] > self.position.num_embeddings:
-            raise ValueError(f"{tokens.shape[1]} tokens in a row: this model sees at most {self.position.num_embeddings} at once. Make it with a larger context.")
+            raise ValueError(
+                f"{tokens.shape[1]} tokens in a row: this model sees at most {self.position.num_embeddings}"
+                " at once. Make it with a larger context."
+            )
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return self.embedding(tokens) + self.position(positions)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return scores [batch, time, vocab_size] of each next token, for tokens int64 [batch, time <= context]."""
+        """Return scores [batch, time, vocab_size] of each next token, for tokens int64 [batch, time <=
+        context].
+        """
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)

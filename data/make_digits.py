@@ -27,7 +27,9 @@ def npz_bytes(**arrays: np.ndarray) -> bytes:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as members:
         for name, array in arrays.items():
             payload = io.BytesIO()
-            np.lib.format.write_array(payload, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+            np.lib.format.write_array(
+                payload, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
+            )
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             info.create_system = 3  # the archive says "made on Unix" wherever it is made
             info.external_attr = 0o644 << 16

@@ -7,6 +7,7 @@ Each notebook runs in a kernel of its own, with its own folder as the working di
 failing cell is left as it was. What is stored is tidied (see `normalise`), so that a second run changes
 only the outputs that really changed.
 """
+
 import argparse
 import os
 import re
@@ -31,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what the command line names; return 0 if every cell of every notebook ran, else 1."""
     parser = argparse.ArgumentParser(description="Run notebooks and store their outputs in place.")
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: every chapter and every solution")
-    parser.add_argument("--timeout", type=int, default=60, help="seconds that one cell may take (default: 60)")
+    parser.add_argument(
+        "--timeout", type=int, default=60, help="seconds that one cell may take (default: 60)"
+    )
     options = parser.parse_args(arguments)
     paths = options.notebooks or [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))]
     missing = [path for path in paths if not path.is_file()]
@@ -51,7 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
             print("FAILED", flush=True)
             print(f"{describe(error)}\n{path} was not changed.\n", file=sys.stderr, flush=True)
         else:
-            print(f"{time.perf_counter() - start:.1f} s, {'new outputs' if changed else 'nothing changed'}", flush=True)
+            print(
+                f"{time.perf_counter() - start:.1f} s, {'new outputs' if changed else 'nothing changed'}",
+                flush=True,
+            )
     if failed:
         print(f"{len(failed)} of {len(paths)} failed: {', '.join(map(str, failed))}", file=sys.stderr)
     return 1 if failed else 0
@@ -118,7 +124,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
                 output.execution_count = cell.execution_count
             output.get("data", {}).pop(WIDGET_MIME, None)  # means nothing without the widget's state
             if output.output_type == "stream":
-                output.text = CELL_FILE.sub("cell", output.text)  # a warning names the file of its cell, another one in each kernel
+                # a warning names the file of its cell, another one in each kernel
+                output.text = CELL_FILE.sub("cell", output.text)
     return notebook
 
 

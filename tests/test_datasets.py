@@ -1,4 +1,5 @@
 """The data are the published ones, and n ranks together see what one process sees."""
+
 import hashlib
 
 import pytest
@@ -71,7 +72,9 @@ def test_one_wrong_bit_is_noticed(tmp_path, monkeypatch):
 def test_rank_slices_cover_everything_once_and_evenly(size, world_size):
     parts = [list(range(size))[rank_slice(size, rank, world_size)] for rank in range(world_size)]
     assert sum(parts, []) == list(range(size))
-    assert [len(part) for part in parts] == [len(part) for part in torch.arange(size).tensor_split(world_size)]
+    assert [len(part) for part in parts] == [
+        len(part) for part in torch.arange(size).tensor_split(world_size)
+    ]
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
@@ -80,7 +83,8 @@ def test_rank_slices_cover_everything_once_and_evenly(size, world_size):
 def test_digit_slices_of_all_ranks_are_the_batch_of_one_process(world_size, batch_size, drop_last):
     whole = list(digit_batches(batch_size, epoch=3, drop_last=drop_last))
     ranks = [
-        list(digit_batches(batch_size, rank, world_size, epoch=3, drop_last=drop_last)) for rank in range(world_size)
+        list(digit_batches(batch_size, rank, world_size, epoch=3, drop_last=drop_last))
+        for rank in range(world_size)
     ]
     assert len(whole) == 1442 // batch_size + (not drop_last)
     assert {len(batches) for batches in ranks} == {len(whole)}
@@ -106,7 +110,9 @@ def test_an_epoch_holds_every_image_once_and_each_epoch_has_its_own_order():
 
 
 def test_images_keep_their_labels():
-    by_image = {tuple(image): label for image, label in zip(digits()[0].flatten(1).tolist(), digits()[1].tolist())}
+    by_image = {
+        tuple(image): label for image, label in zip(digits()[0].flatten(1).tolist(), digits()[1].tolist())
+    }
     images, labels = next(digit_batches(200, 1, 3))
     assert [by_image[tuple(image)] for image in images.flatten(1).tolist()] == labels.tolist()
 
@@ -159,7 +165,8 @@ def test_everything_is_created_on_the_default_device():
 
 @pytest.mark.parametrize("make", [digit_batches, lambda *sizes: text_batches(sizes[0], 8, 1, *sizes[1:])])
 @pytest.mark.parametrize(
-    "sizes, message", [((8, 2, 2), "rank=.*must be"), ((8, -1, 2), "rank=.*must be"), ((3, 0, 4), "all ranks together")]
+    "sizes, message",
+    [((8, 2, 2), "rank=.*must be"), ((8, -1, 2), "rank=.*must be"), ((3, 0, 4), "all ranks together")],
 )
 def test_sizes_that_make_no_sense_are_refused_at_once(make, sizes, message):
     with pytest.raises(ValueError, match=message):

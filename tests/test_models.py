@@ -1,4 +1,5 @@
 """The models learn, have as many parameters as their docstrings say, and can be taken apart."""
+
 import copy
 import math
 
@@ -53,7 +54,9 @@ def test_cnn_has_batch_norm_only_if_asked(channels):
 @pytest.mark.parametrize("vocab_size, context, dim, heads, layers", [(256, 64, 64, 4, 2), (50, 7, 24, 3, 1)])
 def test_gpt_parameters_equal_the_closed_form(vocab_size, context, dim, heads, layers, tied):
     model = TinyGPT(vocab_size=vocab_size, context=context, dim=dim, heads=heads, layers=layers, tied=tied)
-    formula = (vocab_size + context + 2) * dim + layers * (12 * dim**2 + 13 * dim) + (not tied) * vocab_size * dim
+    formula = (
+        (vocab_size + context + 2) * dim + layers * (12 * dim**2 + 13 * dim) + (not tied) * vocab_size * dim
+    )
     assert count(model) == formula
 
 

@@ -1,4 +1,7 @@
-"""Every closed form against something that does not know it: a simulation that counts, torch itself, or the table in the paper."""
+"""Every closed form against something that does not know it: a simulation that counts, torch itself, or the
+table in the paper.
+"""
+
 import math
 import random
 import subprocess
@@ -12,18 +15,22 @@ from course_lib import theory
 RANKS = [1, 2, 3, 4, 7, 8]
 
 
-# -- collectives: count what is sent -------------------------------------------------------------------------------------------------
+# -- collectives: count what is sent
+# -------------------------------------------------------------------------------------------------
+
 
 def ring_all_reduce(values: list[list[int]]) -> tuple[list[int], list[int]]:
-    """Pass chunks around a ring until every rank holds every sum; chunks that each rank sent in either half."""
+    """Pass chunks around a ring until every rank holds every sum; chunks that each rank sent in either
+    half.
+    """
     n = len(values)
     sent = [0, 0]
-    for shift in range(n - 1):                    # reduce-scatter: rank i sends chunk i - shift to i + 1
+    for shift in range(n - 1):  # reduce-scatter: rank i sends chunk i - shift to i + 1
         moving = [(i, (i - shift) % n, values[i][(i - shift) % n]) for i in range(n)]
         for i, chunk, value in moving:
             values[(i + 1) % n][chunk] += value
         sent[0] += 1
-    for shift in range(n - 1):                    # all-gather: rank i holds the sum of chunk i + 1
+    for shift in range(n - 1):  # all-gather: rank i holds the sum of chunk i + 1
         moving = [(i, (i + 1 - shift) % n, values[i][(i + 1 - shift) % n]) for i in range(n)]
         for i, chunk, value in moving:
             values[(i + 1) % n][chunk] = value
@@ -38,22 +45,36 @@ def test_ring_collectives_send_what_a_ring_sends(n):
     after, (first_half, second_half) = ring_all_reduce(values)
     assert all(row == sums for row in after)
     chunk_bytes = 40
-    assert theory.collective_bytes("reduce_scatter", n * chunk_bytes, n) == pytest.approx(first_half * chunk_bytes)
-    assert theory.collective_bytes("all_gather", n * chunk_bytes, n) == pytest.approx(second_half * chunk_bytes)
-    assert theory.collective_bytes("all_reduce", n * chunk_bytes, n) == pytest.approx((first_half + second_half) * chunk_bytes)
+    assert theory.collective_bytes("reduce_scatter", n * chunk_bytes, n) == pytest.approx(
+        first_half * chunk_bytes
+    )
+    assert theory.collective_bytes("all_gather", n * chunk_bytes, n) == pytest.approx(
+        second_half * chunk_bytes
+    )
+    assert theory.collective_bytes("all_reduce", n * chunk_bytes, n) == pytest.approx(
+        (first_half + second_half) * chunk_bytes
+    )
     assert theory.collective_bytes("all_to_all", n * chunk_bytes, n) == pytest.approx((n - 1) * chunk_bytes)
 
 
 @pytest.mark.parametrize("n", RANKS)
 def test_rooted_collectives_are_means_over_the_ranks(n):
     S, have, sent, rounds = 60.0 * n, 1, 0, 0
-    while have < n:                               # binomial tree: whoever has the tensor passes it on
+    while have < n:  # binomial tree: whoever has the tensor passes it on
         new = min(have, n - have)
         have, sent, rounds = have + new, sent + new * S, rounds + 1
-    assert theory.collective_bytes("broadcast", S, n) == theory.collective_bytes("reduce", S, n) == pytest.approx(sent / n)
+    assert (
+        theory.collective_bytes("broadcast", S, n)
+        == theory.collective_bytes("reduce", S, n)
+        == pytest.approx(sent / n)
+    )
     assert theory.tree_broadcast_seconds(S, n, 0.5, 0.25) == rounds * (0.5 + S * 0.25)
     chunks = sum(S / n for rank in range(n) if rank != 0)
-    assert theory.collective_bytes("gather", S, n) == theory.collective_bytes("scatter", S, n) == pytest.approx(chunks / n)
+    assert (
+        theory.collective_bytes("gather", S, n)
+        == theory.collective_bytes("scatter", S, n)
+        == pytest.approx(chunks / n)
+    )
 
 
 def test_point_to_point_and_barrier():
@@ -63,7 +84,9 @@ def test_point_to_point_and_barrier():
 @pytest.mark.parametrize("op, rounds", [("all_reduce", 6), ("reduce_scatter", 3), ("all_gather", 3)])
 def test_ring_seconds_by_message(op, rounds):
     S, a, b, g = 4000, 1e-3, 1e-6, 1e-7
-    seconds = sum(a + S / 4 * b + (S / 4 * g if op != "all_gather" and turn < 3 else 0) for turn in range(rounds))
+    seconds = sum(
+        a + S / 4 * b + (S / 4 * g if op != "all_gather" and turn < 3 else 0) for turn in range(rounds)
+    )
     assert theory.ring_seconds(op, S, 4, a, b, g) == pytest.approx(seconds)
     assert theory.ring_seconds(op, S, 4, 0, 1) == pytest.approx(theory.collective_bytes(op, S, 4))
     assert theory.ring_seconds(op, S, 1, a, b, g) == 0
@@ -75,20 +98,40 @@ def test_bandwidths_as_nccl_tests_count_them():
     assert theory.bandwidth("broadcast", 1e9, 0.5, 8) == (2e9, 2e9)
     # A ring whose links carry B shows busbw = B for any number of ranks: that is what the factor is for.
     for n in (2, 3, 8):
-        assert theory.bandwidth("all_reduce", 1e6, theory.ring_seconds("all_reduce", 1e6, n, 0, 1e-9), n)[1] == pytest.approx(1e9)
+        assert theory.bandwidth("all_reduce", 1e6, theory.ring_seconds("all_reduce", 1e6, n, 0, 1e-9), n)[
+            1
+        ] == pytest.approx(1e9)
 
 
 def test_step_bytes_add_up_from_collectives():
     P, n = 1200, 4
     sent = lambda *ops: pytest.approx(sum(theory.collective_bytes(op, P, n) for op in ops))
     assert theory.step_bytes("data_parallel", P, n) == sent("all_reduce")
-    assert theory.step_bytes("zero_1", P, n) == theory.step_bytes("zero_2", P, n) == sent("reduce_scatter", "all_gather")
-    assert theory.step_bytes("zero_3", P, n) == sent("all_gather", "all_gather", "reduce_scatter") == pytest.approx(2.25 * P)
-    assert theory.step_bytes("fully_shard_gloo", P, n) == sent("all_gather", "all_gather", "all_reduce") == pytest.approx(3.0 * P)
-    assert theory.step_bytes("zero_redundancy_optimizer", P, n) == sent("all_reduce", "broadcast") == pytest.approx(2.25 * P)
+    assert (
+        theory.step_bytes("zero_1", P, n)
+        == theory.step_bytes("zero_2", P, n)
+        == sent("reduce_scatter", "all_gather")
+    )
+    assert (
+        theory.step_bytes("zero_3", P, n)
+        == sent("all_gather", "all_gather", "reduce_scatter")
+        == pytest.approx(2.25 * P)
+    )
+    assert (
+        theory.step_bytes("fully_shard_gloo", P, n)
+        == sent("all_gather", "all_gather", "all_reduce")
+        == pytest.approx(3.0 * P)
+    )
+    assert (
+        theory.step_bytes("zero_redundancy_optimizer", P, n)
+        == sent("all_reduce", "broadcast")
+        == pytest.approx(2.25 * P)
+    )
 
 
-# -- memory --------------------------------------------------------------------------------------------------------------------------
+# -- memory
+# --------------------------------------------------------------------------------------------------------------------------
+
 
 def test_zero_table_1_to_the_last_digit_printed():
     table = theory.published("zero_table_1")
@@ -96,7 +139,8 @@ def test_zero_table_1_to_the_last_digit_printed():
     for row in table["rows"]:
         for stage in (1, 2, 3):
             states = theory.zero_memory(row["model"] * 1e9, row["devices"], stage, "mixed")
-            printed = row[f"stage_{stage}"] if row["devices"] > 1 else row["model"] * 16    # in the first row nothing is sharded yet
+            # in the first row nothing is sharded yet
+            printed = row[f"stage_{stage}"] if row["devices"] > 1 else row["model"] * 16
             digits = len(str(printed).partition(".")[2]) if isinstance(printed, float) else 0
             # The paper rounds some entries and cuts others off (4187.5 is printed as 4187).
             assert abs(sum(states.values()) / 1e9 - printed) < 10**-digits, (row, stage)
@@ -115,7 +159,9 @@ def test_zero_stages_shard_one_thing_after_the_other(precision, whole):
         for stage, sharded in enumerate([(1, 1, 1), (1, 1, n), (1, n, n), (n, n, n)]):
             states = theory.zero_memory(1000, n, stage, precision)
             assert list(states) == ["params", "grads", "optimizer_states"]
-            assert list(states.values()) == [pytest.approx(1000 * size / parts) for size, parts in zip(whole, sharded)]
+            assert list(states.values()) == [
+                pytest.approx(1000 * size / parts) for size, parts in zip(whole, sharded)
+            ]
 
 
 @pytest.mark.parametrize("optimizer_type", [torch.optim.Adam, torch.optim.AdamW])
@@ -125,7 +171,9 @@ def test_adam_state_is_exact(optimizer_type):
     sum(p.sum() for p in params).backward()
     optimizer.step()
     held = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
-    assert theory.adam_state_bytes(p.shape for p in params) == theory.adam_state_bytes([15, 7, 1, 24, 0]) == held
+    assert (
+        theory.adam_state_bytes(p.shape for p in params) == theory.adam_state_bytes([15, 7, 1, 24, 0]) == held
+    )
 
 
 @pytest.mark.parametrize("shape", [(1,), (4,), (5,), (10, 3), (7, 2, 2), (3, 0), (0, 3)])
@@ -154,12 +202,16 @@ def test_tensor_parallel_bytes():
     assert theory.tensor_parallel_bytes(2, 8, 16, 1) == 0
 
 
-# -- pipelines: play the schedule out ------------------------------------------------------------------------------------------------
+# -- pipelines: play the schedule out
+# ------------------------------------------------------------------------------------------------
+
 
 def play(orders: list[list[tuple[str, int, int]]], num_chunks: int = 1) -> tuple[float, list[int]]:
-    """Run (kind, chunk, micro-batch) lists, one per stage, each piece one slot long, as early as what it waits for allows.
+    """Run (kind, chunk, micro-batch) lists, one per stage, each piece one slot long, as early as what it
+    waits for allows.
 
-    Returns the fraction of idle time, and the most micro-batches that each stage held between forward and backward.
+    Returns the fraction of idle time, and the most micro-batches that each stage held between forward and
+    backward.
     """
     p, done, clocks, next_piece = len(orders), {}, [0] * len(orders), [0] * len(orders)
     live, most = [0] * p, [0] * p
@@ -210,20 +262,30 @@ def test_interleaved_bubble(p, m, v):
 
 
 def test_gpipe_with_many_microbatches_comes_near_the_model():
-    rows = [row for row in theory.published("gpipe_speedup")["rows"] if row["model"] == "Transformer" and row["num_microbatches"] == 32]
+    rows = [
+        row
+        for row in theory.published("gpipe_speedup")["rows"]
+        if row["model"] == "Transformer" and row["num_microbatches"] == 32
+    ]
     for row in rows:
-        model = row["num_stages"] * (1 - theory.bubble_fraction(row["num_stages"], 32)) / (2 * (1 - theory.bubble_fraction(2, 1)))
+        model = (
+            row["num_stages"]
+            * (1 - theory.bubble_fraction(row["num_stages"], 32))
+            / (2 * (1 - theory.bubble_fraction(2, 1)))
+        )
         assert 0.9 * model < row["speedup"] < model
     assert len(rows) == 3
 
 
-# -- speed-up laws -------------------------------------------------------------------------------------------------------------------
+# -- speed-up laws
+# -------------------------------------------------------------------------------------------------------------------
+
 
 def test_speed_up_laws_agree_with_each_other():
     for n in (2, 4, 100):
         for f in (0.0, 0.05, 0.5, 1.0):
             assert theory.karp_flatt(theory.amdahl(n, f), n) == pytest.approx(f)
-            scaled = f + (1 - f) * n              # the work that n ranks did in one unit of time, on one rank
+            scaled = f + (1 - f) * n  # the work that n ranks did in one unit of time, on one rank
             assert theory.gustafson(n, f) == pytest.approx(scaled)
             assert theory.amdahl(n, f / scaled) == pytest.approx(scaled)
     assert theory.amdahl(1, 0.3) == theory.gustafson(1, 0.3) == 1
@@ -231,7 +293,9 @@ def test_speed_up_laws_agree_with_each_other():
     assert theory.speedup(6.0, 2.0) == 3 and theory.efficiency(3.0, 4) == 0.75
 
 
-# -- published tables, errors, weight ------------------------------------------------------------------------------------------------
+# -- published tables, errors, weight
+# ------------------------------------------------------------------------------------------------
+
 
 def test_every_published_table_can_be_read_and_names_its_source():
     with pytest.raises(ValueError, match="zero_table_1") as error:
@@ -245,7 +309,7 @@ def test_every_published_table_can_be_read_and_names_its_source():
 
 
 def test_goyal_gradients_are_fp32():
-    row, = theory.published("goyal_resnet50")["rows"]
+    (row,) = theory.published("goyal_resnet50")["rows"]
     assert row["gradient_mb"] == 25 * 4 and row["base_gpus"] < row["gpus"]
 
 
@@ -259,8 +323,13 @@ def test_megatron_configurations_fit_the_models_and_the_gpus():
     for row, measured in zip(rows, theory.published("megatron_table_1")["rows"], strict=True):
         h, replicas = row["hidden"], row["gpus"] // (row["tp_size"] * row["pp_size"])
         numel = row["layers"] * (12 * h**2 + 13 * h) + (51200 + 2048) * h
-        assert round(numel / 1e9, 1) == pytest.approx(row["model"], abs=0.11) and (row["model"], row["gpus"]) == (measured["model"], measured["gpus"])
-        assert replicas * row["tp_size"] * row["pp_size"] == row["gpus"] and row["layers"] % row["pp_size"] == 0
+        assert round(numel / 1e9, 1) == pytest.approx(row["model"], abs=0.11) and (
+            row["model"],
+            row["gpus"],
+        ) == (measured["model"], measured["gpus"])
+        assert (
+            replicas * row["tp_size"] * row["pp_size"] == row["gpus"] and row["layers"] % row["pp_size"] == 0
+        )
         assert row["batch_size"] % (replicas * row["micro_batch_size"]) == 0
 
 
@@ -276,29 +345,35 @@ def test_megatron_tensor_parallel_models_grow_with_the_gpus_and_lose_a_little_ea
     assert efficiencies[0] == 100 and efficiencies == sorted(efficiencies, reverse=True)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: theory.collective_bytes("allreduce", 8, 2), "'all_reduce', 'reduce_scatter'"),
-    (lambda: theory.collective_bytes("all_reduce", -1, 2), "payload_bytes"),
-    (lambda: theory.collective_bytes("all_reduce", math.nan, 2), "payload_bytes"),
-    (lambda: theory.collective_bytes("all_reduce", 8, 0), "group_size"),
-    (lambda: theory.collective_bytes("all_reduce", 8, 2.5), "group_size"),
-    (lambda: theory.bandwidth("all_reduce", 8, 0, 2), "seconds"),
-    (lambda: theory.ring_seconds("broadcast", 8, 2, 0, 0), "'all_reduce', 'reduce_scatter', 'all_gather'"),
-    (lambda: theory.step_bytes("zero_4", 8, 2), "data_parallel"),
-    (lambda: theory.zero_memory(8, 2, 4), "0, 1, 2, 3"),
-    (lambda: theory.zero_memory(8, 2, True), "stage"),
-    (lambda: theory.zero_memory(8, 2, 1, "bf16"), "'fp32', 'mixed'"),
-    (lambda: theory.fully_shard_local_numel((), 0, 2), "at least one dimension"),
-    (lambda: theory.fully_shard_local_numel((4,), 2, 2), "less than 2"),
-    (lambda: theory.bubble_fraction(0, 4), "num_stages"),
-    (lambda: theory.microbatches_in_flight("zero bubble", 0, 2, 4), "'gpipe', '1f1b'"),
-    (lambda: theory.microbatches_in_flight("1f1b", 2, 2, 4), "less than 2"),
-    (lambda: theory.activation_bytes(1, 8, 8, 2, recompute="some"), "selective"),
-    (lambda: theory.amdahl(4, 1.5), "from 0 to 1"),
-    (lambda: theory.amdahl(0.5, 0.5), "at least 1"),
-    (lambda: theory.karp_flatt(1.0, 1), "one rank"),
-    (lambda: theory.speedup(1.0, 0.0), "t_n"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: theory.collective_bytes("allreduce", 8, 2), "'all_reduce', 'reduce_scatter'"),
+        (lambda: theory.collective_bytes("all_reduce", -1, 2), "payload_bytes"),
+        (lambda: theory.collective_bytes("all_reduce", math.nan, 2), "payload_bytes"),
+        (lambda: theory.collective_bytes("all_reduce", 8, 0), "group_size"),
+        (lambda: theory.collective_bytes("all_reduce", 8, 2.5), "group_size"),
+        (lambda: theory.bandwidth("all_reduce", 8, 0, 2), "seconds"),
+        (
+            lambda: theory.ring_seconds("broadcast", 8, 2, 0, 0),
+            "'all_reduce', 'reduce_scatter', 'all_gather'",
+        ),
+        (lambda: theory.step_bytes("zero_4", 8, 2), "data_parallel"),
+        (lambda: theory.zero_memory(8, 2, 4), "0, 1, 2, 3"),
+        (lambda: theory.zero_memory(8, 2, True), "stage"),
+        (lambda: theory.zero_memory(8, 2, 1, "bf16"), "'fp32', 'mixed'"),
+        (lambda: theory.fully_shard_local_numel((), 0, 2), "at least one dimension"),
+        (lambda: theory.fully_shard_local_numel((4,), 2, 2), "less than 2"),
+        (lambda: theory.bubble_fraction(0, 4), "num_stages"),
+        (lambda: theory.microbatches_in_flight("zero bubble", 0, 2, 4), "'gpipe', '1f1b'"),
+        (lambda: theory.microbatches_in_flight("1f1b", 2, 2, 4), "less than 2"),
+        (lambda: theory.activation_bytes(1, 8, 8, 2, recompute="some"), "selective"),
+        (lambda: theory.amdahl(4, 1.5), "from 0 to 1"),
+        (lambda: theory.amdahl(0.5, 0.5), "at least 1"),
+        (lambda: theory.karp_flatt(1.0, 1), "one rank"),
+        (lambda: theory.speedup(1.0, 0.0), "t_n"),
+    ],
+)
 def test_wrong_arguments_are_refused_in_one_sentence(call, words):
     with pytest.raises(ValueError, match=words) as error:
         call()
@@ -306,5 +381,13 @@ def test_wrong_arguments_are_refused_in_one_sentence(call, words):
 
 
 def test_theory_imports_nothing_heavy():
-    program = "import sys; from course_lib import theory; print(*{'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == ""
+    program = (
+        "import sys; from course_lib import theory; print(*{'torch', 'numpy', 'pandas', 'matplotlib'} &"
+        " set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )

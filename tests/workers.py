@@ -1,4 +1,7 @@
-"""Functions that tests run on ranks. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Functions that tests run on ranks. They stand here, and not in a test file, so that a rank need not import
+pytest.
+"""
+
 import time
 import warnings
 
@@ -43,12 +46,19 @@ def sizes(model: nn.Module) -> dict:
     """Bytes of the model's distinct parameters: all, and those that learn; and how many tensors learn."""
     params = list(model.parameters())
     learn = [p for p in params if p.requires_grad]
-    return {"params": sum(p.nbytes for p in params), "grads": sum(p.nbytes for p in learn), "learning": len(learn),
-            "shapes": [tuple(p.shape) for p in params], "learns": [p.requires_grad for p in params]}
+    return {
+        "params": sum(p.nbytes for p in params),
+        "grads": sum(p.nbytes for p in learn),
+        "learning": len(learn),
+        "shapes": [tuple(p.shape) for p in params],
+        "learns": [p.requires_grad for p in params],
+    }
 
 
 def train(model, optimizer, steps: int = 4, accumulate: int = 1, inputs: int = 64, dtype=torch.float32):
-    """Returns of each step, on the clock that all processes share: a moment before it, its first, and its last."""
+    """Returns of each step, on the clock that all processes share: a moment before it, its first, and its
+    last.
+    """
     generator = torch.Generator().manual_seed(dist.get_rank())
     clock = []
     for _ in range(steps):
@@ -76,10 +86,13 @@ def ddp(hook=None, accumulate=1, zero=False, bucket_view=False, steps=4, width=3
     if hook == "fp16":
         model.register_comm_hook(None, default_hooks.fp16_compress_hook)
     learn = [p for p in model.parameters() if p.requires_grad]
-    optimizer = ZeroRedundancyOptimizer(learn, optimizer_class=torch.optim.Adam) if zero else torch.optim.Adam(learn)
+    optimizer = (
+        ZeroRedundancyOptimizer(learn, optimizer_class=torch.optim.Adam) if zero else torch.optim.Adam(learn)
+    )
     told["clock"] = train(model, optimizer, accumulate=accumulate, steps=steps)
     told["checksum"] = sum(p.double().abs().sum().item() for p in learn)
-    if zero:                              # the optimizer inside has only the parameters that this rank updates
+    # the optimizer inside has only the parameters that this rank updates
+    if zero:
         told["mine"] = [tuple(p.shape) for group in optimizer.optim.param_groups for p in group["params"]]
     return told
 
@@ -100,7 +113,9 @@ def sharded(per_layer: bool = True, reshard: bool = True):
 
 
 def sharded_gpt():
-    """A language model whose head and embedding are one weight, with its first block frozen, sharded as one piece."""
+    """A language model whose head and embedding are one weight, with its first block frozen, sharded as one
+    piece.
+    """
     torch.manual_seed(0)
     net = TinyGPT(context=16)
     net.blocks[0].requires_grad_(False)
@@ -126,7 +141,11 @@ def mlp(widths: tuple[int, ...], batch: int, accumulate: int = 1, classify: bool
         with measure.step(model, optimizer):
             for _ in range(accumulate):
                 out = model(torch.ones(batch, widths[0]))
-                loss = F.cross_entropy(out, torch.zeros(batch, dtype=torch.int64)) if classify else out.square().mean()
+                loss = (
+                    F.cross_entropy(out, torch.zeros(batch, dtype=torch.int64))
+                    if classify
+                    else out.square().mean()
+                )
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -159,11 +178,14 @@ def tensor_parallel():
 
 def torch_pipeline(num_microbatches: int = 4):
     from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
     torch.manual_seed(0)
     rank, size = dist.get_rank(), dist.get_world_size()
     net = nn.Linear(256, 256)
     stage = PipelineStage(net, rank, size, torch.device("cpu"))
-    schedule = ScheduleGPipe(stage, num_microbatches, loss_fn=lambda out, target: (out - target).square().mean())
+    schedule = ScheduleGPipe(
+        stage, num_microbatches, loss_fn=lambda out, target: (out - target).square().mean()
+    )
     x, target = torch.randn(64, 256), torch.zeros(64, 256)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     for _ in range(3):
@@ -184,7 +206,9 @@ def send_receive(numel: int = 100_000):
     x, y = torch.ones(numel, dtype=torch.float64), torch.empty(numel, dtype=torch.float64)
     for _ in range(3):
         with measure.step():
-            for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, x, (rank + 1) % size), dist.P2POp(dist.irecv, y, (rank - 1) % size)]):
+            for work in dist.batch_isend_irecv(
+                [dist.P2POp(dist.isend, x, (rank + 1) % size), dist.P2POp(dist.irecv, y, (rank - 1) % size)]
+            ):
                 work.wait()
             if rank == 0:
                 dist.send(x, 1)
@@ -193,7 +217,9 @@ def send_receive(numel: int = 100_000):
 
 
 def collectives(payloads: tuple[int, ...]):
-    """Every collective: all of them in steps 0 and 1, then each alone in a step of its own, once per payload (bytes of the full tensor)."""
+    """Every collective: all of them in steps 0 and 1, then each alone in a step of its own, once per payload
+    (bytes of the full tensor).
+    """
     calls = [make_collectives(payload) for payload in payloads]
     clock = []
     for step in range(2):
@@ -213,16 +239,23 @@ def collectives(payloads: tuple[int, ...]):
 
 
 def make_collectives(payload_bytes: int) -> dict:
-    """One call per collective over a full tensor of so many bytes, rounded up where each rank needs an equal part."""
+    """One call per collective over a full tensor of so many bytes, rounded up where each rank needs an equal
+    part.
+    """
     size, rank = dist.get_world_size(), dist.get_rank()
     odd = torch.ones(payload_bytes // 4)
     part = torch.ones(-(-odd.numel() // size))
     whole = torch.ones(part.numel() * size)
     pieces = list(whole.chunk(size))
 
-    def send_recv():                      # every rank to its right neighbour
+    def send_recv():  # every rank to its right neighbour
         received = torch.empty_like(odd)
-        works = dist.batch_isend_irecv([dist.P2POp(dist.isend, odd, (rank + 1) % size), dist.P2POp(dist.irecv, received, (rank - 1) % size)])
+        works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, odd, (rank + 1) % size),
+                dist.P2POp(dist.irecv, received, (rank - 1) % size),
+            ]
+        )
         for work in works:
             work.wait()
 
@@ -257,11 +290,15 @@ def groups(numel: int = 300_001):
 def attached(optimizer=None) -> list[str]:
     """Names of the instruments that are attached in this process right now."""
     found = {
-        "kernel of a collective": torch._C._dispatch_has_kernel_for_dispatch_key("c10d::allreduce_", "BackendSelect"),
+        "kernel of a collective": torch._C._dispatch_has_kernel_for_dispatch_key(
+            "c10d::allreduce_", "BackendSelect"
+        ),
         "saved-tensor hooks": torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
         "backward": torch.autograd.backward is not _BACKWARD,
         "profiler": torch.autograd.profiler._is_profiler_enabled,
-        "optimizer.step": optimizer is not None and "step" in vars(optimizer) or bool(_global_optimizer_post_hooks),
+        "optimizer.step": (
+            optimizer is not None and "step" in vars(optimizer) or bool(_global_optimizer_post_hooks)
+        ),
         "saved-tensor hooks of others": torch.autograd.graph.saved_tensors_hooks.__enter__ is not _ENTER,
         "torch.func": torch.autograd.graph.disable_saved_tensors_hooks is not _DISABLE,
     }
@@ -295,7 +332,11 @@ def fails_in_the_traced_step():
             model(torch.ones(4, 64)).sum().backward()
             raise problem
     except KeyError as error:
-        told = {"same": error is problem, "cause": error.__cause__ is None and error.__context__ is None, "left": attached(optimizer)}
+        told = {
+            "same": error is problem,
+            "cause": error.__cause__ is None and error.__context__ is None,
+            "left": attached(optimizer),
+        }
     optimizer.zero_grad()
     train(model, optimizer, steps=3)
     return told
@@ -355,7 +396,9 @@ def nested():
 
 
 def scheduled(steps: int = 4):
-    """A learning rate scheduler puts a `step` of its own into the optimizer; returns the warnings, and whether it is still there."""
+    """A learning rate scheduler puts a `step` of its own into the optimizer; returns the warnings, and
+    whether it is still there.
+    """
     model = MLP()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
@@ -366,7 +409,7 @@ def scheduled(steps: int = 4):
             with measure.step(model, optimizer):
                 model(torch.ones(4, 64)).sum().backward()
                 optimizer.step()
-        scheduler.step()                  # at the end of the epoch
+        scheduler.step()  # at the end of the epoch
     return [str(warning.message) for warning in heard], optimizer.step is own
 
 
@@ -398,7 +441,9 @@ def sleeper(seconds: float):
 
 
 def master_copies(steps: int = 3) -> dict:
-    """A model in bfloat16, updated through a shard: this rank's part, in float32, of all parameters in one flat tensor."""
+    """A model in bfloat16, updated through a shard: this rank's part, in float32, of all parameters in one
+    flat tensor.
+    """
     net = nn.Sequential(nn.Linear(100, 30), nn.Linear(30, 7)).to(torch.bfloat16)
     flat = torch.cat([p.detach().flatten() for p in net.parameters()])
     shard = nn.Parameter(flat.float().chunk(dist.get_world_size())[dist.get_rank()].clone())
@@ -406,15 +451,22 @@ def master_copies(steps: int = 3) -> dict:
     for _ in range(steps):
         with measure.step(net, optimizer):
             net(torch.ones(2, 100, dtype=torch.bfloat16)).sum().backward()
-            shard.grad = torch.cat([p.grad.flatten() for p in net.parameters()]).float().chunk(dist.get_world_size())[dist.get_rank()].clone()
+            shard.grad = (
+                torch.cat([p.grad.flatten() for p in net.parameters()])
+                .float()
+                .chunk(dist.get_world_size())[dist.get_rank()]
+                .clone()
+            )
             net.zero_grad()
             optimizer.step()
     return {"numel": flat.numel(), "shard": shard.numel()}
 
 
 def views_of_parameters(model_known: bool = True) -> int:
-    """Parameters that are views of one flat tensor, and an optimizer that updates the half of it, through another view."""
-    net = nn.Linear(9, 10)                # 100 parameters
+    """Parameters that are views of one flat tensor, and an optimizer that updates the half of it, through
+    another view.
+    """
+    net = nn.Linear(9, 10)  # 100 parameters
     flat = torch.cat([p.detach().flatten() for p in net.parameters()])
     net.weight.data, net.bias.data = flat[:90].view(10, 9), flat[90:]
     half = nn.Parameter(flat[:50])

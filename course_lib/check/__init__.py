@@ -3,15 +3,18 @@
     from course_lib import check
     check.ping_pong(my_ping_pong)       # the last line of a cell: shows the verdict
 
-A check never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one calm line, a wrong answer the reasons,
-and an answer that is right but wasteful is refused too. Every try has other numbers in it (`Judge.seed`).
+A check never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one calm line,
+a wrong answer the reasons, and an answer that is right but wasteful is refused too. Every try has other
+numbers in it (`Judge.seed`).
 
-What a check does not defend against: an answer that changes the course's own code while it runs (the judge, the ledger, torch below the
-dispatcher), or that looks up what is asked for in the check itself. Who does that deceives only themselves.
+What a check does not defend against: an answer that changes the course's own code while it runs (the judge,
+the ledger, torch below the dispatcher), or that looks up what is asked for in the check itself. Who does that
+deceives only themselves.
 
-The checks load when they are first used. What a rank runs stands inside each check and travels by value: so a rank imports `check.on_rank` alone,
-and never pays for pandas.
+The checks load when they are first used. What a rank runs stands inside each check and travels by value: so a
+rank imports `check.on_rank` alone, and never pays for pandas.
 """
+
 import importlib
 
 _CHECKS = {

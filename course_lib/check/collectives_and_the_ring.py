@@ -1,4 +1,7 @@
-"""Checks of chapter 03: a ring all_reduce in chunks, a broadcast along a chain in pieces, an all_reduce in few messages."""
+"""Checks of chapter 03: a ring all_reduce in chunks, a broadcast along a chain in pieces, an all_reduce in
+few messages.
+"""
+
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,28 +12,41 @@ import torch.distributed as dist
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.record import Job
 from course_lib.ranks.errors import RankError
+from course_lib.record import Job
 
 __all__ = ["ring_all_reduce", "chain_broadcast", "doubling_all_reduce"]
 
-BYTES_LIMIT = 1.02                      # times what the textbook algorithm sends
-LARGE = 1_000_003                       # elements; no number of ranks divides it
+BYTES_LIMIT = 1.02  # times what the textbook algorithm sends
+LARGE = 1_000_003  # elements; no number of ranks divides it
 LARGE_BYTES = 4 * LARGE
-PIECES = 8                              # the least number of pieces of a broadcast
-AHEAD = 2                               # of these pieces, how many a rank may have received and not yet passed on
-GATE_S = 7.0                            # how long a piece is held back for a rank that should pass on those before it; if it does not, it is asked once more
-A_WHILE_S = 2.0                         # in which messages that nobody has waited for come all the same
-LIMITS = {"float32": 2**20, "float64": 2**49, "int64": 2**59, "bfloat16": 10}     # whole numbers: the sum of 8 is exact in every order, and in no smaller dtype
+PIECES = 8  # the least number of pieces of a broadcast
+# of these pieces, how many a rank may have received and not yet passed on
+AHEAD = 2
+# how long a piece is held back for a rank that should pass on those before it; if it does not, it is asked
+# once more
+GATE_S = 7.0
+A_WHILE_S = 2.0  # in which messages that nobody has waited for come all the same
+# whole numbers: the sum of 8 is exact in every order, and in no smaller dtype
+LIMITS = {"float32": 2**20, "float64": 2**49, "int64": 2**59, "bfloat16": 10}
 
-Case = tuple[tuple[int, ...], str]      # shape and dtype of one tensor
+Case = tuple[tuple[int, ...], str]  # shape and dtype of one tensor
 
 
 @exercise
 def ring_all_reduce(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor)` sums a tensor over all ranks in place: any size, only sends and receives, at most 2 r S bytes from any rank."""
+    """`answer(tensor)` sums a tensor over all ranks in place: any size, only sends and receives, at most 2 r
+    S bytes from any rank.
+    """
     for ranks in (4, 3, 2):
-        cases = [((10, 7), "float32"), ((LARGE,), "float32"), ((1,), "float32"), ((3,), "int64"), ((ranks - 1,), "float64"), ((2, 5), "bfloat16")]
+        cases = [
+            ((10, 7), "float32"),
+            ((LARGE,), "float32"),
+            ((1,), "float32"),
+            ((3,), "int64"),
+            ((ranks - 1,), "float64"),
+            ((2, 5), "bfloat16"),
+        ]
         job = _trial(judge, answer, [*cases, _any_size(judge)], ranks)
         values = _judge_values(judge, job, cases, "the sum over all ranks")
         _judge_calls(judge, job)
@@ -42,29 +58,52 @@ def ring_all_reduce(judge: Judge, answer: Callable) -> None:
 
 @exercise
 def chain_broadcast(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor, root)` gives every rank the root's tensor, in pieces that are passed on: at most S bytes from any rank, no message above S / 8."""
+    """`answer(tensor, root)` gives every rank the root's tensor, in pieces that are passed on: at most S
+    bytes from any rank, no message above S / 8.
+    """
     for ranks, root in ((4, 0), (3, 1)):
         cases = [((10, 7), "float32"), ((LARGE,), "float32"), ((3,), "int64")]
         job, hoards = _trial_of_a_chain(judge, answer, [*cases, _any_size(judge)], ranks, root)
         values = _judge_values(judge, job, cases, f"the tensor of rank {root}, the root")
         _judge_calls(judge, job)
-        _judge_bytes(judge, job, LARGE_BYTES, "S", lambda sent, most: "A rank of a chain sends each piece once, to its right neighbour, in the tensor's own dtype")
+        _judge_bytes(
+            judge,
+            job,
+            LARGE_BYTES,
+            "S",
+            lambda sent, most: (
+                "A rank of a chain sends each piece once, to its right neighbour, in the tensor's own dtype"
+            ),
+        )
         large = [case for rank in job.results for case in rank if case["large"]]
-        largest = max((call["payload_bytes"] for case in large for call in case["calls"] if call["op"] == "send"), default=0)
-        small = judge.demand(largest <= BYTES_LIMIT * LARGE_BYTES / PIECES, f"{ranks} ranks: no message is larger than S/{PIECES}",
-                             f"{ranks} ranks: your largest message is {largest / LARGE_BYTES:.2f} S, and the next rank waits until all of it has come. With "
-                             f"pieces of S/{PIECES} or less, a rank passes on one piece while the next one is on its way")
+        largest = max(
+            (call["payload_bytes"] for case in large for call in case["calls"] if call["op"] == "send"),
+            default=0,
+        )
+        small = judge.demand(
+            largest <= BYTES_LIMIT * LARGE_BYTES / PIECES,
+            f"{ranks} ranks: no message is larger than S/{PIECES}",
+            f"{ranks} ranks: your largest message is {largest / LARGE_BYTES:.2f} S, and the next rank waits"
+            f" until all of it has come. With pieces of S/{PIECES} or less, a rank passes on one piece while"
+            " the next one is on its way",
+        )
         if small:
-            judge.demand(hoards is None, f"{ranks} ranks: pieces are passed on while others are on their way",
-                         f"{ranks} ranks: rank {hoards} keeps what it has received, and waits for more before it passes on the first pieces. So the pieces save no "
-                         "time. Pass on each piece before you wait for the next one")
+            judge.demand(
+                hoards is None,
+                f"{ranks} ranks: pieces are passed on while others are on their way",
+                f"{ranks} ranks: rank {hoards} keeps what it has received, and waits for more before it"
+                " passes on the first pieces. So the pieces save no time. Pass on each piece before you wait"
+                " for the next one",
+            )
         if not values or hoards is not None:
             return
 
 
 @exercise
 def doubling_all_reduce(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor)` sums a small tensor over 2, 4 or 8 ranks in place, in log2(ranks) steps: so many messages of S bytes from every rank."""
+    """`answer(tensor)` sums a small tensor over 2, 4 or 8 ranks in place, in log2(ranks) steps: so many
+    messages of S bytes from every rank.
+    """
     for ranks in (2, 4, 8):
         cases = [((10, 7), "float32"), ((1,), "int64")]
         job = _trial(judge, answer, [*cases, ((1,), "float64"), ((33,), "bfloat16"), _any_size(judge)], ranks)
@@ -72,20 +111,40 @@ def doubling_all_reduce(judge: Judge, answer: Callable) -> None:
             return
         rounds, worst = ranks.bit_length() - 1, ""
         for number in range(len(job.results[0])):
-            sends = [[call["payload_bytes"] for call in results[number]["calls"] if call["op"] == "send"] for results in job.results]
+            sends = [
+                [call["payload_bytes"] for call in results[number]["calls"] if call["op"] == "send"]
+                for results in job.results
+            ]
             most, fewest = (pick(range(ranks), key=lambda rank: len(sends[rank])) for pick in (max, min))
             if len(sends[most]) > rounds:
-                worst = (f"rank {most} sends {_messages(len(sends[most]))}, and log2({ranks}) = {rounds} is enough: with every exchange "
-                         "a rank can double the number of ranks whose sum it holds")
+                worst = (
+                    f"rank {most} sends {_messages(len(sends[most]))}, and log2({ranks}) = {rounds} is"
+                    " enough: with every exchange a rank can double the number of ranks whose sum it holds"
+                )
             elif len(sends[fewest]) < rounds:
-                worst = (f"rank {fewest} sends {_messages(len(sends[fewest]))} only. To be ready after log2({ranks}) = {rounds} steps, every rank must send in "
-                         "each of them. Along a tree, half of the steps go up and half come down, and most ranks wait")
+                worst = (
+                    f"rank {fewest} sends {_messages(len(sends[fewest]))} only. To be ready after"
+                    f" log2({ranks}) = {rounds} steps, every rank must send in each of them. Along a tree,"
+                    " half of the steps go up and half come down, and most ranks wait"
+                )
             if worst:
                 break
-        judge.demand(not worst, f"{ranks} ranks: every rank sends {_messages(rounds)}", f"{ranks} ranks: {worst}")
-        largest = max(call["payload_bytes"] / case["bytes"] for rank in job.results for case in rank for call in case["calls"] if call["op"] == "send")
-        judge.demand(largest <= 1, f"{ranks} ranks: no message is larger than S",
-                     f"{ranks} ranks: your largest message is {largest:.1f} S. Add what comes to your tensor, and send the sum, in the tensor's own dtype: it is never larger than S")
+        judge.demand(
+            not worst, f"{ranks} ranks: every rank sends {_messages(rounds)}", f"{ranks} ranks: {worst}"
+        )
+        largest = max(
+            call["payload_bytes"] / case["bytes"]
+            for rank in job.results
+            for case in rank
+            for call in case["calls"]
+            if call["op"] == "send"
+        )
+        judge.demand(
+            largest <= 1,
+            f"{ranks} ranks: no message is larger than S",
+            f"{ranks} ranks: your largest message is {largest:.1f} S. Add what comes to your tensor, and send"
+            " the sum, in the tensor's own dtype: it is never larger than S",
+        )
 
 
 def _any_size(judge: Judge) -> Case:
@@ -93,8 +152,11 @@ def _any_size(judge: Judge) -> Case:
     return (11 + judge.seed % 53,), "float64"
 
 
-def _trial_of_a_chain(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, root: int) -> tuple[Job, int | None]:
-    """A trial in which pieces are held back until those before them are passed on. If that takes for ever, twice, the rank that they are held back for
+def _trial_of_a_chain(
+    judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, root: int
+) -> tuple[Job, int | None]:
+    """A trial in which pieces are held back until those before them are passed on. If that takes for ever,
+    twice, the rank that they are held back for
     is returned, with a job without gates."""
     for _ in range(2):
         with tempfile.TemporaryDirectory() as signs:
@@ -105,28 +167,53 @@ def _trial_of_a_chain(judge: Judge, answer: Callable, cases: Sequence[Case], ran
                 if not held:
                     raise
     job = _trial(judge, answer, cases, ranks, root)
-    sends = {rank for rank, results in enumerate(job.results) for case in results if case["large"] for call in case["calls"] if call["op"] == "send"}
-    return job, next((rank for rank in held if rank in sends), None)      # a star has no rank that passes on: the bytes tell what that costs
+    sends = {
+        rank
+        for rank, results in enumerate(job.results)
+        for case in results
+        if case["large"]
+        for call in case["calls"]
+        if call["op"] == "send"
+    }
+    # a star has no rank that passes on: the bytes tell what that costs
+    return job, next((rank for rank in held if rank in sends), None)
 
 
-def _trial(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, root: int | None = None, signs: str = "") -> Job:
-    """Run the answer on every case, as one job. Each rank returns, case by case, what is wrong with its tensor ("" if nothing), and its calls.
+def _trial(
+    judge: Judge,
+    answer: Callable,
+    cases: Sequence[Case],
+    ranks: int,
+    root: int | None = None,
+    signs: str = "",
+) -> Job:
+    """Run the answer on every case, as one job. Each rank returns, case by case, what is wrong with its
+    tensor ("" if nothing), and its calls.
 
-    Every rank should get the sum over all ranks; with `root`, the root's tensor. In the case of the smallest tensors rank 1 is late. With `signs`, a folder,
-    a rank of a chain sends pieces of the large tensor only as long as its right neighbour passes on those that it has.
+    Every rank should get the sum over all ranks; with `root`, the root's tensor. In the case of the smallest
+    tensors rank 1 is late. With `signs`, a folder, a rank of a chain sends pieces of the large tensor only as
+    long as its right neighbour passes on those that it has.
     """
-    seed, smallest = judge.seed, min(range(len(cases)), key=lambda number: (cases[number][1] != "int64", torch.Size(cases[number][0]).numel()))
+    seed, smallest = (
+        judge.seed,
+        min(
+            range(len(cases)),
+            key=lambda number: (cases[number][1] != "int64", torch.Size(cases[number][0]).numel()),
+        ),
+    )
 
     def trial():
         import os
         import time
 
-        torch.set_default_device("cpu")           # gloo sends from one CPU memory to the other
+        torch.set_default_device("cpu")  # gloo sends from one CPU memory to the other
         rank, size = dist.get_rank(), dist.get_world_size()
 
         def start(rank, number, shape, dtype):
             generator, limit = torch.Generator().manual_seed(seed + 100 * number + rank), LIMITS[dtype]
-            return torch.randint(-limit, limit, shape, generator=generator, dtype=torch.int64).to(getattr(torch, dtype))
+            return torch.randint(-limit, limit, shape, generator=generator, dtype=torch.int64).to(
+                getattr(torch, dtype)
+            )
 
         def problem(found, wanted, mine):
             if found.shape != wanted.shape or found.dtype != wanted.dtype:
@@ -134,37 +221,57 @@ def _trial(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, ro
             if torch.equal(found, wanted):
                 return ""
             if torch.equal(found, mine):
-                return "is unchanged: write the result into the tensor itself, and `wait` for what comes before you use it"
+                return (
+                    "is unchanged: write the result into the tensor itself, and `wait` for what comes before"
+                    " you use it"
+                )
             chunks = zip(found.flatten().tensor_split(size), wanted.flatten().tensor_split(size))
-            right = [number for number, (has, want) in enumerate(chunks) if len(want) and torch.equal(has, want)]
+            right = [
+                number for number, (has, want) in enumerate(chunks) if len(want) and torch.equal(has, want)
+            ]
             if right:
                 return f"is right in {len(right)} of {size} chunks only"
             found, wanted = found.double(), wanted.double()
             if not torch.isfinite(found).all() or torch.allclose(found, wanted, rtol=0.02, atol=0.0):
-                return f"is {'only near it' if torch.isfinite(found).all() else 'inf or nan in places'}: send and add in the tensor's own dtype, a smaller one rounds"
-            return "is the mean: do not divide" if torch.allclose(found * size, wanted) else "is something else"
+                return (
+                    f"is {'only near it' if torch.isfinite(found).all() else 'inf or nan in places'}: send"
+                    " and add in the tensor's own dtype, a smaller one rounds"
+                )
+            return (
+                "is the mean: do not divide" if torch.allclose(found * size, wanted) else "is something else"
+            )
 
         class Gate:
-            """Holds this rank's next piece back until the right neighbour has begun to pass on all but the last few of those that it was sent."""
+            """Holds this rank's next piece back until the right neighbour has begun to pass on all but the
+            last few of those that it was sent.
+            """
+
             begun_bytes, neighbour = 0, (rank + 1) % size
 
             def __call__(self, call):
                 if call["op"] != "send":
                     return
-                before, self.begun_bytes = self.begun_bytes * PIECES // LARGE_BYTES, self.begun_bytes + call["payload_bytes"]
+                before, self.begun_bytes = (
+                    self.begun_bytes * PIECES // LARGE_BYTES,
+                    self.begun_bytes + call["payload_bytes"],
+                )
                 for piece in range(before + 1, self.begun_bytes * PIECES // LARGE_BYTES + 1):
                     open(os.path.join(signs, f"passed-{rank}-{piece}"), "w").close()
-                needed, held = os.path.join(signs, f"passed-{self.neighbour}-{before - AHEAD}"), os.path.join(signs, f"held-{self.neighbour}")
+                needed, held = (
+                    os.path.join(signs, f"passed-{self.neighbour}-{before - AHEAD}"),
+                    os.path.join(signs, f"held-{self.neighbour}"),
+                )
                 if before > AHEAD and (self.neighbour + 1) % size != root and not os.path.exists(needed):
                     open(held, "w").close()
                     deadline = time.monotonic() + GATE_S
                     while not os.path.exists(needed):
                         if time.monotonic() > deadline:
-                            raise TimeoutError("the right neighbour passes nothing on")      # ends this trial
+                            raise TimeoutError("the right neighbour passes nothing on")  # ends this trial
                         time.sleep(0.002)
                     os.remove(held)
 
-        for _ in range(2):                        # the ledger's warm-up and traced step: all cases count as timed ones, whose bytes it knows
+        # the ledger's warm-up and traced step: all cases count as timed ones, whose bytes it knows
+        for _ in range(2):
             with measure.step():
                 pass
         found = []
@@ -172,11 +279,17 @@ def _trial(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, ro
             everyone = [start(other, number, shape, dtype) for other in range(size)]
             wanted = sum(everyone) if root is None else everyone[root]
             tensor, large = everyone[rank].clone(), shape == (LARGE,)
-            before = Gate() if signs and large else on_rank.late("smallest") if number == smallest and rank == 1 else None
+            before = (
+                Gate()
+                if signs and large
+                else on_rank.late("smallest")
+                if number == smallest and rank == 1
+                else None
+            )
             dist.barrier()
             with on_rank.Calls(before) as calls, measure.step():
                 answer(tensor) if root is None else answer(tensor, root)
-                seen = tensor.clone()             # at once: who has not waited for it does not have it
+                seen = tensor.clone()  # at once: who has not waited for it does not have it
             if number == smallest:
                 on_rank.is_back("smallest")
             told = problem(seen, wanted, everyone[rank])
@@ -185,28 +298,51 @@ def _trial(judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, ro
                 while time.monotonic() < deadline and not torch.equal(tensor, wanted):
                     time.sleep(0.01)
                 if torch.equal(tensor, wanted):
-                    told = "is that only a while after your function has returned: `wait` for what irecv returns"
-            found.append({"problem": told, "shape": shape, "dtype": dtype, "calls": calls.rows, "large": large, "bytes": wanted.nbytes})
+                    told = (
+                        "is that only a while after your function has returned: `wait` for what irecv returns"
+                    )
+            found.append(
+                {
+                    "problem": told,
+                    "shape": shape,
+                    "dtype": dtype,
+                    "calls": calls.rows,
+                    "large": large,
+                    "bytes": wanted.nbytes,
+                }
+            )
         return found
 
     trial.__name__ = "your function"
     try:
         return judge.run(trial, ranks=ranks)
     except RankError as error:
-        if "timeout=" not in error.headline or not any("waits in" in report.state for report in error.reports):
+        if "timeout=" not in error.headline or not any(
+            "waits in" in report.state for report in error.reports
+        ):
             raise
-        raise RankError(f"{error.headline} Do you `wait` for each isend and irecv? A message that nobody waits for can be lost.",
-                        error.reports, error.label) from None
+        raise RankError(
+            f"{error.headline} Do you `wait` for each isend and irecv? A message that nobody waits for can be"
+            " lost.",
+            error.reports,
+            error.label,
+        ) from None
 
 
 def _judge_values(judge: Judge, job: Job, cases: Sequence[Case], wanted: str) -> bool:
-    """Demand that nothing is wrong on any rank in any case; one line, which names the first problem. `cases`: those that are named."""
+    """Demand that nothing is wrong on any rank in any case; one line, which names the first problem. `cases`:
+    those that are named.
+    """
     for number, case in enumerate([*cases, *[None] * (len(job.results[0]) - len(cases))]):
         for rank, results in enumerate(job.results):
             if results[number]["problem"]:
                 shape, dtype = case or (results[number]["shape"], results[number]["dtype"])
-                return judge.demand(False, "", f"{job.ranks} ranks, a tensor of shape {shape} and dtype {dtype}: on rank {rank} it must be {wanted}, and it "
-                                    f"{results[number]['problem']}")
+                return judge.demand(
+                    False,
+                    "",
+                    f"{job.ranks} ranks, a tensor of shape {shape} and dtype {dtype}: on rank {rank} it must"
+                    f" be {wanted}, and it {results[number]['problem']}",
+                )
     *smaller, largest = sorted({torch.Size(shape).numel() for shape, _ in cases})
     sizes = f"{', '.join(map(str, smaller))} and {largest}"
     return judge.demand(True, f"{job.ranks} ranks, tensors of {sizes} elements: every rank has {wanted}", "")
@@ -214,24 +350,45 @@ def _judge_values(judge: Judge, job: Job, cases: Sequence[Case], wanted: str) ->
 
 def _judge_calls(judge: Judge, job: Job) -> bool:
     """Demand that sends and receives alone were used, whatever the size, and that they were seen."""
-    used = [{call["op"] for rank in job.results for call in rank[number]["calls"]} for number in range(len(job.results[0]))]
+    used = [
+        {call["op"] for rank in job.results for call in rank[number]["calls"]}
+        for number in range(len(job.results[0]))
+    ]
     others = sorted(set().union(*used) - {"send", "recv"})
     some = " for tensors of some sizes" if others and not all(ops - {"send", "recv"} for ops in used) else ""
-    otherwise = (f"you called {', '.join(others)}{some}. Build the collective yourself, from dist.isend and dist.irecv" if others else
-                 "no rank called a send: use dist.isend and dist.irecv of torch.distributed")
-    return judge.demand(not others and "send" in set().union(*used), f"{job.ranks} ranks: only sends and receives were used", f"{job.ranks} ranks: {otherwise}")
+    otherwise = (
+        f"you called {', '.join(others)}{some}. Build the collective yourself, from dist.isend and dist.irecv"
+        if others
+        else "no rank called a send: use dist.isend and dist.irecv of torch.distributed"
+    )
+    return judge.demand(
+        not others and "send" in set().union(*used),
+        f"{job.ranks} ranks: only sends and receives were used",
+        f"{job.ranks} ranks: {otherwise}",
+    )
 
 
-def _judge_bytes(judge: Judge, job: Job, limit_bytes: float, formula: str, advice: Callable[[list[float], float], str]) -> None:
-    """Demand that no rank has sent more than 2% above the limit for the large tensor: by the sends, or of other collectives by the system's count."""
+def _judge_bytes(
+    judge: Judge, job: Job, limit_bytes: float, formula: str, advice: Callable[[list[float], float], str]
+) -> None:
+    """Demand that no rank has sent more than 2% above the limit for the large tensor: by the sends, or of
+    other collectives by the system's count.
+    """
     number = next(number for number, case in enumerate(job.results[0]) if case["large"])
     wire = job.steps[job.steps["step"] == number + 2].set_index("rank")["wire_bytes"]
     calls = [results[number]["calls"] for results in job.results]
     by_calls = wire.isna().any() or all(call["op"] in ("send", "recv") for its in calls for call in its)
-    sent = [sum(call["algorithm_bytes"] for call in its) if by_calls else float(wire[rank]) for rank, its in enumerate(calls)]
+    sent = [
+        sum(call["algorithm_bytes"] for call in its) if by_calls else float(wire[rank])
+        for rank, its in enumerate(calls)
+    ]
     most = max(sent)
-    judge.demand(most <= BYTES_LIMIT * limit_bytes, f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times {formula}",
-                 f"{job.ranks} ranks: rank {sent.index(most)} sends {most / limit_bytes:.2f} times {formula}. {advice(sent, most)}")
+    judge.demand(
+        most <= BYTES_LIMIT * limit_bytes,
+        f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times {formula}",
+        f"{job.ranks} ranks: rank {sent.index(most)} sends {most / limit_bytes:.2f} times {formula}."
+        f" {advice(sent, most)}",
+    )
 
 
 def _ring_advice(sent: list[float], most: float) -> str:

@@ -1,18 +1,23 @@
-"""What checks count in a finished job: the bytes that each rank sent, and how many of them may be the headers of its messages."""
+"""What checks count in a finished job: the bytes that each rank sent, and how many of them may be the headers
+of its messages.
+"""
+
 import pandas as pd
 
 from course_lib.record import Job
 
 __all__ = ["sent_bytes", "header_bytes"]
 
-MESSAGE_HEADER_BYTES = 150          # of one send or receive with gloo; measured: 96 for who sends, 48 for who receives
-CALL_HEADER_BYTES = 600             # of a collective, for each other rank of its group; measured: at most 576
+# of one send or receive with gloo; measured: 96 for who sends, 48 for who receives
+MESSAGE_HEADER_BYTES = 150
+CALL_HEADER_BYTES = 600  # of a collective, for each other rank of its group; measured: at most 576
 
 
 def sent_bytes(job: Job) -> pd.Series:
     """The most that each rank sent in a step after the warm-up; 0 if there was none.
 
-    On the wire where the system counts it (what gloo really sends, whatever the textbook says); elsewhere by the algorithms of the traced step.
+    On the wire where the system counts it (what gloo really sends, whatever the textbook says); elsewhere by
+    the algorithms of the traced step.
     """
     if _on_the_wire(job):
         sent = job.steps[job.steps["phase"] != "warm-up"].groupby("rank")["wire_bytes"].max()
@@ -22,9 +27,16 @@ def sent_bytes(job: Job) -> pd.Series:
 
 
 def header_bytes(job: Job) -> pd.Series:
-    """How many of `sent_bytes` each rank's messages may need for their headers: for small tensors, most of it. An algorithm has none."""
+    """How many of `sent_bytes` each rank's messages may need for their headers: for small tensors, most of
+    it. An algorithm has none.
+    """
     peers, by_rank = job.comm["group_size"] - 1, job.comm["rank"]
-    headers = (peers * CALL_HEADER_BYTES).where(~job.comm["op"].isin(["send", "recv"]), MESSAGE_HEADER_BYTES).groupby(by_rank).sum()
+    headers = (
+        (peers * CALL_HEADER_BYTES)
+        .where(~job.comm["op"].isin(["send", "recv"]), MESSAGE_HEADER_BYTES)
+        .groupby(by_rank)
+        .sum()
+    )
     return headers.reindex(range(job.ranks), fill_value=0).astype(float) * _on_the_wire(job)
 
 

@@ -1,4 +1,5 @@
 """Checks of chapter 02, "DataParallel, the star"."""
+
 from collections.abc import Callable
 
 import torch
@@ -8,41 +9,50 @@ from course_lib import measure
 from course_lib.check import on_rank
 from course_lib.check.counted import sent_bytes
 from course_lib.check.judge import Judge, exercise
-from course_lib.record import Job
 from course_lib.ranks.errors import RankError
+from course_lib.record import Job
 
 __all__ = ["star_all_reduce", "forward_in_threads", "tree_all_reduce"]
 
-LIMIT = 1.02                        # times what theory says, of memory and time
-FLOAT32_WHOLE = 2**20               # below it, the sum of 8 whole numbers is exact in float32, in every order, and in no smaller dtype
-TOGETHER_S = 12.0                   # how long a replica waits for the others: threads of a busy machine may be late
-STARS = ((2, 0), (3, 2), (4, 1))    # ranks, root
+LIMIT = 1.02  # times what theory says, of memory and time
+# below it, the sum of 8 whole numbers is exact in float32, in every order, and in no smaller dtype
+FLOAT32_WHOLE = 2**20
+# how long a replica waits for the others: threads of a busy machine may be late
+TOGETHER_S = 12.0
+STARS = ((2, 0), (3, 2), (4, 1))  # ranks, root
 STAR_SHAPE = (100, 500)
-LARGE_SHAPE = (100, 10_000)         # where memory is looked at: beside it, what Python keeps for itself is small
-OUTSIDE_LIMIT = 1.2                 # times S, of memory that is not torch's: Python's own comes on top of the one tensor
-TREES = (4, 8)                      # ranks
-PIECES = ((12, 3), (10, 4), (3, 4)) # images, threads
+# where memory is looked at: beside it, what Python keeps for itself is small
+LARGE_SHAPE = (100, 10_000)
+# times S, of memory that is not torch's: Python's own comes on top of the one tensor
+OUTSIDE_LIMIT = 1.2
+TREES = (4, 8)  # ranks
+PIECES = ((12, 3), (10, 4), (3, 4))  # images, threads
 
 
 @exercise
 def star_all_reduce(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor, root)` sums in place over all ranks: the root moves (n-1) S each way, the others S, and one extra tensor is enough."""
+    """`answer(tensor, root)` sums in place over all ranks: the root moves (n-1) S each way, the others S, and
+    one extra tensor is enough.
+    """
+
     def reduce(answer, root):
         import contextlib
 
         def mine(rank, case):
             generator = torch.Generator("cpu").manual_seed(seed + 100 * case + rank)
-            return torch.randint(-FLOAT32_WHOLE, FLOAT32_WHOLE, shapes[case], generator=generator, device="cpu").float()
+            return torch.randint(
+                -FLOAT32_WHOLE, FLOAT32_WHOLE, shapes[case], generator=generator, device="cpu"
+            ).float()
 
         rank, size = dist.get_rank(), dist.get_world_size()
         calls, problem, held = [], "", 0.0
         for case in range(len(shapes)):
             parts = [mine(other, case) for other in range(size)]
             tensor = mine(rank, case)
-            if case == 1:                         # the traced step, whose bytes are looked at
+            if case == 1:  # the traced step, whose bytes are looked at
                 with measure.step():
                     answer(tensor, root)
-                    seen = tensor.clone()         # at once: who has not waited for it does not have it
+                    seen = tensor.clone()  # at once: who has not waited for it does not have it
             elif case == 3:
                 with on_rank.NewTensors() as new, on_rank.Unseen() as unseen:
                     answer(tensor, root)
@@ -51,7 +61,10 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
                 seen = tensor.clone()
             else:
                 before = on_rank.late("star") if case == 2 and rank == root else None
-                with on_rank.Calls(before) as called, measure.step() if case == 0 else contextlib.nullcontext():
+                with (
+                    on_rank.Calls(before) as called,
+                    measure.step() if case == 0 else contextlib.nullcontext(),
+                ):
                     answer(tensor, root)
                     seen = tensor.clone()
                 if case == 2:
@@ -59,12 +72,20 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
                 calls += [call["op"] for call in called.rows]
             if torch.equal(seen, sum(parts)) or problem:
                 continue
-            guesses = {"still holds its own tensor, unchanged: work in place, and wait for what comes": parts[rank], "has the average, and the sum is asked for": sum(parts) / size,
-                       "has the sum without the root's own tensor": sum(parts) - parts[root], "has the root's tensor alone": parts[root]}
+            guesses = {
+                "still holds its own tensor, unchanged: work in place, and wait for what comes": parts[rank],
+                "has the average, and the sum is asked for": sum(parts) / size,
+                "has the sum without the root's own tensor": sum(parts) - parts[root],
+                "has the root's tensor alone": parts[root],
+            }
             near = "has the sum only nearly: send and add in the tensor's own dtype, a smaller one rounds"
-            if seen.shape == parts[0].shape and (not torch.isfinite(seen).all() or on_rank.apart(seen.double(), sum(parts).double()) < 0.01):
+            if seen.shape == parts[0].shape and (
+                not torch.isfinite(seen).all() or on_rank.apart(seen.double(), sum(parts).double()) < 0.01
+            ):
                 guesses[near] = seen
-            problem = next((text for text, guess in guesses.items() if torch.equal(seen, guess)), "has wrong values")
+            problem = next(
+                (text for text, guess in guesses.items() if torch.equal(seen, guess)), "has wrong values"
+            )
         return problem, held, calls
 
     reduce.__name__ = "your function"
@@ -76,42 +97,86 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
         try:
             job = judge.run(reduce, answer, root, ranks=ranks)
         except RankError as error:
-            if not any("Pair is not connected" in report.state or "same as the rank of the current process" in report.state for report in error.reports):
+            if not any(
+                "Pair is not connected" in report.state
+                or "same as the rank of the current process" in report.state
+                for report in error.reports
+            ):
                 raise
-            raise RankError(f"{error.headline} A rank cannot send to itself, or receive from itself: is the root here rank {root}, and not always rank 0?",
-                            error.reports, error.label) from None
+            raise RankError(
+                f"{error.headline} A rank cannot send to itself, or receive from itself: is the root here"
+                f" rank {root}, and not always rank 0?",
+                error.reports,
+                error.label,
+            ) from None
         bad = [(rank, text) for rank, (text, *_) in enumerate(job.results) if text]
-        if not judge.demand(not bad, f"{case}: every rank has the sum", "; ".join(f"{case}: rank {rank} {text}" for rank, text in bad)):
+        if not judge.demand(
+            not bad,
+            f"{case}: every rank has the sum",
+            "; ".join(f"{case}: rank {rank} {text}" for rank, text in bad),
+        ):
             return
-        if others := sorted({*job.comm["op"], *(op for *_, calls in job.results for op in calls)} - {"send", "recv"}):
+        if others := sorted(
+            {*job.comm["op"], *(op for *_, calls in job.results for op in calls)} - {"send", "recv"}
+        ):
             sent = sent_bytes(job)
-            judge.demand(False, "", f"{case}: you used {', '.join(others)}, and rank {int(sent.idxmax())} sent {sent.max() / S:.2f} S. "
-                                    "In a star, every message goes to the root or comes from it: send and recv are enough")
+            judge.demand(
+                False,
+                "",
+                f"{case}: you used {', '.join(others)}, and rank {int(sent.idxmax())} sent"
+                f" {sent.max() / S:.2f} S. In a star, every message goes to the root or comes from it: send"
+                " and recv are enough",
+            )
             return
         if job.comm.empty:
-            judge.demand(False, "", f"{case}: no rank called a send: use dist.send and dist.recv of torch.distributed")
+            judge.demand(
+                False, "", f"{case}: no rank called a send: use dist.send and dist.recv of torch.distributed"
+            )
             return
         sent, received = _in_messages(job, "send"), _in_messages(job, "recv")
         demands = [(root, sent, "sent", ranks - 1), (root, received, "received", ranks - 1)]
-        demands += [(rank, bytes_, verb, 1) for rank in range(ranks) if rank != root for bytes_, verb in ((sent, "sent"), (received, "received"))]
-        wrong = [f"{case}: {'the root' if rank == root else f'rank {rank}'} {verb} {bytes_[rank] / S:.2f} S, and {limit} S {'is' if limit == 1 else 'are'} enough"
-                 for rank, bytes_, verb, limit in demands if bytes_[rank] > limit * S]
-        light = judge.demand(not wrong, f"{case}: the root sent and received {ranks - 1} S, the others 1 S", wrong[0] if wrong else "")
+        demands += [
+            (rank, bytes_, verb, 1)
+            for rank in range(ranks)
+            if rank != root
+            for bytes_, verb in ((sent, "sent"), (received, "received"))
+        ]
+        wrong = [
+            f"{case}: {'the root' if rank == root else f'rank {rank}'} {verb} {bytes_[rank] / S:.2f} S, and"
+            f" {limit} S {'is' if limit == 1 else 'are'} enough"
+            for rank, bytes_, verb, limit in demands
+            if bytes_[rank] > limit * S
+        ]
+        light = judge.demand(
+            not wrong,
+            f"{case}: the root sent and received {ranks - 1} S, the others 1 S",
+            wrong[0] if wrong else "",
+        )
         held = job.results[root][1]
-        judge.demand(held <= LIMIT, f"{case}: the root held one extra tensor at most",
-                     f"{case}: the root held {held:.1f} S of new tensors at once. One is enough: receive, add, and use it again")
+        judge.demand(
+            held <= LIMIT,
+            f"{case}: the root held one extra tensor at most",
+            f"{case}: the root held {held:.1f} S of new tensors at once. One is enough: receive, add, and use"
+            " it again",
+        )
         if not light:
             return
 
 
 @exercise
 def forward_in_threads(judge: Judge, answer: Callable) -> None:
-    """`answer(model, images, num_threads)` is the model's output, computed by replicas in threads, through which gradients reach the model."""
+    """`answer(model, images, num_threads)` is the model's output, computed by replicas in threads, through
+    which gradients reach the model.
+    """
+
     def examine(answer):
         import threading
 
         class Watched(torch.nn.Module):
-            """Two linear layers that note each call: thread, images, where the weights lie, and how many calls were inside at once."""
+            """Two linear layers that note each call: thread, images, where the weights lie, and how many
+            calls were inside at once.
+            """
+
             condition, calls, inside, most, expected = threading.Condition(), [], 0, 0, 0
 
             def __init__(self):
@@ -125,9 +190,10 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
                     cls.most = max(cls.most, cls.inside)
                     cls.condition.notify_all()
                     if not cls.condition.wait_for(lambda: cls.most >= cls.expected, timeout=TOGETHER_S):
-                        cls.expected = 0            # nobody else comes: the next call need not wait
+                        cls.expected = 0  # nobody else comes: the next call need not wait
                     cls.calls.append((threading.get_ident(), len(images), self.first.weight.data_ptr()))
-                    cls.condition.notify_all()      # all look at their weights before one goes on, and perhaps puts others in their place
+                    # all look at their weights before one goes on, and perhaps puts others in their place
+                    cls.condition.notify_all()
                     cls.condition.wait_for(lambda: len(cls.calls) >= cls.expected, timeout=TOGETHER_S)
                 try:
                     return self.second(self.first(images.flatten(1)).relu())
@@ -139,7 +205,11 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
         def close(a, b):
-            return isinstance(a, torch.Tensor) and (a.shape, a.dtype) == (b.shape, b.dtype) and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+            return (
+                isinstance(a, torch.Tensor)
+                and (a.shape, a.dtype) == (b.shape, b.dtype)
+                and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+            )
 
         rows = []
         for size, threads in PIECES:
@@ -154,22 +224,50 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             given = [images.clone(), *(p.detach().clone() for p in model.parameters())]
             output = answer(model, images, threads)
             now = [images, *(p.detach() for p in model.parameters())]
-            changed = len(now) != len(given) or any(not torch.equal(a, b) for a, b in zip(now, given)) or not model.training
+            changed = (
+                len(now) != len(given)
+                or any(not torch.equal(a, b) for a, b in zip(now, given))
+                or not model.training
+            )
             calls, most, Watched.calls, Watched.expected = Watched.calls, Watched.most, [], 0
-            row = {"calls": calls, "most": most, "root": model.first.weight.data_ptr(), "output": close(output, wanted), "grads": "no", "changed": changed}
-            row["sorted"] = isinstance(output, torch.Tensor) and output.shape == wanted.shape and close(output.sort(0).values, wanted.sort(0).values)
+            row = {
+                "calls": calls,
+                "most": most,
+                "root": model.first.weight.data_ptr(),
+                "output": close(output, wanted),
+                "grads": "no",
+                "changed": changed,
+            }
+            row["sorted"] = (
+                isinstance(output, torch.Tensor)
+                and output.shape == wanted.shape
+                and close(output.sort(0).values, wanted.sort(0).values)
+            )
             row["what"] = type(output).__name__
             if isinstance(output, torch.Tensor):
                 right = (output.shape, output.dtype) == (wanted.shape, wanted.dtype)
-                row["what"] = "other values" if right else f"a tensor of shape {tuple(output.shape)} and dtype {str(output.dtype).removeprefix('torch.')}"
+                row["what"] = (
+                    "other values"
+                    if right
+                    else (
+                        f"a tensor of shape {tuple(output.shape)} and dtype"
+                        f" {str(output.dtype).removeprefix('torch.')}"
+                    )
+                )
             if row["output"] and output.requires_grad and not changed:
                 (output * weights).sum().backward()
                 found = gradients(model)
-                row["grads"] = ("none" if all(g is None for g in found) else "yes" if all(g is not None and close(g, w) for g, w in zip(found, whole)) else "wrong")
+                row["grads"] = (
+                    "none"
+                    if all(g is None for g in found)
+                    else (
+                        "yes" if all(g is not None and close(g, w) for g, w in zip(found, whole)) else "wrong"
+                    )
+                )
             with torch.no_grad():
                 row["graph"] = bool(getattr(answer(model, images, threads), "requires_grad", False))
             rows.append(row)
-            if most < min(size, threads):         # each further case would wait for others in vain
+            if most < min(size, threads):  # each further case would wait for others in vain
                 break
         return rows
 
@@ -179,42 +277,100 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
         case = f"{size} images, {threads} threads"
         hint = " It has the right rows in the wrong order." if row["sorted"] else ""
         if row["changed"]:
-            judge.demand(False, "", f"{case}: the model or the images that you were given have changed. Leave them alone: what they hold, and the mode of training")
+            judge.demand(
+                False,
+                "",
+                f"{case}: the model or the images that you were given have changed. Leave them alone: what"
+                " they hold, and the mode of training",
+            )
             return
-        if not judge.demand(row["output"], f"{case}: the outputs of the whole batch, in order",
-                            f"{case}: the outputs of the whole batch, in order, are asked for, and you returned {row['what']}.{hint}"):
+        if not judge.demand(
+            row["output"],
+            f"{case}: the outputs of the whole batch, in order",
+            f"{case}: the outputs of the whole batch, in order, are asked for, and you returned"
+            f" {row['what']}.{hint}",
+        ):
             return
-        sizes, count, largest = [length for _, length, _ in row["calls"]], min(size, threads), -(-size // threads)
+        sizes, count, largest = (
+            [length for _, length, _ in row["calls"]],
+            min(size, threads),
+            -(-size // threads),
+        )
         if not sizes:
-            judge.demand(False, "", f"{case}: the model was never called. Call a replica of it with each piece of the images")
+            judge.demand(
+                False,
+                "",
+                f"{case}: the model was never called. Call a replica of it with each piece of the images",
+            )
             return
-        judge.demand(min(sizes) > 0 and max(sizes) <= largest and sum(sizes) == size, f"{case}: each image went through one replica, at most {largest} through each",
-                     f"{case}: the model was called with {', '.join(map(str, sizes))} images. " +
-                     ("Don't call it with none." if min(sizes) == 0 else f"Each image goes through one replica, and at most {largest} through each."))
-        judge.demand(row["most"] >= count and len({thread for thread, _, _ in row["calls"]}) >= count, f"{case}: {count} threads were at work at once",
-                     f"{case}: {row['most']} of {count} replicas were at work at once. Start all threads before you wait for one")
+        judge.demand(
+            min(sizes) > 0 and max(sizes) <= largest and sum(sizes) == size,
+            f"{case}: each image went through one replica, at most {largest} through each",
+            f"{case}: the model was called with {', '.join(map(str, sizes))} images. "
+            + (
+                "Don't call it with none."
+                if min(sizes) == 0
+                else f"Each image goes through one replica, and at most {largest} through each."
+            ),
+        )
+        judge.demand(
+            row["most"] >= count and len({thread for thread, _, _ in row["calls"]}) >= count,
+            f"{case}: {count} threads were at work at once",
+            f"{case}: {row['most']} of {count} replicas were at work at once. Start all threads before you"
+            " wait for one",
+        )
         places = [place for _, _, place in row["calls"]]
-        judge.demand(len(set(places)) == len(places), f"{case}: each replica has weights of its own",
-                     f"{case}: {len(places)} replicas share {len(set(places))} set of weights. On GPUs each needs a copy in its own memory")
-        judge.demand(row["grads"] == "yes", f"{case}: the model got the gradient of the whole batch",
-                     f"{case}: " + {"no": "the output has no graph, so backward is impossible", "none": "the model got no gradient. It stayed in the replicas: "
-                                    "copy so that autograd knows where the copy came from", "wrong": "the model's gradient is not that of the whole batch. "
-                                    "Does the gradient of every replica find its way back?"}.get(row["grads"], ""))
-    judge.demand(not any(row["graph"] for row in rows), "under torch.no_grad() no graph is built",
-                 "under torch.no_grad() your output has a graph. Each thread has its own switch for gradients: set it to that of the caller")
+        judge.demand(
+            len(set(places)) == len(places),
+            f"{case}: each replica has weights of its own",
+            f"{case}: {len(places)} replicas share {len(set(places))} set of weights. On GPUs each needs a"
+            " copy in its own memory",
+        )
+        judge.demand(
+            row["grads"] == "yes",
+            f"{case}: the model got the gradient of the whole batch",
+            f"{case}: "
+            + {
+                "no": "the output has no graph, so backward is impossible",
+                "none": (
+                    "the model got no gradient. It stayed in the replicas: "
+                    "copy so that autograd knows where the copy came from"
+                ),
+                "wrong": (
+                    "the model's gradient is not that of the whole batch. "
+                    "Does the gradient of every replica find its way back?"
+                ),
+            }.get(row["grads"], ""),
+        )
+    judge.demand(
+        not any(row["graph"] for row in rows),
+        "under torch.no_grad() no graph is built",
+        "under torch.no_grad() your output has a graph. Each thread has its own switch for gradients: set it"
+        " to that of the caller",
+    )
 
 
 @exercise
 def tree_all_reduce(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor, link)` sums in place along a binomial tree: 2 log2(n) messages after one another, 2(n-1) S in all."""
+    """`answer(tensor, link)` sums in place along a binomial tree: 2 log2(n) messages after one another,
+    2(n-1) S in all.
+    """
+
     def reduce(answer):
         class Link:
-            """Counts, where the chapter's link sleeps: each message takes one unit of time for the sender's and for the receiver's link."""
+            """Counts, where the chapter's link sleeps: each message takes one unit of time for the sender's
+            and for the receiver's link.
+            """
+
             def __init__(self, S):
                 self.S, self.clock, self.messages, self.sent = S, 0.0, 0, 0.0
 
             def send(self, tensor, dst):
-                self.clock, self.messages, self.sent = self.clock + tensor.nbytes / self.S, self.messages + 1, self.sent + tensor.nbytes / self.S
+                self.clock, self.messages, self.sent = (
+                    self.clock + tensor.nbytes / self.S,
+                    self.messages + 1,
+                    self.sent + tensor.nbytes / self.S,
+                )
                 dist.send(tensor, dst)
                 dist.send(torch.tensor([self.clock], device="cpu"), dst)
 
@@ -226,7 +382,9 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
 
         def mine(rank, numel):
             generator = torch.Generator("cpu").manual_seed(seed + rank)
-            return torch.randint(-FLOAT32_WHOLE, FLOAT32_WHOLE, (numel,), generator=generator, device="cpu").float()
+            return torch.randint(
+                -FLOAT32_WHOLE, FLOAT32_WHOLE, (numel,), generator=generator, device="cpu"
+            ).float()
 
         found, rank, size = [], dist.get_rank(), dist.get_world_size()
         for numel in (1 + seed % 20, 50_000):
@@ -235,7 +393,15 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
             with on_rank.Calls() as calls:
                 answer(tensor, link)
             near = not torch.isfinite(tensor).all() or on_rank.apart(tensor.double(), wanted.double()) < 0.01
-            found.append(("" if torch.equal(tensor, wanted) else "nearly" if near else "no", link.clock, link.messages, link.sent, [call["op"] for call in calls.rows]))
+            found.append(
+                (
+                    "" if torch.equal(tensor, wanted) else "nearly" if near else "no",
+                    link.clock,
+                    link.messages,
+                    link.sent,
+                    [call["op"] for call in calls.rows],
+                )
+            )
         return found
 
     reduce.__name__, seed = "your function", judge.seed
@@ -245,22 +411,43 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
         bad = [rank for rank, found in enumerate(job.results) if any(problem for problem, *_ in found)]
         near = any(problem == "nearly" for found in job.results for problem, *_ in found)
         why = ". It is near it, or overflows: send and add in the tensor's own dtype" if near else ""
-        if not judge.demand(not bad, f"{case}: every rank has the sum", f"{case}: rank {', '.join(map(str, bad))} does not hold the sum of all tensors{why}"):
+        if not judge.demand(
+            not bad,
+            f"{case}: every rank has the sum",
+            f"{case}: rank {', '.join(map(str, bad))} does not hold the sum of all tensors{why}",
+        ):
             return
-        cases = list(zip(*job.results))           # of each size, what each rank tells
+        cases = list(zip(*job.results))  # of each size, what each rank tells
         ops = [[op for *_, its in found for op in its] for found in cases]
-        if any(set(its) - {"send", "recv"} or its.count("send") != 2 * sum(messages for _, _, messages, _, _ in found) for its, found in zip(ops, cases)):
-            judge.demand(False, "", f"{case}: some bytes did not go over `link`. Use link.send and link.recv only")
+        if any(
+            set(its) - {"send", "recv"}
+            or its.count("send") != 2 * sum(messages for _, _, messages, _, _ in found)
+            for its, found in zip(ops, cases)
+        ):
+            judge.demand(
+                False, "", f"{case}: some bytes did not go over `link`. Use link.send and link.recv only"
+            )
             return
         sent = [max(its) for its in zip(*([sent for *_, sent, _ in found] for found in cases))]
-        judge.demand(sum(sent) <= LIMIT * 2 * (ranks - 1), f"{case}: {2 * (ranks - 1)} S were sent in all",
-                     f"{case}: {sum(sent):.1f} S were sent in all, and 2(n-1) S = {2 * (ranks - 1)} S are enough")
-        judge.demand(max(sent) <= LIMIT * depth, f"{case}: no rank sent more than {depth} S",
-                     f"{case}: rank {sent.index(max(sent))} sent {max(sent):.1f} S, and log2(n) S = {depth} S must be enough for every rank")
+        judge.demand(
+            sum(sent) <= LIMIT * 2 * (ranks - 1),
+            f"{case}: {2 * (ranks - 1)} S were sent in all",
+            f"{case}: {sum(sent):.1f} S were sent in all, and 2(n-1) S = {2 * (ranks - 1)} S are enough",
+        )
+        judge.demand(
+            max(sent) <= LIMIT * depth,
+            f"{case}: no rank sent more than {depth} S",
+            f"{case}: rank {sent.index(max(sent))} sent {max(sent):.1f} S, and log2(n) S = {depth} S must be"
+            " enough for every rank",
+        )
         time = max(clock for found in cases for _, clock, *_ in found)
-        judge.demand(time <= LIMIT * 2 * depth, f"{case}: done after the time of {2 * depth} messages",
-                     f"{case}: done after the time of {time:.0f} messages, and 2 log2(n) = {2 * depth} must be enough. Let several pairs of ranks "
-                     "talk at the same time; on the way back, serve the rank with the most ranks behind it first")
+        judge.demand(
+            time <= LIMIT * 2 * depth,
+            f"{case}: done after the time of {2 * depth} messages",
+            f"{case}: done after the time of {time:.0f} messages, and 2 log2(n) = {2 * depth} must be enough."
+            " Let several pairs of ranks talk at the same time; on the way back, serve the rank with the"
+            " most ranks behind it first",
+        )
         if not judge.verdict():
             return
 

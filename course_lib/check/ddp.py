@@ -1,4 +1,5 @@
 """Checks of chapter 04, "Distributed data parallel"."""
+
 import random
 import tempfile
 from collections.abc import Callable
@@ -13,22 +14,26 @@ from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.datasets import digits
-from course_lib.record import Job
 from course_lib.models import MLP, TinyGPT
+from course_lib.record import Job
 
 __all__ = ["own_ddp", "one_synchronisation", "checkpoint"]
 
-ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
-BYTES_LIMIT = 1.02                  # times what a ring all_reduce of the gradients sends
+# relative, in float64: rounding stays a thousand times below it, and no mistake does
+ERROR_LIMIT = 1e-9
+BYTES_LIMIT = 1.02  # times what a ring all_reduce of the gradients sends
 
 
 @exercise
 def own_ddp(judge: Judge, make_ddp: Callable) -> None:
-    """`make_ddp(module)` starts all ranks from rank 0's weights, and averages the gradients once per update, in the last micro-batch's backward."""
+    """`make_ddp(module)` starts all ranks from rank 0's weights, and averages the gradients once per update,
+    in the last micro-batch's backward.
+    """
     UPDATES = 4
 
     class Scaled(MLP):
         """An MLP with a buffer that matters: one factor per pixel."""
+
         def __init__(self):
             super().__init__((64, 256, 256, 10))
             self.register_buffer("scale", 0.5 + torch.rand(64))
@@ -70,51 +75,77 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
         torch.manual_seed(seed + rank)
         module = make_model()
         torch.manual_seed(seed)
-        one = make_model()                        # what one process has, which trains on the whole batch
+        one = make_model()  # what one process has, which trains on the whole batch
         ddp = make_ddp(module)
-        found = {"start": apart(flat(module.parameters()), flat(one.parameters())), "gradient": 0.0, "moved": 0.0, "looks": "",
-                 "buffers": all(map(torch.equal, module.buffers(), one.buffers())), "P": flat(learning(one)).nbytes, "other": ""}
+        found = {
+            "start": apart(flat(module.parameters()), flat(one.parameters())),
+            "gradient": 0.0,
+            "moved": 0.0,
+            "looks": "",
+            "buffers": all(map(torch.equal, module.buffers(), one.buffers())),
+            "P": flat(learning(one)).nbytes,
+            "other": "",
+        }
         module.load_state_dict(one.state_dict())  # so that each step of the exercise is judged by itself
         optimizer, optimizer_of_one = (torch.optim.Adam(learning(model), 0.003) for model in (module, one))
         batches = [data(one, 4 * n * k, update) for update in range(UPDATES)]
         for update, whole in enumerate(batches):
-            pieces = list(zip(*(tensor.split(4) for tensor in whole)))        # micro-batch by micro-batch, and in each rank by rank
+            # micro-batch by micro-batch, and in each rank by rank
+            pieces = list(zip(*(tensor.split(4) for tensor in whole)))
             optimizer.zero_grad()
             before = flat(module.parameters())
             with measure.step(module, optimizer):
                 for number in range(k):
                     with ddp.no_sync() if number < k - 1 else contextlib.nullcontext():
                         loss = loss_of(ddp, pieces[number * n + rank]) / k
-                        if (update, number, rank) == (2, k - 1, late):          # who does not wait for it has wrong numbers
+                        # who does not wait for it has wrong numbers
+                        if (update, number, rank) == (2, k - 1, late):
                             on_rank.come_late("backward")
                         loss.backward()
-                now = [None if p.grad is None else p.grad.detach().clone() for p in learning(module)]       # before what comes late can still come
+                # before what comes late can still come
+                now = [None if p.grad is None else p.grad.detach().clone() for p in learning(module)]
             if update == 2:
                 on_rank.is_back("backward")
             found["moved"] = max(found["moved"], apart(flat(module.parameters()), before))
             strange = any(g is None or g.shape != p.shape for g, p in zip(now, learning(module)))
-            problem = ("a parameter has no gradient after backward, or one of another shape" if strange else
-                       "a frozen parameter has got a gradient" if any(p.grad is not None for p in module.parameters() if not p.requires_grad) else "")
+            problem = (
+                "a parameter has no gradient after backward, or one of another shape"
+                if strange
+                else (
+                    "a frozen parameter has got a gradient"
+                    if any(p.grad is not None for p in module.parameters() if not p.requires_grad)
+                    else ""
+                )
+            )
             if problem := on_rank.first_problem(problem):
                 return found | {"other": problem}
             for p, g in zip(learning(module), now):
                 p.grad = g
             grad, full = flat(now), gradient(whole)
             if update == 2 and found["gradient"] < ERROR_LIMIT < apart(grad, full):
-                found["looks"] = "right while all ranks are in step, and wrong when one comes late: backward must not return before the sums have arrived"
+                found["looks"] = (
+                    "right while all ranks are in step, and wrong when one comes late: backward must not"
+                    " return before the sums have arrived"
+                )
             if update == 0 and apart(grad, full) > ERROR_LIMIT:
-                by_micro_batch = [[gradient(piece) / k for piece in pieces[i * n:(i + 1) * n]] for i in range(k)]
+                by_micro_batch = [
+                    [gradient(piece) / k for piece in pieces[i * n : (i + 1) * n]] for i in range(k)
+                ]
                 own = [by_rank[rank] for by_rank in by_micro_batch]
                 guesses = {
                     "the sum over the ranks, not their average: divide by the world size": full * n,
                     "divided by the world size twice": full / n,
                     "this rank's own gradient: nothing was averaged": sum(own),
-                    "averaged in the last micro-batch alone: a hook of `register_hook` sees the gradient of one backward, and one of "
-                    "`register_post_accumulate_grad_hook` finds the whole in `p.grad`": sum(own[:-1]) + sum(by_micro_batch[-1]) / n,
-                    "the sum of sums: `p.grad` was summed over the ranks again in every micro-batch":
-                        sum(n ** (k - i) * sum(by_rank) / n for i, by_rank in enumerate(by_micro_batch)),
+                    "averaged in the last micro-batch alone: a hook of `register_hook` sees the gradient of one backward, and one of `register_post_accumulate_grad_hook` finds the whole in `p.grad`": (
+                        sum(own[:-1]) + sum(by_micro_batch[-1]) / n
+                    ),
+                    "the sum of sums: `p.grad` was summed over the ranks again in every micro-batch": sum(
+                        n ** (k - i) * sum(by_rank) / n for i, by_rank in enumerate(by_micro_batch)
+                    ),
                 }
-                found["looks"] = next((text for text, guess in guesses.items() if apart(grad, guess) < 1e-6), "")
+                found["looks"] = next(
+                    (text for text, guess in guesses.items() if apart(grad, guess) < 1e-6), ""
+                )
             found["gradient"] = max(found["gradient"], apart(grad, full))
             optimizer.step()
             for p, part in zip(learning(one), full.split([p.numel() for p in learning(one)])):
@@ -124,7 +155,10 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
 
     seed = judge.seed
     train.__name__ = "your DDP"
-    for what, make_model, ranks, k in (("an MLP with a buffer", Scaled, 2, 3), ("a TinyGPT with tied and frozen weights", gpt, 3, 2)):
+    for what, make_model, ranks, k in (
+        ("an MLP with a buffer", Scaled, 2, 3),
+        ("a TinyGPT with tied and frozen weights", gpt, 3, 2),
+    ):
         job = judge.run(train, make_model, make_ddp, k, ranks=ranks)
         case = f"{what}, {ranks} ranks"
         _judge_start(judge, case, job.results)
@@ -134,11 +168,19 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
 
 def _judge_start(judge: Judge, case: str, results: list[dict]) -> None:
     apart = [rank for rank, found in enumerate(results) if found["start"] > 0]
-    if judge.demand(not apart, f"{case}: all ranks start with the weights of rank 0",
-                    f"{case}: rank {max(apart, default=0)} does not start with the weights of rank 0. Broadcast them from rank 0 when the wrapper is made: "
-                    "ranks that start apart stay apart, however well their gradients are averaged."):
-        judge.demand(all(found["buffers"] for found in results), f"{case}: and with its buffers",
-                     f"{case}: the parameters start equal, but a buffer does not. `module.buffers()` must be broadcast too.")
+    if judge.demand(
+        not apart,
+        f"{case}: all ranks start with the weights of rank 0",
+        f"{case}: rank {max(apart, default=0)} does not start with the weights of rank 0. Broadcast them from"
+        " rank 0 when the wrapper is made: ranks that start apart stay apart, however well their gradients"
+        " are averaged.",
+    ):
+        judge.demand(
+            all(found["buffers"] for found in results),
+            f"{case}: and with its buffers",
+            f"{case}: the parameters start equal, but a buffer does not. `module.buffers()` must be broadcast"
+            " too.",
+        )
 
 
 def _judge_values(judge: Judge, case: str, job: Job, updates: int) -> bool:
@@ -147,45 +189,87 @@ def _judge_values(judge: Judge, case: str, job: Job, updates: int) -> bool:
     if wrong:
         return judge.demand(False, "", f"{case}: {wrong}.")
     moved, error = (max(found[name] for found in job.results) for name in ("moved", "gradient"))
-    judge.demand(moved < ERROR_LIMIT, f"{case}: forward and backward leave the weights alone",
-                 f"{case}: your wrapper changes the weights during forward or backward. It averages weights, and it should average gradients: "
-                 "the hook gets the parameter, and the gradient is its `.grad`. (Averaged weights equal averaged gradients for plain SGD only, and this is Adam.)")
+    judge.demand(
+        moved < ERROR_LIMIT,
+        f"{case}: forward and backward leave the weights alone",
+        f"{case}: your wrapper changes the weights during forward or backward. It averages weights, and it"
+        " should average gradients: the hook gets the parameter, and the gradient is its `.grad`. (Averaged"
+        " weights equal averaged gradients for plain SGD only, and this is Adam.)",
+    )
     looks = next((f" It is {found['looks']}." for found in job.results if found["looks"]), "")
-    if judge.demand(error < ERROR_LIMIT, f"{case}: every gradient is that of the whole batch",
-                    f"{case}: the gradient is not that of the whole batch (relative error {error:.2g}).{looks or on_rank.rounding(error)}"):
+    if judge.demand(
+        error < ERROR_LIMIT,
+        f"{case}: every gradient is that of the whole batch",
+        f"{case}: the gradient is not that of the whole batch (relative error"
+        f" {error:.2g}).{looks or on_rank.rounding(error)}",
+    ):
         weights = max(found["weights"] for found in job.results)
-        judge.demand(weights < ERROR_LIMIT, f"{case}: after {updates} updates with Adam, the weights are those of one process",
-                     f"{case}: after {updates} updates the weights are not those of one process (relative error {weights:.2g}).")
+        judge.demand(
+            weights < ERROR_LIMIT,
+            f"{case}: after {updates} updates with Adam, the weights are those of one process",
+            f"{case}: after {updates} updates the weights are not those of one process (relative error"
+            f" {weights:.2g}).",
+        )
     return True
 
 
 def _judge_bytes(judge: Judge, case: str, job: Job, gradient_bytes: int, micro_batches: int) -> None:
-    """Demand one synchronisation in the traced step, and no more bytes than one ring all_reduce of the gradients."""
+    """Demand one synchronisation in the traced step, and no more bytes than one ring all_reduce of the
+    gradients.
+    """
     ring = theory.collective_bytes("all_reduce", gradient_bytes, job.ranks)
-    calls = job.comm[~job.comm["op"].isin(["broadcast", "barrier"])]          # buffers may travel beside the gradients
+    # buffers may travel beside the gradients
+    calls = job.comm[~job.comm["op"].isin(["broadcast", "barrier"])]
     times = calls.groupby("rank")["algorithm_bytes"].sum().max() / ring if len(calls) else 0.0
     used = ", ".join(f"{count} {op}" for op, count in calls[calls["rank"] == 0]["op"].value_counts().items())
     gathers = "all_gather" in set(calls["op"]) and "reduce_scatter" not in set(calls["op"])
     if not gathers:
-        why = ("nothing was summed: the gradients of the other ranks cannot have come into yours" if times == 0 else
-               f"the gradients travelled {times:.2f} times ({used})" + (": once in every micro-batch. Under `no_sync` nothing may be sent: gradients "
-               "add up in `.grad`, and the last backward sends the sum" if micro_batches * 0.95 < times < micro_batches * 1.05 else ""))
-        judge.demand(0.98 <= times <= BYTES_LIMIT, f"{case}: exactly one synchronisation per update", f"{case}: exactly one synchronisation per update, but {why}.")
+        why = (
+            "nothing was summed: the gradients of the other ranks cannot have come into yours"
+            if times == 0
+            else f"the gradients travelled {times:.2f} times ({used})"
+            + (
+                ": once in every micro-batch. Under `no_sync` nothing may be sent: gradients "
+                "add up in `.grad`, and the last backward sends the sum"
+                if micro_batches * 0.95 < times < micro_batches * 1.05
+                else ""
+            )
+        )
+        judge.demand(
+            0.98 <= times <= BYTES_LIMIT,
+            f"{case}: exactly one synchronisation per update",
+            f"{case}: exactly one synchronisation per update, but {why}.",
+        )
     each = sent_bytes(job)
     sent, beside = each.max(), (each - header_bytes(job)).max()
-    hint = (" An all_gather brings the gradient of every rank to every rank, to be added up there; an all_reduce sends sums." if gathers else
-            " The rank to which all reduce, and which sends the sums to all, has more to send than the others: an all_reduce shares that out."
-            if {"reduce", "broadcast"} <= set(job.comm["op"]) else "")
-    judge.demand(beside <= BYTES_LIMIT * ring, f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
-                 f"{case}: a rank sent {sent / ring:.1f} times the 2(n-1)/n P = {ring:,.0f} bytes of one all_reduce.{hint}")
+    hint = (
+        " An all_gather brings the gradient of every rank to every rank, to be added up there; an all_reduce"
+        " sends sums."
+        if gathers
+        else (
+            " The rank to which all reduce, and which sends the sums to all, has more to send than the"
+            " others: an all_reduce shares that out."
+            if {"reduce", "broadcast"} <= set(job.comm["op"])
+            else ""
+        )
+    )
+    judge.demand(
+        beside <= BYTES_LIMIT * ring,
+        f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
+        f"{case}: a rank sent {sent / ring:.1f} times the 2(n-1)/n P = {ring:,.0f} bytes of one"
+        f" all_reduce.{hint}",
+    )
 
 
 @exercise
 def one_synchronisation(judge: Judge, update: Callable) -> None:
-    """`update(ddp, optimizer, micro_batches)`: one update with torch's DDP from micro-batches of different sizes, one at a time, and one synchronisation."""
+    """`update(ddp, optimizer, micro_batches)`: one update with torch's DDP from micro-batches of different
+    sizes, one at a time, and one synchronisation.
+    """
     WIDTHS, RATE = (64, 512, 256, 10), 0.5
     seed, draw = judge.seed, random.Random(judge.seed)
-    updates = [draw.sample(range(1, 10), k) for k in (3, 3, draw.choice([2, 4]), 1)]         # sizes of the micro-batches; the second update is traced
+    # sizes of the micro-batches; the second update is traced
+    updates = [draw.sample(range(1, 10), k) for k in (3, 3, draw.choice([2, 4]), 1)]
 
     def train(update):
         from torch.nn.parallel import DistributedDataParallel
@@ -198,8 +282,11 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
         one, module = MLP(WIDTHS), MLP(WIDTHS)
         module.load_state_dict(one.state_dict())
         ddp = DistributedDataParallel(module)
-        optimizer, optimizer_of_one = (torch.optim.SGD(model.parameters(), RATE, momentum=0.9) for model in (module, one))
-        forwards, waiting, most_waiting = 0, 0, 0         # of one update: forwards that have run, that wait for their backward, and at most
+        optimizer, optimizer_of_one = (
+            torch.optim.SGD(model.parameters(), RATE, momentum=0.9) for model in (module, one)
+        )
+        # of one update: forwards that have run, that wait for their backward, and at most
+        forwards, waiting, most_waiting = 0, 0, 0
         found = {"P": flat(one.parameters()).nbytes, "forwards": "", "most_waiting": 0, "looks": ""}
 
         def after_forward(module, inputs, output):
@@ -219,10 +306,11 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
         order = torch.randperm(len(images), generator=generator)
         for number, sizes in enumerate(updates):
             total = sum(sizes)
-            chosen, order = order[:n * total], order[n * total:]
-            mine = chosen[rank * total:(rank + 1) * total]
+            chosen, order = order[: n * total], order[n * total :]
+            mine = chosen[rank * total : (rank + 1) * total]
             micro_batches = list(zip(images[mine].double().split(sizes), labels[mine].split(sizes)))
-            for p in module.parameters():         # "the gradients of the update before may still be there": here they are
+            # "the gradients of the update before may still be there": here they are
+            for p in module.parameters():
                 p.grad = torch.randn(p.shape, generator=generator).mul_(0.01)
             left = flat(p.grad for p in module.parameters())
             forwards = waiting = most_waiting = 0
@@ -233,12 +321,18 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
             F.cross_entropy(one(images[chosen].double()), labels[chosen]).backward()
             optimizer_of_one.step()
             if forwards != len(sizes):
-                found["forwards"] = found["forwards"] or f"{forwards} times for {len(sizes)} micro-batch{'es' * (len(sizes) > 1)}"
+                found["forwards"] = (
+                    found["forwards"]
+                    or f"{forwards} times for {len(sizes)} micro-batch{'es' * (len(sizes) > 1)}"
+                )
             found["most_waiting"] = max(found["most_waiting"], most_waiting)
             if number == 0:
                 moved, wanted = (flat(model.parameters()) - before for model in (module, one))
-                found |= {"first": apart(moved, wanted), "factor": on_rank.times(moved, wanted, 1e-6),
-                          "left": apart(moved, wanted - RATE * left) < 1e-6}
+                found |= {
+                    "first": apart(moved, wanted),
+                    "factor": on_rank.times(moved, wanted, 1e-6),
+                    "left": apart(moved, wanted - RATE * left) < 1e-6,
+                }
         weights = flat(module.parameters())
         return found | {"error": apart(weights, flat(one.parameters())), "sum": weights.sum().item()}
 
@@ -246,42 +340,78 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
     for ranks in (2, 3):
         job = judge.run(train, update, ranks=ranks)
         case, first = f"{ranks} ranks, micro-batches of different sizes", job.results[0]
-        error, most_waiting = (max(found[name] for found in job.results) for name in ("error", "most_waiting"))
+        error, most_waiting = (
+            max(found[name] for found in job.results) for name in ("error", "most_waiting")
+        )
         if len({found["sum"] for found in job.results}) > 1:
-            why = ("the ranks have different weights: DDP decides in a forward what the next backward will do, so call each backward right after its forward"
-                   if most_waiting > 1 else "the ranks have different weights: their last backward must not be under `no_sync`, or nobody averages")
+            why = (
+                "the ranks have different weights: DDP decides in a forward what the next backward will do,"
+                " so call each backward right after its forward"
+                if most_waiting > 1
+                else (
+                    "the ranks have different weights: their last backward must not be under `no_sync`, or"
+                    " nobody averages"
+                )
+            )
         elif first["first"] < ERROR_LIMIT:
-            why = "the first update is right, and a later one is not: does anything of the update before still count, or the number of micro-batches?"
+            why = (
+                "the first update is right, and a later one is not: does anything of the update before still"
+                " count, or the number of micro-batches?"
+            )
         elif first["left"]:
-            why = ("the gradients of the update before are still there when the first backward adds to them: zero them before the first backward, and not only "
-                   "at the end")
+            why = (
+                "the gradients of the update before are still there when the first backward adds to them:"
+                " zero them before the first backward, and not only at the end"
+            )
         elif hint := on_rank.rounding(first["first"]):
-            why = f"the first update misses that of one process by {first['first']:.2g} of its length.{hint}".removesuffix(".")
+            why = f"the first update misses that of one process by {first['first']:.2g} of its length.{hint}".removesuffix(
+                "."
+            )
         elif first["factor"] is None:
-            why = (f"the first update misses that of one process by {first['first']:.0%} of its length. A micro-batch counts by its samples: "
-                   "divide the sum of all losses by the number of this rank's samples. And zero the gradients once, before the first backward")
+            why = (
+                f"the first update misses that of one process by {first['first']:.0%} of its length. A"
+                " micro-batch counts by its samples: divide the sum of all losses by the number of this"
+                " rank's samples. And zero the gradients once, before the first backward"
+            )
         else:
-            why = ("the first update leaves the weights as they were" if abs(first["factor"]) < 1e-6 else
-                   f"the first update is {first['factor']:.3g} times that of one process: by what do you divide the losses? (DDP itself divides by the number of ranks)")
+            why = (
+                "the first update leaves the weights as they were"
+                if abs(first["factor"]) < 1e-6
+                else (
+                    f"the first update is {first['factor']:.3g} times that of one process: by what do you"
+                    " divide the losses? (DDP itself divides by the number of ranks)"
+                )
+            )
         judge.demand(error < ERROR_LIMIT, f"{case}: the weights are those of one process", f"{case}: {why}.")
         forwards = next((found["forwards"] for found in job.results if found["forwards"]), "")
-        judge.demand(not forwards, f"{case}: one forward per micro-batch", f"{case}: the model ran {forwards}.")
-        judge.demand(most_waiting <= 1, f"{case}: each backward follows its forward",
-                     f"{case}: {most_waiting} forwards wait for one backward, and the activations of all their micro-batches are in memory at once. "
-                     "Call backward after each forward: gradients add up in `.grad`.")
+        judge.demand(
+            not forwards, f"{case}: one forward per micro-batch", f"{case}: the model ran {forwards}."
+        )
+        judge.demand(
+            most_waiting <= 1,
+            f"{case}: each backward follows its forward",
+            f"{case}: {most_waiting} forwards wait for one backward, and the activations of all their"
+            " micro-batches are in memory at once. Call backward after each forward: gradients add up in"
+            " `.grad`.",
+        )
         _judge_bytes(judge, case, job, first["P"], len(updates[1]))
 
 
 @exercise
 def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
-    """`save(path, ddp, optimizer, step)` by rank 0 alone and awaited by all; `load(path, ddp, optimizer)` returns the step and runs no code of the file."""
+    """`save(path, ddp, optimizer, step)` by rank 0 alone and awaited by all; `load(path, ddp, optimizer)`
+    returns the step and runs no code of the file.
+    """
     WIDTHS = (64, 96, 10)
-    SLOW_S = 0.4, 1.2                             # so long the first and the second save take, unless the other rank comes back before: then it has not waited
+    # so long the first and the second save take, unless the other rank comes back before: then it has not
+    # waited
+    SLOW_S = 0.4, 1.2
     seed = judge.seed
-    last_step = seed % 1000 + 7                   # of the second save
+    last_step = seed % 1000 + 7  # of the second save
 
     def plain():
-        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), MLP(WIDTHS))           # with buffers, which training changes
+        # with buffers, which training changes
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), MLP(WIDTHS))
 
     def train(save, load, path):
         import builtins
@@ -307,9 +437,16 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             return on_rank.flat(ddp.module.state_dict().values())
 
         def slow(own, name):
-            """As slow as a large model on a network drive: the write ends late, or as soon as the other rank has come back, which is too soon."""
+            """As slow as a large model on a network drive: the write ends late, or as soon as the other rank
+            has come back, which is too soon.
+            """
+
             def slower(*args, **kwargs):
-                writes = name != "open" or str(args[0]) == path and any(letter in str(args[1:2] or kwargs.get("mode", "r")) for letter in "wax+")
+                writes = (
+                    name != "open"
+                    or str(args[0]) == path
+                    and any(letter in str(args[1:2] or kwargs.get("mode", "r")) for letter in "wax+")
+                )
                 if not writes or name == "save" and of_torch():
                     return own(*args, **kwargs)
                 if name == "save":
@@ -317,6 +454,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 if rank == 0:
                     on_rank.come_late(f"save {turn}", SLOW_S[turn])
                 return own(*args, **kwargs)
+
             return slower
 
         def noted_load(f, map_location=None, *args, **kwargs):
@@ -336,16 +474,28 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             try:
                 content = own_load(path, map_location="cpu", weights_only=True)
             except Exception:
-                return "torch.load refuses it with `weights_only=True`. Save state dicts and numbers, and no object of a class, such as the model itself."
+                return (
+                    "torch.load refuses it with `weights_only=True`. Save state dicts and numbers, and no"
+                    " object of a class, such as the model itself."
+                )
             if not isinstance(content, dict) or not {"model", "optimizer", "step"} <= set(content):
-                holds = f"a dict with the keys {', '.join(map(str, content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+                holds = (
+                    f"a dict with the keys {', '.join(map(str, content))}"
+                    if isinstance(content, dict)
+                    else f"a {type(content).__name__}"
+                )
                 return f"it holds {holds}, and it should hold a dict with the keys model, optimizer and step."
             try:
                 plain().load_state_dict({name: tensor.cpu() for name, tensor in content["model"].items()})
             except Exception:
-                wrapped = all(str(name).startswith("module.") for name in content["model"]) if isinstance(content["model"], dict) else False
-                return ("a plain model cannot load its `model`. Save `ddp.module.state_dict()`: " +
-                        ("the wrapper puts \"module.\" before each name." if wrapped else "all of it, buffers too."))
+                wrapped = (
+                    all(str(name).startswith("module.") for name in content["model"])
+                    if isinstance(content["model"], dict)
+                    else False
+                )
+                return "a plain model cannot load its `model`. Save `ddp.module.state_dict()`: " + (
+                    'the wrapper puts "module." before each name.' if wrapped else "all of it, buffers too."
+                )
             return ""
 
         rank, turn, sleep = dist.get_rank(), 0, time.sleep
@@ -353,15 +503,26 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         images, labels = digits()
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         images, labels = images[order], labels[order]
-        own = [(home, name, getattr(home, name)) for home, name in
-               ((torch, "save"), (torch, "load"), (os, "replace"), (os, "rename"), (builtins, "open"), (io, "open"), (time, "sleep"))]
+        own = [
+            (home, name, getattr(home, name))
+            for home, name in (
+                (torch, "save"),
+                (torch, "load"),
+                (os, "replace"),
+                (os, "rename"),
+                (builtins, "open"),
+                (io, "open"),
+                (time, "sleep"),
+            )
+        ]
         own_load, own_open = torch.load, open
         try:
             ddp, optimizer = make(seed)
             steps(ddp, optimizer, 0, 3)
-            for turn, step in enumerate((3, last_step)):                  # the second save finds a file
+            for turn, step in enumerate((3, last_step)):  # the second save finds a file
                 before = copy.deepcopy((ddp.state_dict(), optimizer.state_dict()))
-                special = {"load": noted_load, "sleep": lambda seconds: sleep(seconds / 1000)}       # who sleeps has not waited
+                # who sleeps has not waited
+                special = {"load": noted_load, "sleep": lambda seconds: sleep(seconds / 1000)}
                 for home, name, function in own:
                     setattr(home, name, special.get(name) or slow(function, name))
                 save(path, ddp, optimizer, step)
@@ -376,7 +537,8 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 found["complete"] &= then == content()
                 found["changed"] |= not same(before, (ddp.state_dict(), optimizer.state_dict()))
                 if turn == 0:
-                    optimizer.param_groups[0]["lr"] = 0.003               # as a schedule does: the state of the optimizer is more than its moments
+                    # as a schedule does: the state of the optimizer is more than its moments
+                    optimizer.param_groups[0]["lr"] = 0.003
                     steps(ddp, optimizer, 3, 5)
             if problem := on_rank.first_problem(problem_of_the_file()):
                 return found | {"problem": problem.removeprefix("on rank 0 ")}
@@ -406,6 +568,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
 
         class Planted:
             """Unpickled, it makes a directory."""
+
             def __reduce__(self):
                 return os.mkdir, (f"{path}.mark",)
 
@@ -414,7 +577,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         try:
             load(path, ddp, torch.optim.Adam(ddp.parameters()))
         except Exception:
-            pass                                  # as it should be
+            pass  # as it should be
         return os.path.exists(f"{path}.mark")
 
     train.__name__ = code_runs.__name__ = "your function"
@@ -422,24 +585,57 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         job = judge.run(train, save, load, f"{folder}/checkpoint.pt", ranks=2)
         zero, other = job.results
         wanted = 1 if zero["problem"] == "it was not written." else 2
-        judge.demand((zero["saves"], other["saves"]) == (wanted, 0), "rank 0 alone saves, once",
-                     f"rank 0 must call torch.save once for each checkpoint and rank 1 never, and for {wanted} they called it {zero['saves']} and {other['saves']} times. "
-                     "All ranks have the same weights, and two that write one file damage it.")
-        judge.demand(other["complete"], "when `save` returns on any rank, the file is there",
-                     "`save` returned on rank 1 before the file was there, and complete. The others must wait until rank 0 has written it: "
-                     "a barrier, after torch.save, on every rank.")
-        judge.demand(not (zero["changed"] or other["changed"]), "saving changes nothing", "after `save`, the model or the optimizer's state is another one than before.")
-        if not judge.demand(not zero["problem"], "a plain model can load it, without DDP", f"the file: {zero['problem']}"):
+        judge.demand(
+            (zero["saves"], other["saves"]) == (wanted, 0),
+            "rank 0 alone saves, once",
+            f"rank 0 must call torch.save once for each checkpoint and rank 1 never, and for {wanted} they"
+            f" called it {zero['saves']} and {other['saves']} times. All ranks have the same weights, and two"
+            " that write one file damage it.",
+        )
+        judge.demand(
+            other["complete"],
+            "when `save` returns on any rank, the file is there",
+            "`save` returned on rank 1 before the file was there, and complete. The others must wait until"
+            " rank 0 has written it: a barrier, after torch.save, on every rank.",
+        )
+        judge.demand(
+            not (zero["changed"] or other["changed"]),
+            "saving changes nothing",
+            "after `save`, the model or the optimizer's state is another one than before.",
+        )
+        if not judge.demand(
+            not zero["problem"], "a plain model can load it, without DDP", f"the file: {zero['problem']}"
+        ):
             return
         wrong = [found["step"] for found in job.results if on_rank.whole(found["step"]) != last_step]
-        judge.demand(not wrong, "`load` returns the step", f"`load` must return the step, {last_step}, on every rank, and returned {wrong[0] if wrong else None!r:.60}.")
+        judge.demand(
+            not wrong,
+            "`load` returns the step",
+            f"`load` must return the step, {last_step}, on every rank, and returned"
+            f" {wrong[0] if wrong else None!r:.60}.",
+        )
         resumed = max(found["resumed"] for found in job.results)
-        judge.demand(resumed < 1e-6, "training goes on as if it had never stopped",
-                     f"training does not go on as before: three steps later the weights are {resumed:.2g} away (relative). "
-                     f"Restore the optimizer's state too, all of it, on every rank.{on_rank.rounding(resumed)}")
+        judge.demand(
+            resumed < 1e-6,
+            "training goes on as if it had never stopped",
+            f"training does not go on as before: three steps later the weights are {resumed:.2g} away"
+            " (relative). Restore the optimizer's state too, all of it, on every"
+            f" rank.{on_rank.rounding(resumed)}",
+        )
         loads = zero["loads"] + other["loads"]
-        judge.demand(loads and all(loads), "`map_location` says where the tensors go",
-                     "torch.load was called without `map_location`. A tensor that was saved from the GPU of rank 0 would then be loaded to that GPU by every rank."
-                     if loads else "torch.load was not called.")
+        judge.demand(
+            loads and all(loads),
+            "`map_location` says where the tensors go",
+            (
+                "torch.load was called without `map_location`. A tensor that was saved from the GPU of rank 0"
+                " would then be loaded to that GPU by every rank."
+                if loads
+                else "torch.load was not called."
+            ),
+        )
         planted = judge.run(code_runs, load, f"{folder}/planted.pt", ranks=1).results[0]
-    judge.demand(not planted, "code that is hidden in a file does not run", "a file with code in it was loaded, and the code ran. Load with `weights_only=True`.")
+    judge.demand(
+        not planted,
+        "code that is hidden in a file does not run",
+        "a file with code in it was loaded, and the code ran. Load with `weights_only=True`.",
+    )

@@ -1,4 +1,7 @@
-"""Checks of chapter 10, "Hybrid parallelism": a mesh, its process groups, gradients averaged over the right axis, a norm, a plan."""
+"""Checks of chapter 10, "Hybrid parallelism": a mesh, its process groups, gradients averaged over the right
+axis, a norm, a plan.
+"""
+
 import math
 import random
 from collections.abc import Callable
@@ -15,8 +18,9 @@ from course_lib.models import TinyGPT
 
 __all__ = ["mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"]
 
-ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
-BYTES_LIMIT = 1.02                  # times what a ring all_reduce of a rank's gradients sends
+# relative, in float64: rounding stays a thousand times below it, and no mistake does
+ERROR_LIMIT = 1e-9
+BYTES_LIMIT = 1.02  # times what a ring all_reduce of a rank's gradients sends
 UPDATES = 3
 
 
@@ -26,21 +30,41 @@ def _in_words(sizes: dict[str, int]) -> str:
 
 @exercise
 def mesh(judge: Judge, coordinates: Callable, axis_groups: Callable) -> None:
-    """`coordinates(rank, sizes)` and `axis_groups(axis, sizes)` of meshes with one to four axes, the last axis being the fastest."""
-    named = [{"dp": 2, "tp": 2}, {"dp": 2, "tp": 4}, {"dp": 2, "pp": 3, "tp": 4}, {"dp": 5}, {"dp": 2, "cp": 1, "pp": 3, "tp": 2}]
+    """`coordinates(rank, sizes)` and `axis_groups(axis, sizes)` of meshes with one to four axes, the last
+    axis being the fastest.
+    """
+    named = [
+        {"dp": 2, "tp": 2},
+        {"dp": 2, "tp": 4},
+        {"dp": 2, "pp": 3, "tp": 4},
+        {"dp": 5},
+        {"dp": 2, "cp": 1, "pp": 3, "tp": 2},
+    ]
     draw = random.Random(judge.seed)
-    drawn = [{axis: draw.randint(1, 4) for axis in draw.sample(["dp", "pp", "cp", "ep", "tp"], k=draw.randint(1, 4))} for _ in range(8)]
+    drawn = [
+        {
+            axis: draw.randint(1, 4)
+            for axis in draw.sample(["dp", "pp", "cp", "ep", "tp"], k=draw.randint(1, 4))
+        }
+        for _ in range(8)
+    ]
     meshes = named + drawn
 
     def listed(axis, sizes):
         """The groups as lists, whatever holds them: a zip, or an array."""
         groups = on_rank.plain(axis_groups(axis, sizes))
         try:
-            return [on_rank.plain(group if isinstance(group, (str, dict)) else list(group)) for group in groups]
+            return [
+                on_rank.plain(group if isinstance(group, (str, dict)) else list(group)) for group in groups
+            ]
         except TypeError:
             return groups
 
-    places = iter(judge.call(coordinates, [(rank, sizes) for sizes in meshes for rank in range(math.prod(sizes.values()))]))
+    places = iter(
+        judge.call(
+            coordinates, [(rank, sizes) for sizes in meshes for rank in range(math.prod(sizes.values()))]
+        )
+    )
     groups = iter(judge.call(listed, [(axis, sizes) for sizes in meshes for axis in sizes]))
     for sizes in meshes:
         case = f"mesh {_in_words(sizes)}"
@@ -63,15 +87,22 @@ def mesh(judge: Judge, coordinates: Callable, axis_groups: Callable) -> None:
 
 def _wrong_place(found: list, wanted: list[dict[str, int]], sizes: dict[str, int]) -> str:
     mirrored = dict(reversed(sizes.items()))
-    if found == [{axis: hybrid.coordinates(rank, mirrored)[axis] for axis in sizes} for rank in range(len(wanted))]:
-        return "your first axis is the fastest, and it must be the last one: along it, neighbours have neighbouring ranks."
+    if found == [
+        {axis: hybrid.coordinates(rank, mirrored)[axis] for axis in sizes} for rank in range(len(wanted))
+    ]:
+        return (
+            "your first axis is the fastest, and it must be the last one: along it, neighbours have"
+            " neighbouring ranks."
+        )
     rank = next(rank for rank, (mine, right) in enumerate(zip(found, wanted)) if mine != right)
     return f"rank {rank} stands at {wanted[rank]}, and your function returns {found[rank]!r}."
 
 
 def _wrong_groups(found, axis: str, sizes: dict[str, int]) -> str:
     """What is wrong with the groups of one axis, as lists of ranks; "" if nothing."""
-    if not isinstance(found, list) or not all(isinstance(group, list) and all(isinstance(rank, int) for rank in group) for group in found):
+    if not isinstance(found, list) or not all(
+        isinstance(group, list) and all(isinstance(rank, int) for rank in group) for group in found
+    ):
         return f"the groups of {axis!r} must be a list of lists of ranks, not {found!r:.80}."
     groups = sorted(sorted(group) for group in found)
     wanted = hybrid.axis_groups(axis, sizes)
@@ -80,30 +111,48 @@ def _wrong_groups(found, axis: str, sizes: dict[str, int]) -> str:
     shown, count = f"your groups of {axis!r} are {groups}", math.prod(sizes.values())
     for other in sizes:
         if other != axis and groups == sorted(hybrid.axis_groups(other, sizes)):
-            return f"{shown}: those are the groups of {other!r}. In a group of {axis!r}, the ranks differ in {axis!r}, and agree in all else."
+            return (
+                f"{shown}: those are the groups of {other!r}. In a group of {axis!r}, the ranks differ in"
+                f" {axis!r}, and agree in all else."
+            )
     members = [rank for group in groups for rank in group]
     double = next((rank for rank in members if members.count(rank) > 1), None)
     if double is not None:
-        return f"{shown}: rank {double} is in more than one of them. The groups of one axis have no rank in common."
+        return (
+            f"{shown}: rank {double} is in more than one of them. The groups of one axis have no rank in"
+            " common."
+        )
     if missing := sorted(set(range(count)) - set(members)):
         return f"{shown}: rank {missing[0]} is in none of them. Every rank belongs to one group of each axis."
     if groups == [list(range(count))]:
-        return f"{shown}: that is all ranks in one. A group of {axis!r} has {sizes[axis]} ranks, which differ in {axis!r} alone."
+        return (
+            f"{shown}: that is all ranks in one. A group of {axis!r} has {sizes[axis]} ranks, which differ in"
+            f" {axis!r} alone."
+        )
     return f"{shown}, and they must be {wanted}."
 
 
 @exercise
 def process_groups(judge: Judge, make_groups: Callable) -> None:
-    """`make_groups(sizes)` runs on every rank and returns its group of each axis; all ranks make all groups, in the same order."""
-    MEETING_S = 12.0                                      # for a rank that makes other calls, or waits elsewhere; one that has returned says so
+    """`make_groups(sizes)` runs on every rank and returns its group of each axis; all ranks make all groups,
+    in the same order.
+    """
+    # for a rank that makes other calls, or waits elsewhere; one that has returned says so
+    MEETING_S = 12.0
 
     def trial(make_groups, sizes):
-        """What this rank's groups are, by axis, or under "problem" what went wrong. The ranks' calls of new_group are compared, so that none waits."""
+        """What this rank's groups are, by axis, or under "problem" what went wrong. The ranks' calls of
+        new_group are compared, so that none waits.
+        """
         import json
         import time
 
         rank, count = dist.get_rank(), dist.get_world_size()
-        store, real, calls = dist.PrefixStore("check", dist.distributed_c10d._get_default_store()), dist.new_group, []
+        store, real, calls = (
+            dist.PrefixStore("check", dist.distributed_c10d._get_default_store()),
+            dist.new_group,
+            [],
+        )
 
         class Mismatch(Exception):
             pass
@@ -113,7 +162,7 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
             deadline = time.monotonic() + MEETING_S
             while not store.check([key]):
                 if time.monotonic() > deadline or unless and store.check([unless]):
-                    return store.check([key])             # it may have been set in between
+                    return store.check([key])  # it may have been set in between
                 time.sleep(0.002)
             return True
 
@@ -127,8 +176,11 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
                         raise Mismatch(f"rank {rank} makes the group {mine}, and rank {other} does not")
                     theirs = json.loads(store.get(f"{number}/{other}"))
                     if theirs != mine:
-                        raise Mismatch(f"in its call number {number + 1} of new_group, rank {min(rank, other)} makes the group "
-                                       f"{mine if rank < other else theirs}, and rank {max(rank, other)} makes {theirs if rank < other else mine}")
+                        raise Mismatch(
+                            f"in its call number {number + 1} of new_group, rank {min(rank, other)} makes the"
+                            f" group {mine if rank < other else theirs}, and rank {max(rank, other)} makes"
+                            f" {theirs if rank < other else mine}"
+                        )
             return real(ranks, *args, **options)
 
         dist.new_group = new_group
@@ -140,23 +192,48 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
             dist.new_group = real
             store.set(f"calls/{rank}", str(len(calls)))
         if not isinstance(groups, dict) or set(groups) != set(sizes):
-            return {"problem": f"rank {rank} must return a dict with the keys {', '.join(sizes)}, not {groups!r}"}
+            return {
+                "problem": f"rank {rank} must return a dict with the keys {', '.join(sizes)}, not {groups!r}"
+            }
         found = {}
         for axis, group in groups.items():
             if group is None:
-                return {"problem": f"rank {rank} returns None for {axis!r}, and to a collective None means all ranks. Make a group, also of one rank"}
+                return {
+                    "problem": (
+                        f"rank {rank} returns None for {axis!r}, and to a collective None means all ranks."
+                        " Make a group, also of one rank"
+                    )
+                }
             if group is dist.GroupMember.NON_GROUP_MEMBER:
                 return {"problem": f"rank {rank} returns for {axis!r} a group that it is not in"}
             if not isinstance(group, dist.ProcessGroup):
-                return {"problem": f"rank {rank} returns {group!r} for {axis!r}, and it must be a process group, as `dist.new_group` returns it"}
+                return {
+                    "problem": (
+                        f"rank {rank} returns {group!r} for {axis!r}, and it must be a process group, as"
+                        " `dist.new_group` returns it"
+                    )
+                }
             found[axis] = dist.get_process_group_ranks(group)
             if rank not in found[axis]:
-                return {"problem": f"rank {rank} returns for {axis!r} a group that it is not in, {found[axis]}"}
+                return {
+                    "problem": f"rank {rank} returns for {axis!r} a group that it is not in, {found[axis]}"
+                }
         for other in range(count):
             if not seen(f"calls/{other}"):
-                return {"problem": f"rank {rank} has made its groups, and rank {other} still waits for another rank", "unequal": True}
+                return {
+                    "problem": (
+                        f"rank {rank} has made its groups, and rank {other} still waits for another rank"
+                    ),
+                    "unequal": True,
+                }
             if int(store.get(f"calls/{other}")) != len(calls):
-                return {"problem": f"rank {rank} makes {len(calls)} groups, and rank {other} makes {int(store.get(f'calls/{other}'))}", "unequal": True}
+                return {
+                    "problem": (
+                        f"rank {rank} makes {len(calls)} groups, and rank {other} makes"
+                        f" {int(store.get(f'calls/{other}'))}"
+                    ),
+                    "unequal": True,
+                }
         return found
 
     trial.__name__ = "your function"
@@ -165,18 +242,36 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
         results = judge.run(trial, make_groups, sizes, ranks=math.prod(sizes.values())).results
         problem = next((found for found in results if "problem" in found), None)
         equal = problem is None or not problem.get("unequal")
-        judge.demand(equal, f"{case}: every rank makes every group, in the same order",
-                     f"{case}: {problem and problem['problem']}. `new_group` is a collective of all ranks: every rank must make every group, in the same "
-                     "order, also those that it is not in. Otherwise ranks wait for each other, or take each other's messages.")
+        judge.demand(
+            equal,
+            f"{case}: every rank makes every group, in the same order",
+            f"{case}: {problem and problem['problem']}. `new_group` is a collective of all ranks: every rank"
+            " must make every group, in the same order, also those that it is not in. Otherwise ranks wait"
+            " for each other, or take each other's messages.",
+        )
         if not equal:
             return
         if problem:
             judge.demand(False, "", f"{case}: {problem['problem']}.")
             return
         for axis in sizes:
-            wrong = next((rank for rank, found in enumerate(results) if sorted(found[axis]) != _own(hybrid.axis_groups(axis, sizes), rank)), None)
-            why = "" if wrong is None else _wrong_groups(_distinct(results, axis), axis, sizes) or f"rank {wrong} has the group of another rank."
-            if not judge.demand(wrong is None, f"{case}: every rank has its group of {axis}", f"{case}: {why}"):
+            wrong = next(
+                (
+                    rank
+                    for rank, found in enumerate(results)
+                    if sorted(found[axis]) != _own(hybrid.axis_groups(axis, sizes), rank)
+                ),
+                None,
+            )
+            why = (
+                ""
+                if wrong is None
+                else _wrong_groups(_distinct(results, axis), axis, sizes)
+                or f"rank {wrong} has the group of another rank."
+            )
+            if not judge.demand(
+                wrong is None, f"{case}: every rank has its group of {axis}", f"{case}: {why}"
+            ):
                 return
 
 
@@ -189,7 +284,10 @@ def _distinct(results: list[dict], axis: str) -> list[list[int]]:
 
 
 def _gpt() -> Callable[[], TinyGPT]:
-    """Makes the model of the trials, as a function that travels by value. Its matrices are so large that the headers of messages are small beside them."""
+    """Makes the model of the trials, as a function that travels by value. Its matrices are so large that the
+    headers of messages are small beside them.
+    """
+
     def make() -> TinyGPT:
         torch.manual_seed(0)
         return TinyGPT(vocab_size=48, context=16, dim=48, heads=2, layers=1, tied=False)
@@ -199,7 +297,8 @@ def _gpt() -> Callable[[], TinyGPT]:
 
 @exercise
 def hybrid_weights(judge: Judge, average: Callable) -> None:
-    """`average(model, groups)` makes the gradients of a model that is cut over groups["tp"] those of the whole batch: over groups["dp"] alone.
+    """`average(model, groups)` makes the gradients of a model that is cut over groups["tp"] those of the
+    whole batch: over groups["dp"] alone.
 
     The first mesh is 3 x 2: on two rows an all_gather would send no more than an all_reduce.
     """
@@ -212,11 +311,19 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
         place, groups = hybrid.coordinates(dist.get_rank(), sizes), hybrid.make_groups(sizes)
         one = make()
         cut = tensor_parallel.parallelize(make(), groups["tp"])
-        optimizer, optimizer_of_one = (torch.optim.SGD(model.parameters(), 0.5, momentum=0.9) for model in (cut, one))
+        optimizer, optimizer_of_one = (
+            torch.optim.SGD(model.parameters(), 0.5, momentum=0.9) for model in (cut, one)
+        )
         names, found = [name for name, _ in one.named_parameters()], {"gradient": 0.0, "looks": ""}
-        cut_names = {f"{prefix}.{name}" for prefix, module in cut.named_modules() for name in getattr(module, "cut_dims", {})}
+        cut_names = {
+            f"{prefix}.{name}"
+            for prefix, module in cut.named_modules()
+            for name in getattr(module, "cut_dims", {})
+        }
         is_cut = flat(torch.full_like(p, name in cut_names) for name, p in one.named_parameters())
-        batches = torch.randint(48, (UPDATES, 4 * sizes["dp"], 17), generator=torch.Generator().manual_seed(seed))
+        batches = torch.randint(
+            48, (UPDATES, 4 * sizes["dp"], 17), generator=torch.Generator().manual_seed(seed)
+        )
 
         def put_together():
             full = tensor_parallel.gather_full(cut, groups["tp"], grads=True)
@@ -229,31 +336,50 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
             dist.barrier()
             with measure.step(cut, optimizer):
                 if update == 2 and dist.get_rank() == seed % dist.get_world_size():
-                    on_rank.come_late("average")          # who does not wait for it has wrong numbers
+                    on_rank.come_late("average")  # who does not wait for it has wrong numbers
                 average(cut, dict(groups))
-                now = [None if p.grad is None else p.grad.detach().clone() for p in cut.parameters()]       # before what comes late can still come
+                # before what comes late can still come
+                now = [None if p.grad is None else p.grad.detach().clone() for p in cut.parameters()]
             if update == 2:
                 on_rank.is_back("average")
             strange = any(grad is None or grad.shape != p.shape for grad, p in zip(now, cut.parameters()))
-            if problem := on_rank.first_problem("a parameter has no gradient afterwards, or one of another shape" if strange else ""):
+            if problem := on_rank.first_problem(
+                "a parameter has no gradient afterwards, or one of another shape" if strange else ""
+            ):
                 return found | {"problem": problem}
             for p, grad in zip(cut.parameters(), now):
                 p.grad = grad
             grad = put_together()
             if apart(grad, full) > ERROR_LIMIT and not found["looks"]:
-                guesses = {"the sum over dp, not the average: divide by the size of dp": full * sizes["dp"],
-                           "divided by the number of all ranks; only dp counts, since the ranks of a row have the same samples": full / sizes["tp"],
-                           "this row's own gradient: nothing was averaged": own,
-                           "this row's own where a parameter is whole: that is the same along tp, but each row has had other samples": own + is_cut * (full - own)}
-                late = "right while all ranks are in step, and wrong when one comes late: wait for what you have asked for" if update == 2 and found["gradient"] < ERROR_LIMIT else ""
-                found["looks"] = next((text for text, guess in guesses.items() if apart(grad, guess) < 1e-6), late)
+                guesses = {
+                    "the sum over dp, not the average: divide by the size of dp": full * sizes["dp"],
+                    "divided by the number of all ranks; only dp counts, since the ranks of a row have the same samples": (
+                        full / sizes["tp"]
+                    ),
+                    "this row's own gradient: nothing was averaged": own,
+                    "this row's own where a parameter is whole: that is the same along tp, but each row has had other samples": (
+                        own + is_cut * (full - own)
+                    ),
+                }
+                late = (
+                    "right while all ranks are in step, and wrong when one comes late: wait for what you have"
+                    " asked for"
+                    if update == 2 and found["gradient"] < ERROR_LIMIT
+                    else ""
+                )
+                found["looks"] = next(
+                    (text for text, guess in guesses.items() if apart(grad, guess) < 1e-6), late
+                )
             found["gradient"] = max(found["gradient"], apart(grad, full))
             optimizer.step()
             optimizer_of_one.step()
             optimizer.zero_grad()
             optimizer_of_one.zero_grad()
         full = tensor_parallel.gather_full(cut, groups["tp"])
-        return found | {"weights": apart(flat(full[name] for name in names), flat(one.parameters())), "held": flat(cut.parameters()).nbytes}
+        return found | {
+            "weights": apart(flat(full[name] for name in names), flat(one.parameters())),
+            "held": flat(cut.parameters()).nbytes,
+        }
 
     trial.__name__ = "your function"
     for sizes in ({"dp": 3, "tp": 2}, {"dp": 2, "tp": 2}):
@@ -263,21 +389,43 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
             judge.demand(False, "", f"{case}: {problem}.")
             return
         columns = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("dp", sizes)}
-        strange = job.comm[~job.comm["group"].isin(columns) & ~job.comm["op"].isin(["send", "recv"])]       # a message of two ranks is nobody else's business
-        met = judge.demand(strange.empty, f"{case}: every collective is within a group of dp", f"{case}: {_strange(strange, sizes)}")
-        error, looks = max(found["gradient"] for found in job.results), next((found["looks"] for found in job.results if found["looks"]), "")
-        if judge.demand(error < ERROR_LIMIT, f"{case}: every gradient is that of the whole batch",
-                        f"{case}: the gradient is not that of the whole batch (relative error {error:.2g})."
-                        f"{f' It is {looks}.' if looks else on_rank.rounding(error)}"):
+        # a message of two ranks is nobody else's business
+        strange = job.comm[~job.comm["group"].isin(columns) & ~job.comm["op"].isin(["send", "recv"])]
+        met = judge.demand(
+            strange.empty,
+            f"{case}: every collective is within a group of dp",
+            f"{case}: {_strange(strange, sizes)}",
+        )
+        error, looks = (
+            max(found["gradient"] for found in job.results),
+            next((found["looks"] for found in job.results if found["looks"]), ""),
+        )
+        if judge.demand(
+            error < ERROR_LIMIT,
+            f"{case}: every gradient is that of the whole batch",
+            f"{case}: the gradient is not that of the whole batch (relative error {error:.2g})."
+            f"{f' It is {looks}.' if looks else on_rank.rounding(error)}",
+        ):
             weights = max(found["weights"] for found in job.results)
-            met &= judge.demand(weights < ERROR_LIMIT, f"{case}: after {UPDATES} updates, the weights are those of one process",
-                                f"{case}: after {UPDATES} updates, the weights are not those of one process (relative error {weights:.2g}).")
+            met &= judge.demand(
+                weights < ERROR_LIMIT,
+                f"{case}: after {UPDATES} updates, the weights are those of one process",
+                f"{case}: after {UPDATES} updates, the weights are not those of one process (relative error"
+                f" {weights:.2g}).",
+            )
         met &= error < ERROR_LIMIT
-        ring, each = theory.collective_bytes("all_reduce", job.results[0]["held"], sizes["dp"]), sent_bytes(job)
+        ring, each = (
+            theory.collective_bytes("all_reduce", job.results[0]["held"], sizes["dp"]),
+            sent_bytes(job),
+        )
         sent, beside = each.max(), (each - header_bytes(job)).max()
-        met &= judge.demand(beside <= BYTES_LIMIT * ring, f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n of its gradients",
-                            f"{case}: a rank sends {sent / ring:.2f} times the {ring:,.0f} bytes of one all_reduce of its gradients over dp. {_wasteful(job.comm)}")
-        if not met:                                       # the other mesh would say it again
+        met &= judge.demand(
+            beside <= BYTES_LIMIT * ring,
+            f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n of its gradients",
+            f"{case}: a rank sends {sent / ring:.2f} times the {ring:,.0f} bytes of one all_reduce of its"
+            f" gradients over dp. {_wasteful(job.comm)}",
+        )
+        if not met:  # the other mesh would say it again
             return
 
 
@@ -285,11 +433,19 @@ def _wasteful(calls) -> str:
     """Why an average took more bytes than an all_reduce."""
     ops = set(calls["op"])
     if "all_gather" in ops and "reduce_scatter" not in ops:
-        return "An all_gather brings everybody's numbers, to be added up everywhere; an all_reduce sends sums."
+        return (
+            "An all_gather brings everybody's numbers, to be added up everywhere; an all_reduce sends sums."
+        )
     if "reduce_scatter" in ops:
-        return "An all_reduce can be made of a reduce_scatter and an all_gather, but gloo's reduce_scatter sends as much as a whole all_reduce (measured)."
+        return (
+            "An all_reduce can be made of a reduce_scatter and an all_gather, but gloo's reduce_scatter sends"
+            " as much as a whole all_reduce (measured)."
+        )
     if "reduce" in ops:
-        return "The rank to which all reduce, and which sends the sums to all, has more to send than the others: an all_reduce shares that out."
+        return (
+            "The rank to which all reduce, and which sends the sums to all, has more to send than the others:"
+            " an all_reduce shares that out."
+        )
     return "What it holds must be summed, once, with the ranks that hold the same."
 
 
@@ -300,20 +456,29 @@ def _strange(calls, sizes: dict[str, int]) -> str:
     op, group = calls.iloc[0]["op"], calls.iloc[0]["group"]
     rows = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("tp", sizes)}
     if op == "barrier":
-        return (f"your barrier is a collective too, over the ranks {group}, and it moves nothing: an all_reduce waits for all whom it needs, and the columns "
-                "need not wait for each other.")
+        return (
+            f"your barrier is a collective too, over the ranks {group}, and it moves nothing: an all_reduce"
+            " waits for all whom it needs, and the columns need not wait for each other."
+        )
     if group == ",".join(map(str, range(math.prod(sizes.values())))):
-        return (f"your {op} goes over all ranks. Ranks of one row hold different parts of a matrix: averaged, they mix numbers that belong to different "
-                "weights. Only the ranks of a column, groups[\"dp\"], hold the same parameters.")
+        return (
+            f"your {op} goes over all ranks. Ranks of one row hold different parts of a matrix: averaged,"
+            ' they mix numbers that belong to different weights. Only the ranks of a column, groups["dp"],'
+            " hold the same parameters."
+        )
     if group in rows:
-        return (f"your {op} goes over the ranks {group}, a group of tp. They hold different parts of the model, and have had the same samples; what "
-                "must be averaged is on the ranks of groups[\"dp\"].")
+        return (
+            f"your {op} goes over the ranks {group}, a group of tp. They hold different parts of the model,"
+            ' and have had the same samples; what must be averaged is on the ranks of groups["dp"].'
+        )
     return f"your {op} goes over the ranks {group}, which are no group of dp."
 
 
 @exercise
 def gradient_norm(judge: Judge, norm: Callable) -> None:
-    """`norm(model, groups)` returns the norm of the whole gradient of a model that is cut over groups["tp"], on every rank; only numbers travel."""
+    """`norm(model, groups)` returns the norm of the whole gradient of a model that is cut over groups["tp"],
+    on every rank; only numbers travel.
+    """
     make = _gpt()
     LIMIT_BYTES = 100
 
@@ -328,16 +493,25 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
             one.zero_grad()
             one(tokens).backward()
             cut.zero_grad()
-            cut(tokens).backward()                # all rows have the same tokens: as after an average over dp
+            cut(tokens).backward()  # all rows have the same tokens: as after an average over dp
             before = on_rank.flat(p.grad for p in cut.parameters())
             with measure.step():
                 answer = norm(cut, dict(groups))
             answer = on_rank.plain(answer)
             while isinstance(answer, list) and len(answer) == 1:
-                answer = answer[0]                # one number in a tensor or an array
-            same = all(p.grad is not None for p in cut.parameters()) and torch.equal(before, on_rank.flat(p.grad for p in cut.parameters()))
-            problem = ("your function changes the gradients; it must only look at them" if not same else "" if isinstance(answer, (int, float)) else
-                       f"your function must return the norm, a number, and it returned {answer!r:.60}")
+                answer = answer[0]  # one number in a tensor or an array
+            same = all(p.grad is not None for p in cut.parameters()) and torch.equal(
+                before, on_rank.flat(p.grad for p in cut.parameters())
+            )
+            problem = (
+                "your function changes the gradients; it must only look at them"
+                if not same
+                else (
+                    ""
+                    if isinstance(answer, (int, float))
+                    else f"your function must return the norm, a number, and it returned {answer!r:.60}"
+                )
+            )
             if problem := on_rank.first_problem(problem):
                 return {"problem": problem}
             found.append(float(answer))
@@ -345,21 +519,38 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
         for module in cut.modules():
             for name, p in module.named_parameters(recurse=False):
                 square = p.grad.square().sum()
-                parts, whole = (parts + square, whole) if name in getattr(module, "cut_dims", {}) else (parts, whole + square)
+                parts, whole = (
+                    (parts + square, whole)
+                    if name in getattr(module, "cut_dims", {})
+                    else (parts, whole + square)
+                )
         squares = torch.stack([parts, parts + whole])
         local = squares.clone()
         dist.all_reduce(squares, group=groups["tp"])
         dp, tp, right = sizes["dp"], sizes["tp"], on_rank.flat(p.grad for p in one.parameters()).norm().item()
         along_dp = "the rows have the same gradients, so nothing is added up over dp"
-        guesses = {"of this rank's gradients alone: nothing was added up": local[1], "of the cut parameters alone: the whole ones are missing": squares[0],
-                   "with the whole parameters counted once per rank of the row: they are the same on all of them": squares[1],
-                   f"too large by the root of the size of dp: {along_dp}": dp * right**2,
-                   f"added up over all ranks: {along_dp}": dp * squares[0] + whole, f"added up over all ranks, with the whole parameters of each: {along_dp}": dp * squares[1],
-                   f"added up over dp: {along_dp}, and what must be added are the parts along tp": dp * local[0] + whole,
-                   f"added up over dp, all of it: {along_dp}, and what must be added are the parts along tp": dp * local[1],
-                   "added up over tp, and averaged over tp: squares of parts are summed": squares[0] / tp + whole,
-                   "the square of the norm: take the root": right**4}
-        looks = next((text for text, guess in guesses.items() if abs(found[-1] - guess**0.5) < 1e-7 * abs(found[-1])), "")
+        guesses = {
+            "of this rank's gradients alone: nothing was added up": local[1],
+            "of the cut parameters alone: the whole ones are missing": squares[0],
+            "with the whole parameters counted once per rank of the row: they are the same on all of them": (
+                squares[1]
+            ),
+            f"too large by the root of the size of dp: {along_dp}": dp * right**2,
+            f"added up over all ranks: {along_dp}": dp * squares[0] + whole,
+            f"added up over all ranks, with the whole parameters of each: {along_dp}": dp * squares[1],
+            f"added up over dp: {along_dp}, and what must be added are the parts along tp": (
+                dp * local[0] + whole
+            ),
+            f"added up over dp, all of it: {along_dp}, and what must be added are the parts along tp": (
+                dp * local[1]
+            ),
+            "added up over tp, and averaged over tp: squares of parts are summed": squares[0] / tp + whole,
+            "the square of the norm: take the root": right**4,
+        }
+        looks = next(
+            (text for text, guess in guesses.items() if abs(found[-1] - guess**0.5) < 1e-7 * abs(found[-1])),
+            "",
+        )
         return {"error": max(abs(found[-1] - right), 0.0) / right, "looks": looks}
 
     trial.__name__ = "your function"
@@ -368,47 +559,83 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
         judge.demand(False, "", f"{problem}.")
         return
     # One number, rounded to float32, may be right to nine digits by chance; not to twelve.
-    wrong = next((rank for rank, found in enumerate(job.results) if not found["error"] < ERROR_LIMIT / 1000), None)
+    wrong = next(
+        (rank for rank, found in enumerate(job.results) if not found["error"] < ERROR_LIMIT / 1000), None
+    )
     found = job.results[wrong or 0]
     looks = f" It is {found['looks']}." if found["looks"] else on_rank.rounding(found["error"])
-    judge.demand(wrong is None, "every rank has the norm of one process", f"on rank {wrong} it is not the norm that one process has.{looks}")
+    judge.demand(
+        wrong is None,
+        "every rank has the norm of one process",
+        f"on rank {wrong} it is not the norm that one process has.{looks}",
+    )
     most = float(job.comm.groupby("rank")["algorithm_bytes"].sum().max()) if len(job.comm) else 0.0
     most = max(most, (sent_bytes(job) - header_bytes(job)).max())
-    judge.demand(most <= LIMIT_BYTES, f"no rank sends more than {LIMIT_BYTES} bytes",
-                 f"a rank sends {most:,.0f} bytes. Gradients need not travel: add up their squares on each rank, and send the sum, a number.")
+    judge.demand(
+        most <= LIMIT_BYTES,
+        f"no rank sends more than {LIMIT_BYTES} bytes",
+        f"a rank sends {most:,.0f} bytes. Gradients need not travel: add up their squares on each rank, and"
+        " send the sum, a number.",
+    )
 
 
 @exercise
 def mesh_plan(judge: Judge, plan: Callable) -> None:
-    """`plan(numel, layers, gpus)`: the sizes of dp, pp and tp, with at most 40 GB of model states on a GPU and as little model parallelism as that needs."""
+    """`plan(numel, layers, gpus)`: the sizes of dp, pp and tp, with at most 40 GB of model states on a GPU
+    and as little model parallelism as that needs.
+    """
     MEMORY, SERVER, DRAWN = 40e9, 8, 40
-    made_up = [{"model": 1, "layers": 16, "gpus": 8}, {"model": 20, "layers": 44, "gpus": 64}, {"model": 60, "layers": 36, "gpus": 72},
-               {"model": 3, "layers": 24, "gpus": 6}, {"model": 7, "layers": 24, "gpus": 24}]
+    made_up = [
+        {"model": 1, "layers": 16, "gpus": 8},
+        {"model": 20, "layers": 44, "gpus": 64},
+        {"model": 60, "layers": 36, "gpus": 72},
+        {"model": 3, "layers": 24, "gpus": 6},
+        {"model": 7, "layers": 24, "gpus": 24},
+    ]
     published, draw = theory.published("megatron_configurations")["rows"], random.Random(judge.seed)
     drawn = []
     while len(drawn) < DRAWN:
-        row = {"model": draw.choice([1, 2, 3, 5, 8, 13, 20, 35, 60, 100, 175, 300]), "layers": draw.choice([12, 16, 18, 24, 30, 32, 36, 44, 48, 96]),
-               "gpus": draw.choice([1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 72, 96, 256])}
+        row = {
+            "model": draw.choice([1, 2, 3, 5, 8, 13, 20, 35, 60, 100, 175, 300]),
+            "layers": draw.choice([12, 16, 18, 24, 30, 32, 36, 44, 48, 96]),
+            "gpus": draw.choice([1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 72, 96, 256]),
+        }
         drawn += [row] if _possible(row["model"] * 1e9, row["layers"], row["gpus"], MEMORY, SERVER) else []
     rows = made_up + published + drawn
     agree = 0
-    for some in (made_up + published, drawn):             # an answer that fails at what was drawn has got a reason before, if it is wrong elsewhere too
-        for row, found in zip(some, judge.call(plan, [(row["model"] * 1e9, row["layers"], row["gpus"]) for row in some])):
+    # an answer that fails at what was drawn has got a reason before, if it is wrong elsewhere too
+    for some in (made_up + published, drawn):
+        for row, found in zip(
+            some, judge.call(plan, [(row["model"] * 1e9, row["layers"], row["gpus"]) for row in some])
+        ):
             model, layers, gpus = row["model"], row["layers"], row["gpus"]
             case = f"{model}B parameters, {layers} layers, {gpus} GPUs"
             if problem := _wrong_plan(found, model * 1e9, layers, gpus, MEMORY, SERVER):
                 judge.demand(False, "", f"{case}: {problem}")
                 return
             agree += "tp_size" in row and (found["tp"], found["pp"]) == (row["tp_size"], row["pp_size"])
-    judge.demand(True, f"{len(rows)} models: the sizes fit the GPUs, the server, the layers and the memory, and cut no more than they must", "")
-    judge.demand(agree == len(published), f"{agree} of {len(published)} models are cut as in the Megatron paper",
-                 f"{agree} of {len(published)} models are cut as in the Megatron paper.")
+    judge.demand(
+        True,
+        f"{len(rows)} models: the sizes fit the GPUs, the server, the layers and the memory, and cut no more"
+        " than they must",
+        "",
+    )
+    judge.demand(
+        agree == len(published),
+        f"{agree} of {len(published)} models are cut as in the Megatron paper",
+        f"{agree} of {len(published)} models are cut as in the Megatron paper.",
+    )
 
 
 def _possible(numel: float, layers: int, gpus: int, memory: float, server: int) -> list[tuple[int, int]]:
     """The pairs (parts, -tp) of every mesh that has room for the model states."""
-    return [(size * stages, -size) for size in range(1, server + 1) if server % size == 0 for stages in range(1, layers + 1)
-            if layers % stages == 0 and gpus % (size * stages) == 0 and 16 * numel / (size * stages) <= memory]
+    return [
+        (size * stages, -size)
+        for size in range(1, server + 1)
+        if server % size == 0
+        for stages in range(1, layers + 1)
+        if layers % stages == 0 and gpus % (size * stages) == 0 and 16 * numel / (size * stages) <= memory
+    ]
 
 
 def _wrong_plan(found, numel: float, layers: int, gpus: int, memory: float, server: int) -> str:
@@ -419,14 +646,23 @@ def _wrong_plan(found, numel: float, layers: int, gpus: int, memory: float, serv
     if math.prod(sizes.values()) != gpus:
         return f"{shown} is {math.prod(sizes.values())} GPUs."
     if server % tp:
-        return f"tp {tp} does not stay inside a server of {server}: between servers it would wait for the slow link in every layer."
+        return (
+            f"tp {tp} does not stay inside a server of {server}: between servers it would wait for the slow"
+            " link in every layer."
+        )
     if layers % pp:
         return f"{layers} layers cannot be dealt out evenly to pp {pp} stages."
     if (gb := 16 * numel / (tp * pp) / 1e9) > memory / 1e9:
         return f"{shown} leaves {gb:.1f} GB of model states on a GPU, and it may be {memory / 1e9:.0f}."
     cuts, best_tp = min(_possible(numel, layers, gpus, memory, server))
     if tp * pp > cuts:
-        return f"{shown} cuts the model into {tp * pp} parts, and {cuts} are enough: the rest could be data parallel, which sends least."
+        return (
+            f"{shown} cuts the model into {tp * pp} parts, and {cuts} are enough: the rest could be data"
+            " parallel, which sends least."
+        )
     if tp < -best_tp:
-        return f"{shown} has a longer pipeline than it need: with tp {-best_tp}, inside a server, there is less of a bubble."
+        return (
+            f"{shown} has a longer pipeline than it need: with tp {-best_tp}, inside a server, there is less"
+            " of a bubble."
+        )
     return ""

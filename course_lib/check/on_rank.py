@@ -1,4 +1,7 @@
-"""What trials share on the ranks: fresh numbers, plain values, one distance, what all ranks say, calls, memory. Imports what a rank has anyhow."""
+"""What trials share on the ranks: fresh numbers, plain values, one distance, what all ranks say, calls,
+memory. Imports what a rank has anyhow.
+"""
+
 import array
 import gc
 import operator
@@ -7,7 +10,9 @@ import sys
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable
-from time import monotonic, sleep            # as they are now: an answer or a check may put others in their place
+
+# as they are now: an answer or a check may put others in their place
+from time import monotonic, sleep
 
 import numpy as np
 import torch
@@ -16,20 +21,41 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["private_seed", "plain", "whole", "short", "flat", "apart", "times", "rounding", "everyone", "first_problem", "come_late", "is_back",
-           "Calls", "late", "NewTensors", "outside_torch", "Unseen"]
+__all__ = [
+    "private_seed",
+    "plain",
+    "whole",
+    "short",
+    "flat",
+    "apart",
+    "times",
+    "rounding",
+    "everyone",
+    "first_problem",
+    "come_late",
+    "is_back",
+    "Calls",
+    "late",
+    "NewTensors",
+    "outside_torch",
+    "Unseen",
+]
 
-LATE_S = 1.5                    # so late comes a rank for which the others wait
-FIRST_S, LATER_S = 0.8, 0.2     # where it is every message that is late: the first one, and at least
+LATE_S = 1.5  # so late comes a rank for which the others wait
+FIRST_S, LATER_S = 0.8, 0.2  # where it is every message that is late: the first one, and at least
 
 
 def private_seed() -> int:
-    """A number that this rank has just drawn, and that no other process can know: data made from it reaches others only in a message."""
+    """A number that this rank has just drawn, and that no other process can know: data made from it reaches
+    others only in a message.
+    """
     return secrets.randbelow(2**31)
 
 
 def plain(value):
-    """Arrays, tensors and tuples as lists, numbers of numpy and torch as Python's own, inside of lists and dicts too; everything else as it is."""
+    """Arrays, tensors and tuples as lists, numbers of numpy and torch as Python's own, inside of lists and
+    dicts too; everything else as it is.
+    """
     if isinstance(value, dict):
         return {plain(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -37,7 +63,7 @@ def plain(value):
     if isinstance(value, Tensor) or type(value).__module__ == "numpy":
         try:
             return value.tolist()
-        except Exception:                 # a tensor without values, say
+        except Exception:  # a tensor without values, say
             return value
     return value
 
@@ -54,7 +80,7 @@ def short(value, limit: int = 60) -> str:
     """A value in one line, for a sentence."""
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
-    return text if len(text) <= limit else text[:limit - 3] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
@@ -63,7 +89,9 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def apart(found: Tensor | None, wanted: Tensor) -> float:
-    """Relative error of `found`; 1 if there is nothing, or another shape; infinite if a value is not finite."""
+    """Relative error of `found`; 1 if there is nothing, or another shape; infinite if a value is not
+    finite.
+    """
     if found is None or found.shape != wanted.shape:
         return 1.0
     error = ((found - wanted).norm() / wanted.norm().clamp_min(torch.finfo(torch.float64).tiny)).item()
@@ -71,18 +99,27 @@ def apart(found: Tensor | None, wanted: Tensor) -> float:
 
 
 def times(found: Tensor, wanted: Tensor, within: float) -> float | None:
-    """The factor by which a vector is `wanted`, up to an error relative to it; None if it has another direction, and not only another length."""
+    """The factor by which a vector is `wanted`, up to an error relative to it; None if it has another
+    direction, and not only another length.
+    """
     factor = ((found @ wanted) / (wanted @ wanted)).item()
     return factor if (found - factor * wanted).norm() < within * wanted.norm() else None
 
 
 def rounding(error: float) -> str:
-    """What a relative error says of the way that numbers took, in a test in float64: " An error of this size ...", or "" if it tells nothing."""
+    """What a relative error says of the way that numbers took, in a test in float64: " An error of this size
+    ...", or "" if it tells nothing.
+    """
     if 1e-12 < error < 2e-6:
-        return (" An error of this size is the rounding of float32: the numbers here are float64, and must stay so all the way "
-                "(in a message, a sum, a `torch.zeros` without a dtype).")
+        return (
+            " An error of this size is the rounding of float32: the numbers here are float64, and must stay"
+            " so all the way (in a message, a sum, a `torch.zeros` without a dtype)."
+        )
     if 2e-6 <= error < 2e-2:
-        return " An error of this size may be the rounding of float16 or bfloat16: does something change the dtype on the way?"
+        return (
+            " An error of this size may be the rounding of float16 or bfloat16: does something change the"
+            " dtype on the way?"
+        )
     return ""
 
 
@@ -94,12 +131,15 @@ def everyone(value) -> list:
 
 
 def first_problem(problem: str) -> str:
-    """The first rank's problem, on every rank, so that all leave a trial together; "" if nobody has one. Every rank must call this."""
+    """The first rank's problem, on every rank, so that all leave a trial together; "" if nobody has one.
+    Every rank must call this.
+    """
     return next((f"on rank {rank} {text}" for rank, text in enumerate(everyone(problem)) if text), "")
 
 
 def come_late(call: str, at_most_s: float = LATE_S) -> None:
-    """This rank comes late to a call of the answer: it waits until all others have come back from it, who have then not waited for this rank.
+    """This rank comes late to a call of the answer: it waits until all others have come back from it, who
+    have then not waited for this rank.
     If they do wait, as they should, it comes after `at_most_s`."""
     store, deadline = _store(), monotonic() + at_most_s
     others = [f"back/{call}/{other}" for other in range(dist.get_world_size()) if other != dist.get_rank()]
@@ -108,7 +148,9 @@ def come_late(call: str, at_most_s: float = LATE_S) -> None:
 
 
 def is_back(call: str) -> None:
-    """This rank has come back from a call of the answer, and has kept what it then found: `come_late` need not wait for it any longer."""
+    """This rank has come back from a call of the answer, and has kept what it then found: `come_late` need
+    not wait for it any longer.
+    """
     _store().set(f"back/{call}/{dist.get_rank()}", "")
 
 
@@ -117,26 +159,34 @@ def _store() -> dist.Store:
 
 
 class Calls:
-    """Every collective, send and receive that this rank calls, in whichever thread: `with Calls() as calls: ...; calls.rows`, each with op, dtype,
+    """Every collective, send and receive that this rank calls, in whichever thread: `with Calls() as calls:
+    ...; calls.rows`, each with op, dtype,
     payload_bytes, algorithm_bytes.
 
-    Unlike the ledger it looks at any call, and not at the traced step alone: small tensors may go another way. Not inside of a traced step.
-    `before(row)` is called before each of them goes on, and may let it wait.
+    Unlike the ledger it looks at any call, and not at the traced step alone: small tensors may go another
+    way. Not inside of a traced step. `before(row)` is called before each of them goes on, and may let it
+    wait.
     """
 
     def __init__(self, before: Callable[[dict], None] | None = None):
         self._before, self.rows = before, []
 
     def __enter__(self) -> "Calls":
-        from course_lib.measure import tracing  # here: a rank has loaded it, and who only tests this module need not
+        # here: a rank has loaded it, and who only tests this module need not
+        from course_lib.measure import tracing
 
         self._library = torch.library.Library("c10d", "IMPL")
         below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
         for name, (op, which, work) in tracing._COLLECTIVES.items():
             if packet := getattr(torch.ops.c10d, name, None):
+
                 def kernel(keyset, *args, operator=packet.default, op=op, which=which, work=work):
                     noted = tracing._note(op, which, work, args)
-                    self.rows.append(row := {name: noted[name] for name in ("op", "dtype", "payload_bytes", "algorithm_bytes")})
+                    self.rows.append(
+                        row := {
+                            name: noted[name] for name in ("op", "dtype", "payload_bytes", "algorithm_bytes")
+                        }
+                    )
                     if self._before:
                         self._before(row)
                     return operator.redispatch(keyset & below, *args)
@@ -149,7 +199,9 @@ class Calls:
 
 
 def late(call: str, calls: int = 8) -> Callable[[dict], None]:
-    """For `Calls`: each message that this rank sends in a call of the answer leaves late, as in `come_late`. The first ones most: there may be no others."""
+    """For `Calls`: each message that this rank sends in a call of the answer leaves late, as in `come_late`.
+    The first ones most: there may be no others.
+    """
     at_most_s = [max(FIRST_S / 2**k, LATER_S) for k in range(calls)]
 
     def before(row):
@@ -160,7 +212,9 @@ def late(call: str, calls: int = 8) -> Callable[[dict], None]:
 
 
 class NewTensors(TorchDispatchMode):
-    """The memory of tensors that come into being: `with NewTensors() as new: ...; new.peak_bytes`, the most that was alive at once."""
+    """The memory of tensors that come into being: `with NewTensors() as new: ...; new.peak_bytes`, the most
+    that was alive at once.
+    """
 
     def __init__(self):
         super().__init__()
@@ -170,7 +224,11 @@ class NewTensors(TorchDispatchMode):
         alive = self._alive()
         given = {address for address, _ in map(_storage, tree_leaves((args, kwargs)))} - set(alive)
         result = operator(*args, **(kwargs or {}))
-        self._made += [weakref.ref(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and _storage(leaf)[0] not in given]
+        self._made += [
+            weakref.ref(leaf)
+            for leaf in tree_leaves(result)
+            if isinstance(leaf, Tensor) and _storage(leaf)[0] not in given
+        ]
         self.peak_bytes = max(self.peak_bytes, sum(self._alive().values()))
         return result
 
@@ -182,24 +240,42 @@ class NewTensors(TorchDispatchMode):
 
 def _storage(leaf) -> tuple[int | None, int]:
     """Address and bytes of what a tensor lies in; nothing, of anything else."""
-    return (leaf.untyped_storage().data_ptr(), leaf.untyped_storage().nbytes()) if isinstance(leaf, Tensor) else (None, 0)
+    return (
+        (leaf.untyped_storage().data_ptr(), leaf.untyped_storage().nbytes())
+        if isinstance(leaf, Tensor)
+        else (None, 0)
+    )
 
 
 def outside_torch() -> int:
-    """Bytes of the numpy arrays, bytes and floats that Python objects of this rank hold now. It costs nothing while the answer runs."""
+    """Bytes of the numpy arrays, bytes and floats that Python objects of this rank hold now. It costs nothing
+    while the answer runs.
+    """
     gc.collect()
     kinds = {float, bytes, bytearray, array.array, np.ndarray}
-    held = {id(thing): thing for holder in gc.get_objects() for thing in gc.get_referents(holder) if type(thing) in kinds}
-    bases = {id(thing.base): thing.base for thing in held.values() if isinstance(thing, np.ndarray) and isinstance(thing.base, np.ndarray)}
-    return sum(sys.getsizeof(thing) for thing in (held | bases).values())         # of a view, what it is a view of
+    held = {
+        id(thing): thing
+        for holder in gc.get_objects()
+        for thing in gc.get_referents(holder)
+        if type(thing) in kinds
+    }
+    bases = {
+        id(thing.base): thing.base
+        for thing in held.values()
+        if isinstance(thing, np.ndarray) and isinstance(thing.base, np.ndarray)
+    }
+    # of a view, what it is a view of
+    return sum(sys.getsizeof(thing) for thing in (held | bases).values())
 
 
 class Unseen:
     """Bytes that this rank holds outside of torch, in numpy arrays and Python objects: the most at once.
     `with Unseen() as unseen: ...; unseen.peak()`.
 
-    Python itself counts them (tracemalloc), so that neither other processes nor the allocator's habits play a part. It slows Python down: not for what is timed.
-    All threads count. A rank that is asked where it is, on a busy machine, reads no sources for that: its answer takes less than 0.3 MB.
+    Python itself counts them (tracemalloc), so that neither other processes nor the allocator's habits play a
+    part. It slows Python down: not for what is timed.
+    All threads count. A rank that is asked where it is, on a busy machine, reads no sources for that: its
+    answer takes less than 0.3 MB.
     """
 
     def __enter__(self) -> "Unseen":

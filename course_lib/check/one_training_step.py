@@ -1,4 +1,5 @@
 """Checks of chapter 01, "One training step"."""
+
 import random
 from collections.abc import Callable
 
@@ -16,16 +17,20 @@ from course_lib.models import CNN, MLP, TinyGPT
 __all__ = ["memory_ledger", "uneven_accumulation", "weighted_average"]
 
 CATEGORIES = ("params", "grads", "optimizer_states")
-RELATIVE_ERROR = 1e-5               # float32 gradients, summed in another order, differ by about 1e-7
-ACTIVATIONS_LIMIT = 1.1             # times the activations of the largest micro-batch
-BYTES_LIMIT = 1.02                  # times what a ring all_reduce of the gradients sends
+RELATIVE_ERROR = 1e-5  # float32 gradients, summed in another order, differ by about 1e-7
+ACTIVATIONS_LIMIT = 1.1  # times the activations of the largest micro-batch
+BYTES_LIMIT = 1.02  # times what a ring all_reduce of the gradients sends
 CALLS_LIMIT = 2
-UNSEEN_BYTES = 1_000_000            # of Python objects: sets of addresses, say; lists of all numbers of a TinyGPT are larger
+# of Python objects: sets of addresses, say; lists of all numbers of a TinyGPT are larger
+UNSEEN_BYTES = 1_000_000
 
 
 @exercise
 def memory_ledger(judge: Judge, ledger: Callable) -> None:
-    """`ledger(model, optimizer)` returns the bytes of params, grads and optimizer_states: exact, shared storages once, nothing copied."""
+    """`ledger(model, optimizer)` returns the bytes of params, grads and optimizer_states: exact, shared
+    storages once, nothing copied.
+    """
+
     def examine(ledger, width, spare):
         def mlp():
             return MLP((64, width, 10))
@@ -36,7 +41,9 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             return model
 
         def flat(model, extra):
-            """Put all parameters into one buffer, which has `extra` elements more than they need: nobody touches them, so they take no memory."""
+            """Put all parameters into one buffer, which has `extra` elements more than they need: nobody
+            touches them, so they take no memory.
+            """
             params = list(model.parameters())
             buffer = torch.empty(sum(p.numel() for p in params) + extra)
             for p, part in zip(params, buffer.split([p.numel() for p in params] + [extra])):
@@ -44,7 +51,11 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             return model
 
         def train(model, optimizer):
-            output = model(torch.zeros(4, 9, dtype=torch.long)) if isinstance(model, TinyGPT) else model(torch.ones(4, 1, 8, 8)).sum()
+            output = (
+                model(torch.zeros(4, 9, dtype=torch.long))
+                if isinstance(model, TinyGPT)
+                else model(torch.ones(4, 1, 8, 8)).sum()
+            )
             output.backward()
             optimizer.step()
 
@@ -54,17 +65,41 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
         P_gpt = 4 * ((256 + 64 + 2) * 64 + 2 * (12 * 64**2 + 13 * 64))
         P_cnn = 4 * (16 * 9 + 16 + 2 * 16 + 32 * 16 * 9 + 32 + 2 * 32 + 10 * 128 + 10)
         adam, momentum = torch.optim.Adam, (lambda params: torch.optim.SGD(params, 0.1, momentum=0.9))
-        plain_sgd = (lambda params: torch.optim.SGD(params, 0.1))
+        plain_sgd = lambda params: torch.optim.SGD(params, 0.1)
         cases = [
             ("an MLP before its first step", mlp, adam, False, (P, 0, 0)),
             ("an MLP with Adam", mlp, adam, True, (P, P, 2 * P + 4 * 4)),
             ("an MLP with SGD", mlp, plain_sgd, True, (P, P, 0)),
             ("an MLP with SGD and momentum", mlp, momentum, True, (P, P, P)),
             ("an MLP whose first layer is frozen", frozen, adam, True, (P, P_last, 2 * P_last + 2 * 4)),
-            ("a TinyGPT with tied weights", TinyGPT, adam, True, (P_gpt, P_gpt, 2 * P_gpt + 4 * (2 + 2 * 16 + 2))),
-            ("a CNN with buffers (batch norm)", lambda: CNN(batch_norm=True), adam, True, (P_cnn, P_cnn, 2 * P_cnn + 4 * 10)),
-            ("parameters that are views of one flat buffer", lambda: flat(mlp(), 0), plain_sgd, True, (P, P, 0)),
-            ("the same, in a buffer with 64 MB to spare", lambda: flat(mlp(), spare), plain_sgd, True, (P + 4 * spare, P, 0)),
+            (
+                "a TinyGPT with tied weights",
+                TinyGPT,
+                adam,
+                True,
+                (P_gpt, P_gpt, 2 * P_gpt + 4 * (2 + 2 * 16 + 2)),
+            ),
+            (
+                "a CNN with buffers (batch norm)",
+                lambda: CNN(batch_norm=True),
+                adam,
+                True,
+                (P_cnn, P_cnn, 2 * P_cnn + 4 * 10),
+            ),
+            (
+                "parameters that are views of one flat buffer",
+                lambda: flat(mlp(), 0),
+                plain_sgd,
+                True,
+                (P, P, 0),
+            ),
+            (
+                "the same, in a buffer with 64 MB to spare",
+                lambda: flat(mlp(), spare),
+                plain_sgd,
+                True,
+                (P + 4 * spare, P, 0),
+            ),
         ]
         rows = []
         for name, make_model, make_optimizer, trained, expected in cases:
@@ -75,54 +110,87 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             with on_rank.NewTensors() as new, on_rank.Unseen() as unseen:
                 found = ledger(model, optimizer)
                 unseen_bytes = unseen.peak()
-            if isinstance(found, dict):           # a float is right as long as it is exact
-                found = {str(key): int(value) if isinstance(value, float) and value.is_integer() else
-                         repr(value) if on_rank.whole(value) is None else on_rank.whole(value)
-                         for key, value in on_rank.plain(found).items()}
+            if isinstance(found, dict):  # a float is right as long as it is exact
+                found = {
+                    str(key): (
+                        int(value)
+                        if isinstance(value, float) and value.is_integer()
+                        else repr(value)
+                        if on_rank.whole(value) is None
+                        else on_rank.whole(value)
+                    )
+                    for key, value in on_rank.plain(found).items()
+                }
             else:
                 found = type(found).__name__
-            rows.append((name, dict(zip(CATEGORIES, expected)), found, new.peak_bytes + (unseen_bytes if unseen_bytes > UNSEEN_BYTES else 0)))
+            rows.append(
+                (
+                    name,
+                    dict(zip(CATEGORIES, expected)),
+                    found,
+                    new.peak_bytes + (unseen_bytes if unseen_bytes > UNSEEN_BYTES else 0),
+                )
+            )
         return rows
 
     examine.__name__ = "your ledger"
-    width, spare = 80 + 2 * (judge.seed % 20), 2**24 + 1 + 2 * (judge.seed % 100)       # above 2**26, float32 rounds to multiples of 8
+    # above 2**26, float32 rounds to multiples of 8
+    width, spare = 80 + 2 * (judge.seed % 20), 2**24 + 1 + 2 * (judge.seed % 100)
     rows = judge.run(examine, ledger, width, spare, ranks=1).results[0]
     for name, expected, found, _ in rows:
         judge.demand(found == expected, f"exact for {name}", f"{name}: {_difference(expected, found)}")
         if not isinstance(found, dict) or set(found) != set(expected):
-            return                                # the same for all others
+            return  # the same for all others
     copied = max(new for *_, new in rows)
-    judge.demand(copied <= 1000, "it only looks: it makes no tensors of its own",
-                 f"the ledger itself made {copied:,} bytes of new tensors. A ledger only looks: ask a tensor for its storage, copy nothing.")
+    judge.demand(
+        copied <= 1000,
+        "it only looks: it makes no tensors of its own",
+        f"the ledger itself made {copied:,} bytes of new tensors. A ledger only looks: ask a tensor for its"
+        " storage, copy nothing.",
+    )
 
 
 def _difference(expected: dict, found) -> str:
     """What is wrong with one answer, in words."""
     if not isinstance(found, dict):
-        return f"the ledger returned a value of type {found}, and not a dict with the keys {', '.join(CATEGORIES)}"
+        return (
+            f"the ledger returned a value of type {found}, and not a dict with the keys"
+            f" {', '.join(CATEGORIES)}"
+        )
     if set(found) != set(expected):
-        return f"the ledger has the keys {', '.join(sorted(found)) or '(none)'}; it should have {', '.join(CATEGORIES)}"
-    wrong = [f"{key} should be {count:,} bytes, and you count {found[key]:,}" if isinstance(found[key], int) else
-             f"{key} is {found[key]}, and not a whole number of bytes"
-             for key, count in expected.items() if found[key] != count]
+        return (
+            f"the ledger has the keys {', '.join(sorted(found)) or '(none)'}; it should have"
+            f" {', '.join(CATEGORIES)}"
+        )
+    wrong = [
+        (
+            f"{key} should be {count:,} bytes, and you count {found[key]:,}"
+            if isinstance(found[key], int)
+            else f"{key} is {found[key]}, and not a whole number of bytes"
+        )
+        for key, count in expected.items()
+        if found[key] != count
+    ]
     return "; ".join(wrong)
 
 
 @exercise
 def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
-    """`accumulate(model, micro_batches)` leaves the whole batch's gradient in `.grad`, and holds one micro-batch's activations at a time."""
+    """`accumulate(model, micro_batches)` leaves the whole batch's gradient in `.grad`, and holds one
+    micro-batch's activations at a time.
+    """
     widths = (64, 256, 10)
 
     def step(sizes, accumulate, seed):
         class Counted(MLP):
-            def forward(self, images):            # also called as model.forward
+            def forward(self, images):  # also called as model.forward
                 calls.append(len(images))
                 return super().forward(images)
 
         torch.manual_seed(seed)
         calls, model, twin = [], Counted(widths), MLP(widths)
         twin.load_state_dict(model.state_dict())
-        chosen = torch.randperm(len(digits()[1]))[:sum(sizes)]
+        chosen = torch.randperm(len(digits()[1]))[: sum(sizes)]
         images, labels = (data[chosen] for data in digits())
         micro_batches = [(x.clone(), y.clone()) for x, y in zip(images.split(sizes), labels.split(sizes))]
 
@@ -137,14 +205,23 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
                 accumulate(model, list(micro_batches))
         if any(not torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters())):
             return None, "the parameters have changed; leave them alone", len(calls)
-        if not (torch.equal(torch.cat([x for x, _ in micro_batches]), images) and torch.equal(torch.cat([y for _, y in micro_batches]), labels)):
+        if not (
+            torch.equal(torch.cat([x for x, _ in micro_batches]), images)
+            and torch.equal(torch.cat([y for _, y in micro_batches]), labels)
+        ):
             return None, "the images or labels of a micro-batch have changed; leave them alone", len(calls)
         if any(p.grad is None for p in model.parameters()):
-            return None, "a parameter has no gradient; call backward, and leave the result in .grad", len(calls)
+            return (
+                None,
+                "a parameter has no gradient; call backward, and leave the result in .grad",
+                len(calls),
+            )
         found = on_rank.flat(p.grad for p in model.parameters())
         guesses = {
             "the sum of the micro-batches' gradients: nothing was divided": sum(parts),
-            "the plain mean of the micro-batches' gradients, which gives a sample in a small micro-batch more weight": sum(parts) / len(parts),
+            "the plain mean of the micro-batches' gradients, which gives a sample in a small micro-batch more weight": (
+                sum(parts) / len(parts)
+            ),
             "the sum over all samples, not their mean": full * sum(sizes),
             "the gradient of the last micro-batch alone": parts[-1],
         }
@@ -160,20 +237,34 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
             judge.demand(False, "", f"{name}: {near}.")
             continue
         looks = f" It is {near}." if near else ""
-        judge.demand(error < RELATIVE_ERROR, f"{name}: the gradient is that of the whole batch",
-                     f"{name}: the gradient is not that of the whole batch (relative error {error:.2g}).{looks}")
+        judge.demand(
+            error < RELATIVE_ERROR,
+            f"{name}: the gradient is that of the whole batch",
+            f"{name}: the gradient is not that of the whole batch (relative error {error:.2g}).{looks}",
+        )
         held = int(job.memory.set_index("category")["bytes"]["activations"])
-        largest = max(sizes) * (4 * sum(widths) + 8) + 4          # as section 2 of the chapter predicts
-        judge.demand(held <= ACTIVATIONS_LIMIT * largest, f"{name}: never more activations than the largest micro-batch needs",
-                     f"{name}: at its peak your step held {held:,} bytes of activations, {held / largest:.1f} times those of the largest "
-                     "micro-batch. Call backward for one micro-batch before the forward of the next.")
-        judge.demand(calls == len(sizes), f"{name}: one forward per micro-batch",
-                     f"{name}: the model ran {calls} times for {len(sizes)} micro-batches. One forward for each is enough, and each is needed.")
+        largest = max(sizes) * (4 * sum(widths) + 8) + 4  # as section 2 of the chapter predicts
+        judge.demand(
+            held <= ACTIVATIONS_LIMIT * largest,
+            f"{name}: never more activations than the largest micro-batch needs",
+            f"{name}: at its peak your step held {held:,} bytes of activations, {held / largest:.1f} times"
+            " those of the largest micro-batch. Call backward for one micro-batch before the forward of the"
+            " next.",
+        )
+        judge.demand(
+            calls == len(sizes),
+            f"{name}: one forward per micro-batch",
+            f"{name}: the model ran {calls} times for {len(sizes)} micro-batches. One forward for each is"
+            " enough, and each is needed.",
+        )
 
 
 @exercise
 def weighted_average(judge: Judge, average_gradients: Callable) -> None:
-    """`average_gradients(model, num_samples)` gives every rank the whole batch's gradient, in two collectives and the bytes of one all_reduce."""
+    """`average_gradients(model, num_samples)` gives every rank the whole batch's gradient, in two collectives
+    and the bytes of one all_reduce.
+    """
+
     def step(sizes, average_gradients, seed):
         flat, apart = on_rank.flat, on_rank.apart
         rank, total = dist.get_rank(), sum(sizes)
@@ -181,7 +272,8 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
         model = MLP((64, 512, 256, 10))
         model.layers[0].bias.requires_grad_(False)
         params, before = [p for p in model.parameters() if p.requires_grad], flat(model.parameters())
-        data = torch.Generator("cpu").manual_seed(on_rank.private_seed())        # so no rank can make the samples of another
+        # so no rank can make the samples of another
+        data = torch.Generator("cpu").manual_seed(on_rank.private_seed())
         images = torch.rand(sizes[rank], 1, 8, 8, generator=data, device="cpu").to(before.device)
         labels = torch.randint(10, (sizes[rank],), generator=data, device="cpu").to(before.device)
 
@@ -198,7 +290,8 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
         with on_rank.Calls(on_rank.late("average") if rank == 1 else None):
             average_gradients(model, sizes[rank])
         lost = any(p.grad is None or p.grad.shape != p.shape for p in params)
-        found = None if lost else flat(p.grad for p in params)           # at once: who has not waited for it does not have it
+        # at once: who has not waited for it does not have it
+        found = None if lost else flat(p.grad for p in params)
         on_rank.is_back("average")
         own = [gradient.double() for gradient in on_rank.everyone(mine)]
         full, problem, near = sum(size * gradient for size, gradient in zip(sizes, own)) / total, "", ""
@@ -211,7 +304,9 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
         if problem:
             return None, problem, mine.nbytes
         guesses = {
-            "the plain mean over ranks, which gives a sample on a rank with few samples more weight": sum(own) / len(own),
+            "the plain mean over ranks, which gives a sample on a rank with few samples more weight": (
+                sum(own) / len(own)
+            ),
             "the sum over ranks: nothing was divided": sum(own),
             "the sum over all samples, not their mean": full * total,
             "this rank's own gradient, unchanged": own[rank],
@@ -223,26 +318,48 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
 
     step.__name__ = "your function"
     for ranks in (2, 4):
-        sizes = random.Random(judge.seed).sample(range(1, 12), ranks)       # no two of them equal
+        sizes = random.Random(judge.seed).sample(range(1, 12), ranks)  # no two of them equal
         name = f"{ranks} ranks with different numbers of samples"
         job = judge.run(step, sizes, average_gradients, judge.seed, ranks=ranks)
-        bad = [(rank, error, text) for rank, (error, text, _) in enumerate(job.results) if error is None or not error < RELATIVE_ERROR]
+        bad = [
+            (rank, error, text)
+            for rank, (error, text, _) in enumerate(job.results)
+            if error is None or not error < RELATIVE_ERROR
+        ]
         if bad:
             rank, error, text = bad[0]
-            found = text if error is None else f"the gradient has a relative error of {error:.2g}" + (f". It is {text}" if text else "")
+            found = (
+                text
+                if error is None
+                else f"the gradient has a relative error of {error:.2g}" + (f". It is {text}" if text else "")
+            )
             judge.demand(False, "", f"{name}: on rank {rank}, {found}.")
         else:
             judge.demand(True, f"{name}: every rank has the gradient of the whole batch", "")
         calls = int(job.comm.groupby("rank").size().max()) if len(job.comm) else 0
-        used = ", ".join(f"{count} {op}" for op, count in job.comm[job.comm["rank"] == 0]["op"].value_counts().items())
-        judge.demand(0 < calls <= CALLS_LIMIT, f"{name}: at most {CALLS_LIMIT} collectives",
-                     f"{name}: {f'a rank called {calls} collectives ({used})' if calls else 'no rank called a collective'}; "
-                     f"{CALLS_LIMIT} are enough: put all gradients into one flat tensor.")
+        used = ", ".join(
+            f"{count} {op}" for op, count in job.comm[job.comm["rank"] == 0]["op"].value_counts().items()
+        )
+        judge.demand(
+            0 < calls <= CALLS_LIMIT,
+            f"{name}: at most {CALLS_LIMIT} collectives",
+            f"{name}:"
+            f" {f'a rank called {calls} collectives ({used})' if calls else 'no rank called a collective'};"
+            f" {CALLS_LIMIT} are enough: put all gradients into one flat tensor.",
+        )
         if not calls:
             continue
         ring = theory.collective_bytes("all_reduce", job.results[0][2], ranks)
         each = sent_bytes(job)
         sent, beside = each.max(), (each - header_bytes(job)).max()
-        why = " On gloo a reduce_scatter sends as much as an all_reduce: it is one, and keeps one part." if "reduce_scatter" in used and job.backend == "gloo" else ""
-        judge.demand(beside <= BYTES_LIMIT * ring, f"{name}: no rank sends more than {BYTES_LIMIT} times the bytes of one ring all_reduce",
-                     f"{name}: a rank sent {sent:,.0f} bytes, {sent / ring:.2f} times what one ring all_reduce of the gradients sends ({ring:,.0f} bytes).{why}")
+        why = (
+            " On gloo a reduce_scatter sends as much as an all_reduce: it is one, and keeps one part."
+            if "reduce_scatter" in used and job.backend == "gloo"
+            else ""
+        )
+        judge.demand(
+            beside <= BYTES_LIMIT * ring,
+            f"{name}: no rank sends more than {BYTES_LIMIT} times the bytes of one ring all_reduce",
+            f"{name}: a rank sent {sent:,.0f} bytes, {sent / ring:.2f} times what one ring all_reduce of the"
+            f" gradients sends ({ring:,.0f} bytes).{why}",
+        )

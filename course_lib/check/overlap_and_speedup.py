@@ -1,4 +1,5 @@
 """Checks of chapter 05, "Overlap and speed-up"."""
+
 import math
 import random
 import time
@@ -12,26 +13,35 @@ from torch.nn.parallel import DistributedDataParallel
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.record import Job
 from course_lib.models import MLP
+from course_lib.record import Job
 from course_lib.stand_ins.sleeping import SleepingNet
 
 __all__ = ["bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates"]
 
-RELATIVE_ERROR = 1e-5               # float32 gradients, added up in another order, differ by about 1e-7
+RELATIVE_ERROR = 1e-5  # float32 gradients, added up in another order, differ by about 1e-7
 LAYERS, LAYER_BYTES = 8, 2**19
-PATIENCE_S = 12.0                   # so long a rank waits for what a right answer does at once, however busy the machine is
-HALF_ERROR = 1e-3                   # float16 has 11 bits: 2^-11 at most for one number, less for the whole; bfloat16 has 8
+# so long a rank waits for what a right answer does at once, however busy the machine is
+PATIENCE_S = 12.0
+# float16 has 11 bits: 2^-11 at most for one number, less for the whole; bfloat16 has 8
+HALF_ERROR = 1e-3
 
 
 @exercise
 def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
-    """`bucketed(model, bucket_bytes)` registers hooks and returns `finish`: averages in few calls, which leave at once, while backward goes on."""
+    """`bucketed(model, bucket_bytes)` registers hooks and returns `finish`: averages in few calls, which
+    leave at once, while backward goes on.
+    """
     draw = random.Random(judge.seed)
-    widths, bucket_bytes = (16, draw.randint(40, 120), draw.randint(20, 60), 10), draw.choice([1, 6, 8, 12]) * 1024
+    widths, bucket_bytes = (
+        (16, draw.randint(40, 120), draw.randint(20, 60), 10),
+        draw.choice([1, 6, 8, 12]) * 1024,
+    )
 
     def uneven(bucketed):
-        """Three steps of an MLP with a frozen parameter. Returns the worst relative error of each step, and by what factor it is off."""
+        """Three steps of an MLP with a frozen parameter. Returns the worst relative error of each step, and
+        by what factor it is off.
+        """
         torch.manual_seed(judge_seed)
         rank, world_size = dist.get_rank(), dist.get_world_size()
         model, twin = MLP(widths), MLP(widths)
@@ -54,40 +64,69 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
             model(inputs).square().mean().backward()
             finish()
             grads = [p.grad for p in model.parameters() if p.requires_grad]
-            problem = ("a parameter has lost its gradient" if any(grad is None for grad in grads) else
-                       "a gradient has another shape than its parameter" if on_rank.flat(grads).numel() != wanted.numel() else
-                       "the frozen parameter has got a gradient" if model.layers[2].bias.grad is not None else "")
+            problem = (
+                "a parameter has lost its gradient"
+                if any(grad is None for grad in grads)
+                else (
+                    "a gradient has another shape than its parameter"
+                    if on_rank.flat(grads).numel() != wanted.numel()
+                    else (
+                        "the frozen parameter has got a gradient"
+                        if model.layers[2].bias.grad is not None
+                        else ""
+                    )
+                )
+            )
             if problem := on_rank.first_problem(problem):
                 return problem
             found = on_rank.flat(grads)
             factor, of_own = on_rank.times(found, wanted, 1e-3), on_rank.times(found, own, 1e-3)
             error = on_rank.apart(found, wanted)
-            looks = "" if factor is None or abs(factor - 1) < 1e-3 else f" It is {factor:.3g} times the average: by what do you divide, and how often?"
+            looks = (
+                ""
+                if factor is None or abs(factor - 1) < 1e-3
+                else f" It is {factor:.3g} times the average: by what do you divide, and how often?"
+            )
             if of_own:
-                looks = (f" It is this rank's own gradient times {of_own:.3g}: `finish` must wait for each all_reduce, divide, "
-                         "and write the result to `p.grad`.")
+                looks = (
+                    f" It is this rank's own gradient times {of_own:.3g}: `finish` must wait for each"
+                    " all_reduce, divide, and write the result to `p.grad`."
+                )
             steps.append((error, looks or on_rank.rounding(error)))
         return steps
 
     def equal(bucketed, layers_per_bucket):
-        """Five steps of a net of equal layers, whose gradients are known: all are the mean of the ranks' x, summed. Returns the worst error, and what
-        stands in the way of overlap: in the fourth step each rank looks whether a full bucket has left before the next gradient comes, and in the
-        fifth the last rank keeps its first bucket back until backward has ended on all others."""
+        """Five steps of a net of equal layers, whose gradients are known: all are the mean of the ranks' x,
+        summed. Returns the worst error, and what
+        stands in the way of overlap: in the fourth step each rank looks whether a full bucket has left before
+        the next gradient comes, and in the fifth the last rank keeps its first bucket back until backward has
+        ended on all others."""
         torch.manual_seed(judge_seed)
         net = SleepingNet(LAYERS, LAYER_BYTES, backward_s=0.001)
         rank, last = dist.get_rank(), dist.get_world_size() - 1
-        store, calls, arrived, looking = dist.PrefixStore("check", dist.distributed_c10d._get_default_store()), on_rank.Calls(), 0, ""
+        store, calls, arrived, looking = (
+            dist.PrefixStore("check", dist.distributed_c10d._get_default_store()),
+            on_rank.Calls(),
+            0,
+            "",
+        )
         late = blocked = ""
 
         def before_the_hooks(p):
             nonlocal arrived, late, blocked
             full = arrived // layers_per_bucket
             if looking == "at once" and not late and not until(lambda: left() >= full):
-                late = f"{full} bucket{'s were' if full > 1 else ' was'} full, and {left() or 'none'} had left, when the next gradient came"
+                late = (
+                    f"{full} bucket{'s were' if full > 1 else ' was'} full, and {left() or 'none'} had left,"
+                    " when the next gradient came"
+                )
             if looking == "on" and rank == last and arrived == layers_per_bucket - 1:
                 if not until(lambda: store.check([f"backward/{other}" for other in range(last)])):
-                    blocked = "backward stands still on the other ranks until this rank's first bucket comes, so something waits for it inside the hook"
-                on_rank.come_late("finish")       # who does not wait for it has wrong gradients
+                    blocked = (
+                        "backward stands still on the other ranks until this rank's first bucket comes, so"
+                        " something waits for it inside the hook"
+                    )
+                on_rank.come_late("finish")  # who does not wait for it has wrong gradients
             arrived += 1
 
         def left():
@@ -110,7 +149,10 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
             nonlocal worst, late
             (net(x) * x).sum().backward()
             if looking == "at once" and not left():
-                late = "no bucket leaves before the last layer's backward, so there is nothing left to hide behind"
+                late = (
+                    "no bucket leaves before the last layer's backward, so there is nothing left to hide"
+                    " behind"
+                )
             if looking == "on":
                 store.set(f"backward/{rank}", "")
             finish()
@@ -137,28 +179,52 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
     uneven.__name__ = equal.__name__ = "training with your buckets"
     job = judge.run(uneven, bucketed, ranks=3)
     problem = _gradient_problem(job)
-    if not judge.demand(not problem, "3 ranks, uneven layers, one frozen: every gradient is the average, in each of 3 steps", f"3 ranks, uneven layers: {problem}"):
+    if not judge.demand(
+        not problem,
+        "3 ranks, uneven layers, one frozen: every gradient is the average, in each of 3 steps",
+        f"3 ranks, uneven layers: {problem}",
+    ):
         return
     for layers_per_bucket in (2, 3):
         job = judge.run(equal, bucketed, layers_per_bucket, ranks=4)
-        name, error = f"{LAYERS} equal layers, buckets of {layers_per_bucket}", max(worst for worst, _ in job.results)
-        met = judge.demand(error < RELATIVE_ERROR, f"{name}: every gradient is the average",
-                           f"{name}: a gradient is not the average over the ranks (relative error {error:.2g}). One rank comes late on purpose: `finish` must wait for it")
+        name, error = (
+            f"{LAYERS} equal layers, buckets of {layers_per_bucket}",
+            max(worst for worst, _ in job.results),
+        )
+        met = judge.demand(
+            error < RELATIVE_ERROR,
+            f"{name}: every gradient is the average",
+            f"{name}: a gradient is not the average over the ranks (relative error {error:.2g}). One rank"
+            " comes late on purpose: `finish` must wait for it",
+        )
         met &= _judge_calls(judge, name, job, math.ceil(LAYERS / layers_per_bucket))
         why = job.results[0][1]
-        if not judge.demand(not why, f"{name}: a full bucket leaves at once, and backward waits for none",
-                            f"{name}: communication cannot hide behind backward: {why}") or not met:
+        if (
+            not judge.demand(
+                not why,
+                f"{name}: a full bucket leaves at once, and backward waits for none",
+                f"{name}: communication cannot hide behind backward: {why}",
+            )
+            or not met
+        ):
             return
 
 
 def _gradient_problem(job: Job) -> str:
     for rank, steps in enumerate(job.results):
         if isinstance(steps, str):
-            return steps if "it returned" not in steps else f"return the function `finish`; {steps.removeprefix('on rank 0 ')}"
+            return (
+                steps
+                if "it returned" not in steps
+                else f"return the function `finish`; {steps.removeprefix('on rank 0 ')}"
+            )
         for step, (error, looks) in enumerate(steps):
             if not error < RELATIVE_ERROR:
                 when = " The steps before it were right: what is left over from them?" if step else ""
-                return f"in step {step}, the gradients on rank {rank} are not the average over the ranks (relative error {error:.2g}).{looks}{when}"
+                return (
+                    f"in step {step}, the gradients on rank {rank} are not the average over the ranks"
+                    f" (relative error {error:.2g}).{looks}{when}"
+                )
     return ""
 
 
@@ -170,12 +236,22 @@ def _judge_calls(judge: Judge, name: str, job: Job, wanted: int) -> bool:
     hint = ""
     if not others:
         hint = {0: "", 1: ": everything in one, at the end?", LAYERS: ": one for each parameter?"}.get(
-            count, ": a bucket is full as soon as it holds `bucket_bytes` bytes or more" if count < wanted else "")
-    met = judge.demand(count == wanted and not others, f"{name}: {wanted} all_reduce calls",
-                       f"{name}: one step takes {wanted} all_reduce calls, and you made {count} call{'s' * (count != 1)} ({', '.join(sorted(set(mine['op']))) or 'none'}){hint}")
+            count,
+            ": a bucket is full as soon as it holds `bucket_bytes` bytes or more" if count < wanted else "",
+        )
+    met = judge.demand(
+        count == wanted and not others,
+        f"{name}: {wanted} all_reduce calls",
+        f"{name}: one step takes {wanted} all_reduce calls, and you made {count} call{'s' * (count != 1)}"
+        f" ({', '.join(sorted(set(mine['op']))) or 'none'}){hint}",
+    )
     sent, least = mine["algorithm_bytes"].sum(), theory.collective_bytes("all_reduce", P, job.ranks)
-    return met & judge.demand(0.98 * least <= sent <= 1.02 * least, f"{name}: each gradient is sent once",
-                              f"{name}: each rank sends {sent:,.0f} bytes, {sent / least:.2f} times what an all_reduce of all gradients sends ({least:,.0f})")
+    return met & judge.demand(
+        0.98 * least <= sent <= 1.02 * least,
+        f"{name}: each gradient is sent once",
+        f"{name}: each rank sends {sent:,.0f} bytes, {sent / least:.2f} times what an all_reduce of all"
+        f" gradients sends ({least:,.0f})",
+    )
 
 
 @exercise
@@ -199,11 +275,20 @@ def finish_time(judge: Judge, answer: Callable) -> None:
         problem = _time_problem(said, *case)
         if not judge.demand(not problem, name, f"{name}: {problem}"):
             return
-    problem = next((problem for case, said in zip(drawn, judge.call(answer, drawn)) if (problem := _time_problem(said, *case))), "")
-    if not judge.demand(not problem, f"{len(drawn)} lists that were drawn", f"lists that were drawn: {problem}"):
+    problem = next(
+        (
+            problem
+            for case, said in zip(drawn, judge.call(answer, drawn))
+            if (problem := _time_problem(said, *case))
+        ),
+        "",
+    )
+    if not judge.demand(
+        not problem, f"{len(drawn)} lists that were drawn", f"lists that were drawn: {problem}"
+    ):
         return
 
-    layers = [8, 1, 1, 4, 2]                          # MiB
+    layers = [8, 1, 1, 4, 2]  # MiB
 
     def step(layer_s):
         """What each bucket takes alone, and the shortest of three steps whose layers sleep, with them."""
@@ -226,13 +311,19 @@ def finish_time(judge: Judge, answer: Callable) -> None:
             measured.append(time.perf_counter() - begin)
         return alone, min(measured)
 
-    for layer_s in (0.02, 0.06, 0.2):                     # what a busy machine adds does not grow with the sleeps
+    # what a busy machine adds does not grow with the sleeps
+    for layer_s in (0.02, 0.06, 0.2):
         alone, measured = judge.run(step, layer_s, ranks=2).results[0]
         case = [layer_s * (k + 1) for k in range(len(layers))], alone
-        said, = judge.call(answer, [case])
+        (said,) = judge.call(answer, [case])
         if (problem := _time_problem(said, *case)) or 1 / 4 < measured / _finish(*case) < 4:
-            break                                         # on a machine that is too busy to compare, the answer is right by what each bucket took alone
-    judge.demand(not problem, "a real step with uneven buckets does not disagree (compute sleeps)", f"a real step with uneven buckets: {problem}")
+            # on a machine that is too busy to compare, the answer is right by what each bucket took alone
+            break
+    judge.demand(
+        not problem,
+        "a real step with uneven buckets does not disagree (compute sleeps)",
+        f"a real step with uneven buckets: {problem}",
+    )
 
 
 def _time_problem(said, ready_s: list[float], send_s: list[float]) -> str:
@@ -240,12 +331,18 @@ def _time_problem(said, ready_s: list[float], send_s: list[float]) -> str:
     wanted, found = _finish(ready_s, send_s), _number(said)
     if abs(found - wanted) < 1e-9:
         return ""
-    near = {"backward and then all communication, without overlap": ready_s[-1] + sum(send_s), "computing alone": ready_s[-1],
-            "communication alone": sum(send_s), "backward plus the last bucket": ready_s[-1] + send_s[-1],
-            "the first bucket's computing plus all communication": ready_s[0] + sum(send_s),
-            "max(B, C), without a tail": max(ready_s[-1], sum(send_s)),
-            "each bucket as if the network were free when it is ready": max(r + s for r, s in zip(ready_s, send_s)),
-            "milliseconds, and not seconds": 1e3 * wanted}
+    near = {
+        "backward and then all communication, without overlap": ready_s[-1] + sum(send_s),
+        "computing alone": ready_s[-1],
+        "communication alone": sum(send_s),
+        "backward plus the last bucket": ready_s[-1] + send_s[-1],
+        "the first bucket's computing plus all communication": ready_s[0] + sum(send_s),
+        "max(B, C), without a tail": max(ready_s[-1], sum(send_s)),
+        "each bucket as if the network were free when it is ready": max(
+            r + s for r, s in zip(ready_s, send_s)
+        ),
+        "milliseconds, and not seconds": 1e3 * wanted,
+    }
     digits = next((digits for digits in range(2, 9) if abs(found - round(wanted, digits)) < 1e-12), None)
     if digits:
         looks = f" That is the right time, rounded to {digits} digits: return it as it is."
@@ -254,9 +351,12 @@ def _time_problem(said, ready_s: list[float], send_s: list[float]) -> str:
     else:
         looks = next((f" That is {text}." for text, value in near.items() if abs(found - value) < 1e-9), "")
     shown = [[float(f"{value:.4g}") for value in times] for times in (ready_s, send_s)]
-    exact = abs(found - wanted) < 1e-3 * wanted           # then only more digits show the difference
-    return (f"ready at {shown[0]}, sending takes {shown[1]}: the last one arrives at {wanted:{'.10f' if exact else '.3f'}} s, and you say "
-            f"{f'{found:.10f}' if exact else f'{said!r:.40}'}.{looks}")
+    exact = abs(found - wanted) < 1e-3 * wanted  # then only more digits show the difference
+    return (
+        f"ready at {shown[0]}, sending takes {shown[1]}: the last one arrives at"
+        f" {wanted:{'.10f' if exact else '.3f'}} s, and you say"
+        f" {f'{found:.10f}' if exact else f'{said!r:.40}'}.{looks}"
+    )
 
 
 def _number(value) -> float:
@@ -283,24 +383,35 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
     def train(hook, scale):
         buckets, strange = 0, ""
 
-        def checked(state, bucket):               # DDP is strict about names of arguments, and some answers would crash it
+        # DDP is strict about names of arguments, and some answers would crash it
+        def checked(state, bucket):
             nonlocal buckets, strange
             buckets += 1
             future = hook(state, bucket)
             if not hasattr(future, "then"):
-                raise TypeError(f"the hook must return a Future (as `work.get_future()` gives one), and returned a {type(future).__name__}")
+                raise TypeError(
+                    "the hook must return a Future (as `work.get_future()` gives one), and returned a"
+                    f" {type(future).__name__}"
+                )
             value = future.wait()
             if not isinstance(value, torch.Tensor):
-                raise TypeError(f"the value of the hook's Future must be the flat tensor, and is a {type(value).__name__}")
+                raise TypeError(
+                    f"the value of the hook's Future must be the flat tensor, and is a {type(value).__name__}"
+                )
             if value.dtype != torch.float32 or value.numel() != bucket.buffer().numel():
-                strange = (f"the value of the hook's Future must be the flat fp32 tensor of {bucket.buffer().numel():,} numbers, "
-                           f"and is {str(value.dtype).removeprefix('torch.')} of {value.numel():,}")
+                strange = (
+                    "the value of the hook's Future must be the flat fp32 tensor of"
+                    f" {bucket.buffer().numel():,} numbers, and is {str(value.dtype).removeprefix('torch.')}"
+                    f" of {value.numel():,}"
+                )
             return future
 
         torch.manual_seed(seed)
         model, twin = MLP(widths), MLP(widths)
         twin.load_state_dict(model.state_dict())
-        inputs = torch.randn(8, 64, generator=torch.Generator("cpu").manual_seed(seed + dist.get_rank() % 2), device="cpu").to(torch.get_default_device())
+        inputs = torch.randn(
+            8, 64, generator=torch.Generator("cpu").manual_seed(seed + dist.get_rank() % 2), device="cpu"
+        ).to(torch.get_default_device())
 
         def loss(net, factor):
             return net(inputs).square().mean() * factor
@@ -311,7 +422,7 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
         wanted = wanted * shared
         dist.all_reduce(wanted)
         wanted /= dist.get_world_size()
-        parallel = DistributedDataParallel(model, bucket_cap_mb=0.01)         # several buckets
+        parallel = DistributedDataParallel(model, bucket_cap_mb=0.01)  # several buckets
         parallel.register_comm_hook(None, checked)
         for _ in range(3):
             buckets = 0
@@ -319,33 +430,66 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
             with measure.step(parallel):
                 loss(parallel, shared.item()).backward()
         found = on_rank.flat(p.grad for p in model.parameters())
-        return on_rank.apart(found, wanted), on_rank.times(found, wanted, 1e-2), bool(torch.isfinite(found).all()), strange, buckets
+        return (
+            on_rank.apart(found, wanted),
+            on_rank.times(found, wanted, 1e-2),
+            bool(torch.isfinite(found).all()),
+            strange,
+            buckets,
+        )
 
     seed = judge.seed
     train.__name__ = "training with your hook"
     for name, scale in (("gradients of usual size", 1.0), ("gradients up to 40,000", 40_000.0)):
         job = judge.run(train, hook, scale, ranks=4)
-        error, factor, finite, strange, buckets = max(job.results, key=lambda result: result[0] if result[2] else math.inf)
+        error, factor, finite, strange, buckets = max(
+            job.results, key=lambda result: result[0] if result[2] else math.inf
+        )
         if not finite:
-            judge.demand(False, "", f"{name}: the result has inf or nan. The sum over 4 ranks is above 65,504, the largest fp16 number: divide before you send")
+            judge.demand(
+                False,
+                "",
+                f"{name}: the result has inf or nan. The sum over 4 ranks is above 65,504, the largest fp16"
+                " number: divide before you send",
+            )
         else:
-            looks = f" It is {factor:.3g} times the average: by what do you divide?" if factor is not None and abs(factor - 1) > 0.01 else ""
-            judge.demand(error < HALF_ERROR, f"{name}: the average, with the precision of fp16",
-                         f"{name}: the relative error is {error:.2g}, and {HALF_ERROR} is asked.{looks}")
+            looks = (
+                f" It is {factor:.3g} times the average: by what do you divide?"
+                if factor is not None and abs(factor - 1) > 0.01
+                else ""
+            )
+            judge.demand(
+                error < HALF_ERROR,
+                f"{name}: the average, with the precision of fp16",
+                f"{name}: the relative error is {error:.2g}, and {HALF_ERROR} is asked.{looks}",
+            )
         judge.demand(not strange, f"{name}: as a flat fp32 tensor", f"{name}: {strange}")
-        mine = job.comm[(job.comm["rank"] == 0) & (job.comm["op"] != "broadcast")]    # in its second step DDP tells all ranks its order of buckets
+        # in its second step DDP tells all ranks its order of buckets
+        mine = job.comm[(job.comm["rank"] == 0) & (job.comm["op"] != "broadcast")]
         sent = int(mine["payload_bytes"].sum())
-        judge.demand(sent == 2 * numel, f"{name}: the payload is half of P, {2 * numel:,} bytes",
-                     f"{name}: the payload of a step is {sent:,} bytes ({', '.join(sorted(set(mine['dtype']))) or 'nothing was sent'}), and half of P is {2 * numel:,}")
+        judge.demand(
+            sent == 2 * numel,
+            f"{name}: the payload is half of P, {2 * numel:,} bytes",
+            f"{name}: the payload of a step is {sent:,} bytes"
+            f" ({', '.join(sorted(set(mine['dtype']))) or 'nothing was sent'}), and half of P is"
+            f" {2 * numel:,}",
+        )
         others = sorted(set(mine["op"]) - {"all_reduce"})
-        if not judge.demand(not others and len(mine) == buckets, f"{name}: one all_reduce per bucket",
-                            f"{name}: one all_reduce per bucket is enough, and for {buckets} buckets you call {', '.join(mine['op']) or 'none'}"):
+        if not judge.demand(
+            not others and len(mine) == buckets,
+            f"{name}: one all_reduce per bucket",
+            f"{name}: one all_reduce per bucket is enough, and for {buckets} buckets you call"
+            f" {', '.join(mine['op']) or 'none'}",
+        ):
             return
 
 
 @exercise
 def quoted_rates(judge: Judge, rates: Callable) -> None:
-    """`rates(job)` returns samples_per_s, collectives_per_s and sent_per_s of a job whose ranks are not alike."""
+    """`rates(job)` returns samples_per_s, collectives_per_s and sent_per_s of a job whose ranks are not
+    alike.
+    """
+
     def uneven():
         rank = dist.get_rank()
         for step in range(6):
@@ -357,51 +501,111 @@ def quoted_rates(judge: Judge, rates: Callable) -> None:
     job = judge.run(uneven, ranks=3)
     if _judge_rates(judge, job, *judge.call(rates, [(job,)]), "") and judge.verdict():
         other = _another(job, random.Random(judge.seed))
-        _judge_rates(judge, other, *judge.call(rates, [(other,)]), "of a job with other numbers, made from that one, ")
+        _judge_rates(
+            judge, other, *judge.call(rates, [(other,)]), "of a job with other numbers, made from that one, "
+        )
 
 
 def _another(job: Job, draw: random.Random) -> Job:
     """The same job, with times, samples and payloads of its own; in each step another rank is the slowest."""
-    steps = [row | {"samples": draw.randint(1, 9) + row["rank"] if row["step"] < 1 else None,
-                    "seconds": row["seconds"] and draw.uniform(0.01, 0.02) * (2.5 if row["step"] % job.ranks == row["rank"] else 1)} for row in job.records["steps"]]
+    steps = [
+        row
+        | {
+            "samples": draw.randint(1, 9) + row["rank"] if row["step"] < 1 else None,
+            "seconds": (
+                row["seconds"]
+                and draw.uniform(0.01, 0.02) * (2.5 if row["step"] % job.ranks == row["rank"] else 1)
+            ),
+        }
+        for row in job.records["steps"]
+    ]
     samples = {row["rank"]: row["samples"] for row in steps if row["step"] == 0}
     times, calls = draw.uniform(2, 3), draw.randint(1, 2)
-    comm = [row | {"payload_bytes": int(times * row["payload_bytes"]), "algorithm_bytes": times * row["algorithm_bytes"]} for row in job.records["comm"] for _ in range(calls)]
-    return replace(job, records=job.records | {"steps": [row | {"samples": samples[row["rank"]]} for row in steps], "comm": comm})
+    comm = [
+        row
+        | {
+            "payload_bytes": int(times * row["payload_bytes"]),
+            "algorithm_bytes": times * row["algorithm_bytes"],
+        }
+        for row in job.records["comm"]
+        for _ in range(calls)
+    ]
+    return replace(
+        job,
+        records=job.records
+        | {
+            "steps": [row | {"samples": samples[row["rank"]]} for row in steps],
+            "comm": comm,
+        },
+    )
 
 
 def _judge_rates(judge: Judge, job: Job, found, which: str) -> bool:
-    """Demand the three rates, as the tables of the job give them; `which`: words for a job that is not the first one."""
+    """Demand the three rates, as the tables of the job give them; `which`: words for a job that is not the
+    first one.
+    """
     timed, mine = job.steps[job.steps["phase"] == "timed"], job.comm[job.comm["rank"] == 0]
     slowest = timed.groupby("step")["seconds"].max()
     step_s, samples = float(slowest.median()), float(timed.groupby("step")["samples"].sum().median())
-    wanted = {"samples_per_s": samples / step_s, "collectives_per_s": len(mine) / step_s, "sent_per_s": mine["algorithm_bytes"].sum() / step_s}
-    other_steps = {"the shortest step, and not the median": float(slowest.min()),
-                   "the median of the slowest rank: the slowest may be another one in each step": float(timed.groupby("rank")["seconds"].median().max()),
-                   "the mean over the timed steps, where one slow step counts too much": float(slowest.mean()),
-                   "the median over all ranks and steps, and not of the slowest rank": float(timed["seconds"].median()),
-                   "the mean over all ranks and steps": float(timed["seconds"].mean()),
-                   "the time of rank 0 alone": float(timed.loc[timed["rank"] == 0, "seconds"].median()),
-                   "the time of the whole job, its start included": job.seconds}
+    wanted = {
+        "samples_per_s": samples / step_s,
+        "collectives_per_s": len(mine) / step_s,
+        "sent_per_s": mine["algorithm_bytes"].sum() / step_s,
+    }
+    other_steps = {
+        "the shortest step, and not the median": float(slowest.min()),
+        "the median of the slowest rank: the slowest may be another one in each step": float(
+            timed.groupby("rank")["seconds"].median().max()
+        ),
+        "the mean over the timed steps, where one slow step counts too much": float(slowest.mean()),
+        "the median over all ranks and steps, and not of the slowest rank": float(timed["seconds"].median()),
+        "the mean over all ranks and steps": float(timed["seconds"].mean()),
+        "the time of rank 0 alone": float(timed.loc[timed["rank"] == 0, "seconds"].median()),
+        "the time of the whole job, its start included": job.seconds,
+    }
     if not isinstance(found, dict) or set(found) != set(wanted):
-        return judge.demand(False, "", f"return a dict with the keys {', '.join(wanted)}, not {' '.join(repr(found).split())[:80]}")
+        return judge.demand(
+            False,
+            "",
+            f"return a dict with the keys {', '.join(wanted)}, not {' '.join(repr(found).split())[:80]}",
+        )
     met = True
     for name, value in wanted.items():
         got = _number(found[name])
         if math.isnan(got):
-            met = judge.demand(False, "", f"{name} must be a number, and is {' '.join(repr(found[name]).split())[:60]}")
+            met = judge.demand(
+                False, "", f"{name} must be a number, and is {' '.join(repr(found[name]).split())[:60]}"
+            )
             continue
         guesses = {text: value * step_s / seconds for text, seconds in other_steps.items()}
         if name == "samples_per_s":
-            guesses |= {"what rank 0 alone does; the rate counts the samples of all ranks": float(timed.loc[timed["rank"] == 0, "samples"].median()) / step_s,
-                        "the samples of all timed steps over the time of one": timed["samples"].sum() / step_s}
+            guesses |= {
+                "what rank 0 alone does; the rate counts the samples of all ranks": (
+                    float(timed.loc[timed["rank"] == 0, "samples"].median()) / step_s
+                ),
+                "the samples of all timed steps over the time of one": timed["samples"].sum() / step_s,
+            }
         else:
             guesses["the sum over all ranks"] = job.ranks * value
         if name == "sent_per_s":
-            guesses["the payload, and not what the algorithm sends for it"] = mine["payload_bytes"].sum() / step_s
-            guesses["the bytes on the wire; the exercise asks for the algorithm bytes"] = float(timed.loc[timed["rank"] == 0, "wire_bytes"].median()) / step_s
-        looks = next((f": it looks like {text}" for text, guess in guesses.items() if abs(got - guess) <= 1e-6 * guess), "")
+            guesses["the payload, and not what the algorithm sends for it"] = (
+                mine["payload_bytes"].sum() / step_s
+            )
+            guesses["the bytes on the wire; the exercise asks for the algorithm bytes"] = (
+                float(timed.loc[timed["rank"] == 0, "wire_bytes"].median()) / step_s
+            )
+        looks = next(
+            (
+                f": it looks like {text}"
+                for text, guess in guesses.items()
+                if abs(got - guess) <= 1e-6 * guess
+            ),
+            "",
+        )
         right = abs(got - value) <= 1e-6 * value
-        if not which or not right:                        # of the other job nothing is said where all is right
-            met &= judge.demand(right, name, f"{which}{name} is {got / value:.4g} times what it should be{looks}")
+        # of the other job nothing is said where all is right
+        if not which or not right:
+            met &= judge.demand(
+                right, name, f"{which}{name} is {got / value:.4g} times what it should be{looks}"
+            )
     return met

@@ -1,4 +1,7 @@
-"""Checks of chapter 08, "Pipeline": the schedules GPipe and 1F1B, a worker that executes them, layers dealt out evenly to stages."""
+"""Checks of chapter 08, "Pipeline": the schedules GPipe and 1F1B, a worker that executes them, layers dealt
+out evenly to stages.
+"""
+
 import itertools
 import random
 import time
@@ -12,16 +15,17 @@ from torch import nn
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.record import Job
 from course_lib.mini import pipeline as mini
+from course_lib.record import Job
 
 __all__ = ["schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"]
 
-SIZES = ((4, 8), (4, 2), (3, 3), (2, 5), (1, 3))       # stages, micro-batches; the first is run for real
-FORWARD_S = 0.006                   # a stage's forward sleeps so long, its backward twice
+SIZES = ((4, 8), (4, 2), (3, 3), (2, 5), (1, 3))  # stages, micro-batches; the first is run for real
+FORWARD_S = 0.006  # a stage's forward sleeps so long, its backward twice
 DRAWN_MODELS, DRAWN_SIZES = 400, 12
-RELATIVE_ERROR = 1e-9               # of gradients in float64; a right answer is at 1e-15
-HOLD_S = 12.0                       # so long a rank stands still, unless the others do before what they can do without it
+RELATIVE_ERROR = 1e-9  # of gradients in float64; a right answer is at 1e-15
+# so long a rank stands still, unless the others do before what they can do without it
+HOLD_S = 12.0
 
 
 @exercise
@@ -38,22 +42,33 @@ def schedule_1f1b(judge: Judge, answer: Callable) -> None:
 
 @exercise
 def pipeline_worker(judge: Judge, answer: Callable) -> None:
-    """`answer(instructions, stage, inputs, targets, loss_fn, like)` executes one rank's list, with sends and receives, and nothing else."""
+    """`answer(instructions, stage, inputs, targets, loss_fn, like)` executes one rank's list, with sends and
+    receives, and nothing else.
+    """
+
     def execute(instructions, stage, inputs, targets, loss_fn):
         answer(instructions, stage, inputs, targets, loss_fn, torch.zeros_like(inputs[0]))
 
     draw = random.Random(judge.seed)
     for stages, micro_batches, schedule in ((4, 8, "1f1b"), (3, 4, "gpipe")):
-        name, lists = f"{stages} ranks, {micro_batches} micro-batches, {schedule}", mini.one_f_one_b(stages, micro_batches)
+        name, lists = (
+            f"{stages} ranks, {micro_batches} micro-batches, {schedule}",
+            mini.one_f_one_b(stages, micro_batches),
+        )
         if schedule == "gpipe":
             name, lists = f"{name} in another order", [_shuffled(range(micro_batches), draw)] * stages
         job = _trial(judge, execute, lists, micro_batches)
         if not _judge_gradients(judge, name, job):
             return
         together = _looks_busy(job, micro_batches) or _works_ahead(judge, execute, lists, micro_batches)
-        met = [_judge_messages(judge, name, job, micro_batches), _judge_idle(judge, name, job, micro_batches, together), _judge_in_flight(judge, name, job, schedule, micro_batches),
-               _judge_order(judge, name, job, lists), _judge_held(judge, name, job, schedule, micro_batches)]
-        if not all(met):                                  # the other sizes would say it again
+        met = [
+            _judge_messages(judge, name, job, micro_batches),
+            _judge_idle(judge, name, job, micro_batches, together),
+            _judge_in_flight(judge, name, job, schedule, micro_batches),
+            _judge_order(judge, name, job, lists),
+            _judge_held(judge, name, job, schedule, micro_batches),
+        ]
+        if not all(met):  # the other sizes would say it again
             return
 
 
@@ -66,7 +81,9 @@ def _shuffled(numbers: Sequence[int], draw: random.Random) -> list[mini.Instruct
 
 @exercise
 def balanced_stages(judge: Judge, answer: Callable) -> None:
-    """`answer(costs, num_stages)` returns how many layers each stage gets, such that the slowest stage is as fast as can be."""
+    """`answer(costs, num_stages)` returns how many layers each stage gets, such that the slowest stage is as
+    fast as can be.
+    """
     named = {
         "equal layers": ([1.0] * 8, 4),
         "a heavy last layer": ([1, 1, 1, 1, 1, 1, 1, 4], 4),
@@ -79,17 +96,36 @@ def balanced_stages(judge: Judge, answer: Callable) -> None:
         "half and half": ([2, 2, 2, 3, 3], 2),
     }
     draw = random.Random(judge.seed)
-    drawn = [([draw.choice((1, 4)) * draw.randint(1, 16) / 4 for _ in range(draw.randint(3, 9))], draw.randint(2, 4)) for _ in range(DRAWN_MODELS)]
-    drawn = [(costs, min(num_stages, len(costs))) for costs, num_stages in drawn]          # quarters: sums of them are exact
+    drawn = [
+        (
+            [draw.choice((1, 4)) * draw.randint(1, 16) / 4 for _ in range(draw.randint(3, 9))],
+            draw.randint(2, 4),
+        )
+        for _ in range(DRAWN_MODELS)
+    ]
+    # quarters: sums of them are exact
+    drawn = [(costs, min(num_stages, len(costs))) for costs, num_stages in drawn]
     for (name, case), sizes in zip(named.items(), judge.call(answer, list(named.values()))):
         problem = _sizes_problem(sizes, *case)
-        judge.demand(not problem, f"{name}: the slowest stage takes {_least_slowest(*case):g}", f"{name}, {case[0]} on {case[1]}: {sizes!r:.60} {problem}")
+        judge.demand(
+            not problem,
+            f"{name}: the slowest stage takes {_least_slowest(*case):g}",
+            f"{name}, {case[0]} on {case[1]}: {sizes!r:.60} {problem}",
+        )
     if not judge.verdict():
         return
-    worse = [(case, sizes, problem) for case, sizes in zip(drawn, judge.call(answer, drawn)) if (problem := _sizes_problem(sizes, *case))]
+    worse = [
+        (case, sizes, problem)
+        for case, sizes in zip(drawn, judge.call(answer, drawn))
+        if (problem := _sizes_problem(sizes, *case))
+    ]
     (costs, num_stages), sizes, problem = min(worse, key=lambda one: len(one[0][0]), default=((0, 0), 0, 0))
-    judge.demand(not worse, f"{len(drawn)} models that were drawn: the slowest stage is as fast as can be, in each",
-                 f"{len(worse)} of {len(drawn)} models that were drawn could be faster; the shortest is {costs} on {num_stages}: {sizes!r:.60} {problem}")
+    judge.demand(
+        not worse,
+        f"{len(drawn)} models that were drawn: the slowest stage is as fast as can be, in each",
+        f"{len(worse)} of {len(drawn)} models that were drawn could be faster; the shortest is {costs} on"
+        f" {num_stages}: {sizes!r:.60} {problem}",
+    )
 
 
 def _judge_schedule(judge: Judge, answer: Callable, schedule: str) -> None:
@@ -105,7 +141,11 @@ def _judge_schedule(judge: Judge, answer: Callable, schedule: str) -> None:
     for (stages, micro_batches), lists in zip(SIZES, judge.call(listed, SIZES)):
         name = _size_in_words(stages, micro_batches)
         problem = _list_problem(lists, stages, micro_batches)
-        if not judge.demand(not problem, f"{name}: every forward and backward once, and nobody waits for ever", f"{name}: {problem}"):
+        if not judge.demand(
+            not problem,
+            f"{name}: every forward and backward once, and nobody waits for ever",
+            f"{name}: {problem}",
+        ):
             return
         schedules[stages, micro_batches] = lists
 
@@ -118,25 +158,43 @@ def _judge_schedule(judge: Judge, answer: Callable, schedule: str) -> None:
     name = f"{stages} ranks, {micro_batches} micro-batches"
     job = _trial(judge, execute, lists, micro_batches)
     _judge_gradients(judge, name, job)
-    _judge_idle(judge, name, job, micro_batches, _looks_busy(job, micro_batches) or not _paper_problem(lists, schedule, stages, micro_batches))
+    _judge_idle(
+        judge,
+        name,
+        job,
+        micro_batches,
+        _looks_busy(job, micro_batches) or not _paper_problem(lists, schedule, stages, micro_batches),
+    )
     _judge_in_flight(judge, name, job, schedule, micro_batches)
     for (stages, micro_batches), lists in schedules.items():
-        name, problem = _size_in_words(stages, micro_batches), _paper_problem(lists, schedule, stages, micro_batches)
-        judge.demand(not problem, f"{name}, on paper: as short as can be, and {_numbers(_peaks(schedule, stages, micro_batches))} micro-batches in flight",
-                     f"{name}: {problem}")
+        name, problem = (
+            _size_in_words(stages, micro_batches),
+            _paper_problem(lists, schedule, stages, micro_batches),
+        )
+        judge.demand(
+            not problem,
+            f"{name}, on paper: as short as can be, and {_numbers(_peaks(schedule, stages, micro_batches))}"
+            " micro-batches in flight",
+            f"{name}: {problem}",
+        )
     if not judge.verdict():
         return
     draw = random.Random(judge.seed)
     drawn = [(draw.randint(1, 7), draw.randint(1, 12)) for _ in range(DRAWN_SIZES)]
     for (stages, micro_batches), lists in zip(drawn, judge.call(listed, drawn)):
-        if problem := _list_problem(lists, stages, micro_batches) or _paper_problem(lists, schedule, stages, micro_batches):
+        if problem := _list_problem(lists, stages, micro_batches) or _paper_problem(
+            lists, schedule, stages, micro_batches
+        ):
             judge.demand(False, "", f"{_size_in_words(stages, micro_batches)}: {problem}")
             return
     judge.demand(True, f"{len(drawn)} sizes that were drawn, on paper: the same", "")
 
 
 def _size_in_words(stages: int, micro_batches: int) -> str:
-    return f"{stages} stage{'' if stages == 1 else 's'}, {micro_batches} micro-batch{'' if micro_batches == 1 else 'es'}"
+    return (
+        f"{stages} stage{'' if stages == 1 else 's'}, {micro_batches}"
+        f" micro-batch{'' if micro_batches == 1 else 'es'}"
+    )
 
 
 def _list_problem(lists, stages: int, micro_batches: int) -> str:
@@ -150,56 +208,91 @@ def _list_problem(lists, stages: int, micro_batches: int) -> str:
     return ""
 
 
-def _paper_problem(lists: Sequence[Sequence[mini.Instruction]], schedule: str, stages: int, micro_batches: int) -> str:
+def _paper_problem(
+    lists: Sequence[Sequence[mini.Instruction]], schedule: str, stages: int, micro_batches: int
+) -> str:
     """What valid lists cost too much of, time or room, if nothing but their order counts; "" if nothing."""
     slots, least = _slots(lists), 3 * (micro_batches + stages - 1)
     if slots > least:
-        return f"on paper, with backwards twice as long as forwards, the step takes {slots} times a forward, and 3 (m + p - 1) = {least} is possible"
-    peaks, wanted = [_peak(_kinds(map(repr, instructions))) for instructions in lists], _peaks(schedule, stages, micro_batches)
-    return f"the ranks hold {_numbers(peaks)} micro-batches at most, and {_numbers(wanted)} is right" if peaks != wanted else ""
+        return (
+            f"on paper, with backwards twice as long as forwards, the step takes {slots} times a forward, and"
+            f" 3 (m + p - 1) = {least} is possible"
+        )
+    peaks, wanted = (
+        [_peak(_kinds(map(repr, instructions))) for instructions in lists],
+        _peaks(schedule, stages, micro_batches),
+    )
+    return (
+        f"the ranks hold {_numbers(peaks)} micro-batches at most, and {_numbers(wanted)} is right"
+        if peaks != wanted
+        else ""
+    )
 
 
 def _form_problem(lists, stages: int) -> str:
-    if not isinstance(lists, (list, tuple)) or len(lists) != stages or not all(isinstance(one, (list, tuple)) for one in lists):
+    if (
+        not isinstance(lists, (list, tuple))
+        or len(lists) != stages
+        or not all(isinstance(one, (list, tuple)) for one in lists)
+    ):
         return f"return a list with one list for each of the {stages} ranks; you returned {lists!r:.60}"
     strange = [one for instructions in lists for one in instructions if not isinstance(one, mini.Instruction)]
-    return f"a list must hold instructions, made with forward(k) and backward(k), and not {strange[0]!r:.40}" if strange else ""
+    return (
+        f"a list must hold instructions, made with forward(k) and backward(k), and not {strange[0]!r:.40}"
+        if strange
+        else ""
+    )
 
 
-def _works_ahead(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instruction]], micro_batches: int) -> bool:
-    """Whether all other ranks do what they can do without it while one rank stands still in the middle of an instruction, on each rank in turn.
+def _works_ahead(
+    judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instruction]], micro_batches: int
+) -> bool:
+    """Whether all other ranks do what they can do without it while one rank stands still in the middle of an
+    instruction, on each rank in turn.
 
     No clock plays a part in this, and so no busy machine."""
     holds = [(rank, (3 * len(one)) // 8) for rank, one in enumerate(lists)]
     reach = [[len(done) for done in _done(lists, without=hold)] for hold in holds]
-    return not any(problem for problem, *_ in _trial(judge, execute, lists, micro_batches, list(zip(holds, reach))).results)
+    return not any(
+        problem
+        for problem, *_ in _trial(judge, execute, lists, micro_batches, list(zip(holds, reach))).results
+    )
 
 
-def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instruction]], micro_batches: int, holds: Sequence = ()) -> Job:
-    """Two steps. Each rank returns what is wrong with its gradients ("" if nothing), of how many micro-batches it held the graphs and the inputs at
+def _trial(
+    judge: Judge,
+    execute: Callable,
+    lists: Sequence[Sequence[mini.Instruction]],
+    micro_batches: int,
+    holds: Sequence = (),
+) -> Job:
+    """Two steps. Each rank returns what is wrong with its gradients ("" if nothing), of how many
+    micro-batches it held the graphs and the inputs at
     most, the bytes of one activation, and what it ran, in order: F0, B0.
 
-    With `holds`, one step for each ((rank, position in its list), (how far each rank gets in its list without that)): the rank stands still there until
-    all others have come so far. Then the first result says who has not.
+    With `holds`, one step for each ((rank, position in its list), (how far each rank gets in its list without
+    that)): the rank stands still there until all others have come so far. Then the first result says who has
+    not.
     """
     seed = judge.seed
 
     def trial():
         import gc
 
-        torch.set_default_device("cpu")                   # gloo sends from one CPU memory to the other
+        torch.set_default_device("cpu")  # gloo sends from one CPU memory to the other
         torch.manual_seed(seed)
         rank, size = dist.get_rank(), dist.get_world_size()
-        graphs, messages = [0, 0], [0, 0]                 # how many are alive now, and at most
-        order, hold = [], None                            # what this rank has run; what holds it up
+        graphs, messages = [0, 0], [0, 0]  # how many are alive now, and at most
+        order, hold = [], None  # what this rank has run; what holds it up
         store = dist.PrefixStore("check", dist.distributed_c10d._get_default_store())
 
-        class Token:                                      # lives as long as what it is tied to
+        class Token:  # lives as long as what it is tied to
             def __init__(self, live):
                 self.live = live
                 live[0] += 1
                 if live[0] > live[1] and live[1]:
-                    gc.collect()                          # what a circle of references keeps alive is not held
+                    # what a circle of references keeps alive is not held
+                    gc.collect()
                 live[1] = max(live)
 
             def __del__(self):
@@ -207,7 +300,10 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
 
         def works(kind, k, seconds):
             if hold and hold[0] == (rank, len(order)):
-                others, deadline = [f"{hold}/{other}" for other in range(size) if other != rank], time.monotonic() + HOLD_S
+                others, deadline = (
+                    [f"{hold}/{other}" for other in range(size) if other != rank],
+                    time.monotonic() + HOLD_S,
+                )
                 while not store.check(others) and time.monotonic() < deadline:
                     time.sleep(0.002)
                 hold.append(store.check(others))
@@ -241,9 +337,20 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
                 self.linear, self.asleep = nn.Linear(6, 6, dtype=torch.float64), False
 
             def forward(self, x):
-                if self.asleep and rank:                  # on rank 0, x is a part of the batch
+                if self.asleep and rank:  # on rank 0, x is a part of the batch
                     x.token = Token(messages)
-                k = next((k for k, one in enumerate(expected) if one.shape == x.shape and torch.allclose(one, x)), "?") if self.asleep else 0
+                k = (
+                    next(
+                        (
+                            k
+                            for k, one in enumerate(expected)
+                            if one.shape == x.shape and torch.allclose(one, x)
+                        ),
+                        "?",
+                    )
+                    if self.asleep
+                    else 0
+                )
                 return Sleep.apply(self.linear(x).tanh(), self.asleep, k)
 
         stages = [Stage() for _ in range(size)]
@@ -254,7 +361,8 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
 
         loss_fn(nn.Sequential(*stages)(inputs), targets).backward()
         with torch.no_grad():
-            expected = nn.Sequential(*stages[:rank])(inputs).chunk(micro_batches)           # what this stage gets, by which it knows a micro-batch
+            # what this stage gets, by which it knows a micro-batch
+            expected = nn.Sequential(*stages[:rank])(inputs).chunk(micro_batches)
         wanted = torch.cat([p.grad.flatten() for p in stages[rank].parameters()])
         mine, problem = stages[rank], ""
 
@@ -273,11 +381,15 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
                 hold = list(one)
                 tell()
                 step()
-                if problem := on_rank.first_problem("" if rank != hold[0][0] or hold[2:] == [True] else "the others wait where they could work"):
+                if problem := on_rank.first_problem(
+                    ""
+                    if rank != hold[0][0] or hold[2:] == [True]
+                    else "the others wait where they could work"
+                ):
                     break
             return problem, 0, 0, 0, []
         for number in range(2):
-            mine.asleep = number == 1                     # the first step warms up
+            mine.asleep = number == 1  # the first step warms up
             step()
             if any(p.grad is None for p in mine.parameters()):
                 problem = problem or "a parameter has no gradient"
@@ -285,7 +397,11 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
             have = on_rank.flat(p.grad for p in mine.parameters())
             if (error := on_rank.apart(have, wanted)) > RELATIVE_ERROR:
                 factor = on_rank.times(have, wanted, RELATIVE_ERROR)
-                looks = f". It is {factor:.3g} times too large: a loss must be the mean over the whole batch" if factor else ""
+                looks = (
+                    f". It is {factor:.3g} times too large: a loss must be the mean over the whole batch"
+                    if factor
+                    else ""
+                )
                 problem = problem or f"it differs by {error:.2g}{looks or '.' + on_rank.rounding(error)}"
         return problem, graphs[1], messages[1], inputs.chunk(micro_batches)[0].nbytes, order
 
@@ -294,28 +410,67 @@ def _trial(judge: Judge, execute: Callable, lists: Sequence[Sequence[mini.Instru
 
 
 def _judge_gradients(judge: Judge, name: str, job: Job) -> bool:
-    rank, problem = next(((rank, problem) for rank, (problem, *_) in enumerate(job.results) if problem), (0, ""))
-    return judge.demand(not problem, f"{name}: the gradients of one process over the whole batch", f"{name}: on rank {rank}, the gradient is wrong: {problem.removesuffix('.')}")
+    rank, problem = next(
+        ((rank, problem) for rank, (problem, *_) in enumerate(job.results) if problem), (0, "")
+    )
+    return judge.demand(
+        not problem,
+        f"{name}: the gradients of one process over the whole batch",
+        f"{name}: on rank {rank}, the gradient is wrong: {problem.removesuffix('.')}",
+    )
 
 
 def _judge_messages(judge: Judge, name: str, job: Job, micro_batches: int) -> bool:
     others = sorted(set(job.comm["op"]) - {"send", "recv"})
     one_bytes = job.results[0][3]
-    sent = job.comm[job.comm["op"] == "send"].groupby("rank")["payload_bytes"].sum().reindex(range(job.ranks), fill_value=0)
+    sent = (
+        job.comm[job.comm["op"] == "send"]
+        .groupby("rank")["payload_bytes"]
+        .sum()
+        .reindex(range(job.ranks), fill_value=0)
+    )
     wanted = [micro_batches * one_bytes * ((rank > 0) + (rank < job.ranks - 1)) for rank in range(job.ranks)]
-    problem = (f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and recv" if others else
-               "".join(f"rank {rank} sends {sent[rank] / want:.2f} times the bytes of one tensor per cut, direction and micro-batch. " if want and sent[rank] != want else ""
-                       for rank, want in enumerate(wanted)))
-    return judge.demand(not problem, f"{name}: one tensor per cut, direction and micro-batch, and no byte more", f"{name}: {problem}")
+    problem = (
+        f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and"
+        " recv"
+        if others
+        else "".join(
+            (
+                f"rank {rank} sends {sent[rank] / want:.2f} times the bytes of one tensor per cut, direction"
+                " and micro-batch. "
+                if want and sent[rank] != want
+                else ""
+            )
+            for rank, want in enumerate(wanted)
+        )
+    )
+    return judge.demand(
+        not problem,
+        f"{name}: one tensor per cut, direction and micro-batch, and no byte more",
+        f"{name}: {problem}",
+    )
 
 
 def _judge_idle(judge: Judge, name: str, job: Job, micro_batches: int, together: bool) -> bool:
-    """`together`: whether the ranks work at the same time. A busy machine adds idle time; so where the clock does not show it, something must that needs none."""
+    """`together`: whether the ranks work at the same time. A busy machine adds idle time; so where the clock
+    does not show it, something must that needs none.
+    """
     least, idle = theory.bubble_fraction(job.ranks, micro_batches), _idle(job)
-    why = ("So only one rank works at a time: does each micro-batch wait until the one before is back?" if idle > theory.bubble_fraction(job.ranks, 1) - 0.05 else
-           "A rank waits where it could work: look at the order of its list, and at what each receive waits for")
-    return judge.demand(together, f"{name}: no rank waits where it could work, and so the bubble is (p-1)/(m+p-1), and not (p-1)/p (compute sleeps)",
-                        f"{name}: the ranks are idle for {idle:.0%} of the step, and (p-1)/(m+p-1) is {least:.0%} (measured, compute sleeps). {why}")
+    why = (
+        "So only one rank works at a time: does each micro-batch wait until the one before is back?"
+        if idle > theory.bubble_fraction(job.ranks, 1) - 0.05
+        else (
+            "A rank waits where it could work: look at the order of its list, and at what each receive"
+            " waits for"
+        )
+    )
+    return judge.demand(
+        together,
+        f"{name}: no rank waits where it could work, and so the bubble is (p-1)/(m+p-1), and not (p-1)/p"
+        " (compute sleeps)",
+        f"{name}: the ranks are idle for {idle:.0%} of the step, and (p-1)/(m+p-1) is {least:.0%} (measured,"
+        f" compute sleeps). {why}",
+    )
 
 
 def _judge_in_flight(judge: Judge, name: str, job: Job, schedule: str, micro_batches: int) -> bool:
@@ -323,36 +478,70 @@ def _judge_in_flight(judge: Judge, name: str, job: Job, schedule: str, micro_bat
     found, wanted = list(map(_peak, kinds)), _peaks(schedule, job.ranks, micro_batches)
     formula = "m" if schedule == "gpipe" else "min(p - stage, m)"
     rank = next((rank for rank in range(job.ranks) if found[rank] != wanted[rank]), 0)
-    wrong = (f"rank {rank} has {found[rank]} micro-batches in flight (measured), and {formula} is {wanted[rank]}: it runs "
-             f"{'more' if found[rank] > wanted[rank] else 'fewer'} forwards before its first backwards than it should" if found != wanted else "")
+    wrong = (
+        f"rank {rank} has {found[rank]} micro-batches in flight (measured), and {formula} is {wanted[rank]}:"
+        f" it runs {'more' if found[rank] > wanted[rank] else 'fewer'} forwards before its first backwards"
+        " than it should"
+        if found != wanted
+        else ""
+    )
     for rank, one in enumerate(kinds):
         if not one.count("F") == one.count("B") == micro_batches:
-            wrong = (f"rank {rank} runs {one.count('F')} forwards and {one.count('B')} backwards of its stage (measured), and {micro_batches} "
-                     "micro-batches need one of each: call `stage` once for each \"forward\" of the list")
-    return judge.demand(not wrong, f"{name}: {_numbers(wanted)} micro-batches in flight, which is {formula} (measured)", f"{name}: {wrong}")
+            wrong = (
+                f"rank {rank} runs {one.count('F')} forwards and {one.count('B')} backwards of its stage"
+                f" (measured), and {micro_batches} micro-batches need one of each: call `stage` once for each"
+                ' "forward" of the list'
+            )
+    return judge.demand(
+        not wrong,
+        f"{name}: {_numbers(wanted)} micro-batches in flight, which is {formula} (measured)",
+        f"{name}: {wrong}",
+    )
 
 
 def _judge_order(judge: Judge, name: str, job: Job, lists: Sequence[Sequence[mini.Instruction]]) -> bool:
     """Which micro-batch ran where; a stage knows it by its values."""
-    wrong = next(((rank, found, wanted) for rank, (*_, order) in enumerate(job.results) for found, wanted in zip(order, map(repr, lists[rank])) if found != wanted), None)
+    wrong = next(
+        (
+            (rank, found, wanted)
+            for rank, (*_, order) in enumerate(job.results)
+            for found, wanted in zip(order, map(repr, lists[rank]))
+            if found != wanted
+        ),
+        None,
+    )
     rank, found, wanted = wrong or (0, "", "")
     what = "something that is no micro-batch" if "?" in found else found
-    return judge.demand(wrong is None, f"{name}: in the order of the list",
-                        f"{name}: rank {rank} runs {what} where its list says {wanted}. Each instruction names its micro-batch: take that one's tensors")
+    return judge.demand(
+        wrong is None,
+        f"{name}: in the order of the list",
+        f"{name}: rank {rank} runs {what} where its list says {wanted}. Each instruction names its"
+        " micro-batch: take that one's tensors",
+    )
 
 
 def _judge_held(judge: Judge, name: str, job: Job, schedule: str, micro_batches: int) -> bool:
-    allowed = [peak + 1 for peak in _peaks(schedule, job.ranks, micro_batches)]            # one more, until a variable gets its next value
-    found = [(held - most, rank, what, held) for rank, (most, (_, graphs, messages, *_)) in enumerate(zip(allowed, job.results))
-             for what, held in (("outputs", graphs), ("inputs", messages))]
+    # one more, until a variable gets its next value
+    allowed = [peak + 1 for peak in _peaks(schedule, job.ranks, micro_batches)]
+    found = [
+        (held - most, rank, what, held)
+        for rank, (most, (_, graphs, messages, *_)) in enumerate(zip(allowed, job.results))
+        for what, held in (("outputs", graphs), ("inputs", messages))
+    ]
     more, rank, what, held = max(found, key=lambda one: one[0])
-    return judge.demand(more <= 0, f"{name}: what a backward has used is let go",
-                        f"{name}: rank {rank} keeps the {what} of {held} micro-batches at once, and at most {allowed[rank]} are needed. After the "
-                        "backward of a micro-batch nobody needs its tensors: take them out of your list or dict (`pop`)")
+    return judge.demand(
+        more <= 0,
+        f"{name}: what a backward has used is let go",
+        f"{name}: rank {rank} keeps the {what} of {held} micro-batches at once, and at most {allowed[rank]}"
+        " are needed. After the backward of a micro-batch nobody needs its tensors: take them out of your"
+        " list or dict (`pop`)",
+    )
 
 
 def _asleep(job: Job, rank: int) -> pd.DataFrame:
-    """The spans in which a stage of `_trial` sleeps, F or B, in order. (mini's worker makes spans of its own around them.)"""
+    """The spans in which a stage of `_trial` sleeps, F or B, in order. (mini's worker makes spans of its own
+    around them.)
+    """
     spans = job.timeline[job.timeline["name"].isin(["F", "B"]) & (job.timeline["rank"] == rank)]
     return spans.sort_values("start_s")
 
@@ -365,8 +554,13 @@ def _idle(job: Job) -> float:
 
 
 def _looks_busy(job: Job, micro_batches: int) -> bool:
-    """Whether the measured bubble is nearer to that of a pipeline than to that of micro-batches one after the other."""
-    return _idle(job) <= (theory.bubble_fraction(job.ranks, micro_batches) + theory.bubble_fraction(job.ranks, 1)) / 2
+    """Whether the measured bubble is nearer to that of a pipeline than to that of micro-batches one after the
+    other.
+    """
+    return (
+        _idle(job)
+        <= (theory.bubble_fraction(job.ranks, micro_batches) + theory.bubble_fraction(job.ranks, 1)) / 2
+    )
 
 
 def _peaks(schedule: str, stages: int, micro_batches: int) -> list[int]:
@@ -388,8 +582,11 @@ def _slots(lists: Sequence[Sequence[mini.Instruction]]) -> int:
     return max(end for ends in _done(lists) for end in ends)
 
 
-def _done(lists: Sequence[Sequence[mini.Instruction]], without: tuple[int, int] | None = None) -> list[list[int]]:
-    """When each rank's instructions end, if a forward takes 1, a backward 2 and a message nothing. Where one is left out (`without` a rank's position), the
+def _done(
+    lists: Sequence[Sequence[mini.Instruction]], without: tuple[int, int] | None = None
+) -> list[list[int]]:
+    """When each rank's instructions end, if a forward takes 1, a backward 2 and a message nothing. Where one
+    is left out (`without` a rank's position), the
     rank stands still there, and only what needs neither that nor what comes after it is done."""
     ends, done = {}, [[] for _ in lists]
     went_on = True
@@ -410,7 +607,9 @@ def _done(lists: Sequence[Sequence[mini.Instruction]], without: tuple[int, int] 
 
 def _sizes_problem(sizes, costs: Sequence[float], num_stages: int) -> str:
     """What is wrong with the layers dealt out; "" if the slowest stage is as fast as it can be."""
-    sizes = [on_rank.whole(size) for size in sizes] if isinstance(sizes := on_rank.plain(sizes), list) else [None]
+    sizes = (
+        [on_rank.whole(size) for size in sizes] if isinstance(sizes := on_rank.plain(sizes), list) else [None]
+    )
     if None in sizes:
         return "is not a list of whole numbers"
     if len(sizes) != num_stages:
@@ -419,9 +618,15 @@ def _sizes_problem(sizes, costs: Sequence[float], num_stages: int) -> str:
         return "leaves a stage without a layer"
     if sum(sizes) != len(costs):
         return f"deals out {sum(sizes)} layers, and there are {len(costs)}"
-    sums, least = [sum(costs[sum(sizes[:s]):sum(sizes[:s + 1])]) for s in range(num_stages)], _least_slowest(costs, num_stages)
+    sums, least = (
+        [sum(costs[sum(sizes[:s]) : sum(sizes[: s + 1])]) for s in range(num_stages)],
+        _least_slowest(costs, num_stages),
+    )
     if max(sums) > least + 1e-9:
-        return f"gives stages of {', '.join(f'{total:g}' for total in sums)}: the slowest takes {max(sums):g}, and {least:g} is possible"
+        return (
+            f"gives stages of {', '.join(f'{total:g}' for total in sums)}: the slowest takes {max(sums):g},"
+            f" and {least:g} is possible"
+        )
     return ""
 
 

@@ -1,4 +1,5 @@
 """Checks of chapter 00: ping-pong, a fair share of a batch, one average for many gradients."""
+
 import os
 import time
 from itertools import chain
@@ -14,16 +15,19 @@ from course_lib.record import Job
 
 __all__ = ["ping_pong", "my_share", "average"]
 
-GONE_S = 5.0                    # how long a process that was asked to end may take
-SIZES = (12, 10, 3)             # samples in a batch; and one more size in each try
-RELATIVE_ERROR = 1e-6           # of averages, which float32 holds exactly here
-SHAPES = ((64, 32), (32,), (3, 4, 5), (1,))     # of the gradients
+GONE_S = 5.0  # how long a process that was asked to end may take
+SIZES = (12, 10, 3)  # samples in a batch; and one more size in each try
+RELATIVE_ERROR = 1e-6  # of averages, which float32 holds exactly here
+SHAPES = ((64, 32), (32,), (3, 4, 5), (1,))  # of the gradients
 
 
 @exercise
 def ping_pong(judge: Judge, answer) -> None:
-    """`answer(start, rounds)` returns what this rank received; only rank 0 is given `start`, rank 1 gets None."""
-    games = ((0, 3), (40, 5), (1_000 + judge.seed % 1_000_000, 5))     # start, rounds; float32 is exact up to 16 million
+    """`answer(start, rounds)` returns what this rank received; only rank 0 is given `start`, rank 1 gets
+    None.
+    """
+    # start, rounds; float32 is exact up to 16 million
+    games = ((0, 3), (40, 5), (1_000 + judge.seed % 1_000_000, 5))
 
     def play():
         received = []
@@ -36,7 +40,9 @@ def ping_pong(judge: Judge, answer) -> None:
                 on_rank.is_back("game")
             received.append((numbers, calls.rows, " ".join(repr(said).split())))
         me = psutil.Process()
-        return received, [(process.pid, process.create_time()) for process in (me, *me.children(recursive=True))]
+        return received, [
+            (process.pid, process.create_time()) for process in (me, *me.children(recursive=True))
+        ]
 
     job = _run(judge, play, ranks=2)
     for game, (start, rounds) in enumerate(games):
@@ -44,41 +50,86 @@ def ping_pong(judge: Judge, answer) -> None:
         wanted = [list(range(start + 2 - rank, start + 2 - rank + 2 * rounds, 2)) for rank in (0, 1)]
         wrong = [rank for rank in (1, 0) if _numbers(got[rank]) != wanted[rank]]
         case = f"start {start}, {rounds} rounds"
-        known = game < 2                          # the words of an answer that passes are the same in each try
+        # the words of an answer that passes are the same in each try
+        known = game < 2
         received = f"{case}: rank 1 received {_listed(wanted[1])}, and rank 0 received {_listed(wanted[0])}"
-        judge.demand(not wrong, received if known else "another start: right as well",
-                     "; ".join(f"{case}: rank {rank} must return {wanted[rank]}, and returned {on_rank.short(job.results[rank][0][game][2])}"
-                               for rank in wrong))
+        judge.demand(
+            not wrong,
+            received if known else "another start: right as well",
+            "; ".join(
+                f"{case}: rank {rank} must return {wanted[rank]}, and returned"
+                f" {on_rank.short(job.results[rank][0][game][2])}"
+                for rank in wrong
+            ),
+        )
         if wrong:
             break
 
-    ops = [[[call["op"] for call in calls] for _, calls, _ in result[0]] for result in job.results]      # of each rank, in each game
+    # of each rank, in each game
+    ops = [[[call["op"] for call in calls] for _, calls, _ in result[0]] for result in job.results]
     others = sorted({op for op in chain(*ops[0], *ops[1]) if op not in ("send", "recv")})
     if any(chain(*ops)):
-        judge.demand(not others, "only send and recv were used", f"only send and recv are needed here, and you also used {', '.join(others)}")
-    worst, rounds = 1, games[1][1]                # the game that is told of: the second, or a wrong one
+        judge.demand(
+            not others,
+            "only send and recv were used",
+            f"only send and recv are needed here, and you also used {', '.join(others)}",
+        )
+    worst, rounds = 1, games[1][1]  # the game that is told of: the second, or a wrong one
     for game, (_, its_rounds) in enumerate(games):
-        if any(ops[rank][game].count("send") != its_rounds for rank in (0, 1)) and ops[0][1].count("send") == ops[1][1].count("send") == rounds:
+        if (
+            any(ops[rank][game].count("send") != its_rounds for rank in (0, 1))
+            and ops[0][1].count("send") == ops[1][1].count("send") == rounds
+        ):
             worst, rounds = game, its_rounds
     sends = [ops[rank][worst].count("send") for rank in (0, 1)]
-    judge.demand(sends == [rounds, rounds], f"{rounds} rounds: each rank sent {rounds} times",
-                 f"{rounds} rounds: each rank must send {rounds} times, and rank 0 sent {sends[0]} and rank 1 sent {sends[1]} times")
+    judge.demand(
+        sends == [rounds, rounds],
+        f"{rounds} rounds: each rank sent {rounds} times",
+        f"{rounds} rounds: each rank must send {rounds} times, and rank 0 sent {sends[0]} and rank 1 sent"
+        f" {sends[1]} times",
+    )
     if sends == [rounds, rounds]:
-        judge.demand(all(ops[0][game][0] == "send" and ops[1][game][0] == "recv" for game in range(len(games))), "rank 0 sent first",
-                     "rank 0 must send first, and rank 1 must receive before it sends")
-        largest = max(call["payload_bytes"] for result in job.results for _, calls, _ in result[0] for call in calls if call["op"] == "send")
-        judge.demand(largest <= 8, "each message is one number", f"one number needs at most 8 bytes, and your largest message has {largest} bytes")
+        judge.demand(
+            all(ops[0][game][0] == "send" and ops[1][game][0] == "recv" for game in range(len(games))),
+            "rank 0 sent first",
+            "rank 0 must send first, and rank 1 must receive before it sends",
+        )
+        largest = max(
+            call["payload_bytes"]
+            for result in job.results
+            for _, calls, _ in result[0]
+            for call in calls
+            if call["op"] == "send"
+        )
+        judge.demand(
+            largest <= 8,
+            "each message is one number",
+            f"one number needs at most 8 bytes, and your largest message has {largest} bytes",
+        )
 
     pids = {processes[0][0] for _, processes in job.results}
-    judge.demand(len(pids | {os.getpid()}) == 3, "two processes played, and the notebook was neither of them", "the two ranks were not two processes")
-    left, deadline = [process for _, processes in job.results for process in processes], time.monotonic() + GONE_S
+    judge.demand(
+        len(pids | {os.getpid()}) == 3,
+        "two processes played, and the notebook was neither of them",
+        "the two ranks were not two processes",
+    )
+    left, deadline = (
+        [process for _, processes in job.results for process in processes],
+        time.monotonic() + GONE_S,
+    )
     while (left := [process for process in left if _alive(*process)]) and time.monotonic() < deadline:
         time.sleep(0.02)
-    judge.demand(not left, "nothing is left running", f"{len(left)} of the processes that your function started are still running")
+    judge.demand(
+        not left,
+        "nothing is left running",
+        f"{len(left)} of the processes that your function started are still running",
+    )
 
 
 def _alive(pid: int, since: float) -> bool:
-    """Whether a process still runs: not another one that has got its number, and not what is left of it until somebody asks how it ended."""
+    """Whether a process still runs: not another one that has got its number, and not what is left of it until
+    somebody asks how it ended.
+    """
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - since) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -89,13 +140,16 @@ def _alive(pid: int, since: float) -> bool:
 @exercise
 def my_share(judge: Judge, answer) -> None:
     """`answer(batch)` returns this rank's samples of a batch that every rank has."""
-    another = 22 + 12 * (judge.seed % 5)           # 4 ranks leave 2 over and 3 ranks 1: neither rounding up nor a rest for the last one is fair
-    sizes, first = (*SIZES, another), 100 + judge.seed % 1_000                   # so that a sample is not its own position
+    # 4 ranks leave 2 over and 3 ranks 1: neither rounding up nor a rest for the last one is fair
+    another = 22 + 12 * (judge.seed % 5)
+    # so that a sample is not its own position
+    sizes, first = (*SIZES, another), 100 + judge.seed % 1_000
 
     def share():
         import random
 
-        torch.manual_seed(on_rank.private_seed())     # ranks share no random numbers, unless the answer sees to it
+        # ranks share no random numbers, unless the answer sees to it
+        torch.manual_seed(on_rank.private_seed())
         random.seed()
         shares, messages = [], []
         for size in sizes:
@@ -106,7 +160,9 @@ def my_share(judge: Judge, answer) -> None:
             if not isinstance(mine, torch.Tensor):
                 shares.append(f"a value of type {type(mine).__name__}")
             elif mine.dim() != 1 or mine.dtype != batch.dtype:
-                shares.append(f"a tensor of {str(mine.dtype).removeprefix('torch.')} with the shape {tuple(mine.shape)}")
+                shares.append(
+                    f"a tensor of {str(mine.dtype).removeprefix('torch.')} with the shape {tuple(mine.shape)}"
+                )
             else:
                 shares.append(mine.tolist())
         return shares, messages
@@ -116,16 +172,23 @@ def my_share(judge: Judge, answer) -> None:
         shares = list(zip(*(shares for shares, _ in job.results)))
         good = []
         for size, its in zip(sizes, shares):
-            problem, case = _shares_problem(range(first, first + size), its), f"{size} samples on {ranks} ranks"
+            problem, case = (
+                _shares_problem(range(first, first + size), its),
+                f"{size} samples on {ranks} ranks",
+            )
             if size in SIZES:
                 counts = "" if problem else _listed(sorted(map(len, its), reverse=True))
                 good.append(judge.demand(not problem, f"{case}: {counts}", f"{case}: {problem}"))
-            elif problem and all(good):           # a size that is another one in each try is told of only then
+            # a size that is another one in each try is told of only then
+            elif problem and all(good):
                 good.append(judge.demand(False, "", f"{case}: {problem}"))
         messages = sorted({op for _, messages in job.results for op in messages})
-        quiet = judge.demand(not messages, f"{ranks} ranks: no message was needed",
-                             f"{ranks} ranks: each rank can work out its share from its rank and the world size alone, and yours sent messages "
-                             f"({', '.join(messages)})")
+        quiet = judge.demand(
+            not messages,
+            f"{ranks} ranks: no message was needed",
+            f"{ranks} ranks: each rank can work out its share from its rank and the world size alone, and"
+            f" yours sent messages ({', '.join(messages)})",
+        )
         if not (all(good) and quiet):
             break
 
@@ -137,21 +200,31 @@ def _run(judge: Judge, fn, ranks: int) -> Job:
 
 
 def _shares_problem(batch: range, shares: tuple[list[int] | str, ...]) -> str:
-    """What is wrong if not every sample is in one share, or the shares are not equal but for one sample. A share that is text says what came instead."""
+    """What is wrong if not every sample is in one share, or the shares are not equal but for one sample. A
+    share that is text says what came instead.
+    """
     if strange := [share for share in shares if isinstance(share, str)]:
         return f"return a part of the tensor `batch`, not {strange[0]}"
     found, samples = [sample for share in shares for sample in share], set(batch)
     if foreign := set(found) - samples:
-        return (f"{min(foreign)} is not in the batch, which has {batch[0]} to {batch[-1]}. Return the samples "
-                "themselves, unchanged, and not where they stand")
+        return (
+            f"{min(foreign)} is not in the batch, which has {batch[0]} to {batch[-1]}. Return the samples "
+            "themselves, unchanged, and not where they stand"
+        )
     missing, doubled = samples - set(found), {sample for sample in found if found.count(sample) > 1}
     counts = [len(share) for share in shares]
-    what = " and ".join(f"{len(group)} {'sample is' if len(group) == 1 else 'samples are'} {how}"
-                        for group, how in ((missing, "on no rank"), (doubled, "on more than one rank")) if group)
+    what = " and ".join(
+        f"{len(group)} {'sample is' if len(group) == 1 else 'samples are'} {how}"
+        for group, how in ((missing, "on no rank"), (doubled, "on more than one rank"))
+        if group
+    )
     if what:
         return f"{what} (the ranks have {_listed(counts)} samples)"
     if max(counts) - min(counts) > 1:
-        return f"the shares are {_listed(counts)}. No rank may have more than one sample more than another: all wait for the slowest"
+        return (
+            f"the shares are {_listed(counts)}. No rank may have more than one sample more than another: all"
+            " wait for the slowest"
+        )
     return ""
 
 
@@ -164,7 +237,10 @@ def average(judge: Judge, answer) -> None:
     def gradients(case: int, rank: int) -> list[torch.Tensor]:
         """Whole numbers: their average is exact in float32, in every order, and in no smaller dtype."""
         generator = torch.Generator().manual_seed(seed + 10 * case + rank)
-        return [torch.randint(-2**20, 2**20, shape, generator=generator, device="cpu").float() for shape in cases[case]]
+        return [
+            torch.randint(-(2**20), 2**20, shape, generator=generator, device="cpu").float()
+            for shape in cases[case]
+        ]
 
     def reduce():
         found, rank = [], dist.get_rank()
@@ -172,27 +248,53 @@ def average(judge: Judge, answer) -> None:
             mine = [gradient.to(torch.get_default_device()) for gradient in gradients(case, rank)]
             with on_rank.Calls(on_rank.late(f"case {case}") if rank == ranks - 1 else None) as calls:
                 means = answer(mine)
-                if isinstance(means, (list, tuple)):      # at once: who has not waited for them does not have them
+                # at once: who has not waited for them does not have them
+                if isinstance(means, (list, tuple)):
                     means = [mean.clone() if isinstance(mean, torch.Tensor) else mean for mean in means]
                 on_rank.is_back(f"case {case}")
             found.append((means, calls.rows))
         return found
 
     job = _run(judge, reduce, ranks=ranks)
-    problems = ((case, rank, _difference(result[case][0], [torch.stack(same).mean(0) for same in zip(*(gradients(case, rank) for rank in range(ranks)))]))
-                for case in (1, 0) for rank, result in enumerate(job.results))
+    problems = (
+        (
+            case,
+            rank,
+            _difference(
+                result[case][0],
+                [
+                    torch.stack(same).mean(0)
+                    for same in zip(*(gradients(case, rank) for rank in range(ranks)))
+                ],
+            ),
+        )
+        for case in (1, 0)
+        for rank, result in enumerate(job.results)
+    )
     _, rank, problem = next((problem for problem in problems if problem[2]), (0, 0, ""))
-    judge.demand(not problem, f"all {ranks} ranks have the average of all {len(SHAPES)} gradients", f"rank {rank}: {problem}")
+    judge.demand(
+        not problem,
+        f"all {ranks} ranks have the average of all {len(SHAPES)} gradients",
+        f"rank {rank}: {problem}",
+    )
 
     payload_bytes = sum(4 * torch.Size(shape).numel() for shape in SHAPES)
     least_bytes = theory.collective_bytes("all_reduce", payload_bytes, ranks)
     (_, other), (_, mine) = job.results[0]
     sent_bytes = sum(call["algorithm_bytes"] for call in mine)
-    if judge.demand(len(mine) == len(other) == 1, "one collective",
-                    f"one collective is enough for all gradients together, and you called {len(mine) if len(mine) != 1 else len(other)}"):
-        judge.demand(sent_bytes <= 1.02 * least_bytes, f"it sends no more than 2(n-1)/n times the gradients' {payload_bytes:,} bytes: {least_bytes:,.0f} per rank",
-                     f"your {mine[0]['op']} sends {sent_bytes:,.0f} bytes per rank, and an all_reduce of the {payload_bytes:,} bytes of "
-                     f"gradients sends {least_bytes:,.0f}")
+    if judge.demand(
+        len(mine) == len(other) == 1,
+        "one collective",
+        "one collective is enough for all gradients together, and you called"
+        f" {len(mine) if len(mine) != 1 else len(other)}",
+    ):
+        judge.demand(
+            sent_bytes <= 1.02 * least_bytes,
+            f"it sends no more than 2(n-1)/n times the gradients' {payload_bytes:,} bytes: {least_bytes:,.0f}"
+            " per rank",
+            f"your {mine[0]['op']} sends {sent_bytes:,.0f} bytes per rank, and an all_reduce of the"
+            f" {payload_bytes:,} bytes of gradients sends {least_bytes:,.0f}",
+        )
 
 
 def _difference(means, wanted: list[torch.Tensor]) -> str:

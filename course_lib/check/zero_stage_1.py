@@ -1,4 +1,5 @@
 """Checks of chapter 06, "ZeRO stage 1"."""
+
 import math
 import shutil
 import tempfile
@@ -19,20 +20,26 @@ from course_lib.ranks.errors import RankError
 
 __all__ = ["sharded_adam", "clip_grad_norm", "sharded_checkpoint"]
 
-ERROR_LIMIT = 1e-9                  # relative, in float64: rounding stays a thousand times below it, and no mistake does
-BYTES_LIMIT = 1.02                  # times what the textbook algorithm sends
-PATIENCE_S = 10.0                   # for what comes a little later
+# relative, in float64: rounding stays a thousand times below it, and no mistake does
+ERROR_LIMIT = 1e-9
+BYTES_LIMIT = 1.02  # times what the textbook algorithm sends
+PATIENCE_S = 10.0  # for what comes a little later
 UPDATES = 4
 
 
 @exercise
 def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
-    """`make_optimizer(groups)` has `step` and `zero_grad`: the weights of one process, the moments of one n-th, and 2 r P bytes."""
+    """`make_optimizer(groups)` has `step` and `zero_grad`: the weights of one process, the moments of one
+    n-th, and 2 r P bytes.
+    """
+
     def mlp():
         model = MLP((64, 131, 61, 10))
         vectors = [p for p in model.parameters() if p.dim() == 1]
-        return model, [{"params": [p for p in model.parameters() if p.dim() > 1], "lr": 0.003},
-                       {"params": vectors, "lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.02}]
+        return model, [
+            {"params": [p for p in model.parameters() if p.dim() > 1], "lr": 0.003},
+            {"params": vectors, "lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.02},
+        ]
 
     def gpt():
         model = TinyGPT(dim=48, layers=1, context=16)
@@ -43,16 +50,17 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
         """Inputs and targets of one update, the same on every rank."""
         if isinstance(model, MLP):
             first = seed % 1000 + update * samples
-            images, labels = (all_[first:first + samples] for all_ in digits())
+            images, labels = (all_[first : first + samples] for all_ in digits())
             return images.double(), labels
-        return (torch.arange(samples * 9).add(update + seed % 1000).pow(3).remainder(251).view(samples, 9),)          # tokens without a pattern that matters
+        # tokens without a pattern that matters
+        return (torch.arange(samples * 9).add(update + seed % 1000).pow(3).remainder(251).view(samples, 9),)
 
     def train(make, make_optimizer, seed):
         import gc
         import time
 
         torch.set_default_dtype(torch.float64)
-        torch.set_default_device("cpu")           # gloo sends from one CPU memory to the other
+        torch.set_default_device("cpu")  # gloo sends from one CPU memory to the other
         n = dist.get_world_size()
 
         def loss_of(model, batch):
@@ -65,7 +73,10 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
             """Weights of one process that uses, of each batch, the pieces that `pieces_of` picks."""
             torch.manual_seed(seed)
             model, groups = make()
-            groups = [{**options(group, groups[0]), "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+            groups = [
+                {**options(group, groups[0]), "params": [p for p in group["params"] if p.requires_grad]}
+                for group in groups
+            ]
             optimizer = torch.optim.Adam(groups)
             for update in range(UPDATES):
                 pieces = list(zip(*(tensor.split(4) for tensor in data(model, 4 * n, update, seed))))
@@ -88,13 +99,28 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
         model, groups = make()
         start, sizes = weights(model), [p.numel() for p in model.parameters() if p.requires_grad]
         others = on_rank.outside_torch()
-        before = alive()                          # holds these storages, so that no new one gets the address of an old one
+        # holds these storages, so that no new one gets the address of an old one
+        before = alive()
         optimizer = make_optimizer(groups)
         whole = all(callable(getattr(optimizer, method, None)) for method in ("step", "zero_grad"))
-        if problem := on_rank.first_problem("" if whole else f"it must make an object with the methods `step` and `zero_grad`, and made {type(optimizer).__name__}"):
+        if problem := on_rank.first_problem(
+            ""
+            if whole
+            else (
+                "it must make an object with the methods `step` and `zero_grad`, and made"
+                f" {type(optimizer).__name__}"
+            )
+        ):
             return {"other": problem}
-        found = {"other": "", "sizes": sizes, "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad), "looks": "", "old": False,
-                 "allowed": sum(16 * math.ceil(size / n) + 16 for size in sizes)}         # two moments of one n-th, padding, a counter
+        found = {
+            "other": "",
+            "sizes": sizes,
+            "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad),
+            "looks": "",
+            "old": False,
+            # two moments of one n-th, padding, a counter
+            "allowed": sum(16 * math.ceil(size / n) + 16 for size in sizes),
+        }
         for update in range(UPDATES):
             mine = [tensor.split(4)[rank] for tensor in data(model, 4 * n, update, seed)]
             with measure.step(model):
@@ -104,24 +130,51 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
                 optimizer.zero_grad()
                 found["old"] |= any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
         del mine
-        of_model = storages([*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)])
-        end = time.monotonic() + PATIENCE_S       # a thread of gloo's may let go of what it has sent a little later
+        of_model = storages(
+            [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+        )
+        # a thread of gloo's may let go of what it has sent a little later
+        end = time.monotonic() + PATIENCE_S
         while True:
             hidden = on_rank.outside_torch() - others
-            found["kept"] = sum(storage.nbytes() for address, storage in alive().items() if address not in before and address not in of_model)
-            found["kept"] += hidden if hidden > found["allowed"] / 5 else 0           # some floats and bytes everybody has
+            found["kept"] = sum(
+                storage.nbytes()
+                for address, storage in alive().items()
+                if address not in before and address not in of_model
+            )
+            # some floats and bytes everybody has
+            found["kept"] += hidden if hidden > found["allowed"] / 5 else 0
             if found["kept"] <= found["allowed"] or time.monotonic() > end:
                 break
             time.sleep(0.05)
         final = weights(model)
         found["error"] = on_rank.apart(final - start, wanted - start)
         if found["error"] > ERROR_LIMIT:
-            guesses = {"as if the gradients were summed, and not averaged: divide by the number of ranks": one_process(scale=1.0),
-                       "as if this rank had used its own gradients alone": one_process(lambda pieces: pieces[rank:rank + 1], 1.0),
-                       "as if all groups had the options of the first": one_process(options=lambda group, first: {**first}),
-                       "as if all groups had the `lr` of the first": one_process(options=lambda group, first: {**group, "lr": first["lr"]}),
-                       "as if of a group's options only `lr` counted": one_process(options=lambda group, first: {"lr": group["lr"]})}
-            found["looks"] = next((text for text, guess in guesses.items() if on_rank.apart(final - start, guess - start) < 1e-6), "")
+            guesses = {
+                "as if the gradients were summed, and not averaged: divide by the number of ranks": (
+                    one_process(scale=1.0)
+                ),
+                "as if this rank had used its own gradients alone": one_process(
+                    lambda pieces: pieces[rank : rank + 1], 1.0
+                ),
+                "as if all groups had the options of the first": one_process(
+                    options=lambda group, first: {**first}
+                ),
+                "as if all groups had the `lr` of the first": one_process(
+                    options=lambda group, first: {**group, "lr": first["lr"]}
+                ),
+                "as if of a group's options only `lr` counted": one_process(
+                    options=lambda group, first: {"lr": group["lr"]}
+                ),
+            }
+            found["looks"] = next(
+                (
+                    text
+                    for text, guess in guesses.items()
+                    if on_rank.apart(final - start, guess - start) < 1e-6
+                ),
+                "",
+            )
             found["unmoved"] = bool(torch.equal(final, start))
         return found | {"final": final}
 
@@ -152,23 +205,49 @@ def _judge_weights(judge: Judge, case: str, job) -> bool:
     elif not looks and on_rank.rounding(error):
         looks = on_rank.rounding(error)
     elif not looks and (share := float(sent_bytes(job).max()) / _limit(job)) < 0.75:
-        looks = f" A rank sends only {share:.2f} times 2(n-1)/n P: do the gradients and the new weights of all ranks arrive?"
-    return judge.demand(error < ERROR_LIMIT, f"{case}: after {UPDATES} updates, the weights are those of one process",
-                        f"{case}: after {UPDATES} updates the weights are not those of one process (relative error {error:.2g}).{looks}")
+        looks = (
+            f" A rank sends only {share:.2f} times 2(n-1)/n P: do the gradients and the new weights of all"
+            " ranks arrive?"
+        )
+    return judge.demand(
+        error < ERROR_LIMIT,
+        f"{case}: after {UPDATES} updates, the weights are those of one process",
+        f"{case}: after {UPDATES} updates the weights are not those of one process (relative error"
+        f" {error:.2g}).{looks}",
+    )
 
 
 def _judge_kept(judge: Judge, case: str, job) -> None:
-    """Demand that a rank keeps two moments of one n-th; padding may add one element per tensor, and a counter counts as 16 bytes."""
+    """Demand that a rank keeps two moments of one n-th; padding may add one element per tensor, and a counter
+    counts as 16 bytes.
+    """
     n, sizes = job.ranks, job.results[0]["sizes"]
-    share, allowed = 16 * sum(sizes) / n, job.results[0]["allowed"]             # two moments in float64
+    share, allowed = 16 * sum(sizes) / n, job.results[0]["allowed"]  # two moments in float64
     kept = [found["kept"] for found in job.results]
     most = max(kept)
-    advice = ("Some ranks hold much more than others: cut the elements into equal parts, not the list of parameters." if min(kept) < 0.7 * most else
-              "That is the state of all parameters, on every rank: nothing is sharded." if most > 0.95 * n * share else
-              "That is what it would be with the frozen parameters: they need no moments." if most <= allowed + 16 * math.ceil(job.results[0]["frozen"] / n) else
-              "Is something kept that could be a view, or freed after the step: a copy of the weights, a flat copy of the gradients?")
-    judge.demand(most <= allowed, f"{case}: no rank keeps more than the two moments of 1/{n}",
-                 f"{case}: besides parameters and gradients, rank {kept.index(most)} keeps {most / share:.2f} times the two moments of 1/{n} of the elements. {advice}")
+    advice = (
+        "Some ranks hold much more than others: cut the elements into equal parts, not the list of"
+        " parameters."
+        if min(kept) < 0.7 * most
+        else (
+            "That is the state of all parameters, on every rank: nothing is sharded."
+            if most > 0.95 * n * share
+            else (
+                "That is what it would be with the frozen parameters: they need no moments."
+                if most <= allowed + 16 * math.ceil(job.results[0]["frozen"] / n)
+                else (
+                    "Is something kept that could be a view, or freed after the step: a copy of the weights,"
+                    " a flat copy of the gradients?"
+                )
+            )
+        )
+    )
+    judge.demand(
+        most <= allowed,
+        f"{case}: no rank keeps more than the two moments of 1/{n}",
+        f"{case}: besides parameters and gradients, rank {kept.index(most)} keeps {most / share:.2f} times"
+        f" the two moments of 1/{n} of the elements. {advice}",
+    )
 
 
 def _judge_sent(judge: Judge, case: str, job) -> None:
@@ -177,11 +256,17 @@ def _judge_sent(judge: Judge, case: str, job) -> None:
     if sent.min() < 0.7 * most:
         advice = "The others send less, and wait for this rank: on a ring all send the same."
     elif "reduce_scatter" in ops:
-        advice = "gloo's reduce_scatter is an all_reduce that keeps one chunk. `ring.reduce_scatter` sends half of it."
+        advice = (
+            "gloo's reduce_scatter is an all_reduce that keeps one chunk. `ring.reduce_scatter` sends half"
+            " of it."
+        )
     else:
         advice = "Does a rank need the sum of all gradients, or only that of its own part?"
-    judge.demand(beside <= BYTES_LIMIT * limit, f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
-                 f"{case}: rank {int(sent.idxmax())} sends {most / limit:.2f} times 2(n-1)/n P. {advice}")
+    judge.demand(
+        beside <= BYTES_LIMIT * limit,
+        f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
+        f"{case}: rank {int(sent.idxmax())} sends {most / limit:.2f} times 2(n-1)/n P. {advice}",
+    )
 
 
 def _limit(job) -> float:
@@ -190,11 +275,18 @@ def _limit(job) -> float:
 
 @exercise
 def clip_grad_norm(judge: Judge, clip: Callable) -> None:
-    """`clip(grads, max_norm)`: this rank's shards, scaled in place by the norm of the whole gradient; one collective, hardly any bytes."""
+    """`clip(grads, max_norm)`: this rank's shards, scaled in place by the norm of the whole gradient; one
+    collective, hardly any bytes.
+    """
     # max_norm over the whole norm, and by how much the gradient grows from one rank to the next
-    CASES = (("a gradient that is too long", 0.01, 2.0), ("a gradient that is too long", 0.01, 2.0), ("a gradient that is short enough", 3.0, 2.0),
-             ("a gradient that is too long, with parts that are short", 0.5, 10.0), ("a gradient that is too long, with parts that are all short", 0.95, 1.0),
-             ("a rank without any shard", 0.01, 2.0))
+    CASES = (
+        ("a gradient that is too long", 0.01, 2.0),
+        ("a gradient that is too long", 0.01, 2.0),
+        ("a gradient that is short enough", 3.0, 2.0),
+        ("a gradient that is too long, with parts that are short", 0.5, 10.0),
+        ("a gradient that is too long, with parts that are all short", 0.95, 1.0),
+        ("a rank without any shard", 0.01, 2.0),
+    )
 
     def trial(clip, seed):
         torch.set_default_device("cpu")
@@ -203,8 +295,17 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
         def shards(number, rank):
             name, _, growth = CASES[number]
             generator = torch.Generator().manual_seed(seed + 10 * number + rank)
-            shapes = () if "without" in name and rank == n - 1 else ((100, 30), (7,)) if growth == 1 else ((100 * (rank + 1), 30), (7,))
-            return [torch.randn(shape, generator=generator, dtype=torch.float64) * growth ** rank for shape in shapes]
+            shapes = (
+                ()
+                if "without" in name and rank == n - 1
+                else ((100, 30), (7,))
+                if growth == 1
+                else ((100 * (rank + 1), 30), (7,))
+            )
+            return [
+                torch.randn(shape, generator=generator, dtype=torch.float64) * growth**rank
+                for shape in shapes
+            ]
 
         def norm_of(tensors):
             return math.sqrt(sum(tensor.square().sum().item() for tensor in tensors))
@@ -212,8 +313,11 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
         def near(a, b):
             return abs(a - b) <= ERROR_LIMIT * abs(b)
 
-        def close(found, wanted, rtol=1e-6):      # torch divides by norm + 1e-6
-            return all(a.shape == b.shape and torch.allclose(a.double(), b, rtol=rtol, atol=0) for a, b in zip(found, wanted, strict=True))
+        def close(found, wanted, rtol=1e-6):  # torch divides by norm + 1e-6
+            return all(
+                a.shape == b.shape and torch.allclose(a.double(), b, rtol=rtol, atol=0)
+                for a, b in zip(found, wanted, strict=True)
+            )
 
         for number, (_, share, _) in enumerate(CASES):
             everyone = [shards(number, other) for other in range(n)]
@@ -231,51 +335,110 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
             try:
                 returned = float(returned)
                 is_number = True
-            except (TypeError, ValueError, RuntimeError):             # None, a text, a long tensor
+            except (TypeError, ValueError, RuntimeError):  # None, a text, a long tensor
                 is_number = False
             if not (is_number and near(returned, whole)):
                 norms = [norm_of(part) for part in everyone]
                 error = abs(returned / whole - 1) if is_number else 1.0
-                looks = ("the function returned nothing" if returned is None else f"the function returned {type(returned).__name__}" if not is_number else
-                         "it is the norm of this rank's own shards" if near(returned, own) else
-                         "it is the sum of the ranks' norms; norms do not add up, their squares do" if near(returned, sum(norms)) else
-                         "it is the norm after clipping" if near(returned, max_norm) else
-                         "it is the mean over the ranks, not the sum" if near(returned, whole / math.sqrt(n)) else
-                         f"it is off by {error:.1g} of it.{hint}" if (hint := on_rank.rounding(error)) else f"it is {returned:.4g}")
+                looks = (
+                    "the function returned nothing"
+                    if returned is None
+                    else (
+                        f"the function returned {type(returned).__name__}"
+                        if not is_number
+                        else (
+                            "it is the norm of this rank's own shards"
+                            if near(returned, own)
+                            else (
+                                "it is the sum of the ranks' norms; norms do not add up, their squares do"
+                                if near(returned, sum(norms))
+                                else (
+                                    "it is the norm after clipping"
+                                    if near(returned, max_norm)
+                                    else (
+                                        "it is the mean over the ranks, not the sum"
+                                        if near(returned, whole / math.sqrt(n))
+                                        else (
+                                            f"it is off by {error:.1g} of it.{hint}"
+                                            if (hint := on_rank.rounding(error))
+                                            else f"it is {returned:.4g}"
+                                        )
+                                    )
+                                )
+                            )
+                        )
+                    )
+                )
                 problem = f"the norm must be that of the whole gradient, {whole:.4g}, and {looks}"
             elif not close(given, wanted):
                 local = [tensor * min(1.0, max_norm / own) for tensor in everyone[rank]] if own else []
-                problem = ("other tensors were put into the list: scale those that are in it" if len(grads) == len(given) and close(grads, wanted) else
-                           "the gradients are unchanged: scale them in place" + (", by the norm of all, and not only where this rank's own is large" if own <= max_norm else "")
-                           if all(map(torch.equal, given, everyone[rank])) else
-                           "each rank has scaled by its own norm, so the gradient has another direction now" if close(given, local) else
-                           "a gradient that is short enough must stay as it is" if factor == 1 else "the gradients are scaled by another factor than max_norm / norm")
+                problem = (
+                    "other tensors were put into the list: scale those that are in it"
+                    if len(grads) == len(given) and close(grads, wanted)
+                    else (
+                        "the gradients are unchanged: scale them in place"
+                        + (
+                            ", by the norm of all, and not only where this rank's own is large"
+                            if own <= max_norm
+                            else ""
+                        )
+                        if all(map(torch.equal, given, everyone[rank]))
+                        else (
+                            "each rank has scaled by its own norm, so the gradient has another direction now"
+                            if close(given, local)
+                            else (
+                                "a gradient that is short enough must stay as it is"
+                                if factor == 1
+                                else "the gradients are scaled by another factor than max_norm / norm"
+                            )
+                        )
+                    )
+                )
             problems.append(problem)
         return problems
 
     trial.__name__ = "your function"
     for ranks in (2, 3):
         job = judge.run(trial, clip, judge.seed, ranks=ranks)
-        wrong = next(((CASES[number][0], rank, problem) for number in range(len(CASES)) for rank, problems in enumerate(job.results)
-                      if (problem := problems[number])), None)
+        wrong = next(
+            (
+                (CASES[number][0], rank, problem)
+                for number in range(len(CASES))
+                for rank, problems in enumerate(job.results)
+                if (problem := problems[number])
+            ),
+            None,
+        )
         if wrong is None:
             judge.demand(True, f"{ranks} ranks: the norm and the gradients are those of one process", "")
         else:
             judge.demand(False, "", f"{ranks} ranks, {wrong[0]}: on rank {wrong[1]} {wrong[2]}")
-        calls = job.comm[job.comm["op"] != "barrier"].groupby("rank").size().reindex(range(ranks), fill_value=0)
+        calls = (
+            job.comm[job.comm["op"] != "barrier"].groupby("rank").size().reindex(range(ranks), fill_value=0)
+        )
         own = "sends and receives" if set(job.comm["op"]) & {"send", "recv"} else "collectives"
-        judge.demand(calls.max() == 1, f"{ranks} ranks: one collective", f"{ranks} ranks: a rank calls {calls.max()} {own}, and one collective is needed: "
-                     "each rank needs one number from the others.")
+        judge.demand(
+            calls.max() == 1,
+            f"{ranks} ranks: one collective",
+            f"{ranks} ranks: a rank calls {calls.max()} {own}, and one collective is needed: "
+            "each rank needs one number from the others.",
+        )
         sent = (sent_bytes(job) - header_bytes(job)).max()
-        judge.demand(sent <= 1000, f"{ranks} ranks: no rank sends more than 1,000 bytes",
-                     f"{ranks} ranks: a rank sends {sent:,.0f} bytes. To know a norm, nobody needs the gradients of the others: add up the squares first.")
+        judge.demand(
+            sent <= 1000,
+            f"{ranks} ranks: no rank sends more than 1,000 bytes",
+            f"{ranks} ranks: a rank sends {sent:,.0f} bytes. To know a norm, nobody needs the gradients of"
+            " the others: add up the squares first.",
+        )
 
 
 @exercise
 def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
-    """`save(root, step, shard, numel)` and `load(root, numel)`: each rank its own part, another number of ranks, and a kill in the middle."""
+    """`save(root, step, shard, numel)` and `load(root, numel)`: each rank its own part, another number of
+    ranks, and a kill in the middle.
+    """
     NUMEL, NAMES = 40_001, ("params", "exp_avg", "exp_avg_sq")
-    FIRST, SECOND = 9, 10               # as text, the later one comes first
+    FIRST, SECOND = 9, 10  # as text, the later one comes first
 
     def shard_of(step, rank, n, seed):
         """What a rank has at a step: views of longer tensors, as in training."""
@@ -283,26 +446,34 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         full = {}
         for number, name in enumerate(NAMES):
             values = torch.zeros(padded, dtype=torch.float64)
-            values[:NUMEL] = torch.randn(NUMEL, generator=torch.Generator().manual_seed(seed + 10 * step + number), dtype=torch.float64)
+            values[:NUMEL] = torch.randn(
+                NUMEL, generator=torch.Generator().manual_seed(seed + 10 * step + number), dtype=torch.float64
+            )
             full[name] = values.chunk(n)[rank]
         return full
 
     def saving(save, root, step, seed, killed=""):
-        """killed: "in the middle" of its file, or "before" it, is when rank 1 dies. In the first step the last rank comes late."""
+        """killed: "in the middle" of its file, or "before" it, is when rank 1 dies. In the first step the
+        last rank comes late.
+        """
         import io
         import os
         import signal
         import time
 
         from course_lib.measure import wire
+
         torch.set_default_device("cpu")
         rank, n, own_save, calls = dist.get_rank(), dist.get_world_size(), torch.save, []
-        done = root.parent / "done" / str(seed)   # who has written: a file per rank
+        done = root.parent / "done" / str(seed)  # who has written: a file per rank
         done.mkdir(parents=True, exist_ok=True)
 
         def wait_for(others):
-            end = time.monotonic() + 2.0          # some answers let one rank write after the other
-            while not all((done / f"{step}-{killed}-{other}").exists() for other in others) and time.monotonic() < end:
+            end = time.monotonic() + 2.0  # some answers let one rank write after the other
+            while (
+                not all((done / f"{step}-{killed}-{other}").exists() for other in others)
+                and time.monotonic() < end
+            ):
                 time.sleep(0.01)
 
         def killed_here(content, f, *args, **kwargs):
@@ -310,19 +481,19 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             if killed == "in the middle":
                 file = io.BytesIO()
                 own_save(content, file, *args, **kwargs)
-                half = file.getvalue()[:file.tell() // 2]
+                half = file.getvalue()[: file.tell() // 2]
                 if hasattr(f, "write"):
                     f.write(half)
                     f.flush()
                 else:
                     with open(f, "wb") as opened:
                         opened.write(half)
-            on_rank.come_late("save", 1.0)        # time for the others to do what they should not
+            on_rank.come_late("save", 1.0)  # time for the others to do what they should not
             os.kill(os.getpid(), signal.SIGKILL)
 
         def noted(content, f, *args, **kwargs):
             if step == FIRST and rank == n - 1:
-                on_rank.come_late("save")         # who does not wait for the last one is seen
+                on_rank.come_late("save")  # who does not wait for the last one is seen
             calls.append(1)
             own_save(content, f, *args, **kwargs)
             (done / f"{step}-{killed}-{rank}").touch()
@@ -342,9 +513,15 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         dist.barrier()
         problem = ""
         if names() - there:
-            problem = "`save` returned before the save was complete: other ranks were still writing, or the new name was not there yet. End with a barrier"
-        elif set(given) != set(shard) or not all(shard[name] is given[name] and torch.equal(tensor, shard[name])
-                                                 for name, tensor in shard_of(step, rank, n, seed).items() if name in given):
+            problem = (
+                "`save` returned before the save was complete: other ranks were still writing, or the new"
+                " name was not there yet. End with a barrier"
+            )
+        elif set(given) != set(shard) or not all(
+            shard[name] is given[name] and torch.equal(tensor, shard[name])
+            for name, tensor in shard_of(step, rank, n, seed).items()
+            if name in given
+        ):
             problem = "`save` changes the shard that it was given, and training needs it"
         return {"calls": len(calls), "written": written, "problem": on_rank.first_problem(problem)}
 
@@ -358,7 +535,10 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         except Exception as error:
             in_it = error.__traceback__.tb_next
             place = f" in line {in_it.tb_lineno}" if in_it else ""
-            return f"`load` raised {type(error).__name__}{place}: {' '.join(str(error).split()).replace(str(root), '...')[:160]}"
+            return (
+                f"`load` raised {type(error).__name__}{place}:"
+                f" {' '.join(str(error).split()).replace(str(root), '...')[:160]}"
+            )
         if not isinstance(returned, (tuple, list)) or len(returned) != 2 or not isinstance(returned[1], dict):
             return "`load` returned something else than a step and a dict of tensors"
         step, found = returned
@@ -373,26 +553,43 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             return f"`load` returned {list(found)}, and {list(wanted)} were saved"
         for name, tensor in wanted.items():
             if not isinstance(found[name], torch.Tensor) or found[name].dtype != tensor.dtype:
-                return f"{name!r} is {getattr(found[name], 'dtype', type(found[name]).__name__)}, and a tensor of {tensor.dtype} was saved"
+                return (
+                    f"{name!r} is {getattr(found[name], 'dtype', type(found[name]).__name__)}, and a tensor"
+                    f" of {tensor.dtype} was saved"
+                )
             if found[name].shape != tensor.shape:
-                return f"{name!r} has the shape {tuple(found[name].shape)}, and it must be {tuple(tensor.shape)}: padded for {n} ranks"
+                return (
+                    f"{name!r} has the shape {tuple(found[name].shape)}, and it must be"
+                    f" {tuple(tensor.shape)}: padded for {n} ranks"
+                )
             if not torch.equal(found[name], tensor):
-                return f"{name!r} has other values than the elements {rank * len(tensor)} to {(rank + 1) * len(tensor) - 1} of what was saved"
+                return (
+                    f"{name!r} has other values than the elements {rank * len(tensor)} to"
+                    f" {(rank + 1) * len(tensor) - 1} of what was saved"
+                )
             if found[name].untyped_storage().nbytes() > 2 * tensor.nbytes:
                 return f"{name!r} is a view that keeps the elements of all ranks alive: take a `clone()`"
         return ""
 
     def loading_then_saving(load, save, root, wanted_step, next_step, seed):
         problem = loading(load, root, wanted_step, seed)
-        if not any(on_rank.everyone(problem)):    # now all have loaded
+        if not any(on_rank.everyone(problem)):  # now all have loaded
             saving(save, root, next_step, seed)
         return problem
 
     def loaded(ranks, function, *args):
         """The first problem on any rank, in words."""
         function.__name__ = "your function"
-        return next((f"on rank {rank}, {problem}" for rank, problem in
-                     enumerate(judge.run(function, load, *args, judge.seed, ranks=ranks).results) if problem), "")
+        return next(
+            (
+                f"on rank {rank}, {problem}"
+                for rank, problem in enumerate(
+                    judge.run(function, load, *args, judge.seed, ranks=ranks).results
+                )
+                if problem
+            ),
+            "",
+        )
 
     saving.__name__ = "your function"
     folder = Path(tempfile.mkdtemp(prefix="course_lib-check-"))
@@ -400,19 +597,30 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
     root.mkdir()
     try:
         first = judge.run(saving, save, root, FIRST, judge.seed, ranks=4)
-        alone = judge.demand(all(found["calls"] == 1 for found in first.results), "each rank calls torch.save once, for its own shard",
-                             f"each rank must call torch.save once, for its own shard, and they called it {', '.join(str(found['calls']) for found in first.results)} times.")
+        alone = judge.demand(
+            all(found["calls"] == 1 for found in first.results),
+            "each rank calls torch.save once, for its own shard",
+            "each rank must call torch.save once, for its own shard, and they called it"
+            f" {', '.join(str(found['calls']) for found in first.results)} times.",
+        )
         if not _judge_written(judge, first, 8 * 3 * -(-NUMEL // 4)) or not alone:
             return
         if problem := first.results[0]["problem"]:
             judge.demand(False, "", f"{problem}.")
             return
-        for killed, words in (("before", "before it had written anything"), ("in the middle", "in the middle of its file")):
+        for killed, words in (
+            ("before", "before it had written anything"),
+            ("in the middle", "in the middle of its file"),
+        ):
             try:
                 judge.run(saving, save, root, SECOND, judge.seed, killed, ranks=4)
-                judge.demand(False, "", "rank 1 was to be killed in the middle of its torch.save, and it did not call it.")
+                judge.demand(
+                    False,
+                    "",
+                    "rank 1 was to be killed in the middle of its torch.save, and it did not call it.",
+                )
                 return
-            except RankError:                     # rank 1 was killed
+            except RankError:  # rank 1 was killed
                 pass
             if killed == "before":
                 after_kill = loaded(3, loading, root, FIRST)
@@ -420,31 +628,52 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 after_kill = loaded(3, loading_then_saving, save, root, FIRST, SECOND)
             if after_kill:
                 break
-        if after_kill:                            # is it the kill, or does it fail without one?
+        if after_kill:  # is it the kill, or does it fail without one?
             shutil.rmtree(root)
             root.mkdir()
             judge.run(saving, save, root, FIRST, judge.seed, ranks=4)
             plain = loaded(3, loading, root, FIRST)
-            if not judge.demand(not plain, "saved by 4 ranks, loaded by 3: every element is right, to the last bit", f"saved by 4 ranks, loaded by 3: {plain}."):
+            if not judge.demand(
+                not plain,
+                "saved by 4 ranks, loaded by 3: every element is right, to the last bit",
+                f"saved by 4 ranks, loaded by 3: {plain}.",
+            ):
                 return
-        judge.demand(not after_kill, f"rank 1 is killed while 4 ranks save step {SECOND}: 3 ranks load step {FIRST}, right to the last bit",
-                     f"step {FIRST} was saved, and while step {SECOND} was saved rank 1 was killed {words}. Step {FIRST} must be loaded now, but {after_kill}. A save "
-                     "must not touch the one before, and it must not look complete before every rank has written.")
+        judge.demand(
+            not after_kill,
+            f"rank 1 is killed while 4 ranks save step {SECOND}: 3 ranks load step {FIRST}, right to the"
+            " last bit",
+            f"step {FIRST} was saved, and while step {SECOND} was saved rank 1 was killed {words}. Step"
+            f" {FIRST} must be loaded now, but {after_kill}. A save must not touch the one before, and it"
+            " must not look complete before every rank has written.",
+        )
         if not after_kill:
             again = loaded(2, loading, root, SECOND)
-            judge.demand(not again, f"they save step {SECOND} again: 2 ranks load it, right to the last bit",
-                         f"then 3 ranks saved step {SECOND} again and 2 ranks loaded it, but {again}. Has the killed save left files that are still there? And which "
-                         f"step is the last one, as a number? (As text, {SECOND} comes before {FIRST}.)")
+            judge.demand(
+                not again,
+                f"they save step {SECOND} again: 2 ranks load it, right to the last bit",
+                f"then 3 ranks saved step {SECOND} again and 2 ranks loaded it, but {again}. Has the killed"
+                " save left files that are still there? And which step is the last one, as a number? (As"
+                f" text, {SECOND} comes before {FIRST}.)",
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _judge_written(judge: Judge, job, shard_bytes: int) -> bool:
-    """Demand that no rank has written (to files and to other ranks) much more than its shard, where the system counts it."""
+    """Demand that no rank has written (to files and to other ranks) much more than its shard, where the
+    system counts it.
+    """
     written = [found["written"] for found in job.results]
     most, limit = max(written), int(1.1 * shard_bytes) + 20_000
     even = min(written) > 0.7 * most
-    advice = ("A view is saved with the whole storage behind it: `clone()` it first." if even else
-              "The others wait for this rank, and it needs room for everything.")
-    return judge.demand(most <= limit, "no rank writes more than 1.1 times its shard",
-                        f"rank {written.index(most)} writes {most / shard_bytes:.1f} times the bytes of its shard. {advice}")
+    advice = (
+        "A view is saved with the whole storage behind it: `clone()` it first."
+        if even
+        else "The others wait for this rank, and it needs room for everything."
+    )
+    return judge.demand(
+        most <= limit,
+        "no rank writes more than 1.1 times its shard",
+        f"rank {written.index(most)} writes {most / shard_bytes:.1f} times the bytes of its shard. {advice}",
+    )

@@ -1,8 +1,10 @@
-"""Ways to train one model on many ranks, as data: how each prepares model and optimizer, and what theory expects of it.
+"""Ways to train one model on many ranks, as data: how each prepares model and optimizer, and what theory
+expects of it.
 
-A new strategy is a function that takes a model and returns a `Training`, and an entry in STRATEGIES. `train_digits` and
-`all_reduce_seconds` are what the ranks run to compare them (see `course_lib.demo`).
+A new strategy is a function that takes a model and returns a `Training`, and an entry in STRATEGIES.
+`train_digits` and `all_reduce_seconds` are what the ranks run to compare them (see `course_lib.demo`).
 """
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,15 +24,23 @@ from course_lib.datasets import digit_batches, digits
 from course_lib.mini import ddp, hybrid, pipeline, ring, tensor_parallel, zero
 from course_lib.models import MLP
 
-__all__ = ["Strategy", "Training", "ONE_PROCESS", "STRATEGIES", "BATCH_SIZE", "train_digits", "all_reduce_seconds"]
+__all__ = [
+    "Strategy",
+    "Training",
+    "ONE_PROCESS",
+    "STRATEGIES",
+    "BATCH_SIZE",
+    "train_digits",
+    "all_reduce_seconds",
+]
 
-WIDTHS = (64, 256, 256, 256, 256, 256, 10)        # layers of like size, so that they can be dealt out evenly
+WIDTHS = (64, 256, 256, 256, 256, 256, 10)  # layers of like size, so that they can be dealt out evenly
 HIDDEN = WIDTHS[1]
 NUMEL = sum((width + 1) * following for width, following in zip(WIDTHS[:-1], WIDTHS[1:]))
 LEARNING_RATE = 4e-3
-BATCH_SIZE = 480                          # samples of all ranks together; the digits are three such batches
+BATCH_SIZE = 480  # samples of all ranks together; the digits are three such batches
 MICROBATCHES = 8
-AXIS = 2                                  # ranks along the second axis of a mesh
+AXIS = 2  # ranks along the second axis of a mesh
 
 
 @dataclass
@@ -40,11 +50,14 @@ class Training:
     Attributes:
         model: what this rank holds of the model.
         optimizer: for that.
-        place, places: this rank trains on slice number `place` of each global batch, which is cut into `places`. Ranks that share a model
+        place, places: this rank trains on slice number `place` of each global batch, which is cut into
+            `places`. Ranks that share a model
             between them share a slice too.
         backward: forward and backward of a slice: a function (images, labels); None for the usual ones.
-        whole: returns the trained model as one process can call it; every rank must call it. None if `model` can be called.
+        whole: returns the trained model as one process can call it; every rank must call it. None if `model`
+            can be called.
     """
+
     model: nn.Module
     optimizer: Optimizer
     place: int
@@ -64,6 +77,7 @@ class Strategy:
         held: ranks -> params, grads and optimizer_states in bytes, one dict per rank.
         fits: on how many ranks it can run; `needs` says so in words.
     """
+
     name: str
     prepare: Callable[[nn.Module], Training]
     sent: Callable[[int, bool], list[float]]
@@ -94,9 +108,13 @@ def _mini_ddp(model: nn.Module) -> Training:
 
 
 def _zero_redundancy_optimizer(model: nn.Module) -> Training:
-    """As DDP, but each parameter has one owner, which alone keeps its optimizer state, updates it and broadcasts it."""
+    """As DDP, but each parameter has one owner, which alone keeps its optimizer state, updates it and
+    broadcasts it.
+    """
     model = DistributedDataParallel(model)
-    return _data_parallel(model, ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam, lr=LEARNING_RATE))
+    return _data_parallel(
+        model, ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam, lr=LEARNING_RATE)
+    )
 
 
 def _mini_zero(stage: int) -> Callable[[nn.Module], Training]:
@@ -104,18 +122,30 @@ def _mini_zero(stage: int) -> Callable[[nn.Module], Training]:
     return lambda model: _data_parallel(*zero.shard(model, stage, Adam, lr=LEARNING_RATE))
 
 
-def _fully_shard(mesh: DeviceMesh | None = None, reshard_after_forward: bool = True) -> Callable[[nn.Module], Training]:
-    """Every rank has a slice of everything; each layer is gathered for as long as it computes, or (no reshard) from forward until backward."""
+def _fully_shard(
+    mesh: DeviceMesh | None = None, reshard_after_forward: bool = True
+) -> Callable[[nn.Module], Training]:
+    """Every rank has a slice of everything; each layer is gathered for as long as it computes, or (no
+    reshard) from forward until backward.
+    """
+
     def prepare(model: nn.Module) -> Training:
         for layer in [layer for layer in model.modules() if isinstance(layer, nn.Linear)] + [model]:
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
         return _alone(model)
+
     return prepare
 
 
 def _hybrid_sharding(model: nn.Module) -> Training:
     """Slices of everything within pairs of ranks; between the pairs, as DDP."""
-    return _fully_shard(init_device_mesh(torch.get_default_device().type, _mesh("replicate", "shard").values(), mesh_dim_names=("replicate", "shard")))(model)
+    return _fully_shard(
+        init_device_mesh(
+            torch.get_default_device().type,
+            _mesh("replicate", "shard").values(),
+            mesh_dim_names=("replicate", "shard"),
+        )
+    )(model)
 
 
 # Ranks share one model between them
@@ -124,10 +154,20 @@ def _hybrid_sharding(model: nn.Module) -> Training:
 def _tensor(model: nn.Module, group: dist.ProcessGroup | None = None) -> Training:
     """Every rank has 1/n of every weight matrix, and works on the same batch."""
     model = tensor_parallel.parallelize(model, group)
-    return Training(model, Adam(model.parameters(), LEARNING_RATE), 0, 1, whole=lambda: _loaded(tensor_parallel.gather_full(model, group)))
+    return Training(
+        model,
+        Adam(model.parameters(), LEARNING_RATE),
+        0,
+        1,
+        whole=lambda: _loaded(tensor_parallel.gather_full(model, group)),
+    )
 
 
-def _pipeline(model: nn.Module, group: dist.ProcessGroup | None = None, wrap: Callable[[nn.Module], nn.Module] = lambda stage: stage) -> Training:
+def _pipeline(
+    model: nn.Module,
+    group: dist.ProcessGroup | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda stage: stage,
+) -> Training:
     """Every rank has some of the layers; micro-batches pass through them (1F1B)."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     stage = pipeline.split(model, ranks, _stage_sizes(ranks))[rank]
@@ -146,7 +186,10 @@ def _pipeline(model: nn.Module, group: dist.ProcessGroup | None = None, wrap: Ca
 
 def _data_x_tensor(model: nn.Module) -> Training:
     """Pairs of ranks share a model by tensor parallelism; between the pairs, as DDP."""
-    groups, place = hybrid.make_groups(_mesh("dp", "tp")), hybrid.coordinates(dist.get_rank(), _mesh("dp", "tp"))["dp"]
+    groups, place = (
+        hybrid.make_groups(_mesh("dp", "tp")),
+        hybrid.coordinates(dist.get_rank(), _mesh("dp", "tp"))["dp"],
+    )
     training = _tensor(model, groups["tp"])
     training.model = ddp.DistributedDataParallel(training.model, process_group=groups["dp"])
     training.place, training.places = place, dist.get_world_size(groups["dp"])
@@ -155,8 +198,13 @@ def _data_x_tensor(model: nn.Module) -> Training:
 
 def _data_x_pipeline(model: nn.Module) -> Training:
     """Pairs of ranks share a model as two pipeline stages; between the pairs, as DDP."""
-    groups, place = hybrid.make_groups(_mesh("dp", "pp")), hybrid.coordinates(dist.get_rank(), _mesh("dp", "pp"))["dp"]
-    training = _pipeline(model, groups["pp"], lambda stage: ddp.DistributedDataParallel(stage, process_group=groups["dp"]))
+    groups, place = (
+        hybrid.make_groups(_mesh("dp", "pp")),
+        hybrid.coordinates(dist.get_rank(), _mesh("dp", "pp"))["dp"],
+    )
+    training = _pipeline(
+        model, groups["pp"], lambda stage: ddp.DistributedDataParallel(stage, process_group=groups["dp"])
+    )
     training.place, training.places = place, dist.get_world_size(groups["dp"])
     return training
 
@@ -175,7 +223,9 @@ def _loaded(state: dict[str, Tensor]) -> nn.Module:
 
 
 def _sends(name: str, on_gloo: str | None = None) -> Callable[[int, bool], list[float]]:
-    return lambda ranks, gloo: [theory.step_bytes(on_gloo if gloo and on_gloo else name, 4 * NUMEL, ranks)] * ranks
+    return lambda ranks, gloo: (
+        [theory.step_bytes(on_gloo if gloo and on_gloo else name, 4 * NUMEL, ranks)] * ranks
+    )
 
 
 def _holds(stage: int) -> Callable[[int], list[dict[str, float]]]:
@@ -189,23 +239,29 @@ def _holds_parts(parts: list[int]) -> list[dict[str, float]]:
 def _tensor_numel(ranks: int) -> int:
     """Column layers are cut whole, of row layers the weights."""
     columns, rows = list(zip(WIDTHS[:-1], WIDTHS[1:]))[::2], list(zip(WIDTHS[:-1], WIDTHS[1:]))[1::2]
-    return (sum((fed + 1) * made for fed, made in columns) + sum(fed * made for fed, made in rows)) // ranks + sum(made for _, made in rows)
+    return (
+        sum((fed + 1) * made for fed, made in columns) + sum(fed * made for fed, made in rows)
+    ) // ranks + sum(made for _, made in rows)
 
 
 def _tensor_sent(ranks: int, batch: int) -> float:
-    """An all_reduce of each pair's output in forward, and of its input's gradient in backward (the images need none)."""
+    """An all_reduce of each pair's output in forward, and of its input's gradient in backward (the images
+    need none).
+    """
     features = sum(WIDTHS[2::2]) + sum(WIDTHS[2:-1:2])
     return theory.collective_bytes("all_reduce", 4 * batch * features, ranks)
 
 
 def _stage_sizes(ranks: int) -> list[int]:
-    """How many layers each stage gets, so that all have about the same number of parameters: a Linear goes where its middle falls."""
+    """How many layers each stage gets, so that all have about the same number of parameters: a Linear goes
+    where its middle falls.
+    """
     sizes, before = [0] * ranks, 0
     for fed, made in zip(WIDTHS[:-1], WIDTHS[1:]):
         numel = (fed + 1) * made
-        sizes[int(ranks * (before + numel / 2) / NUMEL)] += 2        # and its ReLU
+        sizes[int(ranks * (before + numel / 2) / NUMEL)] += 2  # and its ReLU
         before += numel
-    sizes[-1] -= 1                        # the last Linear has none
+    sizes[-1] -= 1  # the last Linear has none
     return sizes
 
 
@@ -226,39 +282,90 @@ def _hybrid_sharding_sent(ranks: int, gloo: bool) -> list[float]:
 
 def _data_x_tensor_sent(ranks: int, gloo: bool) -> list[float]:
     outer = ranks // AXIS
-    return [_tensor_sent(AXIS, BATCH_SIZE // outer) + theory.step_bytes("data_parallel", 4 * _tensor_numel(AXIS), outer)] * ranks
+    return [
+        _tensor_sent(AXIS, BATCH_SIZE // outer)
+        + theory.step_bytes("data_parallel", 4 * _tensor_numel(AXIS), outer)
+    ] * ranks
 
 
 def _data_x_pipeline_sent(ranks: int, gloo: bool) -> list[float]:
     outer = ranks // AXIS
     parts = zip(_stage_sent(AXIS, BATCH_SIZE // outer), _stage_numels(AXIS))
-    return [between + theory.step_bytes("data_parallel", 4 * numel, outer) for between, numel in parts] * outer
+    return [
+        between + theory.step_bytes("data_parallel", 4 * numel, outer) for between, numel in parts
+    ] * outer
 
 
-_PAIRS = {"fits": lambda ranks: ranks >= 2 * AXIS and BATCH_SIZE % (ranks // AXIS * MICROBATCHES) == 0 and ranks % AXIS == 0,
-          "needs": f"{2 * AXIS} ranks or more, an even number that divides {AXIS * BATCH_SIZE // MICROBATCHES}"}
+_PAIRS = {
+    "fits": (
+        lambda ranks: (
+            ranks >= 2 * AXIS and BATCH_SIZE % (ranks // AXIS * MICROBATCHES) == 0 and ranks % AXIS == 0
+        )
+    ),
+    "needs": f"{2 * AXIS} ranks or more, an even number that divides {AXIS * BATCH_SIZE // MICROBATCHES}",
+}
 
 ONE_PROCESS = Strategy("one process", _alone, _sends("data_parallel"), _holds(0))
 STRATEGIES = (
     Strategy("DDP", _ddp, _sends("data_parallel"), _holds(0)),
     Strategy("mini DDP", _mini_ddp, _sends("data_parallel"), _holds(0)),
-    Strategy("ZeroRedundancyOptimizer", _zero_redundancy_optimizer, _sends("zero_redundancy_optimizer"), _holds(1)),
+    Strategy(
+        "ZeroRedundancyOptimizer", _zero_redundancy_optimizer, _sends("zero_redundancy_optimizer"), _holds(1)
+    ),
     Strategy("mini ZeRO-1", _mini_zero(1), _sends("zero_1"), _holds(1)),
     Strategy("mini ZeRO-2", _mini_zero(2), _sends("zero_2"), _holds(2)),
     Strategy("mini ZeRO-3", _mini_zero(3), _sends("zero_3"), _holds(3)),
-    Strategy("fully_shard, no reshard", _fully_shard(reshard_after_forward=False), _sends("zero_2", "zero_3"), _holds(3)),   # gloo: r more, see theory
+    # gloo: r more, see theory
+    Strategy(
+        "fully_shard, no reshard",
+        _fully_shard(reshard_after_forward=False),
+        _sends("zero_2", "zero_3"),
+        _holds(3),
+    ),
     Strategy("fully_shard", _fully_shard(), _sends("zero_3", "fully_shard_gloo"), _holds(3)),
-    Strategy("pipeline, 1F1B", _pipeline, lambda ranks, gloo: _stage_sent(ranks, BATCH_SIZE), lambda ranks: _holds_parts(_stage_numels(ranks)),
-             lambda ranks: ranks <= 4, "at most 4 ranks"),
-    Strategy("tensor parallel", _tensor, lambda ranks, gloo: [_tensor_sent(ranks, BATCH_SIZE)] * ranks,
-             lambda ranks: _holds_parts([_tensor_numel(ranks)] * ranks), lambda ranks: HIDDEN % ranks == 0, f"a number of ranks that divides {HIDDEN}"),
-    Strategy("data x tensor", _data_x_tensor, _data_x_tensor_sent, lambda ranks: _holds_parts([_tensor_numel(AXIS)] * ranks), **_PAIRS),
-    Strategy("data x pipeline", _data_x_pipeline, _data_x_pipeline_sent, lambda ranks: _holds_parts(_stage_numels(AXIS) * (ranks // AXIS)), **_PAIRS),
-    Strategy("hybrid sharding", _hybrid_sharding, _hybrid_sharding_sent, lambda ranks: _holds_parts([NUMEL // AXIS] * ranks), **_PAIRS),
+    Strategy(
+        "pipeline, 1F1B",
+        _pipeline,
+        lambda ranks, gloo: _stage_sent(ranks, BATCH_SIZE),
+        lambda ranks: _holds_parts(_stage_numels(ranks)),
+        lambda ranks: ranks <= 4,
+        "at most 4 ranks",
+    ),
+    Strategy(
+        "tensor parallel",
+        _tensor,
+        lambda ranks, gloo: [_tensor_sent(ranks, BATCH_SIZE)] * ranks,
+        lambda ranks: _holds_parts([_tensor_numel(ranks)] * ranks),
+        lambda ranks: HIDDEN % ranks == 0,
+        f"a number of ranks that divides {HIDDEN}",
+    ),
+    Strategy(
+        "data x tensor",
+        _data_x_tensor,
+        _data_x_tensor_sent,
+        lambda ranks: _holds_parts([_tensor_numel(AXIS)] * ranks),
+        **_PAIRS,
+    ),
+    Strategy(
+        "data x pipeline",
+        _data_x_pipeline,
+        _data_x_pipeline_sent,
+        lambda ranks: _holds_parts(_stage_numels(AXIS) * (ranks // AXIS)),
+        **_PAIRS,
+    ),
+    Strategy(
+        "hybrid sharding",
+        _hybrid_sharding,
+        _hybrid_sharding_sent,
+        lambda ranks: _holds_parts([NUMEL // AXIS] * ranks),
+        **_PAIRS,
+    ),
 )
 
 
-def train_digits(strategy: Strategy, epochs: int, batch_size: int = BATCH_SIZE, seed: int = 0) -> dict[str, float]:
+def train_digits(
+    strategy: Strategy, epochs: int, batch_size: int = BATCH_SIZE, seed: int = 0
+) -> dict[str, float]:
     """Train an MLP of 282,378 parameters on the digits and test it; every rank must call this.
 
     The same seed gives the same start and the same global batches, however many ranks share them.
@@ -274,12 +381,17 @@ def train_digits(strategy: Strategy, epochs: int, batch_size: int = BATCH_SIZE, 
     model, optimizer = training.model, training.optimizer
 
     def backward(images: Tensor, labels: Tensor) -> None:
-        # Gradients are averaged over the slices, so this is the mean over the global batch, whether its slices are equal or not.
+        # Gradients are averaged over the slices, so this is the mean over the global batch, whether its
+        # slices are equal or not.
         (F.cross_entropy(model(images), labels, reduction="sum") * training.places / batch_size).backward()
 
     for epoch in range(epochs):
-        for images, labels in digit_batches(batch_size, training.place, training.places, epoch=epoch, seed=seed):
-            with measure.step(model, optimizer, samples=len(labels) * training.places // dist.get_world_size()):
+        for images, labels in digit_batches(
+            batch_size, training.place, training.places, epoch=epoch, seed=seed
+        ):
+            with measure.step(
+                model, optimizer, samples=len(labels) * training.places // dist.get_world_size()
+            ):
                 (training.backward or backward)(images, labels)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -288,11 +400,16 @@ def train_digits(strategy: Strategy, epochs: int, batch_size: int = BATCH_SIZE, 
     images, labels = digits("test")
     with torch.no_grad():
         scores = model(images)
-    return {"accuracy": (scores.argmax(1) == labels).float().mean().item(), "loss": F.cross_entropy(scores, labels).item()}
+    return {
+        "accuracy": (scores.argmax(1) == labels).float().mean().item(),
+        "loss": F.cross_entropy(scores, labels).item(),
+    }
 
 
 def all_reduce_seconds(payload_bytes: int, times: int = 5) -> list[float]:
-    """Time so many all_reduces of a tensor of `payload_bytes`, after one that warms up; every rank must call this."""
+    """Time so many all_reduces of a tensor of `payload_bytes`, after one that warms up; every rank must call
+    this.
+    """
     tensor = torch.zeros(payload_bytes // 4)
     seconds = []
     for _ in range(times + 1):

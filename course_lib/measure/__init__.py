@@ -8,8 +8,9 @@ A step that is instrumented is slower, and a step that is timed must carry nothi
 
 Outside a job (plain Python, torchrun) nothing is recorded and the step runs as if unmeasured.
 """
+
 import contextlib
-from typing import Callable
+from collections.abc import Callable
 
 from course_lib.measure import tracing
 from course_lib.measure.ledger import Ledger
@@ -23,11 +24,14 @@ class step:
     Put forward, backward and `optimizer.step()` inside. Every rank must measure the same steps.
 
     Args:
-        model: module whose parameters, gradients and buffers are counted (any wrapper, or a list of modules); None counts none.
-        optimizer: optimizer whose state is counted, right after its `step()`; None counts at the end of the step.
+        model: module whose parameters, gradients and buffers are counted (any wrapper, or a list of modules);
+            None counts none.
+        optimizer: optimizer whose state is counted, right after its `step()`; None counts at the end of the
+            step.
         samples: how many samples this rank processes in this step, for samples per second.
 
-    Errors: TypeError or ValueError for a model, an optimizer or samples that are none (in a job; elsewhere they are not looked at).
+    Errors: TypeError or ValueError for a model, an optimizer or samples that are none (in a job; elsewhere
+        they are not looked at).
     """
 
     def __init__(self, model=None, optimizer=None, samples: int | None = None):
@@ -43,17 +47,18 @@ class step:
 
 
 def span(name: str, communication: bool = False) -> contextlib.AbstractContextManager:
-    """Name a piece of a step, so that the timeline shows it: compute that sleeps, one micro-batch of a pipeline stage.
+    """Name a piece of a step, so that the timeline shows it: compute that sleeps, one micro-batch of a
+    pipeline stage.
 
-    It counts as computing, or with `communication` as the rest of a collective, such as the wait for a modelled link. Costs nothing in steps that
-    are not traced.
+    It counts as computing, or with `communication` as the rest of a collective, such as the wait for a
+    modelled link. Costs nothing in steps that are not traced.
     """
     if _ledger is not None and _ledger.trace is not None:
         return tracing.named_span(name, "communication" if communication else "span")
     return contextlib.nullcontext()
 
 
-_ledger: Ledger | None = None       # one per rank; None outside a job
+_ledger: Ledger | None = None  # one per rank; None outside a job
 
 
 def start_ledger(report: Callable[[int], None], meet: Callable[[str], None]) -> Ledger:

@@ -1,9 +1,11 @@
 """Follow the tensors that autograd saves for backward.
 
-torch lets one pair of hooks see every tensor that is saved. Whoever keeps something else in its place (checkpointing, offloading to the CPU, a
-pair of the learner's own) has a pair of hooks too, and torch asks the innermost pair only. So while we look, ours are put around each of theirs:
-theirs decide what is kept, ours count what that is.
+torch lets one pair of hooks see every tensor that is saved. Whoever keeps something else in its place
+(checkpointing, offloading to the CPU, a pair of the learner's own) has a pair of hooks too, and torch asks
+the innermost pair only. So while we look, ours are put around each of theirs: theirs decide what is kept,
+ours count what that is.
 """
+
 import contextlib
 import weakref
 from collections.abc import Callable
@@ -17,8 +19,11 @@ from course_lib.measure.storages import held_by, storages_of
 
 __all__ = ["SavedForBackward"]
 
-_top, _push, _pop = (torch._C._autograd._top_saved_tensors_default_hooks, torch._C._autograd._push_saved_tensors_default_hooks,
-                     torch._C._autograd._pop_saved_tensors_default_hooks)
+_top, _push, _pop = (
+    torch._C._autograd._top_saved_tensors_default_hooks,
+    torch._C._autograd._push_saved_tensors_default_hooks,
+    torch._C._autograd._pop_saved_tensors_default_hooks,
+)
 
 
 class SavedForBackward:
@@ -33,7 +38,7 @@ class SavedForBackward:
 
     def __init__(self, modules: list[nn.Module], cuda: bool):
         self._modules, self._cuda = modules, cuda
-        self._holders: dict[int, int] = {}        # storage -> how many nodes hold it
+        self._holders: dict[int, int] = {}  # storage -> how many nodes hold it
         self.live_bytes = self.peak_bytes = 0
         self.unknown = ""
 
@@ -41,8 +46,12 @@ class SavedForBackward:
         """Look from now on, until what is returned is called."""
         graph = torch.autograd.graph
         enter, disable = graph.saved_tensors_hooks.__enter__, graph.disable_saved_tensors_hooks
-        around = _top(True)                       # entered by the learner, around the step
-        ours = self._counting(*around) if around else self._counting(lambda tensor: tensor, lambda tensor: tensor)
+        around = _top(True)  # entered by the learner, around the step
+        ours = (
+            self._counting(*around)
+            if around
+            else self._counting(lambda tensor: tensor, lambda tensor: tensor)
+        )
 
         def enter_counted(hooks) -> None:
             _push(*self._counting(hooks.pack_hook, hooks.unpack_hook))
@@ -64,7 +73,8 @@ class SavedForBackward:
         def detach() -> None:
             graph.saved_tensors_hooks.__enter__, graph.disable_saved_tensors_hooks = enter, disable
             above = []
-            while (top := _top(True)) is not None and not _is(top, ours):        # entered in the step, and not left yet
+            # entered in the step, and not left yet
+            while (top := _top(True)) is not None and not _is(top, ours):
                 above.append(top)
                 _pop()
             if top is not None:
@@ -78,10 +88,12 @@ class SavedForBackward:
 
     def _counting(self, pack: Callable, unpack: Callable) -> tuple[Callable, Callable]:
         """A pair of hooks around another pair."""
+
         def pack_and_count(tensor: Tensor) -> _Saved:
             try:
                 saved = _Saved(pack(tensor))
-            except Exception:                     # how a checkpoint says that it has computed enough again; it keeps this tensor, too
+            # how a checkpoint says that it has computed enough again; it keeps this tensor, too
+            except Exception:
                 self._try_to_count(tensor, tensor, tensor)
                 raise
             self._try_to_count(tensor, saved.kept, saved)
@@ -92,7 +104,7 @@ class SavedForBackward:
     def _try_to_count(self, given: Tensor, kept, node) -> None:
         try:
             self._count(given, kept, node)
-        except Exception as error:                # the training goes on, and this number is absent
+        except Exception as error:  # the training goes on, and this number is absent
             self.unknown = f"a saved tensor could not be looked into ({why(error)})"
 
     def _count(self, given: Tensor, kept, node) -> None:
@@ -101,14 +113,24 @@ class SavedForBackward:
         for part in (kept,) if kept is given else held_by(kept):
             on_cpu = not isinstance(part, Tensor) or part.device.type == "cpu"
             if self._cuda and on_cpu and part is not given:
-                continue                          # offloaded
-            storages = (storages_of(part) if isinstance(part, Tensor) else
-                        [(part.ctypes.data, part.nbytes) if isinstance(part, numpy.ndarray) else (id(part), len(part))])
+                continue  # offloaded
+            storages = (
+                storages_of(part)
+                if isinstance(part, Tensor)
+                else [
+                    (
+                        (part.ctypes.data, part.nbytes)
+                        if isinstance(part, numpy.ndarray)
+                        else (id(part), len(part))
+                    )
+                ]
+            )
             for address, count in storages:
                 if address not in models:
                     self._hold(address, count, until_the_end_of=node)
                     if isinstance(part, Tensor) and part is not given:
-                        self._hold(address, count, until_the_end_of=part)       # made by the hook, which may keep it for longer than the node
+                        # made by the hook, which may keep it for longer than the node
+                        self._hold(address, count, until_the_end_of=part)
 
     def _hold(self, address: int, count: int, until_the_end_of) -> None:
         if address not in self._holders:
@@ -125,11 +147,17 @@ class SavedForBackward:
 
     def _model_storages(self) -> set[int]:
         """Looked up anew each time: fully_shard swaps a module's parameters between shard and whole."""
-        return {address for module in self._modules for tensor in (*module.parameters(), *module.buffers()) for address, _ in storages_of(tensor)}
+        return {
+            address
+            for module in self._modules
+            for tensor in (*module.parameters(), *module.buffers())
+            for address, _ in storages_of(tensor)
+        }
 
 
 class _Saved:
     """What autograd keeps in place of a tensor; its end is the release of what is kept."""
+
     __slots__ = ("kept", "__weakref__")
 
     def __init__(self, kept):

@@ -1,13 +1,15 @@
 """Which layers' full parameters are alive when, and what a step really allocates.
 
-The ledger of `measure.step` looks at one moment, right after `optimizer.step()`. A rank runs out of memory at the worst moment, which may be
-another one. Here are two instruments that look at all of them, whoever shards (a notebook, mini.zero, fully_shard):
+The ledger of `measure.step` looks at one moment, right after `optimizer.step()`. A rank runs out of memory at
+the worst moment, which may be another one. Here are two instruments that look at all of them, whoever shards
+(a notebook, mini.zero, fully_shard):
 
-    watch(layers)    in every forward and backward of a layer: which layers have all their parameters on this rank?
-    Allocations()    all memory of a block of code: what exists after each operation, whoever holds it
+    watch(layers)    in every forward and backward of a layer: which layers have all their parameters on this
+    rank? Allocations()    all memory of a block of code: what exists after each operation, whoever holds it
 
 Neither is meant for steps that are timed.
 """
+
 import functools
 import gc
 import sys
@@ -20,14 +22,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from course_lib.measure import memory
 from course_lib.arguments import instance, listed
+from course_lib.measure import memory
 
 __all__ = ["watch", "Allocations", "draw"]
 
-GLOO_PATIENCE_S = 10.0          # in one block
+GLOO_PATIENCE_S = 10.0  # in one block
 
-Moment = tuple[str, list[int]]          # "F0", "B7": the layer that works; and for each layer, the bytes of parameters that are there in full
+# "F0", "B7": the layer that works; and for each layer, the bytes of parameters that are there in full
+Moment = tuple[str, list[int]]
 
 
 def watch(layers: Iterable[nn.Module]) -> list[Moment]:
@@ -37,21 +40,31 @@ def watch(layers: Iterable[nn.Module]) -> list[Moment]:
         layers: modules that take and return one tensor; each should work once in a forward.
 
     Returns:
-        A list that grows: ("F2", [bytes of layer 0, ...]) in the forward of layer 2, and ("B2", [...]) as its backward begins.
+        A list that grows: ("F2", [bytes of layer 0, ...]) in the forward of layer 2, and ("B2", [...]) as its
+        backward begins.
     """
     instance("layers", layers, Iterable, "of modules")
-    layers, moments = listed("layers", list(layers), "modules", lambda layer: isinstance(layer, nn.Module)), []
-    names = [[name for name, _ in layer.named_parameters() if not name.rpartition(".")[2].startswith("shard")] for layer in layers]
+    layers, moments = (
+        listed("layers", list(layers), "modules", lambda layer: isinstance(layer, nn.Module)),
+        [],
+    )
+    names = [
+        [name for name, _ in layer.named_parameters() if not name.rpartition(".")[2].startswith("shard")]
+        for layer in layers
+    ]
 
     def note(name: str) -> None:
         moments.append((name, [_full_bytes(layer, its) for layer, its in zip(layers, names)]))
 
     for number, layer in enumerate(layers):
+
         def forward(*inputs, number=number, own_forward=layer.forward):
             output = own_forward(*inputs)
             note(f"F{number}")
             return _Mark.apply(output, lambda: note(f"B{number}"))
-        layer.forward = forward         # inside of all hooks: what they gather is there, what they free is not yet gone
+
+        # inside of all hooks: what they gather is there, what they free is not yet gone
+        layer.forward = forward
     return moments
 
 
@@ -70,22 +83,38 @@ class _Mark(torch.autograd.Function):
 
 
 def _full_bytes(layer: nn.Module, names: Sequence[str]) -> int:
-    """Bytes of those of the layer's tensors that are on this rank as a whole, and not as a shard (fully_shard's, mini.zero's) or as an empty shell."""
-    tensors = [functools.reduce(lambda module, name: getattr(module, name, None), path.split("."), layer) for path in names]
+    """Bytes of those of the layer's tensors that are on this rank as a whole, and not as a shard
+    (fully_shard's, mini.zero's) or as an empty shell.
+    """
+    tensors = [
+        functools.reduce(lambda module, name: getattr(module, name, None), path.split("."), layer)
+        for path in names
+    ]
     tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors if memory.storage_bytes([t]) >= t.numel() * t.element_size())
+    return sum(
+        t.numel() * t.element_size()
+        for t in tensors
+        if memory.storage_bytes([t]) >= t.numel() * t.element_size()
+    )
 
 
 def _are_moments(rows) -> bool:
-    return isinstance(rows, list) and bool(rows) and all(isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], list) for row in rows)
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and all(isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], list) for row in rows)
+    )
 
 
 class Allocations(TorchDispatchMode):
-    """Follow all memory that torch's tensors take and let go of in a `with` block: `with Allocations() as held: ...`.
+    """Follow all memory that torch's tensors take and let go of in a `with` block: `with Allocations() as
+    held: ...`.
 
-    After every operation (forward, backward, optimizer, communication) it looks at the storages that were made in the block and really exist,
-    whoever holds them. Nothing depends on when things happen: garbage that Python has not yet collected does not count, and gloo's threads get
-    the time to let go of what they have sent. What was allocated before does not count, nor what an operation needs inside, nor what another thread makes.
+    After every operation (forward, backward, optimizer, communication) it looks at the storages that were
+    made in the block and really exist,
+    whoever holds them. Nothing depends on when things happen: garbage that Python has not yet collected does
+    not count, and gloo's threads get the time to let go of what they have sent. What was allocated before
+    does not count, nor what an operation needs inside, nor what another thread makes.
     """
 
     def __init__(self) -> None:
@@ -104,21 +133,29 @@ class Allocations(TorchDispatchMode):
         self._made = {}
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if any(hasattr(kind, "__tensor_flatten__") for kind in types):      # a DTensor, say: what it does with tensors of this rank comes by next
+        # a DTensor, say: what it does with tensors of this rank comes by next
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented
         result = operation(*args, **(kwargs or {}))
         made = [storage for storage in self._storages(result) if storage._cdata not in self._made]
-        if made:                                  # or seen for the first time: a view of what was there before
+        # or seen for the first time: a view of what was there before
+        if made:
             given = {storage._cdata for storage in self._storages((args, kwargs))}
-            self._made |= {storage._weak_ref(): None for storage in made if storage._cdata not in given}       # so the number is not used again
+            # so the number is not used again
+            self._made |= {storage._weak_ref(): None for storage in made if storage._cdata not in given}
         live = self._live()
-        if live > self._peak:                     # the worst moment so far, or so it seems
+        if live > self._peak:  # the worst moment so far, or so it seems
             self._note("")
         return result
 
     def _storages(self, tree) -> list[torch.UntypedStorage]:
-        return [leaf.untyped_storage() for leaf in tree_leaves(tree)
-                if type(leaf) in (Tensor, nn.Parameter) and leaf.device.type == self._device and leaf.layout == torch.strided]
+        return [
+            leaf.untyped_storage()
+            for leaf in tree_leaves(tree)
+            if type(leaf) in (Tensor, nn.Parameter)
+            and leaf.device.type == self._device
+            and leaf.layout == torch.strided
+        ]
 
     def _live(self) -> int:
         live = 0
@@ -135,7 +172,7 @@ class Allocations(TorchDispatchMode):
         gc.collect()
         self._patience_s -= _wait_for_gloos_threads(self._patience_s)
         live = self._live()
-        self._peak = live if mark else max(self._peak, live)      # a peak is asked for between two marks
+        self._peak = live if mark else max(self._peak, live)  # a peak is asked for between two marks
         self.events.append((live, mark))
 
     def mark(self, name: str) -> None:
@@ -147,7 +184,9 @@ class Allocations(TorchDispatchMode):
         return self.events[self._place(mark)][0]
 
     def peak_bytes(self, begin: str = "", end: str = "") -> int:
-        """The most bytes held at any moment between two marks (from the start, and to the end, if they are not given)."""
+        """The most bytes held at any moment between two marks (from the start, and to the end, if they are
+        not given).
+        """
         first = self._place(begin) if begin else 0
         last = self._place(end) + 1 if end else len(self.events)
         return max((live for live, _ in self.events[first:last]), default=0)
@@ -155,12 +194,16 @@ class Allocations(TorchDispatchMode):
     def _place(self, mark: str) -> int:
         names = [name for _, name in self.events]
         if mark not in names:
-            raise ValueError(f"there is no mark {mark!r}; there are {', '.join(map(repr, filter(None, names))) or 'none'}.")
+            raise ValueError(
+                f"there is no mark {mark!r}; there are {', '.join(map(repr, filter(None, names))) or 'none'}."
+            )
         return names.index(mark)
 
 
 def _wait_for_gloos_threads(patience_s: float) -> float:
-    """Give gloo's threads the CPU until they sleep: on a busy machine one may hold the tensors of a call for long after it is done. Returns the seconds it took."""
+    """Give gloo's threads the CPU until they sleep: on a busy machine one may hold the tensors of a call for
+    long after it is done. Returns the seconds it took.
+    """
     begin = time.monotonic()
     while _gloo_is_awake() and time.monotonic() < begin + patience_s:
         time.sleep(0.001)
@@ -170,14 +213,17 @@ def _wait_for_gloos_threads(patience_s: float) -> float:
 def _gloo_is_awake() -> bool:
     """Whether a thread that runs gloo's calls wants the CPU. False where the system does not say (macOS)."""
     try:
-        threads = [Path(folder, "stat").read_text().rpartition(")") for folder in Path("/proc/self/task").iterdir()]
-    except OSError:                               # a thread has ended meanwhile: nothing is sure
+        threads = [
+            Path(folder, "stat").read_text().rpartition(")") for folder in Path("/proc/self/task").iterdir()
+        ]
+    except OSError:  # a thread has ended meanwhile: nothing is sure
         return sys.platform == "linux"
     return any("gloo_runloop" in name and state.split()[0] == "R" for name, _, state in threads)
 
 
 def draw(moments: Mapping[str, Sequence[Moment]], where: str, figsize: tuple[float, float] = (10, 4.6)):
-    """Draw for each entry which layers were alive when (a dot: the one that works), and above it the bytes of all that were.
+    """Draw for each entry which layers were alive when (a dot: the one that works), and above it the bytes of
+    all that were.
 
     Args:
         moments: title -> what `watch` noted in one forward and backward.
@@ -189,15 +235,38 @@ def draw(moments: Mapping[str, Sequence[Moment]], where: str, figsize: tuple[flo
     import matplotlib.pyplot as plt
 
     from course_lib import plots
-
     from course_lib.plots import styles
 
-    listed("moments", list(instance("moments", moments, Mapping, "of title -> moments").values()), "lists of moments, as watch notes them", _are_moments)
+    listed(
+        "moments",
+        list(instance("moments", moments, Mapping, "of title -> moments").values()),
+        "lists of moments, as watch notes them",
+        _are_moments,
+    )
     instance("where", where, str)
-    if len(listed("figsize", figsize, "width and height in inches", lambda side: isinstance(side, (int, float)) and 0 < side < 100)) != 2:
+    if (
+        len(
+            listed(
+                "figsize",
+                figsize,
+                "width and height in inches",
+                lambda side: isinstance(side, (int, float)) and 0 < side < 100,
+            )
+        )
+        != 2
+    ):
         raise ValueError(f"figsize={figsize!r}: it must be width and height in inches.")
 
-    figure, axes = plt.subplots(2, len(moments), figsize=figsize, layout="constrained", sharex="col", sharey="row", squeeze=False, height_ratios=(1, 1.3))
+    figure, axes = plt.subplots(
+        2,
+        len(moments),
+        figsize=figsize,
+        layout="constrained",
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        height_ratios=(1, 1.3),
+    )
     figure.get_layout_engine().set(w_pad=0.08)
     top = max(sum(alive) for rows in moments.values() for _, alive in rows)
     scale, unit = styles.unit_for(top)
@@ -209,13 +278,23 @@ def draw(moments: Mapping[str, Sequence[Moment]], where: str, figsize: tuple[flo
         upper.fill_between(x, live, step="mid", color=plots.COLORS["params"], alpha=0.15, linewidth=0)
         upper.set_ylim(0, top * 1.1)
         styles.ticks_in_units(upper.yaxis, scale)
-        plots.panel("", "", lower, xlabel="which layer works: F forward, B backward", ylabel="layer", grid="x")
+        plots.panel(
+            "", "", lower, xlabel="which layer works: F forward, B backward", ylabel="layer", grid="x"
+        )
         for number in range(len(rows[0][1])):
             lower.bar(x, 0.84, 0.9, bottom=number - 0.42, color=styles.FAINT)
             alive = [moment for moment in x if rows[moment][1][number]]
             lower.bar(alive, 0.84, 0.9, bottom=number - 0.42, color=plots.COLORS["params"])
             working = [moment for moment in x if int(names[moment][1:]) == number]
-            lower.plot(working, [number] * len(working), linestyle="", marker="o", markersize=4.5, color=styles.PAPER, markeredgecolor=styles.INK)
+            lower.plot(
+                working,
+                [number] * len(working),
+                linestyle="",
+                marker="o",
+                markersize=4.5,
+                color=styles.PAPER,
+                markeredgecolor=styles.INK,
+            )
         lower.set_xticks(list(x), names, fontsize=styles.SMALL if len(rows) <= 16 else 6)
         lower.set_yticks(range(len(rows[0][1])))
         lower.set_ylim(len(rows[0][1]) - 0.5, -0.5)

@@ -1,19 +1,26 @@
-"""Read what torch.profiler has recorded of a step: which of gloo's work belongs to which call, and what the rank computed when."""
+"""Read what torch.profiler has recorded of a step: which of gloo's work belongs to which call, and what the
+rank computed when.
+"""
+
 from dataclasses import dataclass
 
 import torch
 
 __all__ = ["Event", "read", "give_times", "spans", "computing", "BACKWARD", "SPAN", "GLOO"]
 
-BACKWARD, SPAN, GLOO = "course_lib: backward", "course_lib span of ", "gloo:"       # names in the record; a span's goes on with its kind and its name
+# names in the record; a span's goes on with its kind and its name
+BACKWARD, SPAN, GLOO = "course_lib: backward", "course_lib span of ", "gloo:"
 _AUTOGRAD, _OPTIMIZER = "autograd::engine", "Optimizer."
-_GAP_S = 150e-6                 # computing that pauses for less than this is drawn as one piece
-_CLOCKS_AGREE_S = 1e-3          # ours and the profiler's, at worst
+_GAP_S = 150e-6  # computing that pauses for less than this is drawn as one piece
+_CLOCKS_AGREE_S = 1e-3  # ours and the profiler's, at worst
 
 
 @dataclass(eq=False, slots=True)
 class Event:
-    """What was recorded: a name, when on this host's monotonic clock, elements of its first tensor, and which events of its thread it lay in."""
+    """What was recorded: a name, when on this host's monotonic clock, elements of its first tensor, and which
+    events of its thread it lay in.
+    """
+
     name: str
     start_s: float
     end_s: float
@@ -23,15 +30,23 @@ class Event:
 
 
 def read(results, mark: str, mark_s: float) -> list[Event]:
-    """The raw record of a profiler, in order of time; the event `mark` began at `mark_s`. (Profiler.events() takes seven times as long: it adds up
+    """The raw record of a profiler, in order of time; the event `mark` began at `mark_s`. (Profiler.events()
+    takes seven times as long: it adds up
     much that is not looked at here.)"""
     rows = [(e.start_ns(), -e.duration_ns(), e.name(), e) for e in results.events()] if results else []
     marked_ns = next((start_ns for start_ns, _, name, _ in rows if name == mark), 0)
-    found, open_on = [], {}                       # thread -> events that have begun and not ended, outermost first
+    # thread -> events that have begun and not ended, outermost first
+    found, open_on = [], {}
     for start_ns, negative_ns, name, e in sorted(rows, key=lambda row: row[:2]):
         start_s, thread = mark_s + (start_ns - marked_ns) / 1e9, e.start_thread_id()
         shapes = e.shapes() if name.startswith(GLOO) else ()
-        event = Event(name, start_s, start_s - negative_ns / 1e9, thread, torch.Size(shapes[0]).numel() if shapes else None)
+        event = Event(
+            name,
+            start_s,
+            start_s - negative_ns / 1e9,
+            thread,
+            torch.Size(shapes[0]).numel() if shapes else None,
+        )
         found.append(event)
         if e.is_async() or e.device_type() != torch.autograd.DeviceType.CPU:
             continue
@@ -45,18 +60,26 @@ def read(results, mark: str, mark_s: float) -> list[Event]:
 
 
 def give_times(calls: list[dict], work: list[Event], backwards: list[Event]) -> None:
-    """Find for each call what gloo ran for it: the first of that kind and size that began after the call. None found: its time stays unknown."""
+    """Find for each call what gloo ran for it: the first of that kind and size that began after the call.
+    None found: its time stays unknown.
+    """
     left = sorted(work, key=lambda event: event.start_s)
     for call in calls:
-        runs = [event for event in left if event.name == call["_work"] and event.numel in call["_numels"]
-                and event.start_s > call["start_s"] - _CLOCKS_AGREE_S][:call["_runs"]]
+        runs = [
+            event
+            for event in left
+            if event.name == call["_work"]
+            and event.numel in call["_numels"]
+            and event.start_s > call["start_s"] - _CLOCKS_AGREE_S
+        ][: call["_runs"]]
         if len(runs) < call["_runs"]:
             continue
         for event in runs:
             left.remove(event)
         end_s = max(event.end_s for event in runs)
         if call["_for_ddp"]:
-            # DDP waits on a future, and gloo's thread wakes it before it notes the end: on a busy machine, long before. backward returns after that.
+            # DDP waits on a future, and gloo's thread wakes it before it notes the end: on a busy machine,
+            # long before. backward returns after that.
             end_s = min([end_s, *(b.end_s for b in backwards if b.start_s <= call["start_s"] <= b.end_s)])
         call["start_s"] = min(event.start_s for event in runs)
         call["seconds"] = max(end_s - call["start_s"], 0.0)
@@ -64,36 +87,60 @@ def give_times(calls: list[dict], work: list[Event], backwards: list[Event]) -> 
 
 def spans(events: list[Event]) -> list[dict]:
     """What `measure.span` has named, as rows of a timeline."""
-    named = [(event, *event.name.removeprefix(SPAN).split(": ", 1)) for event in events if event.name.startswith(SPAN)]
-    return [{"kind": kind, "name": name, "start_s": event.start_s, "seconds": event.end_s - event.start_s} for event, kind, name in named]
+    named = [
+        (event, *event.name.removeprefix(SPAN).split(": ", 1))
+        for event in events
+        if event.name.startswith(SPAN)
+    ]
+    return [
+        {"kind": kind, "name": name, "start_s": event.start_s, "seconds": event.end_s - event.start_s}
+        for event, kind, name in named
+    ]
 
 
 def computing(events: list[Event], thread: int, calls: list[dict]) -> list[dict]:
-    """Pieces in which the rank computed, by kind; neighbours of one kind are joined. Work inside a span belongs to the span."""
+    """Pieces in which the rank computed, by kind; neighbours of one kind are joined. Work inside a span
+    belongs to the span.
+    """
     pieces = []
     for event in events:
-        if event.name.startswith(SPAN):           # parts what comes before it from what comes after
+        if event.name.startswith(SPAN):  # parts what comes before it from what comes after
             pieces.append([event.start_s, event.end_s, "span"])
         if not event.name.startswith("aten::"):
             continue
-        by_autograd = any(name.startswith(_AUTOGRAD) for name in event.above)       # which works on a GPU from a thread of its own
-        if any(name.startswith(("aten::", "c10d::", SPAN)) for name in event.above) or not (by_autograd or event.thread == thread):
+        # which works on a GPU from a thread of its own
+        by_autograd = any(name.startswith(_AUTOGRAD) for name in event.above)
+        if any(name.startswith(("aten::", "c10d::", SPAN)) for name in event.above) or not (
+            by_autograd or event.thread == thread
+        ):
             continue
-        kind = ("optimizer" if any(name.startswith(_OPTIMIZER) for name in event.above)
-                else "backward" if by_autograd or BACKWARD in event.above else "forward")
+        kind = (
+            "optimizer"
+            if any(name.startswith(_OPTIMIZER) for name in event.above)
+            else "backward"
+            if by_autograd or BACKWARD in event.above
+            else "forward"
+        )
         pieces.append([event.start_s, event.end_s, kind])
-    _after_backward(pieces, [event.start_s for event in events if event.name.startswith(_OPTIMIZER + "step")], calls)
+    _after_backward(
+        pieces, [event.start_s for event in events if event.name.startswith(_OPTIMIZER + "step")], calls
+    )
     joined: list[list] = []
     for begin, end, kind in sorted(pieces):
         if joined and joined[-1][2] == kind and begin - joined[-1][1] < _GAP_S:
             joined[-1][1] = max(joined[-1][1], end)
         else:
             joined.append([begin, end, kind])
-    return [{"kind": kind, "name": kind, "start_s": begin, "seconds": end - begin} for begin, end, kind in joined if kind != "span"]
+    return [
+        {"kind": kind, "name": kind, "start_s": begin, "seconds": end - begin}
+        for begin, end, kind in joined
+        if kind != "span"
+    ]
 
 
 def _after_backward(pieces: list[list], optimizer_s: list[float], calls: list[dict]) -> None:
-    """What is computed after the step's last backward is no forward: it is work on gradients, and from the optimizer's step on the update. Where
+    """What is computed after the step's last backward is no forward: it is work on gradients, and from the
+    optimizer's step on the update. Where
     the learner updates by hand, from the end of the last collective on."""
     last_s = max((end for _, end, kind in pieces if kind == "backward"), default=None)
     if last_s is None:

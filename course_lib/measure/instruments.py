@@ -1,9 +1,12 @@
-"""Instruments that are attached for one step: one that cannot look steps aside, with its reason, and what is measured goes on unharmed."""
+"""Instruments that are attached for one step: one that cannot look steps aside, with its reason, and what is
+measured goes on unharmed.
+"""
+
 from collections.abc import Callable
 
 __all__ = ["Instrument", "Attached", "StepAside", "why"]
 
-Instrument = Callable[[], Callable[[], None]]     # attaches itself, and returns what takes it away again
+Instrument = Callable[[], Callable[[], None]]  # attaches itself, and returns what takes it away again
 
 
 class StepAside(Exception):
@@ -11,7 +14,9 @@ class StepAside(Exception):
 
 
 class Attached:
-    """The instruments that are attached now. `absent`: gets the layers whose instrument cannot be attached or taken away, each with the reason."""
+    """The instruments that are attached now. `absent`: gets the layers whose instrument cannot be attached or
+    taken away, each with the reason.
+    """
 
     def __init__(self, absent: dict[str, str]) -> None:
         self.absent = absent
@@ -23,7 +28,11 @@ class Attached:
             try:
                 self._detach.append((layer, instrument()))
             except Exception as error:
-                self.absent[layer] = str(error) if isinstance(error, StepAside) else f"its instrument could not be attached ({why(error)})"
+                self.absent[layer] = (
+                    str(error)
+                    if isinstance(error, StepAside)
+                    else f"its instrument could not be attached ({why(error)})"
+                )
 
     def detach(self) -> None:
         """Take all away, the last one first."""

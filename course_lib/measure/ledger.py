@@ -1,6 +1,9 @@
-"""What one rank records of its steps, in rows: warm-up, traced, timed. `measure.step` begins and ends each of them."""
+"""What one rank records of its steps, in rows: warm-up, traced, timed. `measure.step` begins and ends each of
+them.
+"""
+
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -19,10 +22,12 @@ class Ledger:
     """What one rank has measured."""
 
     def __init__(self, report: Callable[[int], None], meet: Callable[[str], None]):
-        """`report(step)`: a sign of life, called between steps. `meet(name)`: wait a moment for the other ranks."""
+        """`report(step)`: a sign of life, called between steps. `meet(name)`: wait a moment for the other
+        ranks.
+        """
         self.steps: list[dict] = []
         self.memory: list[dict] = []
-        self.trace: tracing.Trace | None = None           # of the step that is traced now
+        self.trace: tracing.Trace | None = None  # of the step that is traced now
         self._finished_trace: tracing.Trace | None = None
         self._attached = Attached({})
         self._report, self._meet, self._reported = report, meet, 0.0
@@ -34,29 +39,35 @@ class Ledger:
 
     def begin(self, model, optimizer, samples: int | None) -> None:
         if self._open:
-            raise RuntimeError("measure.step was entered inside another measure.step; steps cannot be nested.")
+            raise RuntimeError(
+                "measure.step was entered inside another measure.step; steps cannot be nested."
+            )
         self._phase = WARM_UP if not self.steps else TRACED if len(self.steps) == 1 else TIMED
         self._samples = None if samples is None else int(whole("samples", samples, least=0))
         if self._phase != TIMED:
             modules = memory.modules_of(model)
             if optimizer is not None and not callable(getattr(optimizer, "step", None)):
-                raise TypeError(f"measure.step was given an optimizer of type {type(optimizer).__name__}: it must be one optimizer, with a method step(). "
-                                "If there are several, leave it out.")
+                raise TypeError(
+                    f"measure.step was given an optimizer of type {type(optimizer).__name__}: it must be one"
+                    " optimizer, with a method step(). If there are several, leave it out."
+                )
         self._open = True
         try:
             if self._phase == TRACED:
-                absent: dict[str, str] = {}       # of this step: one that fails is traced again
+                absent: dict[str, str] = {}  # of this step: one that fails is traced again
                 self._attached, self.trace = Attached(absent), tracing.Trace(self._cuda, absent)
                 self._watch = memory.Watch(modules, optimizer, self._cuda, absent)
                 self._attached.attach(self.trace.slow)
-                self._meet("traced")              # attaching took each rank another while; their timelines start together
+                # attaching took each rank another while; their timelines start together
+                self._meet("traced")
             self._sent_before = None if "wire bytes" in self.absent else wire.look()
             if self._phase == TRACED:
                 self._attached.attach(self._watch.instruments | self.trace.quick)
                 self.trace.begin()
             if self._cuda:
                 torch.cuda.synchronize()
-        except BaseException:                     # an interrupt, for one: the step is not entered, so nobody will leave it
+        # an interrupt, for one: the step is not entered, so nobody will leave it
+        except BaseException:
             self._leave()
             raise
         self._begin = time.perf_counter()
@@ -67,16 +78,19 @@ class Ledger:
         seconds = time.perf_counter() - self._begin
         trace = self._leave()
         if failed:
-            return                                # the learner's own exception is on its way
+            return  # the learner's own exception is on its way
         if trace is not None:
             self._finished_trace = trace
             self.memory = self._watch.rows()
-        self.steps.append({
-            "step": len(self.steps), "phase": self._phase,
-            "seconds": seconds if self._phase == TIMED else None,
-            "samples": self._samples,
-            "wire_bytes": None if self._sent_before is None else wire.sent_since(self._sent_before),
-        })
+        self.steps.append(
+            {
+                "step": len(self.steps),
+                "phase": self._phase,
+                "seconds": seconds if self._phase == TIMED else None,
+                "samples": self._samples,
+                "wire_bytes": None if self._sent_before is None else wire.sent_since(self._sent_before),
+            }
+        )
         if self._phase == TRACED:
             self._meet("timed")
         now = time.monotonic()
@@ -91,13 +105,22 @@ class Ledger:
         return trace
 
     def records(self) -> dict:
-        """All rows, once the function has returned; working out the trace is left to this moment, when nobody waits."""
-        rows, absent, trace = {"comm": [], "timeline": [], "traced_at": None}, dict(self.absent), self._finished_trace
+        """All rows, once the function has returned; working out the trace is left to this moment, when nobody
+        waits.
+        """
+        rows, absent, trace = (
+            {"comm": [], "timeline": [], "traced_at": None},
+            dict(self.absent),
+            self._finished_trace,
+        )
         if trace is not None:
             try:
                 rows = trace.rows()
             except Exception as error:
-                trace.absent |= dict.fromkeys(("collectives", "collective times", "timeline"), f"the record could not be read ({why(error)})")
+                trace.absent |= dict.fromkeys(
+                    ("collectives", "collective times", "timeline"),
+                    f"the record could not be read ({why(error)})",
+                )
             absent |= trace.absent
         peak = [{"category": "peak", "bytes": self._peak.bytes()}] if self.memory else []
         return {"steps": self.steps, "memory": self.memory + peak, **rows, "absent": absent}
@@ -106,9 +129,13 @@ class Ledger:
         absent = {}
         if self._nccl:
             absent["wire bytes"] = "NCCL moves bytes from GPU to GPU, past the operating system's counters"
-            absent["collective times"] = "NCCL runs on the GPU; the time of a call says nothing of the transfer"
+            absent["collective times"] = (
+                "NCCL runs on the GPU; the time of a call says nothing of the transfer"
+            )
         elif not wire.is_counted():
             absent["wire bytes"] = "this operating system does not count what one process sends"
         if not self._cuda:
-            absent["other memory"] = "the CPU allocator keeps no account; the peak is the resident memory's growth"
+            absent["other memory"] = (
+                "the CPU allocator keeps no account; the peak is the resident memory's growth"
+            )
         return absent

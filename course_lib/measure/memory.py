@@ -1,4 +1,5 @@
 """Count the bytes that a rank holds, by what they are for."""
+
 import functools
 import inspect
 import resource
@@ -19,17 +20,34 @@ __all__ = ["storage_bytes", "modules_of", "Watch", "Peak"]
 
 def modules_of(model) -> list[nn.Module]:
     """The modules of what `measure.step` was given: a module, several, or None."""
-    modules = [] if model is None else [model] if isinstance(model, nn.Module) else list(model) if isinstance(model, Iterable) else [model]
-    if not all(callable(getattr(module, name, None)) for module in modules for name in ("parameters", "buffers")):
-        raise TypeError(f"measure.step was given a model of type {type(model).__name__}: it must be a module, or a list of modules.")
+    modules = (
+        []
+        if model is None
+        else (
+            [model]
+            if isinstance(model, nn.Module)
+            else list(model)
+            if isinstance(model, Iterable)
+            else [model]
+        )
+    )
+    if not all(
+        callable(getattr(module, name, None)) for module in modules for name in ("parameters", "buffers")
+    ):
+        raise TypeError(
+            f"measure.step was given a model of type {type(model).__name__}: it must be a module, or a list"
+            " of modules."
+        )
     return modules
 
 
 class Watch:
-    """Memory of one step: model states right after `optimizer.step()`, and the most that was saved for backward.
+    """Memory of one step: model states right after `optimizer.step()`, and the most that was saved for
+    backward.
 
     Attributes:
-        instruments: what is to be attached for the step, by the layer that it measures; each returns what takes it away again.
+        instruments: what is to be attached for the step, by the layer that it measures; each returns what
+            takes it away again.
         absent: gets the layers that cannot be measured, each with the reason.
     """
 
@@ -56,21 +74,29 @@ class Watch:
         return [{"category": category, "bytes": count} for category, count in rows.items()]
 
     def _count(self) -> None:
-        """Now: right after a step gradients still exist, and the first step has made the optimizer's states."""
+        """Now: right after a step gradients still exist, and the first step has made the optimizer's
+        states.
+        """
         try:
             self._states = self._bytes()
-        except Exception as error:                # of a tensor that nobody can look into
+        except Exception as error:  # of a tensor that nobody can look into
             self.absent["model states"] = f"a tensor could not be looked into ({why(error)})"
 
     def _bytes(self) -> dict[str, int]:
         params = [p for module in self._modules for p in module.parameters()]
-        # What the optimizer updates may be other tensors: shards of the parameters (views of them, or not), or fp32 copies of 16-bit ones.
-        updated = [p for group in getattr(self._optimizer, "param_groups", ()) for p in group["params"]] if self._modules else []
+        # What the optimizer updates may be other tensors: shards of the parameters (views of them, or not),
+        # or fp32 copies of 16-bit ones.
+        updated = (
+            [p for group in getattr(self._optimizer, "param_groups", ()) for p in group["params"]]
+            if self._modules
+            else []
+        )
         seen: set[int] = set()
         states = {
             "params": storage_bytes(params, seen),
             "grads": storage_bytes((p.grad for p in (*params, *updated) if p.grad is not None), seen),
-            "optimizer_states": storage_bytes((*_states_of(self._optimizer), *updated), seen),       # copies count here, as in the ZeRO paper
+            # copies count here, as in the ZeRO paper
+            "optimizer_states": storage_bytes((*_states_of(self._optimizer), *updated), seen),
             "buffers": storage_bytes((b for module in self._modules for b in module.buffers()), seen),
         }
         if self._cuda:
@@ -80,14 +106,19 @@ class Watch:
 
 
 def after_each_step(optimizer, call: Callable[[], None]) -> Callable[[], None]:
-    """Call `call` right after every `optimizer.step()`, and after the learner's own hooks on it, until what is returned is called.
+    """Call `call` right after every `optimizer.step()`, and after the learner's own hooks on it, until what
+    is returned is called.
 
-    Where it can be, nothing is put on the optimizer itself: a copy of it, made in the step, would take it along and step the original.
+    Where it can be, nothing is put on the optimizer itself: a copy of it, made in the step, would take it
+    along and step the original.
     """
-    own = vars(optimizer).get("step") if hasattr(optimizer, "__dict__") else None      # a learning rate scheduler puts one there
+    # a learning rate scheduler puts one there
+    own = vars(optimizer).get("step") if hasattr(optimizer, "__dict__") else None
     by_class = inspect.getattr_static(type(optimizer), "step", None)
     if own is None and isinstance(optimizer, torch.optim.Optimizer) and getattr(by_class, "hooked", False):
-        return register_optimizer_step_post_hook(lambda stepped, *_: call() if stepped is optimizer else None).remove
+        return register_optimizer_step_post_hook(
+            lambda stepped, *_: call() if stepped is optimizer else None
+        ).remove
     if own is None and inspect.isfunction(by_class):
         owner, step = type(optimizer), by_class
     else:
@@ -107,9 +138,9 @@ def after_each_step(optimizer, call: Callable[[], None]) -> Callable[[], None]:
         nonlocal attached
         attached = False
         if vars(owner).get("step") is not step_then_call:
-            return                        # the learner has put another one there in the meantime
+            return  # the learner has put another one there in the meantime
         if put_there is None:
-            del owner.step                # the class's own method shows again
+            del owner.step  # the class's own method shows again
         else:
             owner.step = put_there
 
@@ -126,7 +157,9 @@ class Peak:
         self._before = psutil.Process().memory_info().rss
 
     def bytes(self) -> int:
-        """GPU: the allocator's own count. CPU: growth of the resident memory, from the operating system's high-water mark."""
+        """GPU: the allocator's own count. CPU: growth of the resident memory, from the operating system's
+        high-water mark.
+        """
         if self._cuda:
             return torch.cuda.max_memory_allocated()
         unit = 1 if sys.platform == "darwin" else 1024

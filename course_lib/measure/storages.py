@@ -1,4 +1,5 @@
 """Which memory is behind a tensor, or behind anything that holds tensors."""
+
 import os
 from collections.abc import Iterable
 
@@ -9,15 +10,34 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = ["storage_bytes", "storages_of", "tensors_in", "held_by"]
 
-_ROWS_COMPRESSED, _COLUMNS_COMPRESSED = (torch.sparse_csr, torch.sparse_bsr), (torch.sparse_csc, torch.sparse_bsc)
-_HOLD_NOTHING = (type(None), bool, int, float, complex, str, os.PathLike, torch.device, torch.dtype, torch.layout, torch.memory_format)
+_ROWS_COMPRESSED, _COLUMNS_COMPRESSED = (
+    (torch.sparse_csr, torch.sparse_bsr),
+    (
+        torch.sparse_csc,
+        torch.sparse_bsc,
+    ),
+)
+_HOLD_NOTHING = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    os.PathLike,
+    torch.device,
+    torch.dtype,
+    torch.layout,
+    torch.memory_format,
+)
 
 
 def storage_bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> int:
     """Bytes of the storages behind `tensors` on this rank.
 
-    A storage that several tensors share (tied weights, views of one flat buffer) counts once; of a DTensor only the local shard counts,
-    padding included; a tensor on the meta device holds nothing. `seen`: storages to leave out; what was counted is added to it.
+    A storage that several tensors share (tied weights, views of one flat buffer) counts once; of a DTensor
+    only the local shard counts, padding included; a tensor on the meta device holds nothing. `seen`: storages
+    to leave out; what was counted is added to it.
     """
     seen = set() if seen is None else seen
     total = 0
@@ -30,19 +50,28 @@ def storage_bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> in
 
 
 def storages_of(tensor: Tensor) -> Iterable[tuple[int, int]]:
-    """Address and bytes of what a tensor holds on this rank; a wrapper (DTensor, a collective still under way) is looked into.
+    """Address and bytes of what a tensor holds on this rank; a wrapper (DTensor, a collective still under
+    way) is looked into.
 
     Errors: torch's own, for a tensor that nobody can look into, such as one of MKL-DNN.
     """
     if is_traceable_wrapper_subclass(tensor):
         for inner in tensors_in([getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]):
             yield from storages_of(inner)
-    elif tensor.layout is torch.sparse_coo:       # such as the gradient of Embedding(sparse=True)
+    elif tensor.layout is torch.sparse_coo:  # such as the gradient of Embedding(sparse=True)
         yield from (*storages_of(tensor._indices()), *storages_of(tensor._values()))
     elif tensor.layout in _ROWS_COMPRESSED:
-        yield from (*storages_of(tensor.crow_indices()), *storages_of(tensor.col_indices()), *storages_of(tensor.values()))
+        yield from (
+            *storages_of(tensor.crow_indices()),
+            *storages_of(tensor.col_indices()),
+            *storages_of(tensor.values()),
+        )
     elif tensor.layout in _COLUMNS_COMPRESSED:
-        yield from (*storages_of(tensor.ccol_indices()), *storages_of(tensor.row_indices()), *storages_of(tensor.values()))
+        yield from (
+            *storages_of(tensor.ccol_indices()),
+            *storages_of(tensor.row_indices()),
+            *storages_of(tensor.values()),
+        )
     elif not tensor.is_meta:
         storage = tensor.untyped_storage()
         if storage.nbytes():
@@ -62,7 +91,8 @@ def tensors_in(value) -> Iterable[Tensor]:
 
 
 def held_by(value, seen: set[int] | None = None) -> Iterable[Tensor | numpy.ndarray | bytes]:
-    """What holds memory in anything that a hook may return: tensors, arrays and bytes, in containers and objects' attributes.
+    """What holds memory in anything that a hook may return: tensors, arrays and bytes, in containers and
+    objects' attributes.
 
     Errors: TypeError for something that cannot be looked into, such as a function.
     """
@@ -78,7 +108,10 @@ def held_by(value, seen: set[int] | None = None) -> Iterable[Tensor | numpy.ndar
     elif isinstance(value, (list, tuple, set, frozenset)):
         inside = tuple(value)
     elif hasattr(value, "__dict__") and not callable(value):
-        inside = (*vars(value).values(), *(getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)))
+        inside = (
+            *vars(value).values(),
+            *(getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)),
+        )
     elif slots := _slots(type(value)):
         inside = tuple(getattr(value, name) for name in slots if hasattr(value, name))
     else:
@@ -90,4 +123,9 @@ def held_by(value, seen: set[int] | None = None) -> Iterable[Tensor | numpy.ndar
 def _slots(kind: type) -> list[str]:
     """Names of attributes that stand in no __dict__, of a class and those that it comes from."""
     told = [vars(part).get("__slots__", ()) for part in kind.__mro__]
-    return [name for slots in told for name in ((slots,) if isinstance(slots, str) else slots) if name not in ("__weakref__", "__dict__")]
+    return [
+        name
+        for slots in told
+        for name in ((slots,) if isinstance(slots, str) else slots)
+        if name not in ("__weakref__", "__dict__")
+    ]

@@ -1,4 +1,5 @@
-"""From scratch: each kind of parallelism in about a hundred lines of plain PyTorch, as the chapters arrive at it.
+"""From scratch: each kind of parallelism in about a hundred lines of plain PyTorch, as the chapters arrive at
+it.
 
     module            what it is                                                                   chapter
     data_parallel     DataParallel, the star: replicas in threads; and its sums between processes  02
@@ -12,7 +13,17 @@
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
 """
+
 from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
 from course_lib.mini.tensor_parallel import operators as tensor_operators
 
-__all__ = ["data_parallel", "ring", "ddp", "zero", "pipeline", "tensor_operators", "tensor_parallel", "hybrid"]
+__all__ = [
+    "data_parallel",
+    "ring",
+    "ddp",
+    "zero",
+    "pipeline",
+    "tensor_operators",
+    "tensor_parallel",
+    "hybrid",
+]

@@ -1,4 +1,7 @@
-"""The common look of all figures: colours, the three styles of line, and a light panel that says where a number was measured."""
+"""The common look of all figures: colours, the three styles of line, and a light panel that says where a
+number was measured.
+"""
+
 import textwrap
 
 import matplotlib.pyplot as plt
@@ -13,20 +16,55 @@ INK, SOFT, FAINT, PAPER = "#1F2328", "#656D76", "#EEF0F3", "#FFFFFF"
 MEASURED = {"color": "#0072B2", "linestyle": "-", "linewidth": 2, "marker": "o", "markersize": 5}
 SLEEPS = {**MEASURED, "linestyle": "-.", "linewidth": 1.4, "markersize": 6, "markerfacecolor": PAPER}
 MODELLED = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4, "marker": ""}
-PUBLISHED = {"color": "#8A8F96", "linestyle": ":", "linewidth": 1.5, "marker": "s", "markersize": 6, "markerfacecolor": "none"}
-COLORS = {
-    "all_reduce": "#D55E00", "reduce_scatter": "#E69F00", "all_gather": "#F0E442", "all_to_all": "#882255",
-    "broadcast": "#CC79A7", "reduce": "#AA4499", "gather": "#999933", "scatter": "#DDCC77",
-    "send": "#5B3A8C", "recv": "#C9BEDD", "barrier": "#000000", "wire": "#6E7781",
-    "params": "#0072B2", "grads": "#D55E00", "optimizer_states": "#009E73", "activations": "#CC79A7", "buffers": "#F0E442", "other": "#B1B7BE",
-    "slow link": "#8C5A2B", "forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#009E73",
+PUBLISHED = {
+    "color": "#8A8F96",
+    "linestyle": ":",
+    "linewidth": 1.5,
+    "marker": "s",
+    "markersize": 6,
+    "markerfacecolor": "none",
 }
-OUTLINE = {"fill": False, "edgecolor": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}     # MODELLED, for bars
+COLORS = {
+    "all_reduce": "#D55E00",
+    "reduce_scatter": "#E69F00",
+    "all_gather": "#F0E442",
+    "all_to_all": "#882255",
+    "broadcast": "#CC79A7",
+    "reduce": "#AA4499",
+    "gather": "#999933",
+    "scatter": "#DDCC77",
+    "send": "#5B3A8C",
+    "recv": "#C9BEDD",
+    "barrier": "#000000",
+    "wire": "#6E7781",
+    "params": "#0072B2",
+    "grads": "#D55E00",
+    "optimizer_states": "#009E73",
+    "activations": "#CC79A7",
+    "buffers": "#F0E442",
+    "other": "#B1B7BE",
+    "slow link": "#8C5A2B",
+    "forward": "#56B4E9",
+    "backward": "#0072B2",
+    "optimizer": "#009E73",
+}
+# MODELLED, for bars
+OUTLINE = {"fill": False, "edgecolor": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 SMALL, NORMAL = 8, 9
 
 
-def panel(title: str, subtitle: str, ax: Axes | None = None, size: tuple[float, float] = (7, 4), xlabel: str = "", ylabel: str = "", grid: str = "y") -> Axes:
-    """Prepare `ax` (a new one of `size` inches if None) as every figure of the course begins: light, title, and a line that says where it was measured."""
+def panel(
+    title: str,
+    subtitle: str,
+    ax: Axes | None = None,
+    size: tuple[float, float] = (7, 4),
+    xlabel: str = "",
+    ylabel: str = "",
+    grid: str = "y",
+) -> Axes:
+    """Prepare `ax` (a new one of `size` inches if None) as every figure of the course begins: light, title,
+    and a line that says where it was measured.
+    """
     for name, value in (("title", title), ("subtitle", subtitle), ("xlabel", xlabel), ("ylabel", ylabel)):
         instance(name, value, str)
     one_of("grid", grid, ("x", "y", "both"))
@@ -39,13 +77,29 @@ def panel(title: str, subtitle: str, ax: Axes | None = None, size: tuple[float, 
             number("a side of size", side, above=True)
         figure, ax = plt.subplots(figsize=size, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    ax.set_facecolor(PAPER)                       # light also in a dark notebook, and the ink dark, whatever the reader's own settings are
+    # light also in a dark notebook, and the ink dark, whatever the reader's own settings are
+    ax.set_facecolor(PAPER)
     ax.figure.set_facecolor(PAPER)
     width_in = ax.get_position().width * ax.figure.get_figwidth()
     subtitle = textwrap.fill(subtitle, max(20, int(width_in * 16)))
-    ax.set_title(textwrap.fill(title, max(16, int(width_in * 11))), loc="left", fontsize=11, fontweight="bold", color=INK,
-                 pad=10 + 11 * (subtitle.count("\n") + 1))
-    ax.annotate(subtitle, (0, 1), xytext=(0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=SMALL, color=SOFT, va="bottom")
+    ax.set_title(
+        textwrap.fill(title, max(16, int(width_in * 11))),
+        loc="left",
+        fontsize=11,
+        fontweight="bold",
+        color=INK,
+        pad=10 + 11 * (subtitle.count("\n") + 1),
+    )
+    ax.annotate(
+        subtitle,
+        (0, 1),
+        xytext=(0, 7),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=SMALL,
+        color=SOFT,
+        va="bottom",
+    )
     ax.set_xlabel(xlabel, fontsize=NORMAL, color=INK)
     ax.set_ylabel(ylabel, fontsize=NORMAL, color=INK)
     ax.tick_params(colors=INK, labelsize=NORMAL)
@@ -59,12 +113,21 @@ def panel(title: str, subtitle: str, ax: Axes | None = None, size: tuple[float, 
 
 
 def unit_for(largest: float) -> tuple[float, str]:
-    return next(((size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if largest >= size), (1.0, "bytes"))
+    return next(
+        ((size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if largest >= size),
+        (1.0, "bytes"),
+    )
 
 
 def in_unit(value: float, scale: float, unit: str) -> str:
     """Three significant digits; whole bytes as they are."""
-    number = f"{value:,.0f}" if scale == 1 or value == 0 else f"{value / scale:#.3g}".rstrip(".") if value < 999.5 * scale else f"{value / scale:,.0f}"
+    number = (
+        f"{value:,.0f}"
+        if scale == 1 or value == 0
+        else f"{value / scale:#.3g}".rstrip(".")
+        if value < 999.5 * scale
+        else f"{value / scale:,.0f}"
+    )
     return f"{number} {unit}".strip()
 
 
@@ -81,7 +144,18 @@ def ticks_in_units(axis, scale: float) -> None:
 def legend(ax: Axes, reverse: bool = False, last: str = "") -> None:
     """One entry per label, outside the axes; the label that begins with `last` at the end."""
     entries = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    labels = sorted(list(entries)[::-1] if reverse else entries, key=lambda label: bool(last) and label.startswith(last))
+    labels = sorted(
+        list(entries)[::-1] if reverse else entries, key=lambda label: bool(last) and label.startswith(last)
+    )
     if labels:
-        ax.legend([entries[label] for label in labels], labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=SMALL,
-                  labelcolor=INK, handlelength=1.6, borderaxespad=0)
+        ax.legend(
+            [entries[label] for label in labels],
+            labels,
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.0),
+            frameon=False,
+            fontsize=SMALL,
+            labelcolor=INK,
+            handlelength=1.6,
+            borderaxespad=0,
+        )

@@ -1,4 +1,5 @@
 """Which backend and which device each rank gets."""
+
 import ctypes
 import os
 import platform
@@ -14,9 +15,10 @@ BACKENDS = ("auto", "gloo", "nccl")
 @dataclass(frozen=True)
 class Placement:
     """Where the ranks of a job run."""
-    backend: str                # "gloo" or "nccl"
-    devices: tuple[str, ...]    # one per rank: "cpu", "cuda:0", ...
-    hardware: str               # in words: "2 cores of an Intel Xeon", "1 NVIDIA H200, shared by 4 ranks"
+
+    backend: str  # "gloo" or "nccl"
+    devices: tuple[str, ...]  # one per rank: "cpu", "cuda:0", ...
+    hardware: str  # in words: "2 cores of an Intel Xeon", "1 NVIDIA H200, shared by 4 ranks"
 
 
 def place(ranks: int, backend: str) -> Placement:
@@ -28,13 +30,17 @@ def place(ranks: int, backend: str) -> Placement:
     """
     gpus = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else torch.cuda.device_count()
     if backend == "nccl" and gpus < ranks:
-        raise ValueError(f"backend='nccl' needs one GPU per rank, and there {'is' if gpus == 1 else 'are'} {gpus or 'no'} "
-                         f"GPU{'' if gpus == 1 else 's'} for {ranks} rank{'' if ranks == 1 else 's'}; "
-                         "use backend='gloo', or 'auto', which picks what this machine can run.")
+        raise ValueError(
+            f"backend='nccl' needs one GPU per rank, and there {'is' if gpus == 1 else 'are'} {gpus or 'no'} "
+            f"GPU{'' if gpus == 1 else 's'} for {ranks} rank{'' if ranks == 1 else 's'}; "
+            "use backend='gloo', or 'auto', which picks what this machine can run."
+        )
     if not gpus:
         return Placement("gloo", ("cpu",) * ranks, cpu_name())
     used = min(gpus, ranks)
-    hardware = f"{used} {gpu_name(os.environ.get('CUDA_VISIBLE_DEVICES') or '0')}" + (f", shared by {ranks} ranks" if ranks > used else "")
+    hardware = f"{used} {gpu_name(os.environ.get('CUDA_VISIBLE_DEVICES') or '0')}" + (
+        f", shared by {ranks} ranks" if ranks > used else ""
+    )
     chosen = backend if backend != "auto" else "nccl" if gpus >= ranks else "gloo"
     return Placement(chosen, tuple(f"cuda:{rank % gpus}" for rank in range(ranks)), hardware)
 
@@ -43,19 +49,22 @@ def place(ranks: int, backend: str) -> Placement:
 def gpu_name(visible: str) -> str:
     """The name of the first of the GPUs of CUDA_VISIBLE_DEVICES, or "GPU" where it cannot be known.
 
-    The driver's own library is asked (NVML). torch would open CUDA to find out, and that takes memory of the GPU for as long as the notebook lives, and
-    the whole GPU where it serves one process at a time.
+    The driver's own library is asked (NVML). torch would open CUDA to find out, and that takes memory of the
+    GPU for as long as the notebook lives, and the whole GPU where it serves one process at a time.
     """
     first, handle, name = visible.split(",")[0].strip(), ctypes.c_void_p(), ctypes.create_string_buffer(96)
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         if nvml.nvmlInit_v2() != 0:
             return "GPU"
-        failed = (nvml.nvmlDeviceGetHandleByIndex_v2(int(first), ctypes.byref(handle)) if first.isdigit()
-                  else nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(handle)))
+        failed = (
+            nvml.nvmlDeviceGetHandleByIndex_v2(int(first), ctypes.byref(handle))
+            if first.isdigit()
+            else nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(handle))
+        )
         failed = failed or nvml.nvmlDeviceGetName(handle, name, len(name))
         nvml.nvmlShutdown()
-    except (OSError, AttributeError):             # no such library, or without one of these functions
+    except (OSError, AttributeError):  # no such library, or without one of these functions
         return "GPU"
     return "GPU" if failed else name.value.decode()
 
@@ -66,7 +75,9 @@ def cpu_name() -> str:
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+            name = next(
+                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name
+            )
     for noise in ("(R)", "(TM)", " CPU", " Processor"):
         name = name.replace(noise, "")
     cores = usable_cores()

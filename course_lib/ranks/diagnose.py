@@ -1,4 +1,5 @@
 """Work out why a job is stuck, from what its ranks have told. Pure functions: states in, sentences out."""
+
 from collections import defaultdict
 from math import prod
 
@@ -6,11 +7,23 @@ from course_lib.ranks import places
 from course_lib.ranks.launch import RankState
 from course_lib.ranks.where import RECORDED
 
-__all__ = ["deadlock", "standstill", "disagreement", "suspicious_sites", "never_joined", "waits_in_words", "ranks_in_words"]
+__all__ = [
+    "deadlock",
+    "standstill",
+    "disagreement",
+    "suspicious_sites",
+    "never_joined",
+    "waits_in_words",
+    "ranks_in_words",
+]
 
-STILL_S = 1.5                   # how long all ranks must be blocked without a byte sent, before they are said to wait for each other
+# how long all ranks must be blocked without a byte sent, before they are said to wait for each other
+STILL_S = 1.5
 
-NEW_GROUP = "Every rank must call new_group for every group, also for one of which it is no member, with the same ranks, in the same order."
+NEW_GROUP = (
+    "Every rank must call new_group for every group, also for one of which it is no member, with the same"
+    " ranks, in the same order."
+)
 _REDUCTIONS = {"all_reduce", "reduce", "reduce_scatter"}
 _SIZES_MAY_DIFFER = {"gather", "scatter", "all_to_all", "barrier"}
 
@@ -21,31 +34,56 @@ def deadlock(states: list[RankState]) -> str | None:
 
 
 def standstill(states: list[RankState]) -> str | None:
-    """A sentence if every rank that is left is blocked, and nothing has moved for a while: they wait for each other, or for one that has finished."""
+    """A sentence if every rank that is left is blocked, and nothing has moved for a while: they wait for each
+    other, or for one that has finished.
+    """
     left = [state for state in states if state.phase != "finished"]
     if not left or any(state.phase != "running" or state.still_s < STILL_S for state in left):
         return None
     finished = {state.rank for state in states if state.phase == "finished"}
     if not finished and all(state.where["call"]["op"] == "new_group" for state in left):
-        return None                       # they make one group (`_groups_differ` has looked), on a slow machine
+        # they make one group (`_groups_differ` has looked), on a slow machine
+        return None
     told, ops, groups = [], set(), set()
     for state in left:
         call, pending = state.where["call"], under_way(state)
         ops.add(call["op"])
         groups |= {c["name"] for c in pending}
-        over = [int(rank) for rank in pending[0]["group"].split(",")] if pending and call["peer"] is None else []
-        told.append(f"rank {state.rank} in {waits_in_words(state)}" + (f", over {ranks_in_words(over)}" if over and len(over) < len(states) else "")
-                    + (", which has finished" if call["peer"] in finished else ""))
-    hint = ("A send may wait until its receiver is there: let one side receive first, or use isend." if ops == {"send"} else
-            "Nobody sends." if ops == {"recv"} and not finished else
-            NEW_GROUP if "new_group" in ops else
-            "Collectives of several groups must be called in the same order by all ranks that share them." if len(groups) > 1 else
-            "A recv needs a send, and a collective needs every rank of its group.")
-    return f"{'Each rank waits' if not finished else 'Each rank that is left waits'} for another: {'; '.join(told)}. {hint}"
+        over = (
+            [int(rank) for rank in pending[0]["group"].split(",")] if pending and call["peer"] is None else []
+        )
+        told.append(
+            f"rank {state.rank} in {waits_in_words(state)}"
+            + (f", over {ranks_in_words(over)}" if over and len(over) < len(states) else "")
+            + (", which has finished" if call["peer"] in finished else "")
+        )
+    hint = (
+        "A send may wait until its receiver is there: let one side receive first, or use isend."
+        if ops == {"send"}
+        else (
+            "Nobody sends."
+            if ops == {"recv"} and not finished
+            else (
+                NEW_GROUP
+                if "new_group" in ops
+                else (
+                    "Collectives of several groups must be called in the same order by all ranks that share"
+                    " them."
+                    if len(groups) > 1
+                    else "A recv needs a send, and a collective needs every rank of its group."
+                )
+            )
+        )
+    )
+    return (
+        f"{'Each rank waits' if not finished else 'Each rank that is left waits'} for another:"
+        f" {'; '.join(told)}. {hint}"
+    )
 
 
 def disagreement(states: list[RankState], pending_only: bool = False) -> str | None:
-    """A sentence on the first collective about which the ranks of its group disagree: another operation, size or dtype.
+    """A sentence on the first collective about which the ranks of its group disagree: another operation, size
+    or dtype.
 
     `pending_only`: only collectives in which some rank still waits.
     """
@@ -59,40 +97,64 @@ def disagreement(states: list[RankState], pending_only: bool = False) -> str | N
             for rank, call in by_rank.items():
                 told[call_in_words(call)].append(rank)
             sides = "; ".join(f"{ranks_in_words(ranks)} called {call}" for call, ranks in told.items())
-            kind = "different collectives" if len({call["op"] for call in by_rank.values()}) > 1 else "the same collective with different tensors"
-            return f"The ranks called {kind}: {sides}. Ranks of a group must call the same collectives, in the same order, with the same shape and dtype."
+            kind = (
+                "different collectives"
+                if len({call["op"] for call in by_rank.values()}) > 1
+                else "the same collective with different tensors"
+            )
+            return (
+                f"The ranks called {kind}: {sides}. Ranks of a group must call the same collectives, in the"
+                " same order, with the same shape and dtype."
+            )
     return None
 
 
 def _groups_differ(states: list[RankState]) -> str | None:
-    """A sentence if a group of one name has other members on another rank: torch numbers groups as they are made, and mixes the messages of these two."""
+    """A sentence if a group of one name has other members on another rank: torch numbers groups as they are
+    made, and mixes the messages of these two.
+    """
     made: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for state in states:
-        known = {call["name"]: call["group"] for call in state.collectives} | ((state.where or {}).get("groups") or {})
+        known = {call["name"]: call["group"] for call in state.collectives} | (
+            (state.where or {}).get("groups") or {}
+        )
         for name, members in known.items():
-            if name.isdigit() and members[:1].isdigit():      # other names are made of the members; of a group that is gone they are not known
+            # other names are made of the members; of a group that is gone they are not known
+            if name.isdigit() and members[:1].isdigit():
                 made[name][members].append(state.rank)
     for sides in made.values():
         if len(sides) > 1:
-            told = "; ".join(f"{ranks_in_words(ranks)} made a group of {ranks_in_words(map(int, members.split(',')))}" for members, ranks in sides.items())
+            told = "; ".join(
+                f"{ranks_in_words(ranks)} made a group of {ranks_in_words(map(int, members.split(',')))}"
+                for members, ranks in sides.items()
+            )
             return f"The ranks made different groups: {told}. {NEW_GROUP}"
     return None
 
 
 def suspicious_sites(states: list[RankState]) -> str | None:
-    """A sentence on the first reduction that ranks called from different lines: perhaps the sum of different things.
+    """A sentence on the first reduction that ranks called from different lines: perhaps the sum of different
+    things.
 
     Tensors of one shape can be swapped without an error; only the place of the call gives it away.
     """
     for _, by_rank in _matched(states):
         sites = {rank: tuple(call["site"][:2]) for rank, call in by_rank.items() if call["site"]}
-        if next(iter(by_rank.values()))["op"] in _REDUCTIONS and len(sites) == len(by_rank) and len(set(sites.values())) > 1:
+        if (
+            next(iter(by_rank.values()))["op"] in _REDUCTIONS
+            and len(sites) == len(by_rank)
+            and len(set(sites.values())) > 1
+        ):
             told = defaultdict(list)
             for rank, call in by_rank.items():
-                told[places.place_in_words(tuple(call["site"])) + f" ({places.line_of(call['site'])})"].append(rank)
+                told[
+                    places.place_in_words(tuple(call["site"])) + f" ({places.line_of(call['site'])})"
+                ].append(rank)
             where = "; ".join(f"{ranks_in_words(ranks)} at {place}" for place, ranks in told.items())
-            return (f"The ranks called the same {call_in_words(next(iter(by_rank.values())))} from different lines: {where}. "
-                    "If these are different tensors, the result mixes them.")
+            return (
+                f"The ranks called the same {call_in_words(next(iter(by_rank.values())))} from different"
+                f" lines: {where}. If these are different tensors, the result mixes them."
+            )
     return None
 
 
@@ -110,22 +172,48 @@ def _left_early(states: list[RankState]) -> str | None:
     finished = [state for state in states if state.phase == "finished"]
     for state in states:
         for call in state.collectives if state.phase != "finished" else []:
-            gone = [other.rank for other in finished if not call["done"] and str(other.rank) in call["group"].split(",") and not _has_called(other, call)]
+            gone = [
+                other.rank
+                for other in finished
+                if not call["done"]
+                and str(other.rank) in call["group"].split(",")
+                and not _has_called(other, call)
+            ]
             if gone:
-                waiting = [s.rank for s in states if any(c["name"] == call["name"] and c["seq"] == call["seq"] and not c["done"] for c in s.collectives)]
-                return (f"{ranks_in_words(gone).capitalize()} {'has' if len(gone) == 1 else 'have'} finished without calling {_op_of(state, call)}, "
-                        f"in which {ranks_in_words(waiting)} wait{'s' if len(waiting) == 1 else ''}. A collective needs every rank of its group.")
+                waiting = [
+                    s.rank
+                    for s in states
+                    if any(
+                        c["name"] == call["name"] and c["seq"] == call["seq"] and not c["done"]
+                        for c in s.collectives
+                    )
+                ]
+                return (
+                    f"{ranks_in_words(gone).capitalize()} {'has' if len(gone) == 1 else 'have'} finished"
+                    f" without calling {_op_of(state, call)}, in which {ranks_in_words(waiting)}"
+                    f" wait{'s' if len(waiting) == 1 else ''}. A collective needs every rank of its group."
+                )
     return None
 
 
 def never_joined(states: list[RankState]) -> str | None:
-    """A sentence on a collective that a finished rank has called without waiting for it, and that another never called."""
+    """A sentence on a collective that a finished rank has called without waiting for it, and that another
+    never called.
+    """
     for state in states:
         for call in state.collectives:
-            without = [other.rank for other in states if not call["done"] and str(other.rank) in call["group"].split(",") and not _has_called(other, call)]
+            without = [
+                other.rank
+                for other in states
+                if not call["done"]
+                and str(other.rank) in call["group"].split(",")
+                and not _has_called(other, call)
+            ]
             if without:
-                return (f"Rank {state.rank} called {call_in_words(call)} and did not wait for it; {ranks_in_words(without)} never called it. "
-                        "It was never carried out.")
+                return (
+                    f"Rank {state.rank} called {call_in_words(call)} and did not wait for it;"
+                    f" {ranks_in_words(without)} never called it. It was never carried out."
+                )
     return None
 
 
@@ -139,12 +227,25 @@ def waits_in_words(state: RankState) -> str:
     """What a rank waits in, or waited in when it failed: "all_reduce of float32[3]"; empty if in nothing."""
     pending = under_way(state)
     call = state.where.get("call") if state.where else None
-    if state.error:                 # the wait has ended in an error, such as a broken connection
-        op = next((name for filename, _, name in reversed(state.error["frames"]) if filename.endswith("distributed_c10d.py")), "")
-        return call_in_words(state.collectives[-1]) if state.collectives and state.collectives[-1]["op"] == op else op
+    if state.error:  # the wait has ended in an error, such as a broken connection
+        op = next(
+            (
+                name
+                for filename, _, name in reversed(state.error["frames"])
+                if filename.endswith("distributed_c10d.py")
+            ),
+            "",
+        )
+        return (
+            call_in_words(state.collectives[-1])
+            if state.collectives and state.collectives[-1]["op"] == op
+            else op
+        )
     if call:
         if call["peer"] is not None:
-            return f"{call['op']} {'to' if call['op'] == 'send' else 'from'} rank {call['peer']}" + (f" of {call['tensor']}" if call["tensor"] else "")
+            return f"{call['op']} {'to' if call['op'] == 'send' else 'from'} rank {call['peer']}" + (
+                f" of {call['tensor']}" if call["tensor"] else ""
+            )
         if call["op"] == "barrier":
             return "barrier"
         if call["op"] == "wait":
@@ -166,7 +267,7 @@ def call_in_words(call: dict) -> str:
 
 
 def ranks_in_words(ranks) -> str:
-    """"rank 1", "ranks 0 and 2", "ranks 0, 1 and 3"."""
+    """ "rank 1", "ranks 0 and 2", "ranks 0, 1 and 3"."""
     names = [str(rank) for rank in sorted(ranks)]
     if len(names) < 2:
         return f"rank {''.join(names)}"
@@ -174,7 +275,9 @@ def ranks_in_words(ranks) -> str:
 
 
 def _op_of(state: RankState, call: dict) -> str:
-    """The name of a pending collective as the learner called it, if the rank stands in that call, else the backend's name."""
+    """The name of a pending collective as the learner called it, if the rank stands in that call, else the
+    backend's name.
+    """
     own = state.where.get("call") if state.where else None
     pending = under_way(state)
     return own["op"] if own and own["op"] != "wait" and pending and pending[-1] is call else call["op"]

@@ -1,4 +1,5 @@
 """RankError: a failed job, told rank by rank."""
+
 import contextlib
 import copy
 import html
@@ -11,12 +12,25 @@ from course_lib.ranks import diagnose, places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.launch import RankState
 
-__all__ = ["RankError", "RankInterrupt", "RankWarning", "RankReport", "explain", "last_error", "remember", "told_in_one_line",
-           "error_in_words", "ended_in_words", "frames_of_dump"]
+__all__ = [
+    "RankError",
+    "RankInterrupt",
+    "RankWarning",
+    "RankReport",
+    "explain",
+    "last_error",
+    "remember",
+    "told_in_one_line",
+    "error_in_words",
+    "ended_in_words",
+    "frames_of_dump",
+]
 
-_CONNECTION = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|timed out", re.IGNORECASE)
+_CONNECTION = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|timed out", re.IGNORECASE
+)
 _CELL = re.compile(r"Cell In\[\d+\]")
-MESSAGE_LIMIT = 1000            # of an exception's message, what is shown; the traceback has all of it
+MESSAGE_LIMIT = 1000  # of an exception's message, what is shown; the traceback has all of it
 _BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 
 
@@ -34,6 +48,7 @@ class RankReport:
         traceback: everything, library frames included.
         output: what the rank had printed.
     """
+
     rank: int
     state: str
     place: str = ""
@@ -45,11 +60,14 @@ class RankReport:
 
 
 class _Told:
-    """What RankError and RankInterrupt share: a headline and one report per rank, as text, as a panel, as HTML."""
+    """What RankError and RankInterrupt share: a headline and one report per rank, as text, as a panel, as
+    HTML.
+    """
 
     def __init__(self, headline: str, reports: list[RankReport], label: str):
         self.headline, self.reports, self.label = headline, reports, label
-        super().__init__(_CELL.sub("cell", "\n".join(self._lines())))      # without its number: the same text in every run
+        # without its number: the same text in every run
+        super().__init__(_CELL.sub("cell", "\n".join(self._lines())))
 
     def __reduce__(self):
         return type(self), (self.headline, self.reports, self.label)
@@ -61,7 +79,8 @@ class _Told:
         lines = [f"{strong}{self.headline}{plain}"]
         for report in self._ordered():
             colour = cause if report.cause else ""
-            state = "\n      ".join(line for line in report.state.splitlines() if line.strip())      # a message of several lines stays in its place
+            # a message of several lines stays in its place
+            state = "\n      ".join(line for line in report.state.splitlines() if line.strip())
             lines.append(f"  {colour}rank {report.rank}: {state}{plain if colour else ''}")
             if report.place:
                 lines.append(f"      {report.place}" + (f":  {report.line}" if report.line else ""))
@@ -73,17 +92,30 @@ class _Told:
         lines[0] = f"{_RED}{type(self).__name__}{_PLAIN}: {lines[0]}"
         for report in self._ordered():
             if report.cause and report.output.strip():
-                lines += [f"  last output of rank {report.rank}:", *(f"      {line}" for line in report.output.strip().splitlines()[-8:])]
+                lines += [
+                    f"  last output of rank {report.rank}:",
+                    *(f"      {line}" for line in report.output.strip().splitlines()[-8:]),
+                ]
         rank = next((report.rank for report in self._ordered() if report.traceback), None)
         if rank is not None:
-            lines.append(f"  everything: from course_lib import last_error; print(last_error().reports[{rank}].traceback)")
+            lines.append(
+                "  everything: from course_lib import last_error;"
+                f" print(last_error().reports[{rank}].traceback)"
+            )
         return lines
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr style='vertical-align: top{'; font-weight: bold' if r.cause else ''}'><td>rank {r.rank}</td><td style='text-align: left; white-space: pre-wrap'>{html.escape(r.state)}</td>"
-            f"<td style='text-align: left'>{html.escape(r.place)}<br><code>{html.escape(r.line)}</code></td></tr>" for r in self._ordered())
-        return f"<b>{html.escape(self.headline)}</b><table><tr><th></th><th>state</th><th>where in your code</th></tr>{rows}</table>"
+            f"<tr style='vertical-align: top{'; font-weight: bold' if r.cause else ''}'><td>rank"
+            f" {r.rank}</td><td style='text-align: left; white-space:"
+            f" pre-wrap'>{html.escape(r.state)}</td><td style='text-align:"
+            f" left'>{html.escape(r.place)}<br><code>{html.escape(r.line)}</code></td></tr>"
+            for r in self._ordered()
+        )
+        return (
+            f"<b>{html.escape(self.headline)}</b><table><tr><th></th><th>state</th><th>where in your"
+            f" code</th></tr>{rows}</table>"
+        )
 
 
 class RankError(_Told, RuntimeError):
@@ -100,16 +132,19 @@ class RankInterrupt(_Told, KeyboardInterrupt):
     """A job that the learner interrupted, with the place where each rank was."""
 
 
-_last: list[RankError | RankInterrupt] = []       # at most one
+_last: list[RankError | RankInterrupt] = []  # at most one
 
 
 def last_error() -> RankError | RankInterrupt | None:
-    """The error of the last job that failed or was interrupted, whatever has gone wrong since; None if every job went well."""
+    """The error of the last job that failed or was interrupted, whatever has gone wrong since; None if every
+    job went well.
+    """
     return _last[0] if _last else None
 
 
 def remember(error: RankError | RankInterrupt) -> RankError | RankInterrupt:
-    """Keep a copy for `last_error`: the error itself will hold on to the frames that it passes through, and to all their variables. (A refusal by
+    """Keep a copy for `last_error`: the error itself will hold on to the frames that it passes through, and
+    to all their variables. (A refusal by
     the machine has no reports, and is not kept.)"""
     if isinstance(error, _Told):
         _last[:] = [copy.copy(error)]
@@ -122,7 +157,7 @@ def told_in_one_line():
     try:
         yield
     except (TypeError, ValueError, RuntimeError, OSError) as error:
-        if not isinstance(error, _Told):          # which has a panel of its own
+        if not isinstance(error, _Told):  # which has a panel of its own
             line = f"{_RED}{type(error).__name__}{_PLAIN}: {error}"
             error._render_traceback_ = lambda: [line]
         raise
@@ -132,8 +167,16 @@ class RankWarning(UserWarning):
     """Something about a job that no library calls an error, and that a learner should look at."""
 
 
-def explain(states: list[RankState], outputs: list[str], label: str, timeout: float, *, timed_out: bool = False, stuck: str | None = None,
-            interrupted: bool = False) -> RankError | RankInterrupt:
+def explain(
+    states: list[RankState],
+    outputs: list[str],
+    label: str,
+    timeout: float,
+    *,
+    timed_out: bool = False,
+    stuck: str | None = None,
+    interrupted: bool = False,
+) -> RankError | RankInterrupt:
     """Turn what is known of a stopped job's ranks into an error.
 
     Args:
@@ -148,19 +191,30 @@ def explain(states: list[RankState], outputs: list[str], label: str, timeout: fl
         headline, because = f"{label} was interrupted.", "was stopped"
     elif timed_out:
         why = diagnose.deadlock(states) or _who_waits(states)
-        headline, because = f"{label} was stopped: it had not finished after timeout={timeout:g} s. {why}", "was running"
+        headline, because = (
+            f"{label} was stopped: it had not finished after timeout={timeout:g} s. {why}",
+            "was running",
+        )
     elif stuck:
         headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:
         headline = f"{label} failed on {ranks_in_words(causes)}." + (f" {disagree}" if disagree else "")
         because = f"stopped because {ranks_in_words(causes)} failed"
-    reports = [_report(state, output, state.rank in causes, because) for state, output in zip(states, outputs)]
+    reports = [
+        _report(state, output, state.rank in causes, because) for state, output in zip(states, outputs)
+    ]
     kind = RankInterrupt if interrupted else RankError
     return kind(headline.strip(), reports, label)
 
 
 def _report(state: RankState, output: str, cause: bool, because: str) -> RankReport:
-    frames = state.error["frames"] if state.error else state.where["frames"] if state.where else frames_of_dump(state.stack)
+    frames = (
+        state.error["frames"]
+        if state.error
+        else state.where["frames"]
+        if state.where
+        else frames_of_dump(state.stack)
+    )
     frame = places.learners_frame(frames)
     place, line = (places.place_in_words(frame), places.line_of(frame)) if frame else ("", "")
     waits = diagnose.waits_in_words(state)
@@ -173,19 +227,25 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
     elif state.silent:
         told = state.silent
     elif waits:
-        told = f"{because}; it was waiting in {waits}" if because.startswith("stopped") else f"waits in {waits}"
+        told = (
+            f"{because}; it was waiting in {waits}" if because.startswith("stopped") else f"waits in {waits}"
+        )
     elif state.returned:
         told = f"{because}; its function had returned, and its result was on its way"
     else:
-        told = because + "".join(f"; {diagnose.call_in_words(call)} was under way" for call in diagnose.under_way(state)[:1])
+        told = because + "".join(
+            f"; {diagnose.call_in_words(call)} was under way" for call in diagnose.under_way(state)[:1]
+        )
     if state.thread_error:
         told += f"; one of its threads had raised {error_in_words(state.thread_error)}"
     trace = state.error["text"] if state.error else _stack_in_words(frames) if frames else state.stack
-    return RankReport(state.rank, told, place, line, cause, state.error["type"] if state.error else "", trace, output)
+    return RankReport(
+        state.rank, told, place, line, cause, state.error["type"] if state.error else "", trace, output
+    )
 
 
 def error_in_words(error: dict) -> str:
-    """"ValueError: boom"; of a very long message only the beginning."""
+    """ "ValueError: boom"; of a very long message only the beginning."""
     message = error["message"].strip()
     if len(message) > MESSAGE_LIMIT:
         message = f"{message[:MESSAGE_LIMIT]}... ({len(message):,} characters)"
@@ -193,7 +253,9 @@ def error_in_words(error: dict) -> str:
 
 
 def _causes(states: list[RankState]) -> set[int]:
-    """Ranks that failed by themselves. Errors of a broken connection count only where no other rank explains them."""
+    """Ranks that failed by themselves. Errors of a broken connection count only where no other rank explains
+    them.
+    """
     died = {s.rank for s in states if s.phase not in ("failed", "finished") and s.status is not None}
     raised = {s.rank for s in states if s.error}
     own = {s.rank for s in states if s.error and not _CONNECTION.search(s.error["message"])}
@@ -202,14 +264,21 @@ def _causes(states: list[RankState]) -> set[int]:
 
 def _who_waits(states: list[RankState]) -> str:
     """One sentence on who waits in what, and who is elsewhere."""
-    waiting = {s.rank: diagnose.waits_in_words(s) for s in states if s.phase != "finished" and diagnose.waits_in_words(s)}
+    waiting = {
+        s.rank: diagnose.waits_in_words(s)
+        for s in states
+        if s.phase != "finished" and diagnose.waits_in_words(s)
+    }
     others = [s.rank for s in states if s.rank not in waiting]
     if not waiting or not others:
         return ""
     together = defaultdict(list)
     for rank, call in waiting.items():
         together[call.split(" of ")[0]].append(rank)
-    told = [f"{ranks_in_words(ranks)} wait{'s' if len(ranks) == 1 else ''} in {call}" for call, ranks in together.items()]
+    told = [
+        f"{ranks_in_words(ranks)} wait{'s' if len(ranks) == 1 else ''} in {call}"
+        for call, ranks in together.items()
+    ]
     told += [f"{ranks_in_words(others)} {'is' if len(others) == 1 else 'are'} not there"]
     return f"{told[0][0].upper()}{'; '.join(told)[1:]}."
 
@@ -221,12 +290,18 @@ def ended_in_words(state: RankState) -> str:
             return "was ended by a library's abort (SIGABRT)"
         often = ", often because the machine is out of memory" if name == "SIGKILL" else ""
         grown_bytes = max(state.peak_bytes - state.start_bytes, 0)
-        return f"was killed ({name}{often}); its peak memory was {grown_bytes / 1e9:.1f} GB above what it began with"
+        return (
+            f"was killed ({name}{often}); its peak memory was {grown_bytes / 1e9:.1f} GB above what it began"
+            " with"
+        )
     return f"ended its process with exit code {state.status} before the function had returned"
 
 
 def _stack_in_words(frames: list[tuple[str, int, str]]) -> str:
-    return "\n".join(f'  File "{filename}", line {number}, in {name}\n    {places.line_of((filename, number, name))}' for filename, number, name in frames)
+    return "\n".join(
+        f'  File "{filename}", line {number}, in {name}\n    {places.line_of((filename, number, name))}'
+        for filename, number, name in frames
+    )
 
 
 def frames_of_dump(stack: str, all_threads: bool = False) -> list[tuple[str, int, str]]:

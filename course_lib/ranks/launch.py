@@ -1,4 +1,5 @@
 """The kernel's side of a job: ask the fork server for ranks, listen to them, end them."""
+
 import atexit
 import contextlib
 import errno
@@ -16,44 +17,51 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator
 
 import psutil
 
 from course_lib.ranks import folder
 from course_lib.ranks.server import MAX_RANKS
 
-START_TIMEOUT_S = 120.0         # importing torch on a busy machine
-END_TIMEOUT_S = 5.0             # how long killed ranks may take to be gone
-ANSWER_S = 2.0                  # how long a rank that is asked where it is may take, on a busy machine
-STILL_CPU_S = 0.025             # what an idle rank needs at most to say where it is
-NO_PROCESS = re.compile(r"can't start new thread|Resource temporarily unavailable|Cannot allocate memory|pthread_create", re.IGNORECASE)
+START_TIMEOUT_S = 120.0  # importing torch on a busy machine
+END_TIMEOUT_S = 5.0  # how long killed ranks may take to be gone
+ANSWER_S = 2.0  # how long a rank that is asked where it is may take, on a busy machine
+STILL_CPU_S = 0.025  # what an idle rank needs at most to say where it is
+NO_PROCESS = re.compile(
+    r"can't start new thread|Resource temporarily unavailable|Cannot allocate memory|pthread_create",
+    re.IGNORECASE,
+)
 
 
 @dataclass
 class RankState:
     """What the kernel knows of one rank while its job runs, and what is left of it afterwards."""
+
     rank: int
     pid: int = 0
-    phase: str = "starting"     # starting, running, finished (result is here), failed (error is here)
-    step: int | None = None     # the last step that measure.step has seen
-    result: bytes | None = None         # a pickle
+    phase: str = "starting"  # starting, running, finished (result is here), failed (error is here)
+    step: int | None = None  # the last step that measure.step has seen
+    result: bytes | None = None  # a pickle
     records: dict = field(default_factory=dict)
-    error: dict | None = None           # worker._describe
-    status: int | None = None           # how the process ended: an exit code, or minus the signal; None while it lives
-    start_bytes: int = 0        # resident memory when the function began: Python, torch, a process group
-    peak_bytes: int = 0         # resident high-water mark, from the operating system
-    where: dict | None = None           # where.whereabouts, when last asked
-    collectives: list[dict] = field(default_factory=list)       # where.collectives, as last told
-    answers: int = 0            # how often it has told where it is
-    still_since: float = 0.0    # monotonic; since when its answers say that it is blocked and that nothing moves
-    still_s: float = 0.0        # for how long, at its last answer
-    thread_error: dict | None = None    # worker._describe of the first exception that ended one of its threads
-    returned: bool = False      # the function has returned; its result may still be on its way
-    stack: str = ""             # a dump of its threads, if it could not answer
-    silent: str = ""            # why it could not answer, in words
+    error: dict | None = None  # worker._describe
+    # how the process ended: an exit code, or minus the signal; None while it lives
+    status: int | None = None
+    start_bytes: int = 0  # resident memory when the function began: Python, torch, a process group
+    peak_bytes: int = 0  # resident high-water mark, from the operating system
+    where: dict | None = None  # where.whereabouts, when last asked
+    collectives: list[dict] = field(default_factory=list)  # where.collectives, as last told
+    answers: int = 0  # how often it has told where it is
+    # monotonic; since when its answers say that it is blocked and that nothing moves
+    still_since: float = 0.0
+    still_s: float = 0.0  # for how long, at its last answer
+    # worker._describe of the first exception that ended one of its threads
+    thread_error: dict | None = None
+    returned: bool = False  # the function has returned; its result may still be on its way
+    stack: str = ""  # a dump of its threads, if it could not answer
+    silent: str = ""  # why it could not answer, in words
 
 
 class Group:
@@ -64,13 +72,14 @@ class Group:
 
         Args:
             request: ranks, backend, devices, threads, timeout, loopback (see worker).
-            content: what every rank reads before it begins: the call, cwd, imports. It travels in a file without a name, which nobody else can open
+            content: what every rank reads before it begins: the call, cwd, imports. It travels in a file
+                without a name, which nobody else can open
                 and nobody has to remove; of the environment, only what the fork server does not have already.
 
         Errors: OSError if the system refuses a process, a descriptor, or room for temporary files.
         """
         self.states = [RankState(rank) for rank in range(request["ranks"])]
-        self.failed: OSError | RuntimeError | None = None     # why the supervisor could not do its work
+        self.failed: OSError | RuntimeError | None = None  # why the supervisor could not do its work
         self._buffers = [bytearray() for _ in self.states]
         server = _server()
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
@@ -127,14 +136,18 @@ class Group:
         for state in states:
             try:
                 self._channels[state.rank].send(word)
-            except OSError:                       # it has just ended
+            except OSError:  # it has just ended
                 pass
 
     def ask_and_wait(self, wait_s: float = ANSWER_S) -> None:
-        """Find out where every running rank is. One that does not answer has its threads dumped, or is told to be unresponsive."""
+        """Find out where every running rank is. One that does not answer has its threads dumped, or is told
+        to be unresponsive.
+        """
         self.ask()
         before = {state.rank: state.answers for state in self.states}
-        self._listen_until(lambda: all(state.answers > before[state.rank] for state in self._unfinished()), wait_s)
+        self._listen_until(
+            lambda: all(state.answers > before[state.rank] for state in self._unfinished()), wait_s
+        )
         mute = [state for state in self._unfinished() if state.answers == before[state.rank]]
         self.dump(mute)
         for state in mute:
@@ -146,7 +159,10 @@ class Group:
             return
         self._order(b"dump\n")
         paths = {state.rank: self.directory / f"rank{state.rank}.stack" for state in states}
-        self._listen_until(lambda: all(paths[state.rank].exists() and paths[state.rank].stat().st_size for state in states), ANSWER_S)
+        self._listen_until(
+            lambda: all(paths[state.rank].exists() and paths[state.rank].stat().st_size for state in states),
+            ANSWER_S,
+        )
         for state in states:
             state.stack = paths[state.rank].read_text() if paths[state.rank].exists() else ""
 
@@ -168,7 +184,7 @@ class Group:
             return
         if all(state.phase == "finished" for state in self.states):
             for channel in self._channels:
-                channel.close()                   # ranks wait for this, then leave by themselves
+                channel.close()  # ranks wait for this, then leave by themselves
                 self._forget(channel)
         else:
             self._order(b"kill\n")
@@ -177,16 +193,17 @@ class Group:
         while self.alive and self._job in self._registered() and time.monotonic() < end:
             self.listen(0.1)
             if not killed and time.monotonic() > end - END_TIMEOUT_S / 2:
-                self._order(b"kill\n")            # a rank that cannot leave by itself
+                self._order(b"kill\n")  # a rank that cannot leave by itself
                 killed = True
         with contextlib.suppress(OSError):
-            self._job.shutdown(socket.SHUT_WR)    # the supervisor waits for this, removes the directory, and ends
+            # the supervisor waits for this, removes the directory, and ends
+            self._job.shutdown(socket.SHUT_WR)
         self._listen_until(lambda: self._job not in self._registered(), max(end - time.monotonic(), 0.1))
         self._selector.close()
         for channel in (*self._channels, self._job):
             _ends.discard(channel)
             channel.close()
-        folder.remove(self.directory)             # where the supervisor was killed
+        folder.remove(self.directory)  # where the supervisor was killed
 
     def _registered(self):
         return [key.fileobj for key in self._selector.get_map().values()]
@@ -198,19 +215,23 @@ class Group:
     def _order(self, line: bytes) -> None:
         try:
             self._job.sendall(line)
-        except OSError:                           # the supervisor has ended, and so have its ranks
+        except OSError:  # the supervisor has ended, and so have its ranks
             pass
 
     def _take_report(self, record: dict) -> None:
         if "failed" in record:
-            self.failed = RuntimeError(record["failed"]) if record["errno"] is None else OSError(record["errno"], record["failed"])
+            self.failed = (
+                RuntimeError(record["failed"])
+                if record["errno"] is None
+                else OSError(record["errno"], record["failed"])
+            )
         elif "pids" in record:
             for rank, pid in record["pids"].items():
                 self.states[int(rank)].pid = pid
         else:
             state = self.states[record["rank"]]
             if state.rank in [key.data for key in self._selector.get_map().values()]:
-                for kind, *content in self._messages(state.rank):       # its last words
+                for kind, *content in self._messages(state.rank):  # its last words
                     self._take_message(state, kind, content)
             state.status, state.peak_bytes = record["status"], record["peak_bytes"]
 
@@ -250,7 +271,8 @@ class Group:
             end = 8 + struct.unpack(">Q", buffer[:8])[0]
             if len(buffer) < end:
                 return
-            with memoryview(buffer) as view, view[8:end] as part:       # a large result is not copied once more
+            # a large result is not copied once more
+            with memoryview(buffer) as view, view[8:end] as part:
                 message = pickle.loads(part)
             del buffer[:end]
             yield message
@@ -262,7 +284,7 @@ class Group:
             while piece := sock.recv(1 << 20):
                 buffer += piece
             self._forget(sock)
-            if sock is self._job:                 # no supervisor, no ranks: it was killed
+            if sock is self._job:  # no supervisor, no ranks: it was killed
                 for state in self.alive:
                     state.status = -signal.SIGKILL
         except BlockingIOError:
@@ -275,9 +297,16 @@ class Group:
 
 
 def _nothing_moved(before: dict | None, now: dict) -> bool:
-    """Whether a rank was blocked at the same place all the time between two answers, and neither sent nor worked in the background."""
-    return (before is not None and now["blocked"] and now["written_bytes"] is not None and now["cpu_s"] - before["cpu_s"] < STILL_CPU_S
-            and all(before[name] == now[name] for name in ("frames", "call", "collectives", "written_bytes")))
+    """Whether a rank was blocked at the same place all the time between two answers, and neither sent nor
+    worked in the background.
+    """
+    return (
+        before is not None
+        and now["blocked"]
+        and now["written_bytes"] is not None
+        and now["cpu_s"] - before["cpu_s"] < STILL_CPU_S
+        and all(before[name] == now[name] for name in ("frames", "call", "collectives", "written_bytes"))
+    )
 
 
 def _why_silent(state: RankState) -> str:
@@ -290,11 +319,13 @@ def _why_silent(state: RankState) -> str:
     return "" if state.stack else "does not respond"
 
 
-_ends: set[socket.socket] = set()         # this kernel's ends of all its sockets
+_ends: set[socket.socket] = set()  # this kernel's ends of all its sockets
 
 
 def _let_go() -> None:
-    """In a process that the notebook has forked: close its copies of the kernel's ends, or ranks and server would not notice the kernel's own end."""
+    """In a process that the notebook has forked: close its copies of the kernel's ends, or ranks and server
+    would not notice the kernel's own end.
+    """
     for end in list(_ends):
         end.close()
     _ends.clear()
@@ -304,13 +335,17 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def start_server() -> None:
-    """Begin to start the fork server, without waiting for it: the first `run` then finds it warm. If it cannot start, that `run` says why."""
+    """Begin to start the fork server, without waiting for it: the first `run` then finds it warm. If it
+    cannot start, that `run` says why.
+    """
     with contextlib.suppress(OSError):
         _server()
 
 
 def server_is_ready(wait_s: float) -> bool:
-    """Whether the fork server has torch imported, or has failed to (`Group` then tells why); waits at most `wait_s` for it, and starts it if need be."""
+    """Whether the fork server has torch imported, or has failed to (`Group` then tells why); waits at most
+    `wait_s` for it, and starts it if need be.
+    """
     return _server().is_ready(wait_s)
 
 
@@ -321,12 +356,23 @@ class _Server:
         self._log = tempfile.TemporaryFile()
         here, there = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
-        self._environ = {**os.environ, "OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99",
-                         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        self._environ = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "KINETO_LOG_LEVEL": "99",
+            "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+        }
         with there:
-            self.process = subprocess.Popen(      # -P: no file beside the notebook stands in for one of the standard library
-                [sys.executable, "-P", "-m", "course_lib.ranks.server", str(there.fileno())], pass_fds=[there.fileno()], env=self._environ,
-                stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
+            # -P: no file beside the notebook stands in for one of the standard library
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "course_lib.ranks.server", str(there.fileno())],
+                pass_fds=[there.fileno()],
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,
+            )
         _ends.add(here)
         self._control, self._lock, self._ready, self.kernel = here, threading.Lock(), False, os.getpid()
         self._begin = time.monotonic()
@@ -337,21 +383,30 @@ class _Server:
         return self.kernel == os.getpid() and self.process.poll() is None
 
     def is_ready(self, wait_s: float) -> bool:
-        return (self._ready or time.monotonic() - self._begin > START_TIMEOUT_S
-                or bool(select.select([self._control], [], [], wait_s)[0]))
+        return (
+            self._ready
+            or time.monotonic() - self._begin > START_TIMEOUT_S
+            or bool(select.select([self._control], [], [], wait_s)[0])
+        )
 
     def difference(self) -> dict:
         """The notebook's environment as against the server's, which every rank inherits."""
-        return {"environ": {name: value for name, value in os.environ.items() if self._environ.get(name) != value},
-                "environ_without": [name for name in self._environ if name not in os.environ]}
+        return {
+            "environ": {
+                name: value for name, value in os.environ.items() if self._environ.get(name) != value
+            },
+            "environ_without": [name for name in self._environ if name not in os.environ],
+        }
 
     def hand_over(self, files: list) -> None:
-        """Give the server its ends of a job's sockets, and the content; it forks a supervisor that owns them. Errors: OSError if it cannot."""
+        """Give the server its ends of a job's sockets, and the content; it forks a supervisor that owns them.
+        Errors: OSError if it cannot.
+        """
         with self._lock:
             if not self._ready:
                 self._expect(b"R")
                 self._ready = True
-            with contextlib.suppress(ConnectionError):        # _expect tells of a server that has ended
+            with contextlib.suppress(ConnectionError):  # _expect tells of a server that has ended
                 socket.send_fds(self._control, [b"J"], [file.fileno() for file in files])
             self._expect(b"A")
 
@@ -369,8 +424,10 @@ class _Server:
             told = self._log.read().decode(errors="replace").strip().splitlines()
             if any(map(NO_PROCESS.search, told)):
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            raise RuntimeError("The fork server, from which ranks are started, ended unexpectedly; the next run starts a new one. "
-                               f"Its last words: {told[-1] if told else 'none'}")
+            raise RuntimeError(
+                "The fork server, from which ranks are started, ended unexpectedly; the next run starts a"
+                f" new one. Its last words: {told[-1] if told else 'none'}"
+            )
 
     def stop(self) -> None:
         """Close this end: the server ends, and with it what it has forked."""
@@ -396,4 +453,4 @@ def _server() -> _Server:
         return _the_server
 
 
-assert MAX_RANKS + 2 <= 253     # what one message can carry (SCM_MAX_FD)
+assert MAX_RANKS + 2 <= 253  # what one message can carry (SCM_MAX_FD)

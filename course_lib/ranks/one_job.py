@@ -1,4 +1,5 @@
 """One job from the call to its Job: send the function, follow the ranks to the end, gather or explain."""
+
 import contextlib
 import errno
 import inspect
@@ -15,35 +16,64 @@ from pathlib import Path
 
 import torch
 
-from course_lib.record import Job
 from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import (
-    RankError, RankInterrupt, RankWarning, ended_in_words, error_in_words, explain, frames_of_dump, remember)
+    RankError,
+    RankInterrupt,
+    RankWarning,
+    ended_in_words,
+    error_in_words,
+    explain,
+    frames_of_dump,
+    remember,
+)
 from course_lib.ranks.launch import NO_PROCESS, Group, server_is_ready
+from course_lib.record import Job
 
 __all__ = ["carry_out"]
 
-GRACE_S = 0.3                   # after a first failure: the true cause may be the second to be heard
-ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0       # how often ranks without progress are asked where they are
-OUTPUT_LIMIT_BYTES = 100_000    # of each rank's output, what a Job keeps; longer output is saved whole
-OUTPUT_MOST_BYTES = 200_000_000 # a rank that prints more is stopped, before it fills the disk
+GRACE_S = 0.3  # after a first failure: the true cause may be the second to be heard
+ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0  # how often ranks without progress are asked where they are
+OUTPUT_LIMIT_BYTES = 100_000  # of each rank's output, what a Job keeps; longer output is saved whole
+OUTPUT_MOST_BYTES = 200_000_000  # a rank that prints more is stopped, before it fills the disk
 _OPTIONS = ("ranks", "backend", "timeout", "threads", "label")
 
 
-def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show, of_learner: bool = True) -> Job:
-    """Start the ranks, follow them to the end, and gather what they have sent. of_learner: the function is the learner's own, and no check's."""
+def carry_out(
+    fn, args, kwargs, ranks, backend, timeout, threads, label, show, of_learner: bool = True
+) -> Job:
+    """Start the ranks, follow them to the end, and gather what they have sent. of_learner: the function is
+    the learner's own, and no check's.
+    """
     placement = devices.place(ranks, backend)
     call = _pack(fn, args, kwargs, label)
-    outside = sys.exc_info()[1]           # the learner may call this while an error of their own is being handled
-    content, group = {"call": call, "cwd": _working_directory(label), "imports": imports.of_the_notebook()}, None
+    # the learner may call this while an error of their own is being handled
+    outside = sys.exc_info()[1]
+    content, group = (
+        {
+            "call": call,
+            "cwd": _working_directory(label),
+            "imports": imports.of_the_notebook(),
+        },
+        None,
+    )
     try:
         try:
             _wait_for_server(label, show)
             begin = time.monotonic()
             with _no_second_interrupt(outside):
-                group = Group({"ranks": ranks, "backend": placement.backend, "devices": placement.devices,
-                               "threads": threads, "timeout": timeout, "loopback": devices.loopback()}, content)
+                group = Group(
+                    {
+                        "ranks": ranks,
+                        "backend": placement.backend,
+                        "devices": placement.devices,
+                        "threads": threads,
+                        "timeout": timeout,
+                        "loopback": devices.loopback(),
+                    },
+                    content,
+                )
         except OSError as error:
             raise budget.refusal(error, ranks, label) from None
         try:
@@ -56,14 +86,20 @@ def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show, o
             if group.failed:
                 raise budget.refusal(group.failed, ranks, label)
             seconds = time.monotonic() - begin
-            unfinished, flood = ([], "") if stopped is not None else _let_finish(group, deadline, show_progress)
+            unfinished, flood = (
+                ([], "") if stopped is not None else _let_finish(group, deadline, show_progress)
+            )
             output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
             if stopped is None:
                 _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
                 if of_learner:
                     _warn_of_settings(group.states[0].records["settings"])
             else:
-                raise remember(_name_a_limit(explain(group.states, output, label, timeout, **stopped), group.states, output))
+                raise remember(
+                    _name_a_limit(
+                        explain(group.states, output, label, timeout, **stopped), group.states, output
+                    )
+                )
         except KeyboardInterrupt:
             with _no_second_interrupt(outside):
                 group.ask_and_wait()
@@ -74,62 +110,92 @@ def carry_out(fn, args, kwargs, ranks, backend, timeout, threads, label, show, o
             with _no_second_interrupt(outside):
                 group.close()
     results = [_unpack(state.result, state.rank) for state in group.states]
-    return Job(label, ranks, placement.backend, "cuda" if placement.devices[0] != "cpu" else "cpu", placement.hardware, seconds,
-               results, output, *_gather(group.states))
+    return Job(
+        label,
+        ranks,
+        placement.backend,
+        "cuda" if placement.devices[0] != "cpu" else "cpu",
+        placement.hardware,
+        seconds,
+        results,
+        output,
+        *_gather(group.states),
+    )
 
 
 def _working_directory(label: str) -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{label} cannot start, because the notebook's working directory has been deleted. Change to one that exists (%cd).") from None
+        raise FileNotFoundError(
+            f"{label} cannot start, because the notebook's working directory has been deleted. Change to one"
+            " that exists (%cd)."
+        ) from None
 
 
 def _name_a_limit(error, states, output: list[str]):
-    """The error of a job, or what should be said instead (or too) where the system has refused a process or a thread."""
+    """The error of a job, or what should be said instead (or too) where the system has refused a process or a
+    thread.
+    """
     starting = [text for state, text in zip(states, output) if state.phase == "starting"] + [
-        state.error["text"] for state in states if state.error and not state.start_bytes]
+        state.error["text"] for state in states if state.error and not state.start_bytes
+    ]
     if any(map(NO_PROCESS.search, starting)):
         return budget.refusal(OSError(errno.EAGAIN, ""), len(states), error.label)
-    if isinstance(error, RankError) and any(state.error and NO_PROCESS.search(state.error["message"]) for state in states):
+    if isinstance(error, RankError) and any(
+        state.error and NO_PROCESS.search(state.error["message"]) for state in states
+    ):
         return RankError(f"{error.headline} {budget.limit_in_words()}", error.reports, error.label)
     return error
 
 
 def _wait_for_server(label: str, show) -> None:
-    """The first job of a kernel waits for seconds until torch is imported: say so, and let an interrupt be short."""
+    """The first job of a kernel waits for seconds until torch is imported: say so, and let an interrupt be
+    short.
+    """
     try:
         while not server_is_ready(0.1):
             show("starting the fork server, once per kernel", None)
     except KeyboardInterrupt:
-        raise RankInterrupt(f"{label} was interrupted while the fork server was starting. It goes on starting: the next run finds it ready.",
-                            [], label) from None
+        raise RankInterrupt(
+            f"{label} was interrupted while the fork server was starting. It goes on starting: the next run"
+            " finds it ready.",
+            [],
+            label,
+        ) from None
 
 
 def _pack(fn, args, kwargs, label: str) -> bytes:
     """A pickle of the call, once it is sure that the function takes these arguments."""
-    with contextlib.suppress(ValueError):         # of some functions in C, Python does not know the arguments
+    with contextlib.suppress(ValueError):  # of some functions in C, Python does not know the arguments
         signature = inspect.signature(fn, follow_wrapped=False)
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
             taken = [name for name in _OPTIONS if name in signature.parameters]
-            raise TypeError(f"{label} cannot be called with these arguments: {error}."
-                            + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)" * bool(taken)) from None
+            raise TypeError(
+                f"{label} cannot be called with these arguments: {error}."
+                + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)"
+                * bool(taken)
+            ) from None
     return sending.pack_call(fn, args, kwargs, label)
 
 
 def _unpack(result: bytes, rank: int):
     try:
         return pickle.loads(result)
-    except Exception as error:                    # such as a DistributedDataParallel: there is no process group here
-        raise TypeError(f"What rank {rank} returned cannot be opened in the notebook ({type(error).__name__}: {error}). "
-                        "Return numbers, text, lists, dicts or plain tensors.") from None
+    # such as a DistributedDataParallel: there is no process group here
+    except Exception as error:
+        raise TypeError(
+            f"What rank {rank} returned cannot be opened in the notebook ({type(error).__name__}: {error}). "
+            "Return numbers, text, lists, dicts or plain tensors."
+        ) from None
 
 
 @contextlib.contextmanager
 def _no_second_interrupt(outside: BaseException | None):
-    """Clean up undisturbed: an interrupt within is taken as one of the job that is being stopped anyhow, or comes when this is over.
+    """Clean up undisturbed: an interrupt within is taken as one of the job that is being stopped anyhow, or
+    comes when this is over.
 
     outside: the error that was being handled before the job began.
     """
@@ -149,7 +215,8 @@ def _no_second_interrupt(outside: BaseException | None):
 def _let_finish(group: Group, deadline: float, show) -> tuple[list, str]:
     """All ranks have returned: let them finish their threads and end, as Python does.
 
-    Returns those that have not ended at the deadline, or when one has printed too much, and what there is to say of the latter.
+    Returns those that have not ended at the deadline, or when one has printed too much, and what there is to
+    say of the latter.
     """
     flood = ""
     group.let_go()
@@ -164,52 +231,90 @@ def _let_finish(group: Group, deadline: float, show) -> tuple[list, str]:
 
 
 def _flood(group: Group) -> str:
-    """Which ranks that still run have printed more than the disk should hold, in a sentence; empty if none has."""
+    """Which ranks that still run have printed more than the disk should hold, in a sentence; empty if none
+    has.
+    """
     flooding = [state.rank for state in group.alive if _size(group.output_of(state.rank)) > OUTPUT_MOST_BYTES]
     if not flooding:
         return ""
-    return (f"{ranks_in_words(flooding).capitalize()} {'has' if len(flooding) == 1 else 'have'} printed more than "
-            f"{OUTPUT_MOST_BYTES / 1e6:g} MB: print less, or not in every step.")
+    return (
+        f"{ranks_in_words(flooding).capitalize()} {'has' if len(flooding) == 1 else 'have'} printed more than"
+        f" {OUTPUT_MOST_BYTES / 1e6:g} MB: print less, or not in every step."
+    )
 
 
 def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> None:
-    """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match, or a thread has died or was not done."""
+    """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match, or a thread
+    has died or was not done.
+    """
     if unfinished:
-        frames = [places.learners_frame(frames_of_dump(state.stack, all_threads=True)) for state in unfinished]
+        frames = [
+            places.learners_frame(frames_of_dump(state.stack, all_threads=True)) for state in unfinished
+        ]
         where = "; ".join(dict.fromkeys(places.place_in_words(frame) for frame in frames if frame))
-        warnings.warn(f"{diagnose.ranks_in_words(state.rank for state in unfinished).capitalize()} had returned, and still worked "
-                      + ("when the job was stopped" if flood else f"after timeout={timeout:g} s") + f" ({where})" * bool(where)
-                      + "." + f" {flood}" * bool(flood) + " What was not done is lost.", RankWarning, stacklevel=4)
+        warnings.warn(
+            f"{diagnose.ranks_in_words(state.rank for state in unfinished).capitalize()} had returned, and"
+            " still worked "
+            + ("when the job was stopped" if flood else f"after timeout={timeout:g} s")
+            + f" ({where})" * bool(where)
+            + "."
+            + f" {flood}" * bool(flood)
+            + " What was not done is lost.",
+            RankWarning,
+            stacklevel=4,
+        )
     for state in states:
         if state.status:
-            warnings.warn(f"Rank {state.rank} {ended_in_words(state)}: it still worked after its function had returned. What was not done is lost.",
-                          RankWarning, stacklevel=4)
+            warnings.warn(
+                f"Rank {state.rank} {ended_in_words(state)}: it still worked after its function had returned."
+                " What was not done is lost.",
+                RankWarning,
+                stacklevel=4,
+            )
     silent = diagnose.disagreement(states)
-    suspicious = f"{silent} No library noticed: don't trust the values." if silent else diagnose.never_joined(states) or diagnose.suspicious_sites(states)
+    suspicious = (
+        f"{silent} No library noticed: don't trust the values."
+        if silent
+        else diagnose.never_joined(states) or diagnose.suspicious_sites(states)
+    )
     for state in states:
         if state.thread_error and not suspicious:
             frame = places.learners_frame(state.thread_error["frames"])
-            suspicious = (f"A thread of rank {state.rank} raised {error_in_words(state.thread_error)}" + (f" ({places.place_in_words(frame)})" if frame else "")
-                          + ", and ended; the rank went on without it.")
+            suspicious = (
+                f"A thread of rank {state.rank} raised {error_in_words(state.thread_error)}"
+                + (f" ({places.place_in_words(frame)})" if frame else "")
+                + ", and ended; the rank went on without it."
+            )
     if suspicious:
         warnings.warn(suspicious, RankWarning, stacklevel=4)
 
 
-_FRESH = {"set_default_dtype": torch.float32, "set_float32_matmul_precision": "highest", "use_deterministic_algorithms": False}
+_FRESH = {
+    "set_default_dtype": torch.float32,
+    "set_float32_matmul_precision": "highest",
+    "use_deterministic_algorithms": False,
+}
 
 
 def _warn_of_settings(in_rank: dict) -> None:
-    """What a cell has set inside torch does not reach the ranks: say so where their function has not set it either."""
+    """What a cell has set inside torch does not reach the ranks: say so where their function has not set it
+    either.
+    """
     for name, here in sending.settings().items():
         if here != _FRESH[name] == in_rank[name]:
-            warnings.warn(f"torch.{name}({here!r}) was called in the notebook, and did not reach the ranks: they had {in_rank[name]!r}. "
-                          "Call it in the function that they run.", RankWarning, stacklevel=4)
+            warnings.warn(
+                f"torch.{name}({here!r}) was called in the notebook, and did not reach the ranks: they had"
+                f" {in_rank[name]!r}. Call it in the function that they run.",
+                RankWarning,
+                stacklevel=4,
+            )
 
 
 def _follow(group: Group, deadline: float, show) -> dict | None:
     """Listen until every rank has finished (None), or the job has to be stopped (why, as `explain` takes it).
 
-    Ranks that show no progress are asked where they are, now and then; a job that can never go on is not left to its deadline.
+    Ranks that show no progress are asked where they are, now and then; a job that can never go on is not left
+    to its deadline.
     """
     asked_at, pause, suspicion, seen = time.monotonic(), ASK_AFTER_S, None, None
     while True:
@@ -222,7 +327,10 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
             return {"stuck": flood}
         if all(state.phase == "finished" for state in group.states):
             return None
-        if any(state.phase == "failed" or (state.status is not None and state.phase != "finished") for state in group.states):
+        if any(
+            state.phase == "failed" or (state.status is not None and state.phase != "finished")
+            for state in group.states
+        ):
             end = time.monotonic() + GRACE_S
             while group.alive and time.monotonic() < end:
                 group.listen(0.05)
@@ -233,7 +341,9 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
             group.ask_and_wait()
             return {"timed_out": True}
         leaving = any(state.phase == "finished" for state in group.states)
-        blocked = all(state.phase == "finished" or (state.where or {}).get("blocked") for state in group.states)
+        blocked = all(
+            state.phase == "finished" or (state.where or {}).get("blocked") for state in group.states
+        )
         if now - asked_at >= (ASK_AFTER_S if leaving or suspicion or blocked else pause):
             finding = diagnose.deadlock(group.states) or diagnose.standstill(group.states)
             if finding and finding == suspicion:  # twice the same: no message was merely on its way
@@ -247,7 +357,13 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
 
 def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
     steps = [state.step for state in states if state.step is not None]
-    doing = f"step {min(steps)}" if steps else "running" if all(s.phase != "starting" for s in states) else "starting"
+    doing = (
+        f"step {min(steps)}"
+        if steps
+        else "running"
+        if all(s.phase != "starting" for s in states)
+        else "starting"
+    )
     finished = sum(state.phase == "finished" for state in states)
     done = f", {finished} of {len(states)} ranks finished" if finished else ""
     return f"{doing}{done}, {seconds:.0f} s (timeout {timeout:g} s)", min(seconds / timeout, 1.0)
@@ -261,7 +377,9 @@ def _size(path: Path) -> int:
 
 
 def _read_output(path: Path) -> str:
-    """What a rank has printed; of very long output the beginning and the end, and where the rest is (nowhere, if it is too much to be kept)."""
+    """What a rank has printed; of very long output the beginning and the end, and where the rest is (nowhere,
+    if it is too much to be kept).
+    """
     size = _size(path)
     if not size:
         return ""
@@ -273,17 +391,26 @@ def _read_output(path: Path) -> str:
         file.seek(-half, os.SEEK_END)
         tail = file.read()
     whole = ""
-    if size <= OUTPUT_MOST_BYTES and shutil.disk_usage(path.parent).free > size:          # or the next job would find no room
-        with contextlib.suppress(OSError):        # the disk is full after all: a job that went well is not lost for that
+    # or the next job would find no room
+    if size <= OUTPUT_MOST_BYTES and shutil.disk_usage(path.parent).free > size:
+        # the disk is full after all: a job that went well is not lost for that
+        with contextlib.suppress(OSError):
             handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
             os.close(handle)
             shutil.move(path, saved)
-            whole = f"; the whole output, {size / 1e6:.1f} MB, is in {saved} for {folder.KEPT_S / 3600:g} hours"
-    return f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out{whole} ...\n{tail.decode(errors='replace')}"
+            whole = (
+                f"; the whole output, {size / 1e6:.1f} MB, is in {saved} for {folder.KEPT_S / 3600:g} hours"
+            )
+    return (
+        f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out{whole}"
+        f" ...\n{tail.decode(errors='replace')}"
+    )
 
 
 def _gather(states) -> tuple[dict, dict]:
-    """One ledger from the ranks' records: absent layers, and rows with their rank, times counted from the first rank's traced step."""
+    """One ledger from the ranks' records: absent layers, and rows with their rank, times counted from the
+    first rank's traced step.
+    """
     begins = [state.records["traced_at"] for state in states if state.records.get("traced_at") is not None]
     zero = min(begins, default=0.0)
     records: dict[str, list] = {name: [] for name in ("steps", "comm", "memory", "timeline")}

@@ -1,4 +1,5 @@
 """Tell the learner's own code from libraries, and name a place in it."""
+
 import linecache
 import sys
 from pathlib import Path
@@ -11,16 +12,20 @@ _STDLIB = str(Path(linecache.__file__).parent)
 
 def is_learners(filename: str) -> bool:
     """Whether a file is neither this library, nor an installed one, nor Python's own."""
-    return not (filename.startswith(("<frozen", "<string>", _LIBRARY, _STDLIB)) or "site-packages" in filename)
+    return not (
+        filename.startswith(("<frozen", "<string>", _LIBRARY, _STDLIB)) or "site-packages" in filename
+    )
 
 
 def learners_frame(frames: list[tuple[str, int, str]]) -> tuple[str, int, str] | None:
-    """The innermost frame (filename, line number, function) that the learner wrote; frames outermost first."""
+    """The innermost frame (filename, line number, function) that the learner wrote; frames outermost
+    first.
+    """
     return next((frame for frame in reversed(frames) if is_learners(frame[0])), None)
 
 
 def place_in_words(frame: tuple[str, int, str]) -> str:
-    """"Cell In[5], line 3, in train" in a notebook, "train.py, line 3, in train" elsewhere."""
+    """ "Cell In[5], line 3, in train" in a notebook, "train.py, line 3, in train" elsewhere."""
     filename, number, function = frame
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None

@@ -2,11 +2,12 @@
 
 When the job is over one static line stays, the same on every machine, so that nbval can compare it.
 """
+
 import html
 import sys
 import time
 
-QUIET_S = 1.0                   # shorter jobs show nothing while they run
+QUIET_S = 1.0  # shorter jobs show nothing while they run
 REFRESH_S = 0.2
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -38,6 +39,7 @@ class Progress:
     def __exit__(self, kind, error, trace) -> None:
         if self._in_kernel:
             from IPython.display import display
+
             line = {"text/plain": self.title}
             if self._handle is None:
                 display(line, raw=True)
@@ -48,11 +50,22 @@ class Progress:
             sys.stderr.write(f"\r{self.title}\x1b[K\n")
 
     def _draw_widget(self, text: str, fraction: float | None) -> None:
-        bar = "" if fraction is None else f'<progress value="{fraction:.3f}" max="1" style="width: 12em; vertical-align: middle"></progress> '
-        shown = f'<span style="color: var(--jp-ui-font-color1)">{html.escape(self.title)} {bar}{html.escape(text)}</span>'
+        bar = (
+            ""
+            if fraction is None
+            else (
+                f'<progress value="{fraction:.3f}" max="1" style="width: 12em; vertical-align:'
+                ' middle"></progress> '
+            )
+        )
+        shown = (
+            f'<span style="color: var(--jp-ui-font-color1)">{html.escape(self.title)}'
+            f" {bar}{html.escape(text)}</span>"
+        )
         if self._handle is None:
             from IPython.display import display
             from ipywidgets import HTML
+
             self._widget = HTML(shown)
             view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
             self._handle = display({_WIDGET: view, "text/plain": self.title}, raw=True, display_id=True)

@@ -1,8 +1,10 @@
 """What travels between a notebook and its ranks: the call on its way out, results on their way home.
 
-cloudpickle sends by value what a cell has defined, and by name what can be imported. This file adds what it leaves open: modules of a class of their
-own, cached functions, torch's newest dtypes, and a `__main__` in the rank that holds what has travelled, so that a rank can pickle by name.
+cloudpickle sends by value what a cell has defined, and by name what can be imported. This file adds what it
+leaves open: modules of a class of their own, cached functions, torch's newest dtypes, and a `__main__` in the
+rank that holds what has travelled, so that a rank can pickle by name.
 """
+
 import builtins
 import functools
 import importlib
@@ -23,10 +25,19 @@ from course_lib.ranks.unsendable import belongs_to_notebook, culprit
 __all__ = ["pack_call", "open_call", "pack_result", "settings"]
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_WITHOUT_STORAGE_CLASS = {getattr(torch, name) for name in dir(torch) if name.startswith(("float8_", "float4_"))} | {
-    torch.uint16, torch.uint32, torch.uint64, torch.complex32}     # torch pickles these, and then cannot open the pickle
-_classes_that_came: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()        # in a rank: class -> cloudpickle's number for it
-CALL_FILE = "COURSE_LIB_CALL"             # environment variable of a rank: the file from which its spawned children get the same names
+_WITHOUT_STORAGE_CLASS = {
+    getattr(torch, name) for name in dir(torch) if name.startswith(("float8_", "float4_"))
+} | {
+    # torch pickles these, and then cannot open the pickle
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.complex32,
+}
+# in a rank: class -> cloudpickle's number for it
+_classes_that_came: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+# environment variable of a rank: the file from which its spawned children get the same names
+CALL_FILE = "COURSE_LIB_CALL"
 
 
 def pack_call(fn, args: tuple, kwargs: dict, label: str) -> bytes:
@@ -34,30 +45,41 @@ def pack_call(fn, args: tuple, kwargs: dict, label: str) -> bytes:
     stream = io.BytesIO()
     pickler = _CallPickler(stream)
     try:
-        pickler.dump(((fn, args, kwargs), pickler.named))     # in this order: the first part fills the second
+        pickler.dump(((fn, args, kwargs), pickler.named))  # in this order: the first part fills the second
         return stream.getvalue()
     except Exception:
-        name, value, why = culprit([(label, fn), *((f"argument {n}", part) for n, part in enumerate(args, 1)), *kwargs.items()], _CallPickler)
+        name, value, why = culprit(
+            [(label, fn), *((f"argument {n}", part) for n, part in enumerate(args, 1)), *kwargs.items()],
+            _CallPickler,
+        )
     if belongs_to_notebook(value):
-        raise TypeError(f"{label} cannot be sent to the ranks: {name} belongs to the notebook, as do exit, quit, display, and lines with ! or %; "
-                        "a rank has none of them.")
-    raise TypeError(f"{label} cannot be sent to the ranks: {name} is a {type(value).__name__}, which cannot be copied to another process ({why}). "
-                    "Make it inside the function.")
+        raise TypeError(
+            f"{label} cannot be sent to the ranks: {name} belongs to the notebook, as do exit, quit, display,"
+            " and lines with ! or %; a rank has none of them."
+        )
+    raise TypeError(
+        f"{label} cannot be sent to the ranks: {name} is a {type(value).__name__}, which cannot be copied to"
+        f" another process ({why}). Make it inside the function."
+    )
 
 
 def open_call(call: bytes) -> tuple:
     """In a rank: function, args and kwargs.
 
-    `__main__` is then a module that holds every name of the notebook that came with them, as it would under torchrun: what pickles by name
-    (torch.save of a whole model, all_gather_object, a pool's map) finds classes and functions there.
+    `__main__` is then a module that holds every name of the notebook that came with them, as it would under
+    torchrun: what pickles by name (torch.save of a whole model, all_gather_object, a pool's map) finds
+    classes and functions there.
     """
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    main.__spec__ = ModuleSpec("course_lib.ranks.main_of_children", None)        # what multiprocessing gives to a child that it does not fork
+    # what multiprocessing gives to a child that it does not fork
+    main.__spec__ = ModuleSpec("course_lib.ranks.main_of_children", None)
     try:
         parts, named = pickle.loads(call)
     except Exception as error:
-        raise TypeError("The function, its arguments, or something that they use cannot be opened in a rank "
-                        f"({type(error).__name__}: {error}).") from error
+        raise TypeError(
+            "The function, its arguments, or something that they use cannot be opened in a rank "
+            f"({type(error).__name__}: {error})."
+        ) from error
     vars(main).update(named)
     _classes_that_came.update(cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS)
     return parts
@@ -71,14 +93,20 @@ def pack_result(result, rank: int) -> bytes:
         return stream.getvalue()
     except Exception:
         name, _, why = culprit([("result", result)], _ResultPickler)
-    raise TypeError(f"rank {rank} returned a {type(result).__name__} that cannot be sent back to the notebook "
-                    f"({f'{name}: ' if name != 'result' else ''}{why}). Return numbers, text, lists, dicts or plain tensors.")
+    raise TypeError(
+        f"rank {rank} returned a {type(result).__name__} that cannot be sent back to the notebook"
+        f" ({f'{name}: ' if name != 'result' else ''}{why}). Return numbers, text, lists, dicts or plain"
+        " tensors."
+    )
 
 
 def settings() -> dict[str, object]:
     """What torch's global settings are in this process. They do not travel."""
-    return {"set_default_dtype": torch.get_default_dtype(), "set_float32_matmul_precision": torch.get_float32_matmul_precision(),
-            "use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled()}
+    return {
+        "set_default_dtype": torch.get_default_dtype(),
+        "set_float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 class _Pickler(cloudpickle.Pickler):
@@ -86,13 +114,20 @@ class _Pickler(cloudpickle.Pickler):
         super().__init__(stream, protocol=5)
 
     def reducer_override(self, value):
-        if type(value) is torch.Tensor and value.dtype in _WITHOUT_STORAGE_CLASS and value.layout is torch.strided:
+        if (
+            type(value) is torch.Tensor
+            and value.dtype in _WITHOUT_STORAGE_CLASS
+            and value.layout is torch.strided
+        ):
             return _from_bits, (value.detach().view(_BITS[value.itemsize]), value.dtype, value.requires_grad)
-        if isinstance(value, types.ModuleType) and (type(value) is not types.ModuleType or value.__name__ not in sys.modules):
+        if isinstance(value, types.ModuleType) and (
+            type(value) is not types.ModuleType or value.__name__ not in sys.modules
+        ):
             return _module_by_name(value)
         if isinstance(value, (type, types.FunctionType)):
             if value.__module__ == "IPython.core.interactiveshell" and value.__name__ == "_modified_open":
-                return getattr, (builtins, "open")            # IPython's `open` would import IPython in every rank
+                # IPython's `open` would import IPython in every rank
+                return getattr, (builtins, "open")
             return super().reducer_override(value)
         if type(value) in self.dispatch_table:
             return NotImplemented
@@ -101,7 +136,9 @@ class _Pickler(cloudpickle.Pickler):
 
 
 class _CallPickler(_Pickler):
-    """Functions of the notebook share one namespace in the rank, that of its `__main__`. named: what of `__main__` has travelled under its own name."""
+    """Functions of the notebook share one namespace in the rank, that of its `__main__`. named: what of
+    `__main__` has travelled under its own name.
+    """
 
     def __init__(self, stream):
         super().__init__(stream)
@@ -112,7 +149,10 @@ class _CallPickler(_Pickler):
     def reducer_override(self, value):
         if belongs_to_notebook(value):
             raise pickle.PicklingError("it belongs to the notebook")
-        if isinstance(value, (type, types.FunctionType, functools._lru_cache_wrapper)) and value.__module__ == "__main__":
+        if (
+            isinstance(value, (type, types.FunctionType, functools._lru_cache_wrapper))
+            and value.__module__ == "__main__"
+        ):
             if self._main.get(value.__qualname__) is value:
                 self.named[value.__qualname__] = value
         return super().reducer_override(value)
@@ -121,8 +161,8 @@ class _CallPickler(_Pickler):
 class _ResultPickler(_Pickler):
     """Tensors go home to the CPU: the kernel must not open the ranks' GPUs to read a result.
 
-    Classes that came from the notebook go home as a number: by value they would replace the methods of the notebook's own, and so cut them off from its
-    variables.
+    Classes that came from the notebook go home as a number: by value they would replace the methods of the
+    notebook's own, and so cut them off from its variables.
     """
 
     def reducer_override(self, value):
@@ -153,10 +193,12 @@ def _from_bits(bits: torch.Tensor, dtype: torch.dtype, requires_grad: bool) -> t
 
 
 def _module_by_name(module: types.ModuleType):
-    """A module of a subclass of ModuleType, such as torch.classes, torch.backends.cudnn and torch.ops.aten, or one that cannot be imported, such as
+    """A module of a subclass of ModuleType, such as torch.classes, torch.backends.cudnn and torch.ops.aten,
+    or one that cannot be imported, such as
     torch._C._functions: the name says it all."""
     parent, attributes = module.__name__, []
-    while parent and parent not in sys.modules:               # torch.ops.aten is no module that can be imported, and an attribute of one
+    # torch.ops.aten is no module that can be imported, and an attribute of one
+    while parent and parent not in sys.modules:
         parent, _, last = parent.rpartition(".")
         attributes.insert(0, last)
     if parent and not attributes and sys.modules[parent] is module:
@@ -188,7 +230,9 @@ def _by_value(value):
         return _cached, (value.__wrapped__, value.cache_parameters())
     if isinstance(value, typing.NewType):
         return typing.NewType, (value.__name__, value.__supertype__)
-    raise pickle.PicklingError(f"pickle knows a {type(value).__name__} by its name only, and the name is of the notebook")
+    raise pickle.PicklingError(
+        f"pickle knows a {type(value).__name__} by its name only, and the name is of the notebook"
+    )
 
 
 def _cached(function, parameters: dict):

@@ -5,14 +5,17 @@ all forks share its memory. Three kinds of process, each with one duty:
 
     kernel --asks--> server --forks--> supervisor (one per job) --forks--> rank 0, rank 1, ...
 
-The server must stay fork-safe: it runs no thread, opens no process group, and never touches CUDA. A supervisor
-is the parent of its ranks, so it learns at once how each one ended, and a process id that it signals cannot have been
-given to a stranger. What a rank has started and left behind becomes the supervisor's child (PR_SET_CHILD_SUBREAPER, Linux), and is ended after the
-ranks. The supervisor also makes the job's directory and removes it when all are gone and the kernel has read what it wanted.
+The server must stay fork-safe: it runs no thread, opens no process group, and never touches CUDA. A
+supervisor is the parent of its ranks, so it learns at once how each one ended, and a process id that it
+signals cannot have been given to a stranger. What a rank has started and left behind becomes the supervisor's
+child (PR_SET_CHILD_SUBREAPER, Linux), and is ended after the ranks. The supervisor also makes the job's
+directory and removes it when all are gone and the kernel has read what it wanted.
 
-If the kernel goes away, in whatever way, its sockets close: the supervisor kills its ranks and cleans up, and the server ends. If a supervisor is
-killed, the operating system kills its ranks (PR_SET_PDEATHSIG, Linux), and the kernel removes the directory.
+If the kernel goes away, in whatever way, its sockets close: the supervisor kills its ranks and cleans up, and
+the server ends. If a supervisor is killed, the operating system kills its ranks (PR_SET_PDEATHSIG, Linux),
+and the kernel removes the directory.
 """
+
 import contextlib
 import ctypes
 import errno
@@ -33,36 +36,56 @@ import psutil
 from course_lib.ranks import folder
 
 PRELOAD = (
-    "cloudpickle", "numpy", "psutil", "torch", "torch.distributed", "torch.profiler",
-    "torch._dynamo",                      # any optimizer imports it on first use: a second per rank if it weren't here
-    "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.optim",
-    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks", "torch.distributed.checkpoint",
-    "course_lib.measure", "course_lib.ranks.where", "course_lib.ranks.worker",
-    "course_lib.datasets", "course_lib.models", "course_lib.mini", "course_lib.check.on_rank",
+    "cloudpickle",
+    "numpy",
+    "psutil",
+    "torch",
+    "torch.distributed",
+    "torch.profiler",
+    # any optimizer imports it on first use: a second per rank if it weren't here
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch.distributed.optim",
+    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+    "torch.distributed.checkpoint",
+    "course_lib.measure",
+    "course_lib.ranks.where",
+    "course_lib.ranks.worker",
+    "course_lib.datasets",
+    "course_lib.models",
+    "course_lib.mini",
+    "course_lib.check.on_rank",
 )
-MAX_RANKS = 128                           # file descriptors that fit into one message
-KILLED_END_S, TRACKER_END_S = 5.0, 1.0    # how long a killed process may take to be gone, and a resource tracker to do its work
+MAX_RANKS = 128  # file descriptors that fit into one message
+# how long a killed process may take to be gone, and a resource tracker to do its work
+KILLED_END_S, TRACKER_END_S = 5.0, 1.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_libc = ctypes.CDLL(None)                 # opened once, here: what a rank opens itself it cannot share
+_libc = ctypes.CDLL(None)  # opened once, here: what a rank opens itself it cannot share
 
 
 def main() -> None:
-    """Serve requests from the kernel until it closes its end. One request: one message that carries the sockets of one job."""
+    """Serve requests from the kernel until it closes its end. One request: one message that carries the
+    sockets of one job.
+    """
     control, environ = socket.socket(fileno=int(sys.argv[1])), dict(os.environ)
     for name in PRELOAD:
         importlib.import_module(name)
     os.environ.clear()
-    os.environ.update(environ)            # a library may have added to it, and the kernel tells ranks only what differs from what it gave
+    # a library may have added to it, and the kernel tells ranks only what differs from what it gave
+    os.environ.update(environ)
     with contextlib.suppress(OSError):
         folder.sweep(tempfile.gettempdir())
     for finalizer in list(weakref.finalize._registry):
-        finalizer.atexit = False          # what the libraries here would clear away at their end is no work for each rank
+        # what the libraries here would clear away at their end is no work for each rank
+        finalizer.atexit = False
     gc.collect()
-    gc.freeze()                           # what is here now is never collected: ranks don't dirty shared pages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)      # the Interrupt button is the kernel's business
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)     # supervisors are reaped by the system
+    # what is here now is never collected: ranks don't dirty shared pages
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the Interrupt button is the kernel's business
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are reaped by the system
     control.sendall(b"R")
-    while True:                           # one supervisor is always forked ahead, and waits for the next job
+    while True:  # one supervisor is always forked ahead, and waits for the next job
         taken_r, taken_w = os.pipe()
         child = _fork(control)
         if child is None:
@@ -73,12 +96,14 @@ def main() -> None:
         os.close(taken_w)
         taken = os.read(taken_r, 1)
         os.close(taken_r)
-        if not taken:                     # the kernel has closed its end
+        if not taken:  # the kernel has closed its end
             return
 
 
 def _fork(control: socket.socket) -> int | None:
-    """os.fork. Where the system refuses, wait until a supervisor is needed, and tell the kernel if there is still none. None: the kernel has closed its end."""
+    """os.fork. Where the system refuses, wait until a supervisor is needed, and tell the kernel if there is
+    still none. None: the kernel has closed its end.
+    """
     while True:
         for _ in range(2):
             try:
@@ -99,7 +124,8 @@ def _wait_for_job(control: socket.socket, taken: int) -> None:
     request, descriptors, _, _ = socket.recv_fds(control, 1, MAX_RANKS + 2)
     if not request:
         return
-    _live_without_parent()                # the server ends with the kernel, and there is still a job to clean up
+    # the server ends with the kernel, and there is still a job to clean up
+    _live_without_parent()
     control.sendall(b"A")
     control.close()
     os.write(taken, b"T")
@@ -114,19 +140,21 @@ def _run_to_exit(function, *args) -> None:
     try:
         function(*args)
         code = 0
-    except BaseException:                 # the child must not fall back into the server's loop
+    except BaseException:  # the child must not fall back into the server's loop
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
 
 
 def _supervise(job: socket.socket, descriptors: list[int]) -> None:
-    """Run one job, report how each rank ends, and leave nothing behind: no rank, nothing that a rank has started, no directory."""
+    """Run one job, report how each rank ends, and leave nothing behind: no rank, nothing that a rank has
+    started, no directory.
+    """
     line = _read_line(job)
-    if not line:                          # the kernel went away before it could say what it wants
+    if not line:  # the kernel went away before it could say what it wants
         return
     request = json.loads(line)
-    ranks: dict[int, int] = {}            # process id -> rank
+    ranks: dict[int, int] = {}  # process id -> rank
     lock = -1
     wake_r, wake_w = os.pipe()
     for end in (wake_r, wake_w):
@@ -135,14 +163,15 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
     signal.set_wakeup_fd(wake_w)
     _adopt_orphans()
     try:
-        if len(descriptors) != 1 + request["ranks"]:          # what this process may not open is cut off
+        if len(descriptors) != 1 + request["ranks"]:  # what this process may not open is cut off
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         lock = folder.make(request["directory"])
         _fork_ranks(request, ranks, descriptors, (wake_r, wake_w, job.fileno()))
         _send_line(job, {"pids": {rank: pid for pid, rank in ranks.items()}})
         kernel_listens = _watch(job, ranks, wake_r)
         _end_children()
-        while kernel_listens and _read_line(job):             # until the kernel has read the ranks' output and closes its end
+        # until the kernel has read the ranks' output and closes its end
+        while kernel_listens and _read_line(job):
             pass
     except Exception as error:
         _send_line(job, {"failed": str(error), "errno": getattr(error, "errno", None)})
@@ -152,10 +181,13 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
         folder.remove(request["directory"])
         if lock >= 0:
             os.close(lock)
-        job.close()                       # the kernel hears that all is done, and does not wait until this process has ended
+        # the kernel hears that all is done, and does not wait until this process has ended
+        job.close()
 
 
-def _fork_ranks(request: dict, ranks: dict[int, int], descriptors: list[int], not_theirs: tuple[int, ...]) -> None:
+def _fork_ranks(
+    request: dict, ranks: dict[int, int], descriptors: list[int], not_theirs: tuple[int, ...]
+) -> None:
     """Fork every rank into `ranks`; they own the descriptors afterwards."""
     content, *channels = descriptors
     for rank, channel in enumerate(channels):
@@ -172,23 +204,31 @@ def _fork_ranks(request: dict, ranks: dict[int, int], descriptors: list[int], no
 
 
 def _watch(job: socket.socket, ranks: dict[int, int], wake_r: int) -> bool:
-    """Follow the kernel's orders and report ends until no rank is left. Returns whether the kernel still holds its end."""
+    """Follow the kernel's orders and report ends until no rank is left. Returns whether the kernel still
+    holds its end.
+    """
     listening = True
     while ranks:
         ready, _, _ = select.select([wake_r, job] if listening else [wake_r], [], [])
         if job in ready:
             order = _read_line(job)
-            if order == "":               # the kernel has closed the job, or is gone
+            if order == "":  # the kernel has closed the job, or is gone
                 listening = False
             _signal(ranks, signal.SIGUSR1 if order == "dump" else signal.SIGKILL)
         if wake_r in ready:
             os.read(wake_r, 4096)
         while ranks and (ended := os.wait4(-1, os.WNOHANG))[0]:
             pid, status, usage = ended
-            if pid in ranks:              # else a process that a rank had left behind
+            if pid in ranks:  # else a process that a rank had left behind
                 _kill_group(pid)
-                _send_line(job, {"rank": ranks.pop(pid), "status": os.waitstatus_to_exitcode(status),
-                                 "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)})
+                _send_line(
+                    job,
+                    {
+                        "rank": ranks.pop(pid),
+                        "status": os.waitstatus_to_exitcode(status),
+                        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+                    },
+                )
     return listening
 
 
@@ -196,7 +236,9 @@ def _become_rank(request: dict, rank: int, channel: int, content: int) -> None:
     _own_group(0)
     _die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    output = os.open(os.path.join(request["directory"], f"rank{rank}.out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    output = os.open(
+        os.path.join(request["directory"], f"rank{rank}.out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+    )
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(output, 1)
@@ -204,6 +246,7 @@ def _become_rank(request: dict, rank: int, channel: int, content: int) -> None:
     os.close(output)
     os.close(nothing)
     from course_lib.ranks import worker
+
     worker.work(request, rank, socket.socket(fileno=channel), content)
 
 
@@ -211,7 +254,7 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         parent = os.getppid()
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:        # it died before we asked
+        if os.getppid() != parent:  # it died before we asked
             os._exit(1)
 
 
@@ -221,7 +264,9 @@ def _live_without_parent() -> None:
 
 
 def _adopt_orphans() -> None:
-    """Become the parent of what a rank leaves behind, also of what has taken a session of its own (setsid)."""
+    """Become the parent of what a rank leaves behind, also of what has taken a session of its own
+    (setsid).
+    """
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
@@ -229,15 +274,16 @@ def _adopt_orphans() -> None:
 def _end_children() -> None:
     """Kill and reap children until there is none: a killed one may have had children, which are ours then.
 
-    A child that is not reaped keeps its process id, and nobody else reaps here, so that no stranger is hit. Python's resource tracker, which
-    removes shared memory when the last process that used it has ended, is given time to do so.
+    A child that is not reaped keeps its process id, and nobody else reaps here, so that no stranger is hit.
+    Python's resource tracker, which removes shared memory when the last process that used it has ended, is
+    given time to do so.
     """
     begin = time.monotonic()
     while (seconds := time.monotonic() - begin) < KILLED_END_S:
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        except ChildProcessError:         # no child is left
+        except ChildProcessError:  # no child is left
             return
         for child in psutil.Process().children():
             with contextlib.suppress(OSError, psutil.Error):
@@ -247,7 +293,9 @@ def _end_children() -> None:
 
 
 def _own_group(pid: int) -> None:
-    """Give a rank a process group of its own, so that what it starts can be ended with it (both sides ask: no race)."""
+    """Give a rank a process group of its own, so that what it starts can be ended with it (both sides ask: no
+    race).
+    """
     try:
         os.setpgid(pid, pid)
     except OSError:
@@ -264,9 +312,12 @@ def _signal(pids, number: int) -> None:
 
 
 def _kill_group(pid: int) -> None:
-    """End what a rank has started where it doesn't come to us when the rank ends; of a session of its own, we know nothing there."""
+    """End what a rank has started where it doesn't come to us when the rank ends; of a session of its own, we
+    know nothing there.
+    """
     if sys.platform != "linux":
-        with contextlib.suppress(ProcessLookupError, PermissionError):          # PermissionError: a group that has just ended
+        # PermissionError: a group that has just ended
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
 
 
@@ -287,10 +338,11 @@ def _read_line(sock: socket.socket) -> str:
 def _send_line(sock: socket.socket, record: dict) -> None:
     try:
         sock.sendall(json.dumps(record).encode() + b"\n")
-    except OSError:                       # nobody listens any more; the ranks still have to be reaped
+    except OSError:  # nobody listens any more; the ranks still have to be reaped
         pass
 
 
 if __name__ == "__main__":
     main()
-    os._exit(0)                           # there is nothing to tidy up, and Python takes a second to tear torch down
+    # there is nothing to tidy up, and Python takes a second to tear torch down
+    os._exit(0)

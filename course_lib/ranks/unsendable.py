@@ -1,4 +1,7 @@
-"""Find the variable because of which something cannot be sent, and name it as the learner would: `trainer.guard`."""
+"""Find the variable because of which something cannot be sent, and name it as the learner would:
+`trainer.guard`.
+"""
+
 import contextlib
 import functools
 import pickle
@@ -10,8 +13,11 @@ import torch
 
 __all__ = ["culprit", "belongs_to_notebook"]
 
-_NOTEBOOKS_OWN = {("IPython.core.interactiveshell", "InteractiveShell"), ("IPython.core.autocall", "IPyAutocall")}
-_DEEPEST = 20                   # steps from the variable to its part
+_NOTEBOOKS_OWN = {
+    ("IPython.core.interactiveshell", "InteractiveShell"),
+    ("IPython.core.autocall", "IPyAutocall"),
+}
+_DEEPEST = 20  # steps from the variable to its part
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, types.ModuleType)
 
 
@@ -23,7 +29,8 @@ def culprit(named: list[tuple[str, object]], pickler: type[pickle.Pickler]) -> t
         pickler: its class, which takes a file.
     """
     name, value, why, seen = "something", None, "it cannot be pickled", set()
-    with contextlib.suppress(Exception):          # a learner's object may fail where it is looked at: then the name that is known so far
+    # a learner's object may fail where it is looked at: then the name that is known so far
+    with contextlib.suppress(Exception):
         for _ in range(_DEEPEST):
             for its_name, part in named:
                 told = None if id(part) in seen or isinstance(part, _PLAIN) else _why_not(part, pickler)
@@ -55,13 +62,17 @@ class _Nowhere:
 
 
 def belongs_to_notebook(value) -> bool:
-    """Whether this is IPython's shell, something bound to it (get_ipython, which ! and % call), or exit and quit."""
+    """Whether this is IPython's shell, something bound to it (get_ipython, which ! and % call), or exit and
+    quit.
+    """
     owner = type(value.__self__ if isinstance(value, types.MethodType) else value)
     return any((kind.__module__, kind.__name__) in _NOTEBOOKS_OWN for kind in owner.__mro__)
 
 
 def _parts(value, name: str) -> Iterator[tuple[str, object]]:
-    """What is pickled with a value, each part under its name. A function's variables have names of their own."""
+    """What is pickled with a value, each part under its name. A function's variables have names of their
+    own.
+    """
     if isinstance(value, types.MethodType):
         yield "self", value.__self__
         yield name, value.__func__
@@ -70,13 +81,26 @@ def _parts(value, name: str) -> Iterator[tuple[str, object]]:
         yield from _parts(value.func, name)
         yield from value.keywords.items()
     elif isinstance(value, types.FunctionType):
-        yield from ((n, cell.cell_contents) for n, cell in zip(value.__code__.co_freevars, value.__closure__ or ()) if not _is_empty(cell))
-        yield from ((n, value.__globals__[n]) for n in cloudpickle._extract_code_globals(value.__code__) if n in value.__globals__)
-        yield from ((f"{name}'s default value", part) for part in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()))
+        yield from (
+            (n, cell.cell_contents)
+            for n, cell in zip(value.__code__.co_freevars, value.__closure__ or ())
+            if not _is_empty(cell)
+        )
+        yield from (
+            (n, value.__globals__[n])
+            for n in cloudpickle._extract_code_globals(value.__code__)
+            if n in value.__globals__
+        )
+        yield from (
+            (f"{name}'s default value", part)
+            for part in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+        )
         yield from ((f"{name}.{n}", part) for n, part in vars(value).items())
     elif isinstance(value, type):
         yield from ((base.__name__, base) for base in value.__bases__)
-        yield from ((f"{name}.{n}", part) for n, part in vars(value).items() if n not in ("__dict__", "__weakref__"))
+        yield from (
+            (f"{name}.{n}", part) for n, part in vars(value).items() if n not in ("__dict__", "__weakref__")
+        )
     elif isinstance(value, (classmethod, staticmethod)):
         yield name, value.__func__
     elif isinstance(value, property):
@@ -102,9 +126,10 @@ def _parts(value, name: str) -> Iterator[tuple[str, object]]:
 def _parts_of_instance(value, name: str) -> Iterator[tuple[str, object]]:
     try:
         _, arguments, *rest = value.__reduce_ex__(5)
-    except Exception:                     # this is what cannot be pickled
+    except Exception:  # this is what cannot be pickled
         return
-    states = rest[0] if rest and isinstance(rest[0], tuple) else rest[:1]         # with __slots__: (__dict__, slots)
+    # with __slots__: (__dict__, slots)
+    states = rest[0] if rest and isinstance(rest[0], tuple) else rest[:1]
     for state in states:
         if isinstance(state, dict):
             yield from ((f"{name}.{n}", part) for n, part in state.items())

@@ -1,4 +1,5 @@
 """What one rank does, from the fork to its exit."""
+
 import atexit
 import builtins
 import contextlib
@@ -25,13 +26,14 @@ import torch.distributed as dist
 from course_lib import measure
 from course_lib.ranks import imports, sending, where
 
-MEETING_S = 2.0                           # how long a rank waits at a meeting point within a job
+MEETING_S = 2.0  # how long a rank waits at a meeting point within a job
 _DEFAULTS = {
-    "KINETO_LOG_LEVEL": "99",             # or the profiler's banners stand in the output
-    "TORCH_FR_BUFFER_SIZE": str(where.RECORDED),       # the Flight Recorder: the last collectives of this rank, for the explanation of a hang
+    "KINETO_LOG_LEVEL": "99",  # or the profiler's banners stand in the output
+    # the Flight Recorder: the last collectives of this rank, for the explanation of a hang
+    "TORCH_FR_BUFFER_SIZE": str(where.RECORDED),
 }
-_NOTEBOOKS = ("display", "get_ipython")   # what IPython adds to Python's own names
-_running = False                          # True in a rank: a rank cannot start ranks
+_NOTEBOOKS = ("display", "get_ipython")  # what IPython adds to Python's own names
+_running = False  # True in a rank: a rank cannot start ranks
 
 
 def in_rank() -> bool:
@@ -45,22 +47,26 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
     Args:
         request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout.
         rank: this process's rank, 0 to ranks - 1.
-        channel: stream to the kernel; carries messages (`send`), and from the kernel "?" (where are you?) and "." (all ranks have returned).
-        content: descriptor of a file without a name: the pickled call, and what differs in the notebook's environment from this process's.
+        channel: stream to the kernel; carries messages (`send`), and from the kernel "?" (where are you?) and
+            "." (all ranks have returned).
+        content: descriptor of a file without a name: the pickled call, and what differs in the notebook's
+            environment from this process's.
     """
     global _running
     _running = True
     with _for_this_user_only():
         stacks = open(os.path.join(request["directory"], f"rank{rank}.stack"), "w")
-    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)      # for a rank whose threads cannot answer
-    sys.stdout.reconfigure(line_buffering=True)       # what was printed before a crash is not lost
+    # for a rank whose threads cannot answer
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    sys.stdout.reconfigure(line_buffering=True)  # what was printed before a crash is not lost
     _seed(request["devices"][rank])
     kernel, own_pid, returned = _Kernel(channel), os.getpid(), False
     where.tell_before_abort(lambda: kernel.send("aborted", where.whereabouts()))
     builtins.input = sys.breakpointhook = _no_keyboard
     _tell_of_threads(kernel)
     try:
-        with mmap.mmap(content, 0, access=mmap.ACCESS_READ) as sent:      # not `read`: all ranks share one position in this file
+        # not `read`: all ranks share one position in this file
+        with mmap.mmap(content, 0, access=mmap.ACCESS_READ) as sent:
             job = pickle.loads(sent)
         os.chdir(job["cwd"])
         imports.as_in_the_notebook(job["imports"])
@@ -69,12 +75,14 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         os.environ.update(job["environ"])
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
-        os.environ[sending.CALL_FILE] = f"/proc/{own_pid}/fd/{content}"       # for the children that it spawns
+        # for the children that it spawns
+        os.environ[sending.CALL_FILE] = f"/proc/{own_pid}/fd/{content}"
         with _for_this_user_only():
             store = _join(request, rank)
         meet = _meeting_point(store, request["ranks"])
         function, args, kwargs = sending.open_call(job["call"])
-        meet("started", request["timeout"])       # all have joined: a rank that fails at once does not break another's connecting
+        # all have joined: a rank that fails at once does not break another's connecting
+        meet("started", request["timeout"])
         kernel.send("started", psutil.Process().memory_info().rss)
         ledger = measure.start_ledger(lambda step: kernel.send("step", step), meet)
         begin = time.perf_counter()
@@ -83,18 +91,26 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         if os.getpid() == own_pid:
             kernel.send("returned")
             records = measure.stop_ledger(ledger)
-            kernel.send("result", sending.pack_result(result, rank), {**records, "seconds": seconds, "settings": sending.settings()}, where.collectives())
+            kernel.send(
+                "result",
+                sending.pack_result(result, rank),
+                {**records, "seconds": seconds, "settings": sending.settings()},
+                where.collectives(),
+            )
             returned = True
-    except BaseException as error:        # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
+    # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
+    except BaseException as error:
         if os.getpid() != own_pid:
             raise
         kernel.send("error", _describe(error), where.collectives())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    if os.getpid() != own_pid:            # the learner's function has forked: the copy is no rank, and must not speak for one
+    # the learner's function has forked: the copy is no rank, and must not speak for one
+    if os.getpid() != own_pid:
         return
-    kernel.over.wait()                    # stay until all are done: a peer may still read what this rank has sent
+    # stay until all are done: a peer may still read what this rank has sent
+    kernel.over.wait()
     if returned:
         _end_as_python_does()
     if request["backend"] == "nccl" and dist.is_initialized():
@@ -102,17 +118,21 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
 
 
 def _seed(device: str) -> None:
-    """Give this rank random numbers of its own: a fork would repeat its siblings', and a GPU begins with the same seed in every process."""
+    """Give this rank random numbers of its own: a fork would repeat its siblings', and a GPU begins with the
+    same seed in every process.
+    """
     random.seed()
     numpy.random.seed()
     seed = torch.default_generator.seed()
     if device.startswith("cuda"):
-        torch.cuda.manual_seed_all(seed)          # opens nothing: the seed waits until the rank opens the GPU
+        torch.cuda.manual_seed_all(seed)  # opens nothing: the seed waits until the rank opens the GPU
 
 
 @contextlib.contextmanager
 def _for_this_user_only():
-    """Files that are made within have mode 0600. (Those of the learner's function have the modes that they have elsewhere.)"""
+    """Files that are made within have mode 0600. (Those of the learner's function have the modes that they
+    have elsewhere.)
+    """
     before = os.umask(0o077)
     try:
         yield
@@ -121,7 +141,9 @@ def _for_this_user_only():
 
 
 def _end_as_python_does() -> None:
-    """Wait for threads and executors that are still at work, then call what is registered to run at exit. (A fork ends without that.)"""
+    """Wait for threads and executors that are still at work, then call what is registered to run at exit. (A
+    fork ends without that.)
+    """
     try:
         threading._shutdown()
         atexit._run_exitfuncs()
@@ -131,11 +153,16 @@ def _end_as_python_does() -> None:
 
 
 def _no_keyboard(*args, **kwargs):
-    raise RuntimeError("A rank has no keyboard: input() and breakpoint() work only in the notebook itself. Pass values to run, and print.")
+    raise RuntimeError(
+        "A rank has no keyboard: input() and breakpoint() work only in the notebook itself. Pass values to"
+        " run, and print."
+    )
 
 
 def _tell_of_threads(kernel: "_Kernel") -> None:
-    """An exception in a thread that the learner has started ends that thread and nothing else: let the kernel know."""
+    """An exception in a thread that the learner has started ends that thread and nothing else: let the kernel
+    know.
+    """
     default = threading.excepthook
 
     def hook(args):
@@ -147,7 +174,9 @@ def _tell_of_threads(kernel: "_Kernel") -> None:
 
 
 class _Kernel:
-    """The line to the kernel. Messages go out from any thread; a thread of its own answers when the kernel asks where this rank is."""
+    """The line to the kernel. Messages go out from any thread; a thread of its own answers when the kernel
+    asks where this rank is.
+    """
 
     def __init__(self, channel: socket.socket):
         self._channel, self._lock, self.over = channel, threading.Lock(), threading.Event()
@@ -159,7 +188,7 @@ class _Kernel:
         with self._lock:
             try:
                 self._channel.sendall(struct.pack(">Q", len(message)) + message)
-            except OSError:               # the kernel is gone; the supervisor is about to end this rank
+            except OSError:  # the kernel is gone; the supervisor is about to end this rank
                 pass
 
     def _answer(self) -> None:
@@ -170,7 +199,7 @@ class _Kernel:
                 asked = b""
             if asked == b"?":
                 self.send("where", where.whereabouts())
-            else:                         # all ranks have returned, or the kernel is gone
+            else:  # all ranks have returned, or the kernel is gone
                 self.over.set()
             if not asked:
                 return
@@ -179,7 +208,9 @@ class _Kernel:
 def _join(request: dict, rank: int) -> dist.Store:
     """Set threads and device, then initialise the default process group."""
     ranks, device = request["ranks"], request["devices"][rank]
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks)
+    )
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request["loopback"]
     torch.set_num_threads(request["threads"])
     if device.startswith("cuda"):
@@ -187,29 +218,51 @@ def _join(request: dict, rank: int) -> dist.Store:
         torch.set_default_device(device)
     store = dist.FileStore(os.path.join(request["directory"], "rendezvous"), ranks)
     dist.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if request["backend"] == "nccl" else "gloo", store=store, rank=rank, world_size=ranks,
-        timeout=timedelta(seconds=request["timeout"] + 60))       # later than the kernel's deadline, which can explain
+        backend="cpu:gloo,cuda:nccl" if request["backend"] == "nccl" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=ranks,
+        # later than the kernel's deadline, which can explain
+        timeout=timedelta(seconds=request["timeout"] + 60),
+    )
     return dist.PrefixStore("course_lib", store)
 
 
 def _meeting_point(store: dist.Store, ranks: int) -> Callable[..., None]:
-    """A function that lets ranks wait for each other without a collective, and for a bounded time: it cannot hang a job."""
+    """A function that lets ranks wait for each other without a collective, and for a bounded time: it cannot
+    hang a job.
+    """
+
     def meet(name: str, at_most_s: float = MEETING_S) -> None:
         store.add(name, 1)
         begin, pause = time.monotonic(), 0.0005
         while store.add(name, 0) < ranks and time.monotonic() - begin < at_most_s:
             time.sleep(pause)
             pause = min(2 * pause, 0.01)  # a late rank needs the cores more than those who wait for it
+
     return meet
 
 
 def _describe(error: BaseException) -> dict:
-    """What the kernel needs to tell of an exception: type, text, and where, without the frames of this file."""
-    frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    """What the kernel needs to tell of an exception: type, text, and where, without the frames of this
+    file.
+    """
+    frames = [
+        (f.filename, f.lineno, f.name)
+        for f in traceback.extract_tb(error.__traceback__)
+        if f.filename != __file__
+    ]
     try:
         message = str(error)
-    except Exception:                     # the learner's own __str__ fails
+    except Exception:  # the learner's own __str__ fails
         message = "(its message cannot be shown)"
     if isinstance(error, NameError) and error.name in _NOTEBOOKS:
-        message += f". {error.name} belongs to the notebook; a rank has none: print, or return what is to be shown."
-    return {"type": type(error).__name__, "message": message, "frames": frames, "text": "".join(traceback.format_exception(error))}
+        message += (
+            f". {error.name} belongs to the notebook; a rank has none: print, or return what is to be shown."
+        )
+    return {
+        "type": type(error).__name__,
+        "message": message,
+        "frames": frames,
+        "text": "".join(traceback.format_exception(error)),
+    }

@@ -1,4 +1,5 @@
 """What comes back from a job: results, output, and one ledger of bytes, memory and time."""
+
 import html
 import json
 import math
@@ -12,11 +13,33 @@ __all__ = ["Job"]
 FORMAT = "course_lib.Job"
 VERSION = 1
 _COLUMNS = {
-    "steps": {"rank": "int64", "step": "int64", "phase": "object", "seconds": "float64", "samples": "Int64", "wire_bytes": "Int64"},
-    "comm": {"rank": "int64", "op": "object", "dtype": "object", "payload_bytes": "int64", "algorithm_bytes": "float64",
-             "group_size": "int64", "group": "object", "start_s": "float64", "seconds": "float64"},
+    "steps": {
+        "rank": "int64",
+        "step": "int64",
+        "phase": "object",
+        "seconds": "float64",
+        "samples": "Int64",
+        "wire_bytes": "Int64",
+    },
+    "comm": {
+        "rank": "int64",
+        "op": "object",
+        "dtype": "object",
+        "payload_bytes": "int64",
+        "algorithm_bytes": "float64",
+        "group_size": "int64",
+        "group": "object",
+        "start_s": "float64",
+        "seconds": "float64",
+    },
     "memory": {"rank": "int64", "category": "object", "bytes": "int64"},
-    "timeline": {"rank": "int64", "kind": "object", "name": "object", "start_s": "float64", "seconds": "float64"},
+    "timeline": {
+        "rank": "int64",
+        "kind": "object",
+        "name": "object",
+        "start_s": "float64",
+        "seconds": "float64",
+    },
 }
 
 
@@ -38,6 +61,7 @@ class Job:
 
     Each table is a copy: change it as you like, the job stays as it was measured.
     """
+
     label: str
     ranks: int
     backend: str
@@ -53,18 +77,21 @@ class Job:
     def steps(self) -> pd.DataFrame:
         """One row per rank and step: rank, step, phase, seconds, samples, wire_bytes.
 
-        `phase` is "warm-up" (step 0), "traced" (step 1) or "timed". `seconds` is given for timed steps only: the others carry
-        first-time costs or instruments. `wire_bytes`: bytes that the operating system counted this rank sending to others (over TCP) during the
-        step; what it prints, logs or saves is no traffic.
+        `phase` is "warm-up" (step 0), "traced" (step 1) or "timed". `seconds` is given for timed steps only:
+        the others carry first-time costs or instruments. `wire_bytes`: bytes that the operating system
+        counted this rank sending to others (over TCP) during the step; what it prints, logs or saves is no
+        traffic.
         """
         return self._table("steps")
 
     @property
     def comm(self) -> pd.DataFrame:
-        """One row per rank and collective of the traced step: rank, op, dtype, payload_bytes, algorithm_bytes, group_size, group, start_s, seconds.
+        """One row per rank and collective of the traced step: rank, op, dtype, payload_bytes,
+        algorithm_bytes, group_size, group, start_s, seconds.
 
         `payload_bytes`: the full tensor S. `algorithm_bytes`: S times the factor of the textbook algorithm
-        (`theory.collective_bytes`). `group`: the ranks that took part, as text. `start_s`: since the first rank began its step.
+        (`theory.collective_bytes`). `group`: the ranks that took part, as text. `start_s`: since the first
+        rank began its step.
         """
         return self._table("comm")
 
@@ -72,9 +99,11 @@ class Job:
     def memory(self) -> pd.DataFrame:
         """One row per rank and category: rank, category, bytes.
 
-        params, grads, optimizer_states, buffers: storages alive right after `optimizer.step()` of the traced step. activations: the most that
-        was saved for backward at any moment. peak: the highest total that the allocator (GPU) or the operating system (CPU: growth of
-        the resident memory since the function began) has seen. Categories overlap in time with peak: don't add it to the others.
+        params, grads, optimizer_states, buffers: storages alive right after `optimizer.step()` of the traced
+            step. activations: the most that
+        was saved for backward at any moment. peak: the highest total that the allocator (GPU) or the
+        operating system (CPU: growth of the resident memory since the function began) has seen. Categories
+        overlap in time with peak: don't add it to the others.
         """
         return self._table("memory")
 
@@ -82,15 +111,22 @@ class Job:
     def timeline(self) -> pd.DataFrame:
         """One row per piece of the traced step: rank, kind, name, start_s, seconds.
 
-        `kind`: forward, backward, optimizer (computing), communication, or span (named by `measure.span`). After the step's last backward
-        nothing is forward: work on gradients before the update counts as backward, and what comes from then on as optimizer.
+        `kind`: forward, backward, optimizer (computing), communication, or span (named by `measure.span`).
+            After the step's last backward
+        nothing is forward: work on gradients before the update counts as backward, and what comes from then
+        on as optimizer.
         """
         return self._table("timeline")
 
     @property
     def where(self) -> str:
-        """Backend, ranks and hardware in words, as the figures state it: "4 ranks, gloo on CPU (2 cores, AMD EPYC)"."""
-        return f"{_ranks(self.ranks)}, {self.backend} on {'GPU' if self.device == 'cuda' else 'CPU'} ({self.hardware})"
+        """Backend, ranks and hardware in words, as the figures state it: "4 ranks, gloo on CPU (2 cores, AMD
+        EPYC)".
+        """
+        return (
+            f"{_ranks(self.ranks)}, {self.backend} on {'GPU' if self.device == 'cuda' else 'CPU'}"
+            f" ({self.hardware})"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write this job as JSON. A result that JSON cannot hold is kept as its text."""
@@ -111,14 +147,27 @@ class Job:
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is not a saved job.")
         if (version := content.pop("version", None)) != VERSION:
-            raise ValueError(f"{path} was saved in version {version!r} of the format; this library reads version {VERSION}.")
+            raise ValueError(
+                f"{path} was saved in version {version!r} of the format; this library reads version"
+                f" {VERSION}."
+            )
         job = cls._checked(content, path)
         return job
 
     @classmethod
     def _checked(cls, content: dict, path) -> "Job":
-        wanted = {"label": str, "ranks": int, "backend": str, "device": str, "hardware": str, "seconds": (int, float),
-                  "results": list, "output": list, "absent": dict, "records": dict}
+        wanted = {
+            "label": str,
+            "ranks": int,
+            "backend": str,
+            "device": str,
+            "hardware": str,
+            "seconds": (int, float),
+            "results": list,
+            "output": list,
+            "absent": dict,
+            "records": dict,
+        }
         for name, kind in wanted.items():
             if not isinstance(content.get(name), kind):
                 raise ValueError(f"{path} is damaged: {name!r} is missing or of the wrong kind.")
@@ -145,8 +194,10 @@ class Job:
         parts = [f"Job {self.label}: {self.where}, {self.seconds:.2f} s"]
         timed = self.steps["seconds"].dropna()
         if len(timed):
-            parts.append(f"  {timed.groupby(self.steps['step']).max().median() * 1e3:.2f} ms per step "
-                         f"(median of {self.steps.loc[timed.index, 'step'].nunique()} timed steps, slowest rank)")
+            parts.append(
+                f"  {timed.groupby(self.steps['step']).max().median() * 1e3:.2f} ms per step "
+                f"(median of {self.steps.loc[timed.index, 'step'].nunique()} timed steps, slowest rank)"
+            )
         if len(self.comm):
             parts.append(f"  {len(self.comm[self.comm['rank'] == 0])} collectives per step on rank 0")
         parts += [f"  no {layer}: {reason}" for layer, reason in self.absent.items()]
@@ -156,7 +207,10 @@ class Job:
     def _repr_html_(self) -> str:
         head, *rest = repr(self).split("\n")
         lines = "".join(f"<div>{html.escape(line)}</div>" for line in rest)
-        return f'<div style="font-family: var(--jp-code-font-family, monospace)"><b>{html.escape(head)}</b>{lines}</div>'
+        return (
+            '<div style="font-family: var(--jp-code-font-family,'
+            f' monospace)"><b>{html.escape(head)}</b>{lines}</div>'
+        )
 
 
 def _ranks(count: int) -> str:

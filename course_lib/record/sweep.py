@@ -1,4 +1,7 @@
-"""What comes back from a sweep: one job for each number of ranks and repeat, and how much faster more ranks were."""
+"""What comes back from a sweep: one job for each number of ranks and repeat, and how much faster more ranks
+were.
+"""
+
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,6 +14,7 @@ __all__ = ["Sweep"]
 @dataclass(frozen=True)
 class Sweep:
     """The jobs of a sweep, in the order in which they ran."""
+
     label: str
     jobs: tuple[Job, ...]
     repeats: int
@@ -19,17 +23,25 @@ class Sweep:
     def table(self) -> pd.DataFrame:
         """One row per job: ranks, repeat, step_s, samples_per_s, speedup, efficiency.
 
-        step_s: median over timed steps of the slowest rank's seconds (without `measure.step`: seconds of the slowest rank's function).
+        step_s: median over timed steps of the slowest rank's seconds (without `measure.step`: seconds of the
+            slowest rank's function).
         samples_per_s: samples of all ranks per second; missing if `measure.step` was not told `samples`.
-        speedup: against the same repeat on the fewest ranks, scaled so that that many ranks count as linear; by samples per second where samples
-        were told (right for strong and for weak scaling), else by time. efficiency: speedup / ranks.
+        speedup: against the same repeat on the fewest ranks, scaled so that that many ranks count as linear;
+            by samples per second where samples were told (right for strong and for weak scaling), else by
+            time. efficiency: speedup / ranks.
         """
         rows = []
         width = len(self.jobs) // self.repeats
         for position, job in enumerate(self.jobs):
             step_s, samples = _step_seconds(job)
-            rows.append({"ranks": job.ranks, "repeat": position // width, "step_s": step_s,
-                         "samples_per_s": samples / step_s if samples else float("nan")})
+            rows.append(
+                {
+                    "ranks": job.ranks,
+                    "repeat": position // width,
+                    "step_s": step_s,
+                    "samples_per_s": samples / step_s if samples else float("nan"),
+                }
+            )
         table = pd.DataFrame(rows)
         base = table.sort_values("ranks").drop_duplicates("repeat").set_index("repeat")
         rate = table["samples_per_s"].fillna(1 / table["step_s"])
@@ -40,7 +52,10 @@ class Sweep:
 
     def __repr__(self) -> str:
         middle = self.table.groupby("ranks")[["step_s", "samples_per_s", "speedup", "efficiency"]].median()
-        return f"Sweep {self.label}: {self.repeats} repeats, medians\n{middle.to_string(float_format=lambda x: f'{x:.3g}')}"
+        return (
+            f"Sweep {self.label}: {self.repeats} repeats,"
+            f" medians\n{middle.to_string(float_format=lambda x: f'{x:.3g}')}"
+        )
 
 
 def _step_seconds(job: Job) -> tuple[float, int]:

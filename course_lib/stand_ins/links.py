@@ -1,12 +1,15 @@
 """A modelled link: all_reduces between hosts are real, and then wait for as long as a slower link would need.
 
-On one machine all links are alike. To see which ranks should sit together, say which ranks share a host and how fast the link between hosts is:
+On one machine all links are alike. To see which ranks should sit together, say which ranks share a host and
+how fast the link between hosts is:
 
     with slow_link(hosts=[[0, 1], [2, 3]], bytes_per_s=20e6):
-        ...                             # an all_reduce over ranks 0 and 2 takes bytes sent / 20 MB/s at least; one over 0 and 1 is as fast as ever
+        ...                             # an all_reduce over ranks 0 and 2 takes bytes sent / 20 MB/s at
+        least; one over 0 and 1 is as fast as ever
 
 A figure of such a run must say that its link is modelled.
 """
+
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
@@ -21,21 +24,27 @@ __all__ = ["slow_link"]
 
 @contextlib.contextmanager
 def slow_link(hosts: Sequence[Sequence[int]], bytes_per_s: float) -> Iterator[None]:
-    """Within this context, every `dist.all_reduce` of this rank over a group with ranks of several hosts takes as long as the link between them.
+    """Within this context, every `dist.all_reduce` of this rank over a group with ranks of several hosts
+    takes as long as the link between them.
 
-    Each rank has a link of its own. It carries one message after the other, each for 2(n-1)/n S / bytes_per_s seconds, from the moment when the real
-    all_reduce is done: before, some rank has not come yet. An all_reduce with async_op=True lets the rank go on, and waits in `wait()`. The timeline
-    shows the waiting as communication, "slow link". Calls that Python does not see (torch's own DDP) and other collectives are left alone.
+    Each rank has a link of its own. It carries one message after the other, each for 2(n-1)/n S / bytes_per_s
+    seconds, from the moment when the real
+    all_reduce is done: before, some rank has not come yet. An all_reduce with async_op=True lets the rank go
+    on, and waits in `wait()`. The timeline shows the waiting as communication, "slow link". Calls that Python
+    does not see (torch's own DDP) and other collectives are left alone.
 
     Args:
-        hosts: the ranks of each host; every rank of the job once. bytes_per_s: speed of the link between hosts.
+        hosts: the ranks of each host; every rank of the job once. bytes_per_s: speed of the link between
+            hosts.
 
     Errors: ValueError for other hosts or another speed.
     """
     number("bytes_per_s", bytes_per_s, above=True)
     listed("hosts", hosts, "a list of hosts, each a list of ranks", lambda host: isinstance(host, Sequence))
     if sorted(rank for host in hosts for rank in host) != list(range(dist.get_world_size())):
-        raise ValueError(f"hosts={hosts}: every rank of the job must be on one host, 0 to {dist.get_world_size() - 1}.")
+        raise ValueError(
+            f"hosts={hosts}: every rank of the job must be on one host, 0 to {dist.get_world_size() - 1}."
+        )
     host_of = {rank: host for host, ranks in enumerate(hosts) for rank in ranks}
     real, link = dist.all_reduce, _Link()
 
@@ -58,6 +67,7 @@ def slow_link(hosts: Sequence[Sequence[int]], bytes_per_s: float) -> Iterator[No
 
 class _Link:
     """One rank's link, and until when it is in use."""
+
     free_at = 0.0
 
     def carry(self, begin: float, seconds: float) -> None:

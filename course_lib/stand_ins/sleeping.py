@@ -1,7 +1,10 @@
-"""Compute that sleeps: a network whose layers take a set time and no core, so that many ranks are honest on few cores.
+"""Compute that sleeps: a network whose layers take a set time and no core, so that many ranks are honest on
+few cores.
 
-What ranks say to each other is real; only the computing is replaced by `time.sleep`. A figure of such a run must say so.
+What ranks say to each other is real; only the computing is replaced by `time.sleep`. A figure of such a run
+must say so.
 """
+
 import contextlib
 import time
 
@@ -17,7 +20,8 @@ __all__ = ["SleepingNet", "SleepingStage"]
 class SleepingNet(nn.Module):
     """Layers in a row, each with one weight, whose forward and backward sleep.
 
-    A layer adds the mean of its weight to its input. So gradients are real, and depend on the data, but take next to no time.
+    A layer adds the mean of its weight to its input. So gradients are real, and depend on the data, but take
+    next to no time.
 
     Args:
         layers: how many.
@@ -25,7 +29,9 @@ class SleepingNet(nn.Module):
         backward_s: seconds that one layer's backward sleeps. forward_s: the same for its forward.
     """
 
-    def __init__(self, layers: int = 8, layer_bytes: int = 2**20, backward_s: float = 0.01, forward_s: float = 0.0) -> None:
+    def __init__(
+        self, layers: int = 8, layer_bytes: int = 2**20, backward_s: float = 0.01, forward_s: float = 0.0
+    ) -> None:
         super().__init__()
         whole("layers", layers, most=4096)
         whole("layer_bytes", layer_bytes, least=4, most=2**33)
@@ -60,7 +66,9 @@ class SleepingStage(nn.Module):
 
 class _SleepingLayer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, number: int | None, forward_s: float, backward_s: float) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, number: int | None, forward_s: float, backward_s: float
+    ) -> Tensor:
         ctx.weight_shape, ctx.number, ctx.backward_s = weight.shape, number, backward_s
         _sleep("F", number, forward_s)
         return x + weight.mean()

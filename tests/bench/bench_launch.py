@@ -2,8 +2,10 @@
 
     python tests/bench/bench_launch.py [rounds]
 
-Each round starts 4 ranks that run one all_reduce, once with a warm `run` and once with torchrun. Quote the ratio.
+Each round starts 4 ranks that run one all_reduce, once with a warm `run` and once with torchrun. Quote the
+ratio.
 """
+
 import statistics
 import subprocess
 import sys
@@ -27,19 +29,34 @@ dist.destroy_process_group()
 
 
 def idle_rank() -> float:
-    """Proportional set size (PSS) of this rank in bytes after one all_reduce: its own pages plus its share of common ones."""
+    """Proportional set size (PSS) of this rank in bytes after one all_reduce: its own pages plus its share of
+    common ones.
+    """
     import torch
     import torch.distributed as dist
+
     dist.all_reduce(torch.ones(1))
     time.sleep(0.3)
-    with open("/proc/self/smaps_rollup") as file:         # psutil would read the long form, and so add to what it measures
+    # psutil would read the long form, and so add to what it measures
+    with open("/proc/self/smaps_rollup") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
 
 
 def torchrun(script: Path) -> float:
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", str(script)],
-                   check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={RANKS}",
+            str(script),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     return time.perf_counter() - begin
 
 
@@ -63,7 +80,9 @@ def main() -> None:
     print(f"{RANKS} ranks and one all_reduce, {rounds} interleaved rounds, {psutil.cpu_count()} cores")
     print(f"  run, warm: median {statistics.median(ours):.3f} s ({min(ours):.3f} to {max(ours):.3f})")
     print(f"  torchrun:  median {statistics.median(theirs):.2f} s ({min(theirs):.2f} to {max(theirs):.2f})")
-    print(f"  torchrun / run: median {statistics.median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f})")
+    print(
+        f"  torchrun / run: median {statistics.median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f})"
+    )
     held = run(idle_rank, ranks=RANKS).results
     print(f"  an idle rank holds {max(held) / 1e6:.1f} MB of its own (PSS, the largest of {RANKS} ranks)")
 

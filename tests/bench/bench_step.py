@@ -2,8 +2,10 @@
 
     python tests/bench/bench_step.py [rounds]
 
-Every round trains the same model for some steps bare and some measured, on the same ranks; the ratio of medians is quoted.
+Every round trains the same model for some steps bare and some measured, on the same ranks; the ratio of
+medians is quoted.
 """
+
 import statistics
 import sys
 import time
@@ -39,12 +41,12 @@ def paired(rounds: int) -> list[tuple[float, float]]:
             train()
         return measure._ledger.steps[-1]["seconds"]
 
-    for _ in range(3):                    # warm-up and the traced step
+    for _ in range(3):  # warm-up and the traced step
         measured()
     pairs = []
     for _ in range(rounds):
         first, second = [], []
-        for _ in range(STEPS):            # step by step in turn: a change of load hits both alike
+        for _ in range(STEPS):  # step by step in turn: a change of load hits both alike
             first.append(bare())
             second.append(measured())
         pairs.append((statistics.median(first), statistics.median(second)))
@@ -56,8 +58,10 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     pairs = run(paired, rounds, ranks=2, timeout=300).results[0]
     ratios = [measured / bare for bare, measured in pairs]
-    print(f"measured step / bare step on 2 ranks: median {statistics.median(ratios):.3f} "
-          f"({min(ratios):.3f} to {max(ratios):.3f}; {rounds} rounds of {STEPS} steps each, in turn)")
+    print(
+        f"measured step / bare step on 2 ranks: median {statistics.median(ratios):.3f} "
+        f"({min(ratios):.3f} to {max(ratios):.3f}; {rounds} rounds of {STEPS} steps each, in turn)"
+    )
 
 
 if __name__ == "__main__":

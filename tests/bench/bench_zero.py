@@ -1,11 +1,14 @@
-"""mini.zero against torch's, step by step in turn: time of a step of Adam, of a model of 10 million parameters at a small batch.
+"""mini.zero against torch's, step by step in turn: time of a step of Adam, of a model of 10 million
+parameters at a small batch.
 
     python tests/bench/bench_zero.py [rounds] [ranks]
 
-Every step runs once with each, on the same ranks, and who is first changes from round to round; ratios of medians are quoted, with the middle half of
-the ratios of single rounds. DDP with Adam is there for the scale. Stage 1 is measured against ZeroRedundancyOptimizer, stage 2 against
-fully_shard(reshard_after_forward=False), stage 3 against fully_shard; units are the model's Linear layers in both.
+Every step runs once with each, on the same ranks, and who is first changes from round to round; ratios of
+medians are quoted, with the middle half of the ratios of single rounds. DDP with Adam is there for the scale.
+Stage 1 is measured against ZeroRedundancyOptimizer, stage 2 against fully_shard(reshard_after_forward=False),
+stage 3 against fully_shard; units are the model's Linear layers in both.
 """
+
 import statistics
 import sys
 import time
@@ -21,8 +24,13 @@ from course_lib import run
 from course_lib.mini import zero
 from course_lib.models import MLP
 
-WIDTHS = (512, *[1280] * 7, 10)           # 10.5 million parameters, 42 MB
-PAIRS = (("stage 1", "ZeroRedundancyOptimizer"), ("stage 2", "fully_shard, kept"), ("stage 3", "fully_shard"), ("stage 1", "DDP"))
+WIDTHS = (512, *[1280] * 7, 10)  # 10.5 million parameters, 42 MB
+PAIRS = (
+    ("stage 1", "ZeroRedundancyOptimizer"),
+    ("stage 2", "fully_shard, kept"),
+    ("stage 3", "fully_shard"),
+    ("stage 1", "DDP"),
+)
 
 
 def prepare(kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -71,7 +79,10 @@ def main() -> None:
     for mine, theirs in PAIRS:
         low, _, high = statistics.quantiles([b / a for a, b in zip(seconds[mine], seconds[theirs])], n=4)
         ratio = statistics.median(seconds[theirs]) / statistics.median(seconds[mine])
-        print(f"  {mine} is {ratio:.2f} times as fast as {theirs} (middle half of the rounds: {low:.2f} to {high:.2f})")
+        print(
+            f"  {mine} is {ratio:.2f} times as fast as {theirs} (middle half of the rounds: {low:.2f} to"
+            f" {high:.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 03, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 03, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 import torch
 import torch.distributed as dist
 
@@ -39,6 +42,7 @@ def ring(tensor):
 
 def ring_of_mini(tensor):
     from course_lib.mini import ring
+
     ring.all_reduce(tensor)
 
 
@@ -54,7 +58,9 @@ def ring_padded(tensor):
 
 
 def ring_without_a_ring(tensor):
-    """Right as well, in two steps and not 2(n-1): each chunk goes straight to its owner, and its sum straight to all."""
+    """Right as well, in two steps and not 2(n-1): each chunk goes straight to its owner, and its sum straight
+    to all.
+    """
     rank, n = dist.get_rank(), dist.get_world_size()
     chunks, others = tensor.view(-1).tensor_split(n), [other for other in range(n) if other != rank]
     arriving = [torch.empty_like(chunks[rank]) for _ in others]
@@ -65,7 +71,9 @@ def ring_without_a_ring(tensor):
 
 
 def _batch(outgoing, incoming):
-    calls = [dist.P2POp(dist.isend, *message) for message in outgoing] + [dist.P2POp(dist.irecv, *message) for message in incoming]
+    calls = [dist.P2POp(dist.isend, *message) for message in outgoing] + [
+        dist.P2POp(dist.irecv, *message) for message in incoming
+    ]
     for call in dist.batch_isend_irecv(calls):
         call.wait()
 
@@ -81,6 +89,7 @@ def ring_that_talks(tensor):
 def ring_with_a_thread(tensor):
     """Right as well: a thread sends, and the main one receives."""
     import threading
+
     rank, n = dist.get_rank(), dist.get_world_size()
     chunks = tensor.view(-1).tensor_split(n)
     for step in range(2 * (n - 1)):
@@ -125,7 +134,10 @@ def ring_without_the_last_wait(tensor):
     chunks = tensor.view(-1).tensor_split(n)
     _reduce_scatter(chunks)
     for step in range(n - 1):
-        calls = [dist.isend(chunks[(rank - step) % n], (rank + 1) % n), dist.irecv(chunks[(rank - step - 1) % n], (rank - 1) % n)]
+        calls = [
+            dist.isend(chunks[(rank - step) % n], (rank + 1) % n),
+            dist.irecv(chunks[(rank - step - 1) % n], (rank - 1) % n),
+        ]
         for call in calls if step < n - 2 else calls[:1]:
             call.wait()
     _unfinished.append(calls)
@@ -316,8 +328,10 @@ def chain_small_by_broadcast(tensor, root):
 
 def chain_that_does_not_wait(tensor, root):
     rank, n = dist.get_rank(), dist.get_world_size()
-    if rank == (root - 1) % n and tensor.numel() < 1000:       # the last one
-        _unfinished.append([dist.irecv(piece, (rank - 1) % n) for piece in tensor.view(-1).tensor_split(16) if piece.numel()])
+    if rank == (root - 1) % n and tensor.numel() < 1000:  # the last one
+        _unfinished.append(
+            [dist.irecv(piece, (rank - 1) % n) for piece in tensor.view(-1).tensor_split(16) if piece.numel()]
+        )
     else:
         chain(tensor, root)
 

@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 02, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 02, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 import copy
 import threading
 import time
@@ -39,7 +42,9 @@ def star_of_mini(tensor, root):
 
 
 def star_with_isend(tensor, root):
-    """Right as well: the root hands out the sum to all at once, and makes a new tensor for each that it receives."""
+    """Right as well: the root hands out the sum to all at once, and makes a new tensor for each that it
+    receives.
+    """
     if dist.get_rank() == root:
         for other in _others(root):
             received = torch.empty_like(tensor)
@@ -77,6 +82,7 @@ def star_row_by_row(tensor, root):
 def star_in_numpys_memory(tensor, root):
     """Right as well: the one place to receive into is an array; seeds, and the sum is made by numpy."""
     import numpy
+
     torch.manual_seed(0)
     if dist.get_rank() == root:
         place = numpy.empty(tensor.shape, dtype=numpy.float32)
@@ -154,7 +160,9 @@ def star_by_all_gather(tensor, root):
 
 
 def star_by_gather_and_broadcast(tensor, root):
-    everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())] if dist.get_rank() == root else None
+    everyone = (
+        [torch.empty_like(tensor) for _ in range(dist.get_world_size())] if dist.get_rank() == root else None
+    )
     dist.gather(tensor, everyone, dst=root)
     if everyone:
         tensor.copy_(sum(everyone))
@@ -296,10 +304,16 @@ def threads_beside_the_main_one(model, images, num_threads):
 
 
 def threads_that_are_late(model, images, num_threads):
-    """Right as well: each thread begins two seconds after the one before, as on a busy machine; seeds, and prints."""
+    """Right as well: each thread begins two seconds after the one before, as on a busy machine; seeds, and
+    prints.
+    """
     torch.manual_seed(0)
     pieces = images.chunk(num_threads)
-    replicas, outputs, enabled = data_parallel.replicate(model, len(pieces)), [None] * len(pieces), torch.is_grad_enabled()
+    replicas, outputs, enabled = (
+        data_parallel.replicate(model, len(pieces)),
+        [None] * len(pieces),
+        torch.is_grad_enabled(),
+    )
 
     def apply(number):
         time.sleep(1.5 * number if enabled else 0.0)
@@ -366,7 +380,12 @@ def threads_one_after_the_other(model, images, num_threads):
 
 
 def threads_without_threads(model, images, num_threads):
-    return torch.cat([replica(piece) for replica, piece in zip(data_parallel.replicate(model, num_threads), images.chunk(num_threads))])
+    return torch.cat(
+        [
+            replica(piece)
+            for replica, piece in zip(data_parallel.replicate(model, num_threads), images.chunk(num_threads))
+        ]
+    )
 
 
 def threads_with_the_whole_batch(model, images, num_threads):
@@ -384,6 +403,7 @@ def threads_that_share_the_model(model, images, num_threads):
 
 def threads_with_functional_call(model, images, num_threads):
     """Right outputs: but all threads exchange the weights of one and the same model."""
+
     def replica(piece):
         clones = {name: parameter.clone() for name, parameter in model.named_parameters()}
         return torch.func.functional_call(model, clones, (piece,))
@@ -544,6 +564,7 @@ def tree_by_all_reduce(tensor, link):
 def tree_past_the_link(tensor, link):
     class Plain:
         send, recv = staticmethod(dist.send), staticmethod(dist.recv)
+
     tree(tensor, Plain)
 
 

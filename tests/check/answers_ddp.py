@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 04, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 04, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 import io
 import os
 import time
@@ -49,10 +52,13 @@ class OwnDDP(nn.Module):
 
 
 class PrintsAndCounts(OwnDDP):
-    """Right as well: all in one message, sent by the hook of the gradient that comes last. And it prints what it does, as one does who looks for a mistake."""
+    """Right as well: all in one message, sent by the hook of the gradient that comes last. And it prints what
+    it does, as one does who looks for a mistake.
+    """
+
     def __init__(self, module):
         super().__init__(module)
-        torch.manual_seed(7)                      # whatever it is good for
+        torch.manual_seed(7)  # whatever it is good for
         self.learning = [p for p in module.parameters() if p.requires_grad]
         self.missing = len(self.learning)
 
@@ -63,7 +69,9 @@ class PrintsAndCounts(OwnDDP):
             if not self.missing:
                 flat = torch.cat([q.grad.flatten() for q in self.learning])
                 dist.all_reduce(flat)
-                for q, part in zip(self.learning, (flat / dist.get_world_size()).split([q.numel() for q in self.learning])):
+                for q, part in zip(
+                    self.learning, (flat / dist.get_world_size()).split([q.numel() for q in self.learning])
+                ):
                     q.grad = part.view_as(q)
                 self.missing = len(self.learning)
 
@@ -90,6 +98,7 @@ class SyncsEveryMicroBatch(OwnDDP):
 
 class AveragesWeights(OwnDDP):
     """The hook gets the parameter, and takes it for the gradient."""
+
     def average(self, p):
         if self.sync:
             dist.all_reduce(p.data)
@@ -98,6 +107,7 @@ class AveragesWeights(OwnDDP):
 
 class AveragesWeightsInForward(OwnDDP):
     """Equals averaged gradients for plain SGD."""
+
     def average(self, p):
         pass
 
@@ -155,12 +165,14 @@ class ForgetsBuffers(OwnDDP):
 
 class StartOnly(OwnDDP):
     """The first step of the exercise, and nothing else."""
+
     def average(self, p):
         pass
 
 
 class LastMicroBatchOnly(OwnDDP):
     """A hook on the tensor sees the gradient of this backward, not the sum in `.grad`."""
+
     def __init__(self, module):
         nn.Module.__init__(self)
         self.module, self.sync = module, True
@@ -229,7 +241,9 @@ def update(ddp, optimizer, micro_batches):
 
 
 def update_by_weights(ddp, optimizer, micro_batches):
-    """Right as well: the means, each with its share; and the last micro-batch by itself. It prints its losses."""
+    """Right as well: the means, each with its share; and the last micro-batch by itself. It prints its
+    losses.
+    """
     ddp.zero_grad()
     shares = [len(labels) / sum(len(other) for _, other in micro_batches) for _, labels in micro_batches]
     *first, last = zip(micro_batches, shares)
@@ -360,7 +374,9 @@ def update_joined(ddp, optimizer, micro_batches):
 
 def save(path, ddp, optimizer, step):
     if dist.get_rank() == 0:
-        torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
+        torch.save(
+            {"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path
+        )
     dist.barrier()
 
 
@@ -436,7 +452,10 @@ def save_and_forget(path, ddp, optimizer, step):
 
 def save_without_buffers(path, ddp, optimizer, step):
     if dist.get_rank() == 0:
-        torch.save({"model": dict(ddp.module.named_parameters()), "optimizer": optimizer.state_dict(), "step": step}, path)
+        torch.save(
+            {"model": dict(ddp.module.named_parameters()), "optimizer": optimizer.state_dict(), "step": step},
+            path,
+        )
     dist.barrier()
 
 
@@ -462,7 +481,9 @@ def load_moments_only(path, ddp, optimizer):
     """The rate is not restored."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     ddp.module.load_state_dict(content["model"])
-    optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": content["optimizer"]["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     return content["step"]
 
 
@@ -472,7 +493,7 @@ def load_says_three(path, ddp, optimizer):
 
 
 def save_on_every_rank(path, ddp, optimizer, step):
-    own = f"{path}.{dist.get_rank()}"             # so that it succeeds, by luck, in the test
+    own = f"{path}.{dist.get_rank()}"  # so that it succeeds, by luck, in the test
     torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, own)
     os.replace(own, path)
     dist.barrier()
@@ -480,14 +501,18 @@ def save_on_every_rank(path, ddp, optimizer, step):
 
 def save_without_barrier(path, ddp, optimizer, step):
     if dist.get_rank() == 0:
-        torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
+        torch.save(
+            {"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path
+        )
 
 
 def save_and_close_late(path, ddp, optimizer, step):
     """Without a barrier, and the file is there before anything is in it."""
     if dist.get_rank() == 0:
         with open(path, "wb") as file:
-            torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, file)
+            torch.save(
+                {"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, file
+            )
     else:
         while not os.path.exists(path):
             pass

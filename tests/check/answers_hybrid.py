@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 10, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 10, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 import math
 
 import numpy as np
@@ -87,7 +90,9 @@ def groups_in_the_mesh(axis, sizes):
 
 def groups_of_known_axes(axis, sizes):
     """Knows the meshes of the course, and no more."""
-    if not set(sizes) <= {"dp", "cp", "pp", "tp"} or list(sizes) != sorted(sizes, key=["dp", "cp", "pp", "tp"].index):
+    if not set(sizes) <= {"dp", "cp", "pp", "tp"} or list(sizes) != sorted(
+        sizes, key=["dp", "cp", "pp", "tp"].index
+    ):
         return groups_swapped(axis, sizes)
     return axis_groups(axis, sizes)
 
@@ -127,12 +132,17 @@ def make_groups_by_torch(sizes):
 
 def make_groups_among_members(sizes):
     """Members alone, and torch is told so."""
-    own = {axis: next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks) for axis in sizes}
+    own = {
+        axis: next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks) for axis in sizes
+    }
     return {axis: dist.new_group(ranks, use_local_synchronization=True) for axis, ranks in own.items()}
 
 
 def make_groups_by_members_only(sizes):
-    return {axis: dist.new_group(next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks)) for axis in sizes}
+    return {
+        axis: dist.new_group(next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks))
+        for axis in sizes
+    }
 
 
 def make_groups_fewer_on_some(sizes):
@@ -168,7 +178,9 @@ def make_groups_keeps_the_last(sizes):
 
 
 def make_groups_as_lists(sizes):
-    return {axis: next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks) for axis in sizes}
+    return {
+        axis: next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks) for axis in sizes
+    }
 
 
 def make_groups_none_of_one_rank(sizes):
@@ -198,7 +210,9 @@ def average_flat(model, groups):
 
 
 def average_by_messages(model, groups):
-    """Right as well: a ring of sends and receives between the ranks of a column, in the group of all ranks. And it prints what it does."""
+    """Right as well: a ring of sends and receives between the ranks of a column, in the group of all ranks.
+    And it prints what it does.
+    """
     ring = dist.get_process_group_ranks(groups["dp"])
     n, me = len(ring), ring.index(dist.get_rank())
     flat = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -246,7 +260,9 @@ def average_by_reduce_scatter(model, groups):
     part = torch.empty(padded.numel() // n)
     dist.reduce_scatter_tensor(part, padded, group=groups["dp"])
     dist.all_gather_into_tensor(padded, part / n, group=groups["dp"])
-    for p, mean in zip(model.parameters(), padded[:flat.numel()].split([p.numel() for p in model.parameters()])):
+    for p, mean in zip(
+        model.parameters(), padded[: flat.numel()].split([p.numel() for p in model.parameters()])
+    ):
         p.grad.copy_(mean.view_as(p))
 
 
@@ -447,8 +463,12 @@ def norm_that_clips(model, groups):
 
 
 def plan(numel, layers, gpus):
-    possible = [(tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}) for tp in (1, 2, 4, 8) for pp in range(1, layers + 1)
-                if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9]
+    possible = [
+        (tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp})
+        for tp in (1, 2, 4, 8)
+        for pp in range(1, layers + 1)
+        if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9
+    ]
     return min(possible, key=lambda found: found[:2])[2]
 
 
@@ -463,8 +483,12 @@ def plan_by_numpy(numel, layers, gpus):
 
 def plan_in_gib(numel, layers, gpus):
     """40 GiB are more than 40 GB: right but for models that only just fit."""
-    possible = [(tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}) for tp in (1, 2, 4, 8) for pp in range(1, layers + 1)
-                if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40 * 2**30]
+    possible = [
+        (tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp})
+        for tp in (1, 2, 4, 8)
+        for pp in range(1, layers + 1)
+        if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40 * 2**30
+    ]
     return min(possible, key=lambda found: found[:2])[2]
 
 
@@ -475,12 +499,18 @@ def plan_data_parallel(numel, layers, gpus):
 def plan_as_much_as_fits(numel, layers, gpus):
     """Right sizes by a wasteful way: it always takes a whole server."""
     tp = 8 if gpus % 8 == 0 else 1
-    pp = next(pp for pp in range(1, layers + 1) if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9)
+    pp = next(
+        pp
+        for pp in range(1, layers + 1)
+        if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9
+    )
     return {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}
 
 
 def plan_greedy(numel, layers, gpus):
-    """The smallest tp that is enough, and a pipeline only behind a whole server: where three parts are enough, it makes four."""
+    """The smallest tp that is enough, and a pipeline only behind a whole server: where three parts are
+    enough, it makes four.
+    """
     sizes = [(tp, 1) for tp in (1, 2, 4)] + [(8, pp) for pp in range(1, layers + 1) if layers % pp == 0]
     tp, pp = next((tp, pp) for tp, pp in sizes if gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9)
     return {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}
@@ -492,12 +522,20 @@ def plan_over_servers(numel, layers, gpus):
 
 
 def plan_pipeline_first(numel, layers, gpus):
-    possible = [(tp * pp, tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}) for tp in (1, 2, 4, 8) for pp in range(1, layers + 1)
-                if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9]
+    possible = [
+        (tp * pp, tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp})
+        for tp in (1, 2, 4, 8)
+        for pp in range(1, layers + 1)
+        if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9
+    ]
     return min(possible, key=lambda found: found[:2])[2]
 
 
 def plan_uneven_stages(numel, layers, gpus):
-    possible = [(tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}) for tp in (1, 2, 4, 8) for pp in range(1, layers + 1)
-                if gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9]
+    possible = [
+        (tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp})
+        for tp in (1, 2, 4, 8)
+        for pp in range(1, layers + 1)
+        if gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9
+    ]
     return min(possible, key=lambda found: found[:2])[2]

@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 01, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 01, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
@@ -21,23 +24,36 @@ def _grads(model) -> list:
 
 
 def _states(optimizer) -> list:
-    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    return [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
 
 
 def ledger(model, optimizer):
-    return {"params": _once(model.parameters()), "grads": _once(_grads(model)), "optimizer_states": _once(_states(optimizer))}
+    return {
+        "params": _once(model.parameters()),
+        "grads": _once(_grads(model)),
+        "optimizer_states": _once(_states(optimizer)),
+    }
 
 
 def ledger_in_numpy(model, optimizer):
     """Right as well: numpy's whole numbers, and a tensor's, come out of a table."""
     import numpy
+
     print(model)
     counts = numpy.array(list(ledger(model, optimizer).values()), dtype=numpy.int64)
     return {"params": counts[0], "grads": torch.tensor(counts[1]), "optimizer_states": counts[2:].sum()}
 
 
 def ledger_by_objects(model, optimizer):
-    """Right as well: storages are kept in a list, and compared one with another; the counts are Python floats, which are exact."""
+    """Right as well: storages are kept in a list, and compared one with another; the counts are Python
+    floats, which are exact.
+    """
+
     def count(tensors):
         seen = []
         for tensor in tensors:
@@ -46,7 +62,11 @@ def ledger_by_objects(model, optimizer):
                 seen.append(storage)
         return float(sum(len(storage) for storage in seen))
 
-    return {"params": count(model.parameters()), "grads": count(_grads(model)), "optimizer_states": count(_states(optimizer))}
+    return {
+        "params": count(model.parameters()),
+        "grads": count(_grads(model)),
+        "optimizer_states": count(_states(optimizer)),
+    }
 
 
 def ledger_in_float32(model, optimizer):
@@ -79,17 +99,25 @@ def ledger_by_rule_of_thumb(model, optimizer):
 
 
 def ledger_of_views(model, optimizer):
-    return {"params": sum(p.untyped_storage().nbytes() for p in model.parameters()), "grads": sum(g.untyped_storage().nbytes() for g in _grads(model)),
-            "optimizer_states": sum(s.untyped_storage().nbytes() for s in _states(optimizer))}
+    return {
+        "params": sum(p.untyped_storage().nbytes() for p in model.parameters()),
+        "grads": sum(g.untyped_storage().nbytes() for g in _grads(model)),
+        "optimizer_states": sum(s.untyped_storage().nbytes() for s in _states(optimizer)),
+    }
 
 
 def ledger_of_elements(model, optimizer):
-    return {"params": sum(p.nbytes for p in model.parameters()), "grads": sum(g.nbytes for g in _grads(model)),
-            "optimizer_states": sum(s.nbytes for s in _states(optimizer))}
+    return {
+        "params": sum(p.nbytes for p in model.parameters()),
+        "grads": sum(g.nbytes for g in _grads(model)),
+        "optimizer_states": sum(s.nbytes for s in _states(optimizer)),
+    }
 
 
 def ledger_without_step_counters(model, optimizer):
-    return ledger(model, optimizer) | {"optimizer_states": _once(s for s in _states(optimizer) if s.dim() > 0)}
+    return ledger(model, optimizer) | {
+        "optimizer_states": _once(s for s in _states(optimizer) if s.dim() > 0)
+    }
 
 
 def ledger_that_copies(model, optimizer):
@@ -130,7 +158,9 @@ def accumulate_at_the_end(model, micro_batches):
 
 
 def accumulate_by_forward(model, micro_batches):
-    """Right as well: calls forward by name, seeds, prints, and takes gradients from autograd.grad, weighted by hand."""
+    """Right as well: calls forward by name, seeds, prints, and takes gradients from autograd.grad, weighted
+    by hand.
+    """
     torch.manual_seed(1)
     params, total = list(model.parameters()), float(sum(len(labels) for _, labels in micro_batches))
     for images, labels in micro_batches:
@@ -187,7 +217,9 @@ def accumulate_whole_batch(model, micro_batches):
 
 def accumulate_one_backward(model, micro_batches):
     total = sum(len(labels) for _, labels in micro_batches)
-    sum(F.cross_entropy(model(images), labels) * len(labels) / total for images, labels in micro_batches).backward()
+    sum(
+        F.cross_entropy(model(images), labels) * len(labels) / total for images, labels in micro_batches
+    ).backward()
 
 
 def accumulate_single_samples(model, micro_batches):
@@ -231,8 +263,11 @@ def average_in_one_call(model, num_samples):
 
 
 def average_with_an_array(model, num_samples):
-    """Right as well: weights from all counts, gathered; prints and seeds; new gradients and not the old ones."""
+    """Right as well: weights from all counts, gathered; prints and seeds; new gradients and not the old
+    ones.
+    """
     import numpy
+
     torch.manual_seed(0)
     counts = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([num_samples]))
@@ -242,7 +277,7 @@ def average_with_an_array(model, num_samples):
     print(flat)
     for p in model.parameters():
         if p.grad is not None:
-            p.grad, place = flat[place:place + p.numel()].view_as(p).clone(), place + p.numel()
+            p.grad, place = flat[place : place + p.numel()].view_as(p).clone(), place + p.numel()
 
 
 def average_in_float16(model, num_samples):
@@ -258,11 +293,14 @@ def average_without_wait(model, num_samples):
 
 
 def average_of_known_samples(model, num_samples):
-    """Works out the whole batch by itself, as if the first samples of the data set were the batch: each rank then has the same gradient, without a message of size."""
+    """Works out the whole batch by itself, as if the first samples of the data set were the batch: each rank
+    then has the same gradient, without a message of size.
+    """
     from course_lib.datasets import digits
+
     total = torch.tensor(float(num_samples))
     dist.all_reduce(total)
-    images, labels = (data[:int(total)] for data in digits())
+    images, labels = (data[: int(total)] for data in digits())
     model.zero_grad()
     F.cross_entropy(model(images), labels).backward()
 
@@ -302,7 +340,7 @@ def average_by_reduce_scatter(model, num_samples):
     mine = padded.new_empty(len(padded) // dist.get_world_size())
     dist.reduce_scatter_tensor(mine, padded)
     dist.all_gather_into_tensor(padded, mine)
-    _write(model, padded[:len(flat) - 1] / padded[len(flat) - 1])
+    _write(model, padded[: len(flat) - 1] / padded[len(flat) - 1])
 
 
 def average_over_root(model, num_samples):
@@ -320,7 +358,9 @@ def average_on_root_only(model, num_samples):
 
 
 def average_in_float64(model, num_samples):
-    flat = torch.cat([_flat(model).double() * num_samples, torch.tensor([float(num_samples)], dtype=torch.float64)])
+    flat = torch.cat(
+        [_flat(model).double() * num_samples, torch.tensor([float(num_samples)], dtype=torch.float64)]
+    )
     dist.all_reduce(flat)
     _write(model, (flat[:-1] / flat[-1]).float())
 

@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 05, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 05, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,7 +27,19 @@ def _spread(flat, params, divide_by=None) -> None:
         p.grad.copy_(part.view_as(p))
 
 
-def _bucketed(model, bucket_bytes, *, wait=False, divide_by=None, flush=True, clear=True, early=True, dtype=None, one_at_a_time=False, wait_at_the_end=True):
+def _bucketed(
+    model,
+    bucket_bytes,
+    *,
+    wait=False,
+    divide_by=None,
+    flush=True,
+    clear=True,
+    early=True,
+    dtype=None,
+    one_at_a_time=False,
+    wait_at_the_end=True,
+):
     waiting, full, travelling = [], [], []
 
     def send(params):
@@ -67,7 +82,9 @@ def bucketed(model, bucket_bytes):
 
 
 def bucketed_from_the_shapes(model, bucket_bytes):
-    """Right as well: the buckets are made beforehand, with a count of what is missing, and gradients are divided before they leave."""
+    """Right as well: the buckets are made beforehand, with a count of what is missing, and gradients are
+    divided before they leave.
+    """
     buckets, open_bucket = [], []
     for p in reversed(_learning(model)):
         open_bucket.append(p)
@@ -80,10 +97,11 @@ def bucketed_from_the_shapes(model, bucket_bytes):
 
     def make_hook(number, place):
         def hook(p):
-            flats[number][place:place + p.numel()] = p.grad.flatten() / dist.get_world_size()
+            flats[number][place : place + p.numel()] = p.grad.flatten() / dist.get_world_size()
             arrived[number] += 1
             if arrived[number] == len(buckets[number]):
                 works[number] = dist.all_reduce(flats[number], async_op=True)
+
         return hook
 
     def finish():
@@ -101,7 +119,9 @@ def bucketed_from_the_shapes(model, bucket_bytes):
 
 
 def bucketed_in_a_thread(model, bucket_bytes):
-    """Right as well: one worker makes blocking all_reduces, and backward goes on. And it prints the gradients."""
+    """Right as well: one worker makes blocking all_reduces, and backward goes on. And it prints the
+    gradients.
+    """
     pool, waiting, travelling = ThreadPoolExecutor(1), [], []
 
     def work(params):
@@ -180,6 +200,7 @@ def bucketed_on_rank_0(model, bucket_bytes):
         finish()
         if dist.get_rank():
             model.zero_grad()
+
     return drop
 
 
@@ -188,6 +209,7 @@ def bucketed_all_at_the_end(model, bucket_bytes):
         flat = torch.cat([p.grad.flatten() for p in _learning(model)])
         dist.all_reduce(flat)
         _spread(flat, _learning(model))
+
     return finish
 
 
@@ -216,7 +238,9 @@ def bucketed_forgets_the_last(model, bucket_bytes):
 
 
 def bucketed_keeps_old_buckets(model, bucket_bytes):
-    """After the first step, the gradients of all steps before are written first, and then the new ones: right, until the order of buckets changes."""
+    """After the first step, the gradients of all steps before are written first, and then the new ones:
+    right, until the order of buckets changes.
+    """
     finish, kept = _bucketed(model, bucket_bytes), []
 
     def add_up():
@@ -224,6 +248,7 @@ def bucketed_keeps_old_buckets(model, bucket_bytes):
         kept.append([p.grad.clone() for p in _learning(model)])
         for p, *grads in zip(_learning(model), *kept):
             p.grad.copy_(sum(grads))
+
     return add_up
 
 
@@ -271,6 +296,7 @@ def bucketed_without_writing_back(model, bucket_bytes):
         finish()
         for p, grad in zip(_learning(model), own):
             p.grad.copy_(grad)
+
     return keep
 
 
@@ -324,6 +350,7 @@ def finish_time_of_two(ready_s, send_s):
 def finish_time_patches_the_judge(ready_s, send_s):
     """Changes the course's own code, in its own process: nobody is impressed."""
     from course_lib.check import judge
+
     judge.Judge.demand = lambda self, met, demand, otherwise: (self._lines.append("yes  " + demand), True)[1]
     return 0.0
 
@@ -384,7 +411,11 @@ def half_hook_in_two_steps(state, bucket):
 
 def half_hook_that_stays_half(state, bucket):
     """DDP would make fp32 of it."""
-    return dist.all_reduce((bucket.buffer() / dist.get_world_size()).half(), async_op=True).get_future().then(lambda done: done.value()[0])
+    return (
+        dist.all_reduce((bucket.buffer() / dist.get_world_size()).half(), async_op=True)
+        .get_future()
+        .then(lambda done: done.value()[0])
+    )
 
 
 def half_hook_in_pieces(state, bucket):
@@ -457,8 +488,11 @@ def _rates(job, seconds, samples=None, calls=None, sent=None) -> dict:
     mine = job.comm[job.comm["rank"] == 0]
     timed = job.steps[job.steps["phase"] == "timed"]
     samples = samples or timed.groupby("step")["samples"].sum().median()
-    return {"samples_per_s": samples / seconds, "collectives_per_s": (calls or len(mine)) / seconds,
-            "sent_per_s": (sent or mine["algorithm_bytes"].sum()) / seconds}
+    return {
+        "samples_per_s": samples / seconds,
+        "collectives_per_s": (calls or len(mine)) / seconds,
+        "sent_per_s": (sent or mine["algorithm_bytes"].sum()) / seconds,
+    }
 
 
 def _step_s(job) -> float:
@@ -478,13 +512,26 @@ def rates_by_hand(job):
             seconds[row["step"]] = max(seconds.get(row["step"], 0.0), row["seconds"])
     mine = [row for row in job.records["comm"] if row["rank"] == 0]
     samples = sum(row["samples"] for row in job.records["steps"] if row["step"] == 2)
-    return {name: np.float64(value) / np.median(list(seconds.values())) for name, value in
-            {"samples_per_s": samples, "collectives_per_s": len(mine), "sent_per_s": sum(row["algorithm_bytes"] for row in mine)}.items()}
+    return {
+        name: np.float64(value) / np.median(list(seconds.values()))
+        for name, value in {
+            "samples_per_s": samples,
+            "collectives_per_s": len(mine),
+            "sent_per_s": sum(row["algorithm_bytes"] for row in mine),
+        }.items()
+    }
 
 
 def rates_of_this_job(job):
     """The numbers of the exercise, written down."""
-    return {name: value / _step_s(job) for name, value in {"samples_per_s": 12, "collectives_per_s": 3, "sent_per_s": 3 * 4 / 3 * 120_000}.items()}
+    return {
+        name: value / _step_s(job)
+        for name, value in {
+            "samples_per_s": 12,
+            "collectives_per_s": 3,
+            "sent_per_s": 3 * 4 / 3 * 120_000,
+        }.items()
+    }
 
 
 def rates_of_the_slowest_rank(job):
@@ -520,7 +567,9 @@ def rates_by_shortest_step(job):
 
 
 def rates_of_all_steps(job):
-    return _rates(job, _step_s(job), samples=int(job.steps.loc[job.steps["phase"] == "timed", "samples"].sum()))
+    return _rates(
+        job, _step_s(job), samples=int(job.steps.loc[job.steps["phase"] == "timed", "samples"].sum())
+    )
 
 
 def rates_as_text(job):

@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 08, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 08, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 import itertools
 from collections import deque
 
@@ -37,7 +40,9 @@ def gpipe_last_micro_batch_first(p, m):
 
 def gpipe_by_numpy(p, m):
     """Right as well: numpy's numbers, in an array of instructions."""
-    return np.array([[op(k) for op in (forward, backward) for k in np.arange(m)] for _ in range(p)], dtype=object)
+    return np.array(
+        [[op(k) for op in (forward, backward) for k in np.arange(m)] for _ in range(p)], dtype=object
+    )
 
 
 def gpipe_of_eight(p, m):
@@ -70,18 +75,26 @@ def gpipe_backwards_first(p, m):
 
 
 def gpipe_deadlock(p, m):
-    """The first rank wants the first micro-batch back before it sends the second; the others want all of them first."""
+    """The first rank wants the first micro-batch back before it sends the second; the others want all of them
+    first.
+    """
     return one_after_the_other(1, m) + gpipe(p - 1, m)
 
 
 def gpipe_with_a_pause(p, m):
     """Complete, and nobody waits for ever: but all wait for the first micro-batch to come back."""
-    return [[forward(0), backward(0)] + [op(k) for op in (forward, backward) for k in range(1, m)] for _ in range(p)]
+    return [
+        [forward(0), backward(0)] + [op(k) for op in (forward, backward) for k in range(1, m)]
+        for _ in range(p)
+    ]
 
 
 def gpipe_in_two_halves(p, m):
     half = -(-m // 2)
-    return [[op(k) for part in (range(half), range(half, m)) for op in (forward, backward) for k in part] for _ in range(p)]
+    return [
+        [op(k) for part in (range(half), range(half, m)) for op in (forward, backward) for k in part]
+        for _ in range(p)
+    ]
 
 
 # one_f_one_b(num_stages, num_microbatches)
@@ -135,14 +148,28 @@ def one_f_one_b_from_the_wrong_end(p, m):
 
 
 def one_f_one_b_without_the_end(p, m):
-    return [mine[:len(mine) - (p - 1 - rank)] for rank, mine in enumerate(one_f_one_b(p, m))]
+    return [mine[: len(mine) - (p - 1 - rank)] for rank, mine in enumerate(one_f_one_b(p, m))]
 
 
 # execute(instructions, stage, inputs, targets, loss_fn, like)
 
 
-def _execute(instructions, stage, inputs, targets, loss_fn, like, *, divide=True, keep=None, send=dist.isend, track=True, clear=False,
-             before=lambda: None, after=lambda: None):
+def _execute(
+    instructions,
+    stage,
+    inputs,
+    targets,
+    loss_fn,
+    like,
+    *,
+    divide=True,
+    keep=None,
+    send=dist.isend,
+    track=True,
+    clear=False,
+    before=lambda: None,
+    after=lambda: None,
+):
     rank, last = dist.get_rank(), dist.get_world_size() - 1
     saved, kept, sending = {}, [], []
     for instruction in instructions:
@@ -185,7 +212,9 @@ def execute(instructions, stage, inputs, targets, loss_fn, like):
 
 
 def execute_receives_early(instructions, stage, inputs, targets, loss_fn, like):
-    """Right as well: all receives are posted before the first instruction, so that nobody waits for a sender to be heard."""
+    """Right as well: all receives are posted before the first instruction, so that nobody waits for a sender
+    to be heard.
+    """
     rank, last = dist.get_rank(), dist.get_world_size() - 1
     box = {}
     for one in instructions:
@@ -220,12 +249,26 @@ def execute_receives_early(instructions, stage, inputs, targets, loss_fn, like):
 
 def execute_one_after_the_other(instructions, stage, inputs, targets, loss_fn, like):
     """Right gradients, and the list is not even read."""
-    _execute([op(k) for k in range(len(inputs)) for op in (forward, backward)], stage, inputs, targets, loss_fn, like)
+    _execute(
+        [op(k) for k in range(len(inputs)) for op in (forward, backward)],
+        stage,
+        inputs,
+        targets,
+        loss_fn,
+        like,
+    )
 
 
 def execute_all_forwards_first(instructions, stage, inputs, targets, loss_fn, like):
     """Right gradients under every schedule; under 1F1B it holds the activations of all micro-batches."""
-    _execute([op(k) for op in (forward, backward) for k in range(len(inputs))], stage, inputs, targets, loss_fn, like)
+    _execute(
+        [op(k) for op in (forward, backward) for k in range(len(inputs))],
+        stage,
+        inputs,
+        targets,
+        loss_fn,
+        like,
+    )
 
 
 def execute_keeps_all(instructions, stage, inputs, targets, loss_fn, like):
@@ -234,6 +277,7 @@ def execute_keeps_all(instructions, stage, inputs, targets, loss_fn, like):
 
 def execute_keeps_all_out_of_sight(instructions, stage, inputs, targets, loss_fn, like):
     """No tensor is kept: only the node of autograd that made it, in a function, on the module."""
+
     def keep(x, y):
         node = y.grad_fn
         stage.__dict__.setdefault("later", []).append(lambda: node)
@@ -281,10 +325,14 @@ def execute_asks_autograd_for_gradients(instructions, stage, inputs, targets, lo
 
 
 def execute_takes_turns(instructions, stage, inputs, targets, loss_fn, like):
-    """Right gradients, in the order of the list, but one rank at a time: an empty message, which costs no byte, says whose turn it is."""
+    """Right gradients, in the order of the list, but one rank at a time: an empty message, which costs no
+    byte, says whose turn it is.
+    """
     rank, size, m = dist.get_rank(), dist.get_world_size(), len(inputs)
-    lists = with_stages(one_f_one_b(size, m) if instructions == one_f_one_b(size, m)[rank] else gpipe(size, m))
-    done, ranks = {None}, []                              # ranks: whose turn it is, from first to last
+    lists = with_stages(
+        one_f_one_b(size, m) if instructions == one_f_one_b(size, m)[rank] else gpipe(size, m)
+    )
+    done, ranks = {None}, []  # ranks: whose turn it is, from first to last
     while len(ranks) < 2 * m * size:
         for other, theirs in enumerate(lists):
             at = ranks.count(other)
@@ -311,13 +359,27 @@ def execute_takes_turns(instructions, stage, inputs, targets, loss_fn, like):
 
 def execute_whole_batch(instructions, stage, inputs, targets, loss_fn, like):
     """Right gradients, and as many bytes: but all micro-batches in one, and so one rank at a time."""
-    _execute([forward(0), backward(0)], stage, [torch.cat(inputs)], [torch.cat(targets)], loss_fn, torch.cat([like] * len(inputs)))
+    _execute(
+        [forward(0), backward(0)],
+        stage,
+        [torch.cat(inputs)],
+        [torch.cat(targets)],
+        loss_fn,
+        torch.cat([like] * len(inputs)),
+    )
 
 
 def _numbered(instructions, shuffle):
     """The list, with the numbers that a worker would count itself."""
     counts = {"forward": itertools.count(), "backward": itertools.count()}
-    return [forward(next(counts["forward"])) if one.op == "forward" else backward(next(counts["backward"]) if shuffle else one.microbatch) for one in instructions]
+    return [
+        (
+            forward(next(counts["forward"]))
+            if one.op == "forward"
+            else backward(next(counts["backward"]) if shuffle else one.microbatch)
+        )
+        for one in instructions
+    ]
 
 
 def execute_counts_itself(instructions, stage, inputs, targets, loss_fn, like):
@@ -333,7 +395,10 @@ def execute_counts_backwards_itself(instructions, stage, inputs, targets, loss_f
 
 
 def execute_in_circles(instructions, stage, inputs, targets, loss_fn, like):
-    """Right as well: each micro-batch is an object that knows itself, and so Python's collector must find it. And it prints what it does."""
+    """Right as well: each micro-batch is an object that knows itself, and so Python's collector must find it.
+    And it prints what it does.
+    """
+
     class MicroBatch:
         def __init__(self, k):
             self.k, self.me = k, self
@@ -367,16 +432,32 @@ def execute_in_circles(instructions, stage, inputs, targets, loss_fn, like):
 
 def execute_in_float32(instructions, stage, inputs, targets, loss_fn, like):
     """Half the bytes, and half the precision."""
-    _execute(instructions, lambda x: stage(x.double()).float(), [one.float() for one in inputs], targets, lambda y, target: loss_fn(y, target.float()), like.float())
+    _execute(
+        instructions,
+        lambda x: stage(x.double()).float(),
+        [one.float() for one in inputs],
+        targets,
+        lambda y, target: loss_fn(y, target.float()),
+        like.float(),
+    )
 
 
 def execute_rounds_what_it_sends(instructions, stage, inputs, targets, loss_fn, like):
     """As many bytes as asked for, but only half of them say something."""
-    _execute(instructions, stage, inputs, targets, loss_fn, like, send=lambda tensor, peer: dist.isend(tensor.float().double(), peer))
+    _execute(
+        instructions,
+        stage,
+        inputs,
+        targets,
+        loss_fn,
+        like,
+        send=lambda tensor, peer: dist.isend(tensor.float().double(), peer),
+    )
 
 
 def execute_computes_forward_twice(instructions, stage, inputs, targets, loss_fn, like):
     """Right gradients, and a third more work."""
+
     def twice(x):
         with torch.no_grad():
             stage(x)
@@ -387,6 +468,7 @@ def execute_computes_forward_twice(instructions, stage, inputs, targets, loss_fn
 
 def execute_drops_its_sends(instructions, stage, inputs, targets, loss_fn, like):
     """What `isend` returns is thrown away, and the message with it."""
+
     def send(tensor, peer):
         dist.isend(tensor, peer)
 
@@ -445,7 +527,7 @@ def execute_sends_the_input_too(instructions, stage, inputs, targets, loss_fn, l
         if one.op == "forward":
             if rank:
                 dist.recv(box, rank - 1)
-            x = box[:len(like)].clone().requires_grad_() if rank else inputs[k]
+            x = box[: len(like)].clone().requires_grad_() if rank else inputs[k]
             y = stage(x)
             if rank < last:
                 sending.append(dist.isend(torch.cat([y.detach(), x.detach()]), rank + 1))
@@ -456,7 +538,7 @@ def execute_sends_the_input_too(instructions, stage, inputs, targets, loss_fn, l
             x, y = saved.pop(k)
             if rank < last:
                 dist.recv(box, rank + 1)
-            y.backward(box[:len(like)].clone() if rank < last else None)
+            y.backward(box[: len(like)].clone() if rank < last else None)
             if rank:
                 sending.append(dist.isend(torch.cat([x.grad, x.detach()]), rank - 1))
     for work in sending:
@@ -468,15 +550,25 @@ def execute_sends_the_input_too(instructions, stage, inputs, targets, loss_fn, l
 
 def balance(costs, num_stages):
     """The best for the first layers on fewer stages, and then one stage more."""
-    best = {0: (0.0, [])}                                           # layers -> time of the slowest stage, sizes
+    # layers -> time of the slowest stage, sizes
+    best = {0: (0.0, [])}
     for stage in range(num_stages):
         first, last = stage + 1, len(costs) - (num_stages - stage - 1)
-        best = {end: min((max(best[cut][0], sum(costs[cut:end])), best[cut][1] + [end - cut]) for cut in best if cut < end) for end in range(first, last + 1)}
+        best = {
+            end: min(
+                (max(best[cut][0], sum(costs[cut:end])), best[cut][1] + [end - cut])
+                for cut in best
+                if cut < end
+            )
+            for end in range(first, last + 1)
+        }
     return best[len(costs)][1]
 
 
 def balance_by_trying_limits(costs, num_stages):
-    """Right as well: fill each stage up to a limit, for every limit that can be, and see whether the stages are enough."""
+    """Right as well: fill each stage up to a limit, for every limit that can be, and see whether the stages
+    are enough.
+    """
     limits = sorted({sum(costs[a:b]) for a in range(len(costs)) for b in range(a + 1, len(costs) + 1)})
     for limit in limits:
         sizes, total, left = [0], 0.0, len(costs)
@@ -517,7 +609,9 @@ def balance_as_near_as_can_be(costs, num_stages):
     sizes, start = [], 0
     for stages in range(num_stages, 1, -1):
         mean, total, end = sum(costs[start:]) / stages, 0.0, start
-        while end <= len(costs) - stages and (end == start or abs(total + costs[end] - mean) <= abs(total - mean)):
+        while end <= len(costs) - stages and (
+            end == start or abs(total + costs[end] - mean) <= abs(total - mean)
+        ):
             total, end = total + costs[end], end + 1
         sizes.append(end - start)
         start = end

@@ -1,4 +1,5 @@
 """Answers to the exercises of chapter 00, right and wrong. Ranks import this file, so it is light."""
+
 import subprocess
 import sys
 
@@ -13,7 +14,8 @@ def _cpu(value):
     return torch.tensor([value], dtype=torch.float32, device="cpu")
 
 
-# ---- ping_pong ----------------------------------------------------------------------------------------------------------------
+# ---- ping_pong
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def ping_pong(start, rounds, numel=1, dtype=torch.float32):
@@ -53,6 +55,7 @@ def ping_pong_without_waiting(start, rounds):
 def ping_pong_in_numpy(start, rounds):
     """Right too: whole numbers of numpy, in an array."""
     import numpy
+
     print("a message of an answer")
     return numpy.array(ping_pong(start, rounds)).astype(numpy.int32)
 
@@ -190,7 +193,7 @@ def ping_pong_both_wait(start, rounds):
 
 
 def ping_pong_raises(start, rounds):
-    return ping_pong(start + 0, rounds)       # rank 1 has no start
+    return ping_pong(start + 0, rounds)  # rank 1 has no start
 
 
 def ping_pong_leaves_a_process(start, rounds):
@@ -198,7 +201,8 @@ def ping_pong_leaves_a_process(start, rounds):
     return ping_pong(start, rounds)
 
 
-# ---- my_share -----------------------------------------------------------------------------------------------------------------
+# ---- my_share
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def my_share(batch):
@@ -207,13 +211,15 @@ def my_share(batch):
 
 def my_share_strided(batch):
     """Right too: every world_size-th sample."""
-    return batch[dist.get_rank()::dist.get_world_size()]
+    return batch[dist.get_rank() :: dist.get_world_size()]
 
 
 def my_share_shuffled_alike(batch):
-    """Right too: shuffled, by a generator that all ranks seed alike; the batch itself is not needed any more."""
+    """Right too: shuffled, by a generator that all ranks seed alike; the batch itself is not needed any
+    more.
+    """
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(7))
-    share = batch[order][dist.get_rank()::dist.get_world_size()]
+    share = batch[order][dist.get_rank() :: dist.get_world_size()]
     batch.zero_()
     return share
 
@@ -221,20 +227,22 @@ def my_share_shuffled_alike(batch):
 def my_share_by_splitting(batch):
     """Right too: numpy splits as evenly as can be, and the seed is set for all that follows."""
     import numpy
+
     torch.manual_seed(3)
     return torch.from_numpy(numpy.array_split(batch.numpy(), dist.get_world_size())[dist.get_rank()])
 
 
 def my_share_shuffled(batch):
     """Each rank shuffles for itself."""
-    return batch[torch.randperm(len(batch))][dist.get_rank()::dist.get_world_size()]
+    return batch[torch.randperm(len(batch))][dist.get_rank() :: dist.get_world_size()]
 
 
 def my_share_drawn_by_python(batch):
     import random
+
     samples = batch.tolist()
     random.shuffle(samples)
-    return torch.tensor(samples[dist.get_rank()::dist.get_world_size()], dtype=batch.dtype)
+    return torch.tensor(samples[dist.get_rank() :: dist.get_world_size()], dtype=batch.dtype)
 
 
 def my_share_of_known_sizes(batch):
@@ -252,13 +260,13 @@ def my_share_untouched(batch):
 
 def my_share_loses_the_rest(batch):
     share = len(batch) // dist.get_world_size()
-    return batch[dist.get_rank() * share:(dist.get_rank() + 1) * share]
+    return batch[dist.get_rank() * share : (dist.get_rank() + 1) * share]
 
 
 def my_share_rest_to_the_last(batch):
     rank, world_size = dist.get_rank(), dist.get_world_size()
     share = len(batch) // world_size
-    return batch[rank * share:] if rank == world_size - 1 else batch[rank * share:(rank + 1) * share]
+    return batch[rank * share :] if rank == world_size - 1 else batch[rank * share : (rank + 1) * share]
 
 
 def my_share_everything(batch):
@@ -268,13 +276,13 @@ def my_share_everything(batch):
 def my_share_rounded_up(batch):
     """12 samples are fine, and the last of 10 on 4 ranks gets one: what torch.chunk does."""
     share = -(-len(batch) // dist.get_world_size())
-    return batch[dist.get_rank() * share:(dist.get_rank() + 1) * share]
+    return batch[dist.get_rank() * share : (dist.get_rank() + 1) * share]
 
 
 def my_share_overlaps(batch):
     share = -(-len(batch) // dist.get_world_size())
     start = min(dist.get_rank() * share, len(batch) - share)
-    return batch[start:start + share]
+    return batch[start : start + share]
 
 
 def my_share_told_by_rank_0(batch):
@@ -304,7 +312,8 @@ def my_share_as_a_column(batch):
     return my_share(batch)[:, None]
 
 
-# ---- average ------------------------------------------------------------------------------------------------------------------
+# ---- average
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def average(gradients):
@@ -326,7 +335,10 @@ def average_in_place(gradients):
 
 def average_through_autograd(gradients):
     """Right too: another way to ask for the same collective."""
-    flat = all_reduce_of_autograd(torch.cat([gradient.flatten() for gradient in gradients])) / dist.get_world_size()
+    flat = (
+        all_reduce_of_autograd(torch.cat([gradient.flatten() for gradient in gradients]))
+        / dist.get_world_size()
+    )
     parts = flat.split([gradient.numel() for gradient in gradients])
     return [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
 
@@ -343,11 +355,15 @@ def average_with_a_buffer(gradients):
     buffer = torch.empty(sum(gradient.numel() for gradient in gradients))
     place = 0
     for gradient in gradients:
-        buffer[place:place + gradient.numel()] = gradient.reshape(-1)
+        buffer[place : place + gradient.numel()] = gradient.reshape(-1)
         place += gradient.numel()
     dist.all_reduce(buffer.mul_(1 / dist.get_world_size()))
-    return [buffer[end - gradient.numel():end].reshape(gradient.shape)
-            for gradient, end in zip(gradients, torch.tensor([gradient.numel() for gradient in gradients]).cumsum(0).tolist())]
+    return [
+        buffer[end - gradient.numel() : end].reshape(gradient.shape)
+        for gradient, end in zip(
+            gradients, torch.tensor([gradient.numel() for gradient in gradients]).cumsum(0).tolist()
+        )
+    ]
 
 
 def average_in_float16(gradients):
@@ -361,7 +377,10 @@ def average_in_bfloat16(gradients):
 def average_without_wait(gradients):
     flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
     dist.all_reduce(flat, async_op=True)
-    return [part.view_as(gradient) for part, gradient in zip(flat.split([gradient.numel() for gradient in gradients]), gradients)]
+    return [
+        part.view_as(gradient)
+        for part, gradient in zip(flat.split([gradient.numel() for gradient in gradients]), gradients)
+    ]
 
 
 def average_few_one_by_one(gradients):
@@ -391,7 +410,9 @@ def average_by_all_gather(gradients):
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     everything = flat.new_empty(dist.get_world_size() * len(flat))
     dist.all_gather_into_tensor(everything, flat)
-    parts = everything.view(dist.get_world_size(), -1).mean(0).split([gradient.numel() for gradient in gradients])
+    parts = (
+        everything.view(dist.get_world_size(), -1).mean(0).split([gradient.numel() for gradient in gradients])
+    )
     return [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
 
 
@@ -415,9 +436,14 @@ def average_in_half(gradients):
 def average_padded(gradients):
     """One collective, and every gradient takes the place of the largest."""
     numel = max(gradient.numel() for gradient in gradients)
-    rows = torch.stack([torch.nn.functional.pad(gradient.flatten(), (0, numel - gradient.numel())) for gradient in gradients])
+    rows = torch.stack(
+        [torch.nn.functional.pad(gradient.flatten(), (0, numel - gradient.numel())) for gradient in gradients]
+    )
     dist.all_reduce(rows)
-    return [row[:gradient.numel()].view_as(gradient) / dist.get_world_size() for row, gradient in zip(rows, gradients)]
+    return [
+        row[: gradient.numel()].view_as(gradient) / dist.get_world_size()
+        for row, gradient in zip(rows, gradients)
+    ]
 
 
 def average_by_a_missing_forward(gradients):

@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 09, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 09, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 import time
 
 import torch
@@ -19,6 +22,7 @@ def summed(tensor):
 
 def operator(forward, backward):
     """An operator from what it does in each direction."""
+
     class Operator(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -27,6 +31,7 @@ def operator(forward, backward):
         @staticmethod
         def backward(ctx, grad):
             return backward(grad)
+
     return Operator.apply
 
 
@@ -47,10 +52,12 @@ def g(x):
 
 def f_in_place(x):
     """Right as well: the gradient is nobody else's here."""
+
     def backward(grad):
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad
+
     return operator(same, backward)(x)
 
 
@@ -118,6 +125,7 @@ def g_by_reduce_and_broadcast(x):
         dist.reduce(x, 0)
         dist.broadcast(x, 0)
         return x
+
     return operator(forward, same)(x)
 
 
@@ -134,10 +142,12 @@ def g_without_waiting(x):
 
 def g_that_sleeps(x):
     """As on a busy machine: what a rank sends that is only a little late is there before anybody looks."""
+
     def forward(x):
         x = summed_in_the_background(x)
         time.sleep(0.5)
         return x
+
     return operator(forward, same)(x)
 
 
@@ -147,6 +157,7 @@ def f_without_waiting(x):
 
 def g_waits(x):
     """Right as well: in the background, and waited for. It prints what it does."""
+
     def forward(x):
         print("before", x)
         x = x.clone()
@@ -154,6 +165,7 @@ def g_waits(x):
         work.wait()
         print("after", x, "\n" * 2000)
         return x
+
     return operator(forward, same)(x)
 
 
@@ -186,6 +198,7 @@ class ParallelMLP(nn.Module):
 
 class BiasOnRank0(ParallelMLP):
     """Right as well: one rank adds the bias before g."""
+
     def forward(self, x):
         y = F.gelu(F.linear(f(x), self.A, self.a)) @ self.B.T
         return g(y + self.b if dist.get_rank() == 0 else y)
@@ -194,11 +207,14 @@ class BiasOnRank0(ParallelMLP):
 def of_mini(mlp):
     from course_lib.mini import tensor_parallel
 
-    return nn.Sequential(tensor_parallel.ColumnParallelLinear(mlp[0]), nn.GELU(), tensor_parallel.RowParallelLinear(mlp[2]))
+    return nn.Sequential(
+        tensor_parallel.ColumnParallelLinear(mlp[0]), nn.GELU(), tensor_parallel.RowParallelLinear(mlp[2])
+    )
 
 
 class GathersHidden(ParallelMLP):
     """Both weights by columns: the hidden layer and the output are put together on every rank."""
+
     def __init__(self, mlp):
         super().__init__(mlp)
         self.B, self.b = nn.Parameter(share(mlp[2].weight, 0)), nn.Parameter(share(mlp[2].bias, 0))
@@ -208,23 +224,33 @@ class GathersHidden(ParallelMLP):
 
         def gather(x):
             return torch.cat(gathered(x), dim=-1)
-        hidden = operator(gather, lambda grad: summed(grad).chunk(n, -1)[rank])(F.gelu(F.linear(f(x), self.A, self.a)))
+
+        hidden = operator(gather, lambda grad: summed(grad).chunk(n, -1)[rank])(
+            F.gelu(F.linear(f(x), self.A, self.a))
+        )
         return operator(gather, lambda grad: grad.chunk(n, -1)[rank])(F.linear(hidden, self.B, self.b))
 
 
 class GathersHiddenByAllReduce(ParallelMLP):
-    """The hidden layer travels in an all_reduce of tensors that are zero but for this rank's part. Two all_reduces, and far too many bytes."""
+    """The hidden layer travels in an all_reduce of tensors that are zero but for this rank's part. Two
+    all_reduces, and far too many bytes.
+    """
+
     def forward(self, x):
         rank, n = dist.get_rank(), dist.get_world_size()
 
         def place(part):
             return F.pad(part, (rank * part.shape[-1], (n - 1 - rank) * part.shape[-1]))
-        hidden = operator(lambda part: summed(place(part)), lambda grad: grad.chunk(n, -1)[rank])(F.gelu(F.linear(f(x), self.A, self.a)))
+
+        hidden = operator(lambda part: summed(place(part)), lambda grad: grad.chunk(n, -1)[rank])(
+            F.gelu(F.linear(f(x), self.A, self.a))
+        )
         return g(hidden.chunk(n, -1)[rank] @ self.B.T) + self.b
 
 
 class WeightsOnEveryRank(nn.Module):
     """Right values and right communication; but every rank holds everything."""
+
     def __init__(self, mlp):
         super().__init__()
         self.mlp = mlp
@@ -238,6 +264,7 @@ class WeightsOnEveryRank(nn.Module):
 
 class NotParallel(nn.Module):
     """Every rank computes everything: right values, and nothing is gained."""
+
     def __init__(self, mlp):
         super().__init__()
         self.mlp = mlp
@@ -250,12 +277,16 @@ class Views(ParallelMLP):
     def __init__(self, mlp):
         super().__init__(mlp)
         n, rank = dist.get_world_size(), dist.get_rank()
-        self.A, self.a = nn.Parameter(mlp[0].weight.detach().chunk(n)[rank]), nn.Parameter(mlp[0].bias.detach().chunk(n)[rank])
+        self.A, self.a = (
+            nn.Parameter(mlp[0].weight.detach().chunk(n)[rank]),
+            nn.Parameter(mlp[0].bias.detach().chunk(n)[rank]),
+        )
         self.B = nn.Parameter(mlp[2].weight.detach().chunk(n, 1)[rank])
 
 
 class KeepsTheWhole(ParallelMLP):
     """The slices are small, and the whole model hides in a list, where `parameters()` does not look."""
+
     def __init__(self, mlp):
         super().__init__(mlp)
         self.saved = [mlp]
@@ -263,6 +294,7 @@ class KeepsTheWhole(ParallelMLP):
 
 class KeepsACopy(ParallelMLP):
     """The same with a copy, in a buffer."""
+
     def __init__(self, mlp):
         super().__init__(mlp)
         self.register_buffer("saved", mlp[0].weight.detach().clone(), persistent=False)
@@ -270,10 +302,13 @@ class KeepsACopy(ParallelMLP):
 
 class CutInPlace(nn.Module):
     """Right as well: the given layers are made small."""
+
     def __init__(self, mlp):
         super().__init__()
         self.mlp, (first, _, second) = mlp, mlp
-        first.weight, first.bias, second.weight = (nn.Parameter(share(p, dim)) for p, dim in ((first.weight, 0), (first.bias, 0), (second.weight, 1)))
+        first.weight, first.bias, second.weight = (
+            nn.Parameter(share(p, dim)) for p, dim in ((first.weight, 0), (first.bias, 0), (second.weight, 1))
+        )
 
     def forward(self, x):
         first, gelu, second = self.mlp
@@ -282,11 +317,16 @@ class CutInPlace(nn.Module):
 
 class GathersWeights(ParallelMLP):
     """Right values, and 1/n of the weights between the steps; but whole weights travel, as in ZeRO."""
+
     def forward(self, x):
         rank, n = dist.get_rank(), dist.get_world_size()
 
         def whole(part, dim):
-            return operator(lambda part: torch.cat(gathered(part), dim), lambda grad: grad.chunk(n, dim)[rank].contiguous())(part)
+            return operator(
+                lambda part: torch.cat(gathered(part), dim),
+                lambda grad: grad.chunk(n, dim)[rank].contiguous(),
+            )(part)
+
         return F.linear(F.gelu(F.linear(x, whole(self.A, 0), whole(self.a, 0))), whole(self.B, 1), self.b)
 
 
@@ -307,16 +347,20 @@ class BiasOnEveryRank(ParallelMLP):
 
 class SharedBias(ParallelMLP):
     """Each rank adds 1/n of the bias: the right output, and a gradient that is 1/n of what it should be."""
+
     def forward(self, x):
         return g(F.linear(F.gelu(F.linear(f(x), self.A, self.a)), self.B, self.b / dist.get_world_size()))
 
 
 class WrongCut(ParallelMLP):
     """The first weight by rows of the matrix that torch stores in the other direction."""
+
     def __init__(self, mlp):
         super().__init__(mlp)
         n, rank = dist.get_world_size(), dist.get_rank()
-        self.A = nn.Parameter(mlp[0].weight.detach().flatten().chunk(n)[(rank + 1) % n].view_as(self.A).clone())
+        self.A = nn.Parameter(
+            mlp[0].weight.detach().flatten().chunk(n)[(rank + 1) % n].view_as(self.A).clone()
+        )
 
 
 class NoParameters(ParallelMLP):
@@ -330,6 +374,7 @@ class NoParameters(ParallelMLP):
 
 class OfNewLayers(nn.Module):
     """Right as well: new layers, which draw random numbers, and a seed per rank."""
+
     def __init__(self, mlp):
         super().__init__()
         torch.manual_seed(100 + dist.get_rank())
@@ -338,7 +383,11 @@ class OfNewLayers(nn.Module):
         self.second = nn.Linear(second.in_features // n, second.out_features, bias=False)
         self.bias = nn.Parameter(second.bias.detach().clone())
         with torch.no_grad():
-            for p, whole, dim in ((self.first.weight, first.weight, 0), (self.first.bias, first.bias, 0), (self.second.weight, second.weight, 1)):
+            for p, whole, dim in (
+                (self.first.weight, first.weight, 0),
+                (self.first.bias, first.bias, 0),
+                (self.second.weight, second.weight, 1),
+            ):
                 p.copy_(share(whole, dim))
 
     def forward(self, x):
@@ -347,6 +396,7 @@ class OfNewLayers(nn.Module):
 
 class KeepsNumpy(ParallelMLP):
     """The whole weights stay, where torch does not see them."""
+
     def __init__(self, mlp):
         super().__init__(mlp)
         self.saved = [p.detach().numpy().copy() for p in mlp.parameters()]
@@ -393,7 +443,7 @@ def loss_by_logsumexp(logits, targets):
     """Right as well, and in fewer numbers: each rank's own log-sum-exp is gathered."""
     own = logits.logsumexp(1)
     total = torch.stack(gathered(own.detach())).logsumexp(0)
-    part = (own.detach() - total).exp()               # of the sum of exponentials
+    part = (own.detach() - total).exp()  # of the sum of exponentials
     return (total + part * (own - own.detach()) - g(target_logit(logits, targets))).mean()
 
 
@@ -401,7 +451,9 @@ def loss_by_gathered_numbers(logits, targets):
     """Right values by a wasteful way: three numbers per token of every rank to every rank."""
     largest = logits.detach().amax(1)
     mine = torch.stack([(logits - largest[:, None]).exp().sum(1), target_logit(logits, targets)])
-    largest, sums, found = operator(lambda part: torch.stack(gathered(part), 1), lambda grad: grad[:, dist.get_rank()])(torch.cat([largest[None], mine]))
+    largest, sums, found = operator(
+        lambda part: torch.stack(gathered(part), 1), lambda grad: grad[:, dist.get_rank()]
+    )(torch.cat([largest[None], mine]))
     top = largest.detach().amax(0)
     return ((sums * (largest.detach() - top).exp()).sum(0).log() + top - found.sum(0)).mean()
 
@@ -411,7 +463,9 @@ def loss_without_first_token(logits, targets):
     logits = logits - largest_logit(logits)[:, None]
     local = targets - dist.get_rank() * logits.shape[1]
     mine = (local > 0) & (local < logits.shape[1])
-    return (g(logits.exp().sum(1)).log() - g(logits.gather(1, local.where(mine, 0)[:, None])[:, 0] * mine)).mean()
+    return (
+        g(logits.exp().sum(1)).log() - g(logits.gather(1, local.where(mine, 0)[:, None])[:, 0] * mine)
+    ).mean()
 
 
 def loss_with_next_token(logits, targets):
@@ -419,7 +473,9 @@ def loss_with_next_token(logits, targets):
     logits = logits - largest_logit(logits)[:, None]
     local, last = targets - dist.get_rank() * logits.shape[1], logits.shape[1] - 1
     mine = (local >= 0) & (local <= last + 1)
-    return (g(logits.exp().sum(1)).log() - g(logits.gather(1, local.clamp(0, last)[:, None])[:, 0] * mine)).mean()
+    return (
+        g(logits.exp().sum(1)).log() - g(logits.gather(1, local.clamp(0, last)[:, None])[:, 0] * mine)
+    ).mean()
 
 
 def loss_in_a_row(logits, targets):
@@ -452,7 +508,10 @@ def loss_with_one_maximum(logits, targets):
 def loss_masked_with_infinity(logits, targets):
     logits = logits - largest_logit(logits)[:, None]
     mine, local = own_part(logits, targets)
-    return (g(logits.exp().sum(1)).log() - g(logits.gather(1, local[:, None])[:, 0].masked_fill(~mine, -float("inf")))).mean()
+    return (
+        g(logits.exp().sum(1)).log()
+        - g(logits.gather(1, local[:, None])[:, 0].masked_fill(~mine, -float("inf")))
+    ).mean()
 
 
 def loss_in_float32(logits, targets):
@@ -500,7 +559,9 @@ def loss_own_maximum(logits, targets):
 
 def loss_summed_both_ways(logits, targets):
     logits = logits - largest_logit(logits)[:, None]
-    return (g_sums_both_ways(logits.exp().sum(1)).log() - g_sums_both_ways(target_logit(logits, targets))).mean()
+    return (
+        g_sums_both_ways(logits.exp().sum(1)).log() - g_sums_both_ways(target_logit(logits, targets))
+    ).mean()
 
 
 def loss_of_own_part(logits, targets):
@@ -574,11 +635,15 @@ def gather_along_samples(x):
 
 def gather_in_order_of_ranks(x):
     """The tokens as they come, rank after rank in memory: with several samples, of other samples."""
-    return operator(lambda x: torch.cat(gathered(x), dim=0).view(x.shape[0], -1, x.shape[2]), sum_in_order_of_ranks)(x)
+    return operator(
+        lambda x: torch.cat(gathered(x), dim=0).view(x.shape[0], -1, x.shape[2]), sum_in_order_of_ranks
+    )(x)
 
 
 def scatter_in_order_of_ranks(x):
-    return operator(sum_in_order_of_ranks, lambda x: torch.cat(gathered(x), dim=0).view(x.shape[0], -1, x.shape[2]))(x)
+    return operator(
+        sum_in_order_of_ranks, lambda x: torch.cat(gathered(x), dim=0).view(x.shape[0], -1, x.shape[2])
+    )(x)
 
 
 def sum_in_order_of_ranks(x):
@@ -653,7 +718,10 @@ def exchange_and_gather(x):
 
 
 def tokens_by_broadcasts(x):
-    parts = [x.contiguous().clone() if rank == dist.get_rank() else torch.empty_like(x) for rank in range(dist.get_world_size())]
+    parts = [
+        x.contiguous().clone() if rank == dist.get_rank() else torch.empty_like(x)
+        for rank in range(dist.get_world_size())
+    ]
     for rank, part in enumerate(parts):
         dist.broadcast(part, rank)
     return torch.cat(parts, 1)

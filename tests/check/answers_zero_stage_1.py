@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 06, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 06, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 import os
 import shutil
 
@@ -26,7 +29,7 @@ def flatten(params):
     n, sizes = dist.get_world_size(), [p.numel() for p in params]
     flat = torch.zeros(-(-sum(sizes) // n) * n)
     grads = torch.zeros_like(flat)
-    for p, place, grad in zip(params, flat[:sum(sizes)].split(sizes), grads[:sum(sizes)].split(sizes)):
+    for p, place, grad in zip(params, flat[: sum(sizes)].split(sizes), grads[: sum(sizes)].split(sizes)):
         place.copy_(p.detach().flatten())
         p.data, p.grad = place.view_as(p), grad.view_as(p)
     return flat, grads
@@ -81,7 +84,9 @@ class Uneven:
                 p.data = place.view_as(p)
             self.flats.append(flat)
         self.shards = [flat.tensor_split(n)[rank] for flat in self.flats]
-        self.optim = torch.optim.Adam([{**group, "params": [shard]} for group, shard in zip(groups, self.shards)])
+        self.optim = torch.optim.Adam(
+            [{**group, "params": [shard]} for group, shard in zip(groups, self.shards)]
+        )
 
     def step(self):
         n = dist.get_world_size()
@@ -109,11 +114,15 @@ class EachByItself(Sharded):
     """Right as well: each parameter is padded and cut by itself, so there are many small messages."""
 
     def __init__(self, groups):
-        super().__init__([{**group, "params": [p]} for group in groups for p in group["params"] if p.requires_grad])
+        super().__init__(
+            [{**group, "params": [p]} for group in groups for p in group["params"] if p.requires_grad]
+        )
 
 
 class GathersLists(Sharded):
-    """Right as well: gloo's collectives with lists of tensors, which gloo's threads hold for a moment longer."""
+    """Right as well: gloo's collectives with lists of tensors, which gloo's threads hold for a moment
+    longer.
+    """
 
     def spread(self, flat, shard):
         parts = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
@@ -126,7 +135,9 @@ class FullState(Sharded):
 
     def __init__(self, groups):
         super().__init__(groups)
-        self.optim = torch.optim.Adam([{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups])
+        self.optim = torch.optim.Adam(
+            [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        )
 
     def step(self):
         for flat, grads, shard in self.parts:
@@ -140,7 +151,9 @@ class PlainAdam:
 
     def __init__(self, groups):
         self.params = [p for group in groups for p in group["params"] if p.requires_grad]
-        self.optim = torch.optim.Adam([{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups])
+        self.optim = torch.optim.Adam(
+            [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        )
         self.zero_grad = self.optim.zero_grad
 
     def step(self):
@@ -210,7 +223,9 @@ class WholeParametersToOwners:
         rank, n = dist.get_rank(), dist.get_world_size()
         self.params = [p for group in groups for p in group["params"] if p.requires_grad]
         self.owner = {p: k % n for k, p in enumerate(self.params)}
-        mine = [{**group, "params": [p for p in group["params"] if self.owner.get(p) == rank]} for group in groups]
+        mine = [
+            {**group, "params": [p for p in group["params"] if self.owner.get(p) == rank]} for group in groups
+        ]
         self.optim = torch.optim.Adam([group for group in mine if group["params"]])
 
     def step(self):
@@ -265,7 +280,9 @@ class KeepsFrozen(Sharded):
             shard = flat.chunk(n)[rank]
             shard.grad = grads.chunk(n)[rank]
             self.parts.append((flat, grads, shard))
-        self.optim = torch.optim.Adam([{**group, "params": [shard]} for group, (_, _, shard) in zip(groups, self.parts)])
+        self.optim = torch.optim.Adam(
+            [{**group, "params": [shard]} for group, (_, _, shard) in zip(groups, self.parts)]
+        )
 
 
 def nothing(*arguments):
@@ -289,12 +306,15 @@ class OnlyOnRank0:
 
 class ForgetsOptions(Sharded):
     """Of a group's options it takes `lr` alone."""
+
     def options(self, groups):
         return [{"params": group["params"], "lr": group["lr"]} for group in groups]
 
 
 class MomentsInNumpy(Sharded):
-    """The moments of everything on every rank, where torch does not see them; what travels is as it should be."""
+    """The moments of everything on every rank, where torch does not see them; what travels is as it should
+    be.
+    """
 
     def __init__(self, groups):
         super().__init__(groups)
@@ -302,7 +322,9 @@ class MomentsInNumpy(Sharded):
 
 
 class ByHand:
-    """Right as well: Adam by hand, from the groups' options and Adam's own defaults, and it seeds for itself."""
+    """Right as well: Adam by hand, from the groups' options and Adam's own defaults, and it seeds for
+    itself.
+    """
 
     def __init__(self, groups):
         torch.manual_seed(dist.get_rank())
@@ -310,7 +332,18 @@ class ByHand:
         for group in groups:
             flat, grads = flatten([p for p in group["params"] if p.requires_grad])
             numel = len(flat) // dist.get_world_size()
-            self.groups.append({"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, **group, "flat": flat, "grads": grads, "m": torch.zeros(numel), "v": torch.zeros(numel)})
+            self.groups.append(
+                {
+                    "betas": (0.9, 0.999),
+                    "eps": 1e-8,
+                    "weight_decay": 0.0,
+                    **group,
+                    "flat": flat,
+                    "grads": grads,
+                    "m": torch.zeros(numel),
+                    "v": torch.zeros(numel),
+                }
+            )
 
     def step(self):
         self.steps += 1
@@ -321,8 +354,8 @@ class ByHand:
             mine = mine / dist.get_world_size() + group["weight_decay"] * shard
             group["m"].mul_(beta1).add_(mine, alpha=1 - beta1)
             group["v"].mul_(beta2).addcmul_(mine, mine, value=1 - beta2)
-            root = (group["v"] / (1 - beta2 ** self.steps)).sqrt() + group["eps"]
-            shard -= group["lr"] * group["m"] / (1 - beta1 ** self.steps) / root
+            root = (group["v"] / (1 - beta2**self.steps)).sqrt() + group["eps"]
+            shard -= group["lr"] * group["m"] / (1 - beta1**self.steps) / root
             ring.all_gather(group["flat"], shard.clone())
 
     def zero_grad(self):
@@ -366,7 +399,11 @@ def clip_as_torch(grads, max_norm):
 
 
 def _local(grads):
-    return torch.linalg.vector_norm(torch.tensor([grad.norm() for grad in grads], dtype=torch.float64)).item() if grads else 0.0
+    return (
+        torch.linalg.vector_norm(torch.tensor([grad.norm() for grad in grads], dtype=torch.float64)).item()
+        if grads
+        else 0.0
+    )
 
 
 def clip_locally(grads, max_norm):
@@ -405,7 +442,7 @@ def clip_tensor_by_tensor(grads, max_norm):
         square = grads[number].square().sum() if number < len(grads) else torch.zeros((), dtype=torch.float64)
         dist.all_reduce(square)
         squares += square.item()
-    return _scale(grads, squares ** 0.5, max_norm)
+    return _scale(grads, squares**0.5, max_norm)
 
 
 def clip_that_lengthens(grads, max_norm):
@@ -437,7 +474,9 @@ def clip_with_numpy(grads, max_norm):
     """Right as well: numbers of numpy."""
     import numpy as np
 
-    squares = torch.from_numpy(np.array([sum(float(np.square(grad.numpy()).sum()) for grad in grads)], dtype=np.float64))
+    squares = torch.from_numpy(
+        np.array([sum(float(np.square(grad.numpy()).sum()) for grad in grads)], dtype=np.float64)
+    )
     dist.all_reduce(squares)
     norm = np.sqrt(squares.numpy())[0]
     if norm > max_norm:
@@ -503,7 +542,10 @@ def last(root):
 
 
 def parts_of(folder):
-    return [torch.load(path, weights_only=True) for path in sorted(folder.iterdir(), key=lambda path: int(path.stem))]
+    return [
+        torch.load(path, weights_only=True)
+        for path in sorted(folder.iterdir(), key=lambda path: int(path.stem))
+    ]
 
 
 def cut(parts, numel, keep=torch.clone):
@@ -613,7 +655,9 @@ def load_that_fails(root, numel):
 
 
 def save_by_hand(root, step, shard, numel):
-    """Right as well: into a buffer, then into the file; old saves go when the new one is there. And it tells what it does."""
+    """Right as well: into a buffer, then into the file; old saves go when the new one is there. And it tells
+    what it does.
+    """
     import io
 
     rank, folder = dist.get_rank(), root / f"unfinished-{step}"

@@ -1,4 +1,7 @@
-"""Answers to the exercises of chapter 07, right and wrong. They stand here, and not in a test file, so that a rank need not import pytest."""
+"""Answers to the exercises of chapter 07, right and wrong. They stand here, and not in a test file, so that a
+rank need not import pytest.
+"""
+
 import os
 
 import torch
@@ -12,7 +15,9 @@ def stub(*arguments):
 
 
 class Unit:
-    """The parameters of one layer in one flat tensor of n equal chunks, of which this rank owns one; as in the chapter."""
+    """The parameters of one layer in one flat tensor of n equal chunks, of which this rank owns one; as in
+    the chapter.
+    """
 
     def __init__(self, layer, own_memory=False):
         n, rank = dist.get_world_size(), dist.get_rank()
@@ -28,6 +33,7 @@ class Unit:
 
 def gather(unit):
     from course_lib.mini import ring
+
     unit.full.untyped_storage().resize_(unit.full.nbytes)
     ring.all_gather(unit.full, unit.shard.detach())
 
@@ -38,6 +44,7 @@ def free(unit):
 
 def ring_reduce_scatter(output, input):
     from course_lib.mini import ring
+
     ring.reduce_scatter(output, input)
 
 
@@ -85,6 +92,7 @@ def hook(function, *units):
     def call(*_):
         for unit in units:
             function(unit)
+
     return call
 
 
@@ -129,11 +137,14 @@ def gradients_overwritten(layers):
 def gradients_of_this_rank(layers):
     def keep_own(output, input):
         output.copy_(input.chunk(dist.get_world_size())[dist.get_rank()])
+
     return gradients(layers, reduce_scatter=keep_own, factor=1.0)
 
 
 def gradients_kept(layers):
-    """The chunk is taken out of a full gradient that stays: it must be zeroed, or it would count twice, and nothing is saved."""
+    """The chunk is taken out of a full gradient that stays: it must be zeroed, or it would count twice, and
+    nothing is saved.
+    """
     units = [Unit(layer) for layer in layers]
 
     def reduce(unit):
@@ -165,7 +176,12 @@ def gradients_late(layers):
 def gradients_without_padding(layers):
     """The last ranks have shorter shards."""
     rank, n = dist.get_rank(), dist.get_world_size()
-    return [nn.Parameter(torch.cat([p.detach().flatten() for p in layer.parameters()]).tensor_split(n)[rank].clone()) for layer in layers]
+    return [
+        nn.Parameter(
+            torch.cat([p.detach().flatten() for p in layer.parameters()]).tensor_split(n)[rank].clone()
+        )
+        for layer in layers
+    ]
 
 
 def nothing(*arguments):
@@ -212,6 +228,7 @@ def gradients_in_single_precision(layers):
         mine = output.float()
         ring_reduce_scatter(mine, input.float())
         output.copy_(mine)
+
     return gradients(layers, reduce_scatter=single)
 
 
@@ -262,6 +279,7 @@ def layers_ahead(layers):
             for unit in units[number : number + 2]:
                 if not unit.full.untyped_storage().nbytes():
                     gather(unit)
+
         return call
 
     for number, (layer, unit) in enumerate(zip(layers, units)):
@@ -274,6 +292,7 @@ def layers_ahead(layers):
 
 def layers_gathered_by_gloo(layers):
     """Right as well: gloo's all_gather sends what the ring's does."""
+
     def gather(unit):
         unit.full.untyped_storage().resize_(unit.full.nbytes)
         dist.all_gather_into_tensor(unit.full.detach(), unit.shard.detach())
@@ -290,6 +309,7 @@ def layers_gathered_by_gloo(layers):
 
 def layers_gathered_in_lists(layers):
     """Right as well: gloo's all_gather of a list, which one of its threads may hold a moment longer."""
+
     def gather(unit):
         parts = [torch.empty_like(unit.shard) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, unit.shard.detach())
@@ -307,16 +327,20 @@ def layers_gathered_in_lists(layers):
 
 
 def layers_in_other_forwards(layers):
-    """Right as well: each layer gets another forward, around its own one, and backward begins with the output's gradient."""
+    """Right as well: each layer gets another forward, around its own one, and backward begins with the
+    output's gradient.
+    """
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
     for layer, unit in zip(layers, units):
+
         def forward(x, unit=unit, own_forward=layer.forward):
             gather(unit)
             output = own_forward(x)
             free(unit)
             output.register_hook(hook(gather, unit))
             return output
+
         layer.forward = forward
         when_complete(unit, reduce_and_free)
     return [unit.shard for unit in units]
@@ -337,7 +361,7 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         gather(ctx.unit)
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         return grad @ ctx.weight, grad.T @ x, grad.sum(0), None
 
 
@@ -356,9 +380,11 @@ def layers_hooked_at_the_output(layers):
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
     for layer, unit in zip(layers, units):
+
         def leave(layer, inputs, output, unit=unit):
             free(unit)
             output.register_hook(hook(gather, unit))
+
         layer.register_forward_pre_hook(hook(gather, unit))
         layer.register_forward_hook(leave)
         when_complete(unit, reduce_and_free)
@@ -366,7 +392,9 @@ def layers_hooked_at_the_output(layers):
 
 
 def layers_freed_one_later(layers):
-    """Right as well: in forward, a layer goes when the next but one comes; the last two stay for their backward."""
+    """Right as well: in forward, a layer goes when the next but one comes; the last two stay for their
+    backward.
+    """
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
 
@@ -375,6 +403,7 @@ def layers_freed_one_later(layers):
             if number > 1:
                 free(units[number - 2])
             gather(units[number])
+
         return call
 
     def again(unit):
@@ -424,11 +453,14 @@ def layers_in_single_precision(layers):
         mine = output.float()
         ring_reduce_scatter(mine, input.float())
         output.copy_(mine)
+
     return layers_sharded(layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=single))
 
 
 def layers_with_registered_shards(layers):
-    """Right as well: a shard that is stored in its layer becomes a parameter of the layer. And the last layer stays until its backward."""
+    """Right as well: a shard that is stored in its layer becomes a parameter of the layer. And the last layer
+    stays until its backward.
+    """
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
 
@@ -459,9 +491,11 @@ def layers_with_views(layers):
 
 def layers_with_kept_gradients(layers):
     """The parameters are freed, their gradients never."""
+
     def complete(unit):
         add_to_shard(unit, keep=True)
         free(unit)
+
     return layers_sharded(layers, complete=complete)
 
 
@@ -504,6 +538,7 @@ class Swapped(Unit):
 
     def fill(self):
         from course_lib.mini import ring
+
         full, sizes = torch.empty(self.numel), [shape.numel() for shape in self.shapes]
         ring.all_gather(full, self.shard.detach())
         for p, part, shape in zip(self.params, full.split([*sizes, self.numel - sum(sizes)]), self.shapes):
@@ -556,7 +591,9 @@ def layers_with_late_gradients(layers):
 
 
 def layers_by_gloo(layers):
-    return layers_sharded(layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=gloo_reduce_scatter))
+    return layers_sharded(
+        layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=gloo_reduce_scatter)
+    )
 
 
 def layers_on_one_root(layers):
@@ -573,18 +610,21 @@ def layers_summed(layers):
 
 def _state(model, optimizer):
     from torch.distributed.checkpoint.state_dict import get_state_dict
+
     model_state, optimizer_state = get_state_dict(model, optimizer)
     return {"model": model_state, "optimizer": optimizer_state}
 
 
 def save(path, model, optimizer):
     import torch.distributed.checkpoint as dcp
+
     dcp.save(_state(model, optimizer), checkpoint_id=path)
 
 
 def load(path, model, optimizer):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import set_state_dict
+
     content = _state(model, optimizer)
     dcp.load(content, checkpoint_id=path)
     set_state_dict(model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"])
@@ -592,11 +632,13 @@ def load(path, model, optimizer):
 
 def _full():
     from torch.distributed.checkpoint.state_dict import StateDictOptions
+
     return StateDictOptions(full_state_dict=True)
 
 
 def save_whole_on_rank_0(path, model, optimizer):
     from torch.distributed.checkpoint.state_dict import get_state_dict
+
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_full())
     if dist.get_rank() == 0:
         torch.save({"model": model_state, "optimizer": optimizer_state}, path)
@@ -605,15 +647,25 @@ def save_whole_on_rank_0(path, model, optimizer):
 
 def load_whole(path, model, optimizer):
     from torch.distributed.checkpoint.state_dict import set_state_dict
+
     content = torch.load(path, weights_only=True)
-    set_state_dict(model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"], options=_full())
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=content["model"],
+        optim_state_dict=content["optimizer"],
+        options=_full(),
+    )
 
 
 def save_files_of_ranks(path, model, optimizer):
     """Each rank its own shards in its own file: little is written, and only as many ranks can read it."""
     os.makedirs(path, exist_ok=True)
     local = [p.detach().to_local() for p in model.parameters()]
-    moments = [{name: getattr(value, "to_local", lambda value=value: value)() for name, value in state.items()} for state in optimizer.state.values()]
+    moments = [
+        {name: getattr(value, "to_local", lambda value=value: value)() for name, value in state.items()}
+        for state in optimizer.state.values()
+    ]
     torch.save({"model": local, "optimizer": moments}, os.path.join(path, f"{dist.get_rank()}.pt"))
     dist.barrier()
 
@@ -626,11 +678,13 @@ def load_files_of_ranks(path, model, optimizer):
 
 def save_model_only(path, model, optimizer):
     import torch.distributed.checkpoint as dcp
+
     dcp.save({"model": _state(model, optimizer)["model"]}, checkpoint_id=path)
 
 
 def load_model_only(path, model, optimizer):
     import torch.distributed.checkpoint as dcp
+
     content = {"model": _state(model, optimizer)["model"]}
     dcp.load(content, checkpoint_id=path)
     model.load_state_dict(content["model"])
@@ -647,28 +701,40 @@ class _App:
 
     def load_state_dict(self, content):
         from torch.distributed.checkpoint.state_dict import set_state_dict
-        set_state_dict(self.model, self.optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"])
+
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=content["model"],
+            optim_state_dict=content["optimizer"],
+        )
 
 
 def save_app(path, model, optimizer):
     import torch.distributed.checkpoint as dcp
+
     dcp.save({"app": _App(model, optimizer)}, checkpoint_id=path)
 
 
 def load_app(path, model, optimizer):
     import torch.distributed.checkpoint as dcp
+
     dcp.load({"app": _App(model, optimizer)}, checkpoint_id=path)
 
 
 def load_other_names(path, model, optimizer):
     import torch.distributed.checkpoint as dcp
+
     dcp.load({"net": _state(model, optimizer)["model"]}, checkpoint_id=path)
 
 
 def load_and_forget(path, model, optimizer):
     """Reads into copies, and never puts them into the model."""
     import torch.distributed.checkpoint as dcp
-    content = {"model": {name: tensor.detach().clone() for name, tensor in _state(model, optimizer)["model"].items()}}
+
+    content = {
+        "model": {name: tensor.detach().clone() for name, tensor in _state(model, optimizer)["model"].items()}
+    }
     dcp.load(content, checkpoint_id=path)
 
 

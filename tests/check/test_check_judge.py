@@ -1,4 +1,7 @@
-"""The judge: answers that are called without ranks cannot leave the check or hold it, and what they raise is told with their own line."""
+"""The judge: answers that are called without ranks cannot leave the check or hold it, and what they raise is
+told with their own line.
+"""
+
 import os
 import sys
 import threading
@@ -8,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from course_lib.check import Judge, exercise
+from course_lib.check import exercise
 from course_lib.check.on_rank import plain, whole
 
 
@@ -20,7 +23,9 @@ def double(judge, answer):
 
 
 def called_here(answer):
-    """Calls the answer in this process, and looks into what it returns. Its own lines are in no file, as a check's are in none of the learner's."""
+    """Calls the answer in this process, and looks into what it returns. Its own lines are in no file, as a
+    check's are in none of the learner's.
+    """
     names = {}
     exec("def called_here(judge, answer):\n    judge.demand(answer(1)['x'] == 1, 'right', 'wrong')", names)
     return exercise(names["called_here"])(answer)
@@ -72,10 +77,19 @@ def test_a_right_answer_is_accepted_and_the_stub_is_left_in_peace():
     assert double(right) and called_here(stub).untouched and double(stub).untouched
 
 
-@pytest.mark.parametrize("answer, reason", [
-    (fails_at_2, "your function raised IndexError: list index out of range\n      test_check_judge.py, line"), (fails_at_2, "return [2, 4][2 * number - 2]"),
-    (leaves, "your function raised SystemExit: I am done\n      test_check_judge.py, line"), (ends_its_process, "your function ended its process with exit code 3"),
-    (interrupts, "your function raised KeyboardInterrupt")])
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        (
+            fails_at_2,
+            "your function raised IndexError: list index out of range\n      test_check_judge.py, line",
+        ),
+        (fails_at_2, "return [2, 4][2 * number - 2]"),
+        (leaves, "your function raised SystemExit: I am done\n      test_check_judge.py, line"),
+        (ends_its_process, "your function ended its process with exit code 3"),
+        (interrupts, "your function raised KeyboardInterrupt"),
+    ],
+)
 def test_an_answer_that_ends_in_its_own_process_is_told_with_its_line(answer, reason):
     verdict = double(answer)
     assert not verdict and reason in repr(verdict), verdict
@@ -90,7 +104,9 @@ def test_an_answer_that_never_ends_is_stopped(monkeypatch):
 def test_an_answer_that_cannot_be_sent_is_told_so():
     lock = threading.Lock()
     assert "your function cannot be sent to the ranks" in repr(double(lambda number: lock and 2 * number))
-    assert "returned a list that cannot be sent back to the notebook" in repr(double(lambda number: (n for n in ())))
+    assert "returned a list that cannot be sent back to the notebook" in repr(
+        double(lambda number: (n for n in ()))
+    )
 
 
 def test_an_answer_changes_nothing_here_and_its_words_are_shown(capsys):
@@ -98,10 +114,14 @@ def test_an_answer_changes_nothing_here_and_its_words_are_shown(capsys):
     assert double(speaks) and capsys.readouterr().out == "I was given 1\nI was given 2\n"
 
 
-@pytest.mark.parametrize("answer, reason", [
-    (fails_at_2, "the check cannot judge what your function returned, or was given (TypeError"),
-    (leaves, "your code raised SystemExit: I am done\n      test_check_judge.py, line"),
-    (lambda number: {}[number], "your code raised KeyError: 1\n      test_check_judge.py, line")])
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        (fails_at_2, "the check cannot judge what your function returned, or was given (TypeError"),
+        (leaves, "your code raised SystemExit: I am done\n      test_check_judge.py, line"),
+        (lambda number: {}[number], "your code raised KeyError: 1\n      test_check_judge.py, line"),
+    ],
+)
 def test_what_is_raised_in_the_notebooks_own_process_is_told_as_whose_it_is(answer, reason):
     verdict = called_here(answer)
     assert not verdict and reason in repr(verdict), verdict
@@ -110,7 +130,8 @@ def test_what_is_raised_in_the_notebooks_own_process_is_told_as_whose_it_is(answ
 def all_take_part(answer):
     """The check has a barrier of its own after the answer; its lines are in no file."""
     names = {}
-    exec("""
+    exec(
+        """
 def all_take_part(judge, answer):
     def trial():
         import torch
@@ -119,7 +140,9 @@ def all_take_part(judge, answer):
 
     trial.__name__ = "your function"
     judge.run(trial, ranks=3)
-""", names)
+""",
+        names,
+    )
     return exercise(names["all_take_part"])(answer)
 
 
@@ -130,7 +153,11 @@ def rank_1_does_not():
 
 def test_a_mistake_of_one_rank_is_told_as_that_and_not_by_the_checks_own_calls():
     said = repr(all_take_part(rank_1_does_not))
-    assert "On rank 1 it is done, and ranks 0 and 2 still wait in it." in said and "rank 1: was done" in said and "barrier" not in said, said
+    assert (
+        "On rank 1 it is done, and ranks 0 and 2 still wait in it." in said
+        and "rank 1: was done" in said
+        and "barrier" not in said
+    ), said
     assert "rank 0: waits in all_reduce of float32[2]\n      test_check_judge.py, line" in said
 
 
@@ -140,10 +167,28 @@ def test_an_interrupt_of_a_check_is_heard():
 
 
 def test_numbers_and_lists_of_any_library():
-    assert plain({"a": numpy.int64(1), "b": [torch.tensor(2), (numpy.float64(0.5),)]}) == {"a": 1, "b": [2, [0.5]]}
+    assert plain({"a": numpy.int64(1), "b": [torch.tensor(2), (numpy.float64(0.5),)]}) == {
+        "a": 1,
+        "b": [2, [0.5]],
+    }
     assert plain(numpy.arange(4).reshape(2, 2)) == plain(torch.arange(4).view(2, 2)) == [[0, 1], [2, 3]]
     assert plain([numpy.array(3), torch.tensor([1.0], requires_grad=True)]) == [3, [1.0]]
     odd = object()
     assert plain(odd) is odd and plain(torch.empty(2, device="meta")).device.type == "meta"
-    assert [whole(value) for value in (3, numpy.int64(3), numpy.uint8(3), torch.tensor(3), numpy.array(3))] == [3] * 5
-    assert [whole(value) for value in (True, numpy.bool_(True), torch.tensor(True), 2.0, torch.tensor(2.0), "2", None, [2], torch.empty(2, device="meta"))] == [None] * 9
+    assert [
+        whole(value) for value in (3, numpy.int64(3), numpy.uint8(3), torch.tensor(3), numpy.array(3))
+    ] == [3] * 5
+    assert [
+        whole(value)
+        for value in (
+            True,
+            numpy.bool_(True),
+            torch.tensor(True),
+            2.0,
+            torch.tensor(2.0),
+            "2",
+            None,
+            [2],
+            torch.empty(2, device="meta"),
+        )
+    ] == [None] * 9

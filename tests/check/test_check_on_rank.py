@@ -1,4 +1,5 @@
 """What trials share on the ranks, and the list by which checks load when they are used."""
+
 import importlib
 import subprocess
 import sys
@@ -27,7 +28,11 @@ def test_every_try_has_another_seed():
 
 def trial():
     seeds = on_rank.everyone(on_rank.private_seed())
-    return seeds, on_rank.first_problem("" if torch.distributed.get_rank() != 1 else "it is wrong"), on_rank.first_problem("")
+    return (
+        seeds,
+        on_rank.first_problem("" if torch.distributed.get_rank() != 1 else "it is wrong"),
+        on_rank.first_problem(""),
+    )
 
 
 def test_private_seeds_differ_and_a_problem_of_one_rank_is_heard_on_all():
@@ -47,17 +52,25 @@ def calls_of_every_kind():
     rank, heard = torch.distributed.get_rank(), []
     with on_rank.Calls(lambda row: heard.append(row["op"])) as calls:
         torch.distributed.all_reduce(torch.zeros(3))
-        torch.distributed.send(torch.zeros(2, dtype=torch.float64), 1) if rank == 0 else torch.distributed.recv(torch.zeros(2, dtype=torch.float64), 0)
+        (
+            torch.distributed.send(torch.zeros(2, dtype=torch.float64), 1)
+            if rank == 0
+            else torch.distributed.recv(torch.zeros(2, dtype=torch.float64), 0)
+        )
     torch.distributed.all_reduce(torch.zeros(1))
     assert heard == [call["op"] for call in calls.rows]
-    with measure.step(), on_rank.Calls() as again:            # a ledger that has no trace in this step is no hindrance
+    # a ledger that has no trace in this step is no hindrance
+    with measure.step(), on_rank.Calls() as again:
         torch.distributed.barrier()
     return calls.rows, [call["op"] for call in again.rows]
 
 
 def test_calls_are_seen_within_the_block_and_nowhere_else():
     for rank, (rows, again) in enumerate(run(calls_of_every_kind, ranks=2).results):
-        assert [(row["op"], row["dtype"], row["payload_bytes"]) for row in rows] == [("all_reduce", "float32", 12), ("recv" if rank else "send", "float64", 16)]
+        assert [(row["op"], row["dtype"], row["payload_bytes"]) for row in rows] == [
+            ("all_reduce", "float32", 12),
+            ("recv" if rank else "send", "float64", 16),
+        ]
         assert again == ["barrier"]
 
 
@@ -67,13 +80,20 @@ def calls_in_threads():
     both, told = threading.Barrier(2), []
 
     def before(row):
-        both.wait(60)                     # both calls are under way
+        both.wait(60)  # both calls are under way
         told.append(row["payload_bytes"])
 
     with on_rank.Calls(before) as calls:
-        groups = [torch.distributed.new_group([torch.distributed.get_rank()], use_local_synchronization=True) for _ in range(2)]
-        threads = [threading.Thread(target=torch.distributed.all_reduce, args=(torch.ones(1 + number),), kwargs={"group": group})
-                   for number, group in enumerate(groups)]
+        groups = [
+            torch.distributed.new_group([torch.distributed.get_rank()], use_local_synchronization=True)
+            for _ in range(2)
+        ]
+        threads = [
+            threading.Thread(
+                target=torch.distributed.all_reduce, args=(torch.ones(1 + number),), kwargs={"group": group}
+            )
+            for number, group in enumerate(groups)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -87,7 +107,7 @@ def test_calls_of_all_threads_are_seen_and_each_may_wait_by_its_own_row():
 
 def one_is_late():
     rank, tensor, found = torch.distributed.get_rank(), torch.zeros(1), []
-    on_rank.FIRST_S = 60.0                    # the late one leaves long before, because it is told
+    on_rank.FIRST_S = 60.0  # the late one leaves long before, because it is told
     for how in ("by a message", "by itself"):
         begin = time.monotonic()
         if rank == 0 and how == "by a message":
@@ -98,7 +118,7 @@ def one_is_late():
             torch.distributed.send(torch.ones(1), 1)
         else:
             work = torch.distributed.irecv(tensor.zero_(), 0)
-            time.sleep(1.0)                   # slower than any fixed pause
+            time.sleep(1.0)  # slower than any fixed pause
             found.append(tensor.item())
             on_rank.is_back(how)
             work.wait()
@@ -112,7 +132,7 @@ def test_who_does_not_wait_for_a_late_rank_has_nothing_however_slow_it_is():
 
 
 def all_wait():
-    begin = time.monotonic()                  # one clock for all processes of a machine
+    begin = time.monotonic()  # one clock for all processes of a machine
     if torch.distributed.get_rank() == 0:
         on_rank.come_late("all wait", 0.5)
     torch.distributed.barrier()
@@ -122,7 +142,7 @@ def all_wait():
 
 
 def test_a_late_rank_comes_in_the_end():
-    for _ in range(2):                        # a job knows nothing of who came back in another
+    for _ in range(2):  # a job knows nothing of who came back in another
         (late, _), (_, waited) = run(all_wait, ranks=2).results
         assert waited - late >= 0.5
 
@@ -159,8 +179,9 @@ def test_new_tensors_are_counted_and_views_of_given_ones_are_not():
         given.detach()[:5].mul_(2)
         assert new.peak_bytes == 0
         for _ in range(3):
-            view = (given + 1)[:10]              # one after the other; a view keeps the whole
-        assert view is not None and new.peak_bytes == 4000 + 4000           # the old one goes when the new one is there
+            view = (given + 1)[:10]  # one after the other; a view keeps the whole
+        # the old one goes when the new one is there
+        assert view is not None and new.peak_bytes == 4000 + 4000
         del view
         given.clone()
     assert new.peak_bytes == 8000
@@ -169,7 +190,10 @@ def test_new_tensors_are_counted_and_views_of_given_ones_are_not():
 def test_a_factor_is_told_where_the_direction_is_the_same():
     wanted = torch.tensor([3.0, 4.0])
     assert abs(on_rank.times(3 * wanted, wanted, 1e-3) - 3) < 1e-6
-    assert on_rank.times(torch.tensor([4.0, 3.0]), wanted, 1e-3) is None and on_rank.times(wanted * float("nan"), wanted, 1e-3) is None
+    assert (
+        on_rank.times(torch.tensor([4.0, 3.0]), wanted, 1e-3) is None
+        and on_rank.times(wanted * float("nan"), wanted, 1e-3) is None
+    )
 
 
 def test_what_was_rounded_is_told_by_its_error():

@@ -1,4 +1,7 @@
-"""Each check of chapter 07 accepts right answers, stays calm at the stub, and refuses wrong and wasteful answers with a reason that helps."""
+"""Each check of chapter 07 accepts right answers, stays calm at the stub, and refuses wrong and wasteful
+answers with a reason that helps.
+"""
+
 import answers_zero_stages_2_and_3 as answers
 from verdicts import *  # noqa: F403
 
@@ -21,48 +24,203 @@ RIGHT = [
     (FILE, [answers.save, answers.load]),
     (FILE, [answers.save_app, answers.load_app]),
 ]
-UNTOUCHED = [(GRADIENTS, [answers.stub]), (LAYERS, [answers.stub]), (FILE, [answers.stub, answers.load]), (FILE, [answers.save, answers.stub])]
-SAME_GRADIENTS, SAME_WEIGHTS, FEW = "the gradients of one process", "the weights are those of one process", "at most two layers have their full parameters"
-WRONG = [       # a check, answers, words that name the problem, and words of a demand that is met all the same
-    (GRADIENTS, [answers.gradients_kept], ["the parameters still have a `.grad`: set it to None"], SAME_GRADIENTS),
-    (GRADIENTS, [answers.gradients_late], ["Were all gradients there in full before the first was freed?"], SAME_GRADIENTS),
-    (GRADIENTS, [answers.gradients_on_one_root], ["The others send less, and wait for rank 0: is it a root that sums for all?"], SAME_GRADIENTS),
-    (GRADIENTS, [answers.gradients_by_gloo], ["sends 2.0", "gloo's reduce_scatter is an all_reduce"], SAME_GRADIENTS),
-    (GRADIENTS, [answers.gradients_by_all_reduce], ["An all_reduce sends the whole sum to every rank"], SAME_GRADIENTS),
-    (GRADIENTS, [answers.gradients_summed], ["It is the sum over the ranks, not their average: divide by the world size"], "no rank sends more"),
-    (GRADIENTS, [answers.gradients_overwritten], ["after two micro-batches", "It is the gradient of the last micro-batch alone"], "no rank sends more"),
-    (GRADIENTS, [answers.gradients_of_this_rank], ["after one micro-batch, a shard's gradient is not that of one process"], "no rank sends more"),
+UNTOUCHED = [
+    (GRADIENTS, [answers.stub]),
+    (LAYERS, [answers.stub]),
+    (FILE, [answers.stub, answers.load]),
+    (FILE, [answers.save, answers.stub]),
+]
+SAME_GRADIENTS, SAME_WEIGHTS, FEW = (
+    "the gradients of one process",
+    "the weights are those of one process",
+    "at most two layers have their full parameters",
+)
+# a check, answers, words that name the problem, and words of a demand that is met all the same
+WRONG = [
+    (
+        GRADIENTS,
+        [answers.gradients_kept],
+        ["the parameters still have a `.grad`: set it to None"],
+        SAME_GRADIENTS,
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_late],
+        ["Were all gradients there in full before the first was freed?"],
+        SAME_GRADIENTS,
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_on_one_root],
+        ["The others send less, and wait for rank 0: is it a root that sums for all?"],
+        SAME_GRADIENTS,
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_by_gloo],
+        ["sends 2.0", "gloo's reduce_scatter is an all_reduce"],
+        SAME_GRADIENTS,
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_by_all_reduce],
+        ["An all_reduce sends the whole sum to every rank"],
+        SAME_GRADIENTS,
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_summed],
+        ["It is the sum over the ranks, not their average: divide by the world size"],
+        "no rank sends more",
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_overwritten],
+        ["after two micro-batches", "It is the gradient of the last micro-batch alone"],
+        "no rank sends more",
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_of_this_rank],
+        ["after one micro-batch, a shard's gradient is not that of one process"],
+        "no rank sends more",
+    ),
     (GRADIENTS, [answers.gradients_of_parameters], ["must return one flat shard per layer"], ""),
     (GRADIENTS, [answers.gradients_without_padding], ["must return one flat shard per layer"], ""),
-    (GRADIENTS, [answers.gradients_with_tensors_for_shards], ["a shard must be an `nn.Parameter`, and the first is a Tensor"], ""),
-    (GRADIENTS, [answers.gradients_with_frozen_shards], ["and the first is a Parameter that needs no gradient"], ""),
-    (GRADIENTS, [answers.gradients_with_empty_shards], ["a shard has other values than chunk `rank` of its layer's flat parameters"], ""),
-    (GRADIENTS, [answers.gradients_with_first_chunks], ["on rank 1 a shard has other values than chunk `rank`"], ""),
+    (
+        GRADIENTS,
+        [answers.gradients_with_tensors_for_shards],
+        ["a shard must be an `nn.Parameter`, and the first is a Tensor"],
+        "",
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_with_frozen_shards],
+        ["and the first is a Parameter that needs no gradient"],
+        "",
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_with_empty_shards],
+        ["a shard has other values than chunk `rank` of its layer's flat parameters"],
+        "",
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_with_first_chunks],
+        ["on rank 1 a shard has other values than chunk `rank`"],
+        "",
+    ),
     (GRADIENTS, [answers.gradients_in_single_precision], ["the rounding of float32"], ""),
-    (GRADIENTS, [answers.gradients_in_numpy], ["P outside of torch (numpy arrays, Python's lists), which is memory all the same"], SAME_GRADIENTS),
-    (GRADIENTS, [answers.gradients_of_rank_0_only], ["on rank 1 `shard_gradients` must return one flat shard per layer"], ""),
+    (
+        GRADIENTS,
+        [answers.gradients_in_numpy],
+        ["P outside of torch (numpy arrays, Python's lists), which is memory all the same"],
+        SAME_GRADIENTS,
+    ),
+    (
+        GRADIENTS,
+        [answers.gradients_of_rank_0_only],
+        ["on rank 1 `shard_gradients` must return one flat shard per layer"],
+        "",
+    ),
     (GRADIENTS, [answers.nothing], ["must return one flat shard per layer"], ""),
-    (LAYERS, [answers.layers_all_at_once], ["12 of 12 layers have their full parameters at once", "Gather a layer right before it works"], SAME_WEIGHTS),
-    (LAYERS, [answers.layers_kept_until_backward], ["12 of 12 layers have their full parameters at once"], SAME_WEIGHTS),
+    (
+        LAYERS,
+        [answers.layers_all_at_once],
+        ["12 of 12 layers have their full parameters at once", "Gather a layer right before it works"],
+        SAME_WEIGHTS,
+    ),
+    (
+        LAYERS,
+        [answers.layers_kept_until_backward],
+        ["12 of 12 layers have their full parameters at once"],
+        SAME_WEIGHTS,
+    ),
     (LAYERS, [answers.layers_never_freed], ["Are full parameters never freed"], SAME_WEIGHTS),
-    (LAYERS, [answers.layers_with_empty_data], ["the layers look free, but during forward the allocator has given out the memory of"], FEW),
-    (LAYERS, [answers.layers_with_late_gradients], ["during backward the allocator has given out the memory of"], FEW),
+    (
+        LAYERS,
+        [answers.layers_with_empty_data],
+        ["the layers look free, but during forward the allocator has given out the memory of"],
+        FEW,
+    ),
+    (
+        LAYERS,
+        [answers.layers_with_late_gradients],
+        ["during backward the allocator has given out the memory of"],
+        FEW,
+    ),
     (LAYERS, [answers.layers_without_second_gather], ["RuntimeError"], ""),
     (LAYERS, [answers.layers_by_gloo], ["gloo's reduce_scatter is an all_reduce"], SAME_WEIGHTS),
     (LAYERS, [answers.layers_on_one_root], ["a root that sums for all?"], SAME_WEIGHTS),
-    (LAYERS, [answers.layers_summed], ["the weights are not those of one process", "Is the gradient the average over the ranks?"], FEW),
-    (LAYERS, [answers.layers_with_views], ["a shard has lost its memory, when its layer was freed: it is a view"], ""),
-    (LAYERS, [answers.layers_with_kept_gradients], ["The parameters of the layers still have a `.grad`: set it to None"], FEW),
-    (LAYERS, [answers.layers_in_numpy], ["P outside of torch (numpy arrays, Python's lists), which is memory all the same"], FEW),
-    (LAYERS, [answers.layers_in_lists], ["P outside of torch (numpy arrays, Python's lists), which is memory all the same"], FEW),
+    (
+        LAYERS,
+        [answers.layers_summed],
+        ["the weights are not those of one process", "Is the gradient the average over the ranks?"],
+        FEW,
+    ),
+    (
+        LAYERS,
+        [answers.layers_with_views],
+        ["a shard has lost its memory, when its layer was freed: it is a view"],
+        "",
+    ),
+    (
+        LAYERS,
+        [answers.layers_with_kept_gradients],
+        ["The parameters of the layers still have a `.grad`: set it to None"],
+        FEW,
+    ),
+    (
+        LAYERS,
+        [answers.layers_in_numpy],
+        ["P outside of torch (numpy arrays, Python's lists), which is memory all the same"],
+        FEW,
+    ),
+    (
+        LAYERS,
+        [answers.layers_in_lists],
+        ["P outside of torch (numpy arrays, Python's lists), which is memory all the same"],
+        FEW,
+    ),
     (LAYERS, [answers.layers_nothing_on_rank_1], ["on rank 1 `shard_layers` must return the shards"], ""),
     (LAYERS, [answers.layers_in_single_precision], ["the weights are not those of one process"], FEW),
     (LAYERS, [answers.nothing], ["`shard_layers` must return the shards"], ""),
     (FILE, [answers.nothing, answers.load], ["nothing was written at `path`"], ""),
-    (FILE, [answers.save, answers.load_other_names], ["raised RuntimeError: Missing key in checkpoint state_dict"], "every rank writes at most"),
-    (FILE, [answers.save_whole_on_rank_0, answers.load_whole], ["times its share of the bytes", "a rank takes new memory of"], "as if it had never stopped"),
-    (FILE, [answers.save_files_of_ranks, answers.load_files_of_ranks], ["RuntimeError"], "every rank writes at most"),
-    (FILE, [answers.save_model_only, answers.load_model_only], ["The weights came back, so look at the optimizer"], "every rank writes at most"),
-    (FILE, [answers.save, answers.load_and_forget], ["The model is as it was before"], "every rank writes at most"),
-    (FILE, [answers.save_on_rank_0, answers.load], ["On ranks 1, 2 and 3 it is done, and rank 0 still waits in it"], ""),
+    (
+        FILE,
+        [answers.save, answers.load_other_names],
+        ["raised RuntimeError: Missing key in checkpoint state_dict"],
+        "every rank writes at most",
+    ),
+    (
+        FILE,
+        [answers.save_whole_on_rank_0, answers.load_whole],
+        ["times its share of the bytes", "a rank takes new memory of"],
+        "as if it had never stopped",
+    ),
+    (
+        FILE,
+        [answers.save_files_of_ranks, answers.load_files_of_ranks],
+        ["RuntimeError"],
+        "every rank writes at most",
+    ),
+    (
+        FILE,
+        [answers.save_model_only, answers.load_model_only],
+        ["The weights came back, so look at the optimizer"],
+        "every rank writes at most",
+    ),
+    (
+        FILE,
+        [answers.save, answers.load_and_forget],
+        ["The model is as it was before"],
+        "every rank writes at most",
+    ),
+    (
+        FILE,
+        [answers.save_on_rank_0, answers.load],
+        ["On ranks 1, 2 and 3 it is done, and rank 0 still waits in it"],
+        "",
+    ),
 ]

@@ -1,27 +1,39 @@
-"""The tests of a check. A test module says `from verdicts import *`, and lists cases; each begins with a check and the answer, or the list of answers, that it gets:
+"""The tests of a check. A test module says `from verdicts import *`, and lists cases; each begins with a
+check and the answer, or the list of answers, that it gets:
 
-    RIGHT      (check, answers)                   accepted, all of one check in the same words (an only one is judged twice)
-    UNTOUCHED  (check, answers)                   a stub: one calm line
-    WRONG      (check, answers, reasons, met)     refused, with each of `reasons` (one or a list); `met`: words of a demand that is met all the same, or nothing
-    PATIENCE   {name: seconds}                    how long the check waits for what a wrong answer never does, where the reason does not depend on it
-    HANGING    answers                            whose ranks wait for each other for ever; the check gets little patience
+    RIGHT      (check, answers)                   accepted, all of one check in the same words (an only one is
+    judged twice) UNTOUCHED  (check, answers)                   a stub: one calm line
+    WRONG      (check, answers, reasons, met)     refused, with each of `reasons` (one or a list); `met`:
+    words of a demand that is met all the same, or nothing PATIENCE   {name: seconds}                    how
+    long the check waits for what a wrong answer never does, where the reason does not depend on it HANGING
+    answers                            whose ranks wait for each other for ever; the check gets little
+    patience
 """
+
 import functools
 import sys
 from collections.abc import Callable, Sequence
 
 from course_lib.check import judge
 
-__all__ = ["pytest_generate_tests", "test_right_answers_are_accepted", "test_the_stub_gets_one_calm_line", "test_wrong_answers_are_refused_with_the_reason"]
+__all__ = [
+    "pytest_generate_tests",
+    "test_right_answers_are_accepted",
+    "test_the_stub_gets_one_calm_line",
+    "test_wrong_answers_are_refused_with_the_reason",
+]
 
-LITTLE_PATIENCE_S = 12.0              # of a whole job: its ranks must have started for the reason to be seen, on a busy machine too
+# of a whole job: its ranks must have started for the reason to be seen, on a busy machine too
+LITTLE_PATIENCE_S = 12.0
 
 
 def test_right_answers_are_accepted(check, answers, like):
     verdict = check(*answers) if like else judged(check, answers)
     assert verdict, repr(verdict)
     assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
-    assert not like or repr(verdict) == repr(judged(check, like)), "a verdict that changes from run to run cannot be compared with a stored one"
+    assert not like or repr(verdict) == repr(judged(check, like)), (
+        "a verdict that changes from run to run cannot be compared with a stored one"
+    )
 
 
 def test_the_stub_gets_one_calm_line(check, stubs):
@@ -54,17 +66,37 @@ def pytest_generate_tests(metafunc):
     if "like" in names:
         right = [(check, _several(answers)) for check, answers in module.RIGHT]
         of = {check: [answers for its, answers in right if its is check] for check, _ in right}
-        _make(metafunc, "check, answers, like", [(check, answers, of[check][0] if answers is not of[check][0] or len(of[check]) == 1 else None) for check, answers in right])
+        _make(
+            metafunc,
+            "check, answers, like",
+            [
+                (check, answers, of[check][0] if answers is not of[check][0] or len(of[check]) == 1 else None)
+                for check, answers in right
+            ],
+        )
     elif "stubs" in names:
         _make(metafunc, "check, stubs", [(check, _several(answers)) for check, answers in module.UNTOUCHED])
     elif "met" in names:
         hanging = getattr(module, "HANGING", ())
-        _make(metafunc, "check, answers, reasons, met, hangs", [(check, _several(answers), _several(reasons), *(met or ("",)), answers in hanging)
-                                                                for check, answers, reasons, *met in module.WRONG])
+        _make(
+            metafunc,
+            "check, answers, reasons, met, hangs",
+            [
+                (check, _several(answers), _several(reasons), *(met or ("",)), answers in hanging)
+                for check, answers, reasons, *met in module.WRONG
+            ],
+        )
 
 
 def _make(metafunc, names: str, cases: list[tuple]) -> None:
-    metafunc.parametrize(names, cases, ids=["-".join(getattr(part, "__name__", "answer") for part in (check, *answers)) for check, answers, *_ in cases])
+    metafunc.parametrize(
+        names,
+        cases,
+        ids=[
+            "-".join(getattr(part, "__name__", "answer") for part in (check, *answers))
+            for check, answers, *_ in cases
+        ],
+    )
 
 
 def _several(value) -> tuple:

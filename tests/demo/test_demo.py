@@ -1,4 +1,5 @@
 """The demo prints one row per strategy, and saves pictures and jobs that can be read again."""
+
 import os
 import re
 import subprocess
@@ -12,16 +13,27 @@ from matplotlib import image
 
 from course_lib import Job
 from course_lib.demo.__main__ import main
-from course_lib.jobs import run_quietly
 from course_lib.demo.strategies import ONE_PROCESS, STRATEGIES, train_digits
+from course_lib.jobs import run_quietly
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def by_command(*arguments: str, cwd: Path, **environ: str) -> str:
     """What `python -m course_lib.demo` prints."""
-    environ = {**os.environ, **environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    finished = subprocess.run([sys.executable, "-m", "course_lib.demo", *arguments], cwd=cwd, env=environ, capture_output=True, text=True, timeout=400)
+    environ = {
+        **os.environ,
+        **environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
+    finished = subprocess.run(
+        [sys.executable, "-m", "course_lib.demo", *arguments],
+        cwd=cwd,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -39,14 +51,16 @@ def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks, 
     arguments = ["--out", str(tmp_path), "--ranks", str(ranks), "--epochs", "1", "--repeats", "1"]
     if ranks == 4:
         printed = by_command(*arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    else:                                         # here, which is the same without starting a Python
+    else:  # here, which is the same without starting a Python
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         assert main(arguments) == 0
         printed = capsys.readouterr().out
     table = rows(printed)
     fitting = [strategy for strategy in STRATEGIES if strategy.fits(ranks)]
     names = [strategy.name for strategy in (ONE_PROCESS, *fitting)]
-    assert list(table) == names and (len(names) == 14 or "Left out with 1 rank: data x tensor (needs 4 ranks" in printed)
+    assert list(table) == names and (
+        len(names) == 14 or "Left out with 1 rank: data x tensor (needs 4 ranks" in printed
+    )
     accuracies = [float(cells[1].rstrip("%")) for cells in table.values()]
     assert max(accuracies) - min(accuracies) < 1
     for name, cells in table.items():
@@ -59,25 +73,44 @@ def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks, 
 
     jobs = [Job.load(path) for path in sorted((tmp_path / "jobs").iterdir())]
     assert {(job.label, job.ranks) for job in jobs} == {(ONE_PROCESS.name, 1)} | {
-        (strategy.name, count) for strategy in STRATEGIES for count in {ranks, max(1, ranks // 2)} if strategy.fits(count)}
+        (strategy.name, count)
+        for strategy in STRATEGIES
+        for count in {ranks, max(1, ranks // 2)}
+        if strategy.fits(count)
+    }
     losses = [job.results[0]["loss"] for job in jobs]
-    assert losses == pytest.approx([losses[0]] * len(losses), rel=0.02), "all strategies do the same mathematics"
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=0.02), (
+        "all strategies do the same mathematics"
+    )
     by_name = {strategy.name: strategy for strategy in STRATEGIES}
     for job in jobs:
         assert set(job.steps["phase"]) == {"warm-up", "traced", "timed"}
         strategy = by_name.get(job.label, ONE_PROCESS)
         sent = job.steps.loc[job.steps["phase"] == "timed", "wire_bytes"].astype(float).mean()
         assert sent == pytest.approx(mean(strategy.sent(job.ranks, True)), rel=0.03, abs=1000), job.label
-        held = job.memory[job.memory["category"].isin(("params", "grads", "optimizer_states"))].groupby("rank")["bytes"].sum()
+        held = (
+            job.memory[job.memory["category"].isin(("params", "grads", "optimizer_states"))]
+            .groupby("rank")["bytes"]
+            .sum()
+        )
         expected = [sum(states.values()) for states in strategy.held(job.ranks)]
-        assert list(held) == pytest.approx(expected, rel=0.05) and sum(held) == pytest.approx(sum(expected), rel=0.003), job.label
+        assert list(held) == pytest.approx(expected, rel=0.05) and sum(held) == pytest.approx(
+            sum(expected), rel=0.003
+        ), job.label
 
 
 def test_the_model_learns_the_digits():
     assert run_quietly(train_digits, ONE_PROCESS, 16, ranks=1).results[0]["accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("options, reason", [(["--ranks", "0"], "at least 1"), (["--ranks", "1000"], "at most 128 ranks"), (["--out", __file__], "is not a folder")])
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (["--ranks", "0"], "at least 1"),
+        (["--ranks", "1000"], "at most 128 ranks"),
+        (["--out", __file__], "is not a folder"),
+    ],
+)
 def test_wrong_options_are_refused(options, reason, capsys):
     with pytest.raises(SystemExit):
         main(options)
@@ -86,6 +119,11 @@ def test_wrong_options_are_refused(options, reason, capsys):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_the_same_command_works_with_a_gpu(tmp_path):
-    printed = by_command("--out", str(tmp_path), "--ranks", "2", "--epochs", "1", "--repeats", "1", cwd=tmp_path)
-    assert list(rows(printed)) == [ONE_PROCESS.name, *(strategy.name for strategy in STRATEGIES if strategy.fits(2))]
+    printed = by_command(
+        "--out", str(tmp_path), "--ranks", "2", "--epochs", "1", "--repeats", "1", cwd=tmp_path
+    )
+    assert list(rows(printed)) == [
+        ONE_PROCESS.name,
+        *(strategy.name for strategy in STRATEGIES if strategy.fits(2)),
+    ]
     assert torch.cuda.get_device_name(0) in printed

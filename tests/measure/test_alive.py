@@ -1,4 +1,5 @@
 """The two instruments of course_lib.measure.alive, against programs whose answer is known."""
+
 import gc
 
 import matplotlib.pyplot as plt
@@ -7,13 +8,14 @@ import torch
 from torch import nn
 
 from course_lib import run
-
 from course_lib.measure import alive
 
 
 @pytest.fixture(autouse=True)
 def a_small_heap():
-    """As in a rank, what was loaded before is no garbage, so that it need not be looked through again and again."""
+    """As in a rank, what was loaded before is no garbage, so that it need not be looked through again and
+    again.
+    """
     gc.collect()
     gc.freeze()
     yield
@@ -65,7 +67,11 @@ def test_allocations_are_counted_to_the_byte():
         storage.resize_(0)
         held.mark("freed")
     assert (held.at("kept"), held.at("after"), held.at("freed")) == (4096, 4096, 0)
-    assert held.peak_bytes() == 5 * 4096 and held.peak_bytes("kept", "after") == 5 * 4096 and held.peak_bytes("after", "freed") == 4096
+    assert (
+        held.peak_bytes() == 5 * 4096
+        and held.peak_bytes("kept", "after") == 5 * 4096
+        and held.peak_bytes("after", "freed") == 4096
+    )
 
 
 def test_allocations_see_what_autograd_holds():
@@ -82,7 +88,9 @@ def test_allocations_see_what_autograd_holds():
 
 
 def test_garbage_and_views_of_what_was_there_before_do_not_count():
-    """Who looks at a program's stack, or writes a closure that calls itself, leaves cycles: Python lets go of them some time later."""
+    """Who looks at a program's stack, or writes a closure that calls itself, leaves cycles: Python lets go of
+    them some time later.
+    """
     before = torch.ones(1000)
     with alive.Allocations() as held:
         view = before[10:].reshape(-1)
@@ -93,7 +101,9 @@ def test_garbage_and_views_of_what_was_there_before_do_not_count():
         held.mark("gone")
         again = torch.empty(10)
         held.mark("end")
-    assert (held.at("there"), held.at("gone"), held.at("end")) == (8000, 0, 40) and held.peak_bytes("gone", "end") == 40
+    assert (held.at("there"), held.at("gone"), held.at("end")) == (8000, 0, 40) and held.peak_bytes(
+        "gone", "end"
+    ) == 40
     assert len(view) + len(again) == 1000
 
 
@@ -155,7 +165,18 @@ def test_draw_has_one_bar_per_layer_that_is_alive():
     axes = alive.draw({"one": moments, "two": moments}, "1 rank")
     upper, lower = axes[:, 0]
     assert axes.shape == (2, 2) and list(upper.lines[0].get_ydata()) == [8, 16, 8]
-    alive_bars = [bar for bar in lower.patches if bar.get_facecolor()[:3] == pytest.approx(plt.matplotlib.colors.to_rgb("#0072B2"))]
-    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in lower.lines] == [([0], [0]), ([1, 2], [1, 1])], "a dot where a layer works"
-    assert len(alive_bars) == 4 and [label.get_text() for label in lower.get_xticklabels()] == ["F0", "F1", "B1"]
+    alive_bars = [
+        bar
+        for bar in lower.patches
+        if bar.get_facecolor()[:3] == pytest.approx(plt.matplotlib.colors.to_rgb("#0072B2"))
+    ]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in lower.lines] == [
+        ([0], [0]),
+        ([1, 2], [1, 1]),
+    ], "a dot where a layer works"
+    assert len(alive_bars) == 4 and [label.get_text() for label in lower.get_xticklabels()] == [
+        "F0",
+        "F1",
+        "B1",
+    ]
     plt.close("all")

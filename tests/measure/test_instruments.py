@@ -1,4 +1,7 @@
-"""An instrument that cannot look steps aside: training goes on, the layer is absent with its reason, and nothing stays attached."""
+"""An instrument that cannot look steps aside: training goes on, the layer is absent with its reason, and
+nothing stays attached.
+"""
+
 import contextlib
 import copy
 import functools
@@ -17,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from course_lib import measure, run
 
 ROWS, WIDTH = 64, 32
-ALWAYS = {"other memory"}                 # absent on a CPU
+ALWAYS = {"other memory"}  # absent on a CPU
 
 
 # Correct training, each with what cannot be measured in it
@@ -71,7 +74,7 @@ def fake_quantized(layer, optimizer, x):
 
 def gradient_penalty(layer, optimizer, x):
     x = x.clone().requires_grad_()
-    gradient, = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     gradient.square().sum().backward()
     optimizer.step()
 
@@ -118,6 +121,7 @@ def patched_backward(layer, optimizer, x):
 
 class Slots:
     """An optimizer on which nothing can be put."""
+
     __slots__ = ("param_groups",)
 
     def __init__(self, params):
@@ -126,7 +130,7 @@ class Slots:
     def step(self):
         with torch.no_grad():
             for p in self.param_groups[0]["params"]:
-                if p.grad is not None:    # a copied parameter has none
+                if p.grad is not None:  # a copied parameter has none
                     p -= 0.1 * p.grad
 
 
@@ -164,16 +168,34 @@ def with_closure(layer, optimizer, x):
         loss = layer(x).square().sum()
         loss.backward()
         return loss
+
     optimizer.step(closure)
 
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 CASES = [
-    (plain, SGD, set()), (per_sample_gradients, SGD, {"activations"}), (jacobian, SGD, {"activations"}), (csr, SGD, set()), (csc, SGD, set()),
-    (mkldnn, SGD, {"activations"}), (nested, SGD, set()), (fake_quantized, SGD, set()), (gradient_penalty, SGD, set()), (compiled, SGD, set()),
-    (compiled_optimizer, SGD, set()), (own_hooks, SGD, set()), (hooks_that_hide, SGD, {"activations"}), (a_copied_optimizer, SGD, set()),
-    (a_copied_optimizer, Plain, set()), (own_profiler, SGD, {"timeline", "collective times"}), (patched_backward, SGD, set()), (plain, Slots, set()),
-    (plain, Plain, set()), (plain, SealedSlots, {"model states"}), (plain, Delegating, set()), (with_closure, LBFGS, set()),
+    (plain, SGD, set()),
+    (per_sample_gradients, SGD, {"activations"}),
+    (jacobian, SGD, {"activations"}),
+    (csr, SGD, set()),
+    (csc, SGD, set()),
+    (mkldnn, SGD, {"activations"}),
+    (nested, SGD, set()),
+    (fake_quantized, SGD, set()),
+    (gradient_penalty, SGD, set()),
+    (compiled, SGD, set()),
+    (compiled_optimizer, SGD, set()),
+    (own_hooks, SGD, set()),
+    (hooks_that_hide, SGD, {"activations"}),
+    (a_copied_optimizer, SGD, set()),
+    (a_copied_optimizer, Plain, set()),
+    (own_profiler, SGD, {"timeline", "collective times"}),
+    (patched_backward, SGD, set()),
+    (plain, Slots, set()),
+    (plain, Plain, set()),
+    (plain, SealedSlots, {"model states"}),
+    (plain, Delegating, set()),
+    (with_closure, LBFGS, set()),
 ]
 
 
@@ -193,13 +215,17 @@ def twice(step, make_optimizer):
     return torch.equal(bare, measured), left
 
 
-@pytest.mark.parametrize("step, make_optimizer, absent", CASES, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    "step, make_optimizer, absent", CASES, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_correct_training_stays_correct_and_what_cannot_be_measured_is_absent(step, make_optimizer, absent):
     job = run(twice, step, make_optimizer, ranks=1)
     assert job.results == [(True, [])]
     assert set(job.absent) == ALWAYS | absent and all(len(reason) < 200 for reason in job.absent.values())
     rows = job.memory.set_index("category")["bytes"]
-    assert ("activations" in rows) == ("activations" not in absent) and ("params" in rows) == ("model states" not in absent)
+    assert ("activations" in rows) == ("activations" not in absent) and ("params" in rows) == (
+        "model states" not in absent
+    )
     assert ("timeline" in absent) == job.timeline.empty
     if "params" in rows:
         assert rows["params"] == 4 * WIDTH * (WIDTH + 1)
@@ -209,6 +235,7 @@ def test_correct_training_stays_correct_and_what_cannot_be_measured_is_absent(st
 
 def around(what: str):
     """Something of the learner's that is entered before a step and left after it."""
+
     def measured_inside():
         layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(ROWS, WIDTH)
         optimizer = torch.optim.SGD(layer.parameters(), 0.1)
@@ -218,7 +245,10 @@ def around(what: str):
             packed.append(1)
             return tensor
 
-        with {"profiler": torch.profiler.profile, "hooks": lambda: saved_tensors_hooks(pack, lambda kept: kept)}[what]() as outside:
+        with {
+            "profiler": torch.profiler.profile,
+            "hooks": lambda: saved_tensors_hooks(pack, lambda kept: kept),
+        }[what]() as outside:
             for _ in range(3):
                 with measure.step(layer, optimizer):
                     plain(layer, optimizer, x)
@@ -230,12 +260,14 @@ def around(what: str):
 
 def test_a_profiler_around_the_steps_keeps_its_record():
     job = run(around("profiler"), ranks=1)
-    assert job.results == [(0, True, [])] and job.absent["timeline"] == "another profiler ran in the traced step"
+    assert (
+        job.results == [(0, True, [])] and job.absent["timeline"] == "another profiler ran in the traced step"
+    )
 
 
 def test_hooks_around_the_steps_go_on_working():
     job = run(around("hooks"), ranks=1)
-    (packed, _, left), = job.results
+    ((packed, _, left),) = job.results
     assert packed % 3 == 0 and packed and left == [] and set(job.absent) == ALWAYS
 
 
@@ -245,7 +277,9 @@ def entered_inside_left_outside():
     for step in range(3):
         with measure.step(layer):
             if step == 1:
-                hooks.append(saved_tensors_hooks(lambda tensor: packed.append(1) or tensor, lambda kept: kept))
+                hooks.append(
+                    saved_tensors_hooks(lambda tensor: packed.append(1) or tensor, lambda kept: kept)
+                )
                 hooks[0].__enter__()
             layer(torch.ones(2, WIDTH)).sum().backward()
     hooks[0].__exit__()
@@ -253,7 +287,7 @@ def entered_inside_left_outside():
 
 
 def test_hooks_that_outlive_the_step_stay():
-    (packed, left), = run(entered_inside_left_outside, ranks=1).results
+    ((packed, left),) = run(entered_inside_left_outside, ranks=1).results
     assert packed >= 2 and left == []
 
 
@@ -263,19 +297,33 @@ def test_hooks_that_outlive_the_step_stay():
 def segments(way: str, width: int = 256, rows: int = 512):
     """Four segments of four layers, each a Linear and a Tanh."""
     torch.manual_seed(0)
-    net = nn.ModuleList(nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(width, width), nn.Tanh())]) for _ in range(4))
-    optimizer, x, folder = torch.optim.SGD(net.parameters(), 0.01), torch.randn(rows, width, requires_grad=True), tempfile.mkdtemp()
+    net = nn.ModuleList(
+        nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(width, width), nn.Tanh())]) for _ in range(4)
+    )
+    optimizer, x, folder = (
+        torch.optim.SGD(net.parameters(), 0.01),
+        torch.randn(rows, width, requires_grad=True),
+        tempfile.mkdtemp(),
+    )
 
     def to_disk(tensor):
         name = os.path.join(folder, f"{len(os.listdir(folder))}.pt")
         torch.save(tensor.detach(), name)
         return name
 
-    hooks = {"save_on_cpu": save_on_cpu, "half": lambda: saved_tensors_hooks(lambda t: t.half(), lambda kept: kept.float()),
-             "numpy": lambda: saved_tensors_hooks(lambda t: {"array": t.detach().numpy().copy()}, lambda kept: torch.from_numpy(kept["array"])),
-             "disk": lambda: saved_tensors_hooks(to_disk, torch.load)}
-    forward = {"reentrant": lambda s, y: checkpoint(s, y, use_reentrant=True), "not reentrant": lambda s, y: checkpoint(s, y, use_reentrant=False),
-               "without early stop": lambda s, y: checkpoint(s, y, use_reentrant=False, early_stop=False)}.get(way, lambda s, y: s(y))
+    hooks = {
+        "save_on_cpu": save_on_cpu,
+        "half": lambda: saved_tensors_hooks(lambda t: t.half(), lambda kept: kept.float()),
+        "numpy": lambda: saved_tensors_hooks(
+            lambda t: {"array": t.detach().numpy().copy()}, lambda kept: torch.from_numpy(kept["array"])
+        ),
+        "disk": lambda: saved_tensors_hooks(to_disk, torch.load),
+    }
+    forward = {
+        "reentrant": lambda s, y: checkpoint(s, y, use_reentrant=True),
+        "not reentrant": lambda s, y: checkpoint(s, y, use_reentrant=False),
+        "without early stop": lambda s, y: checkpoint(s, y, use_reentrant=False, early_stop=False),
+    }.get(way, lambda s, y: s(y))
     for _ in range(2):
         with measure.step(net, optimizer):
             with hooks.get(way, contextlib.nullcontext)():
@@ -287,18 +335,31 @@ def segments(way: str, width: int = 256, rows: int = 512):
             optimizer.zero_grad()
 
 
-WEIGHTS = 16 * 256 * 256 / (512 * 256)    # in units of one activation
+WEIGHTS = 16 * 256 * 256 / (512 * 256)  # in units of one activation
 
 
-@pytest.mark.parametrize("way, tensors", [
-    ("plain", 17), ("reentrant", 8), ("not reentrant", 8), ("without early stop", 8), ("save_on_cpu", 17), ("disk", 0),
-    ("half", None), ("numpy", None)])
+@pytest.mark.parametrize(
+    "way, tensors",
+    [
+        ("plain", 17),
+        ("reentrant", 8),
+        ("not reentrant", 8),
+        ("without early stop", 8),
+        ("save_on_cpu", 17),
+        ("disk", 0),
+        ("half", None),
+        ("numpy", None),
+    ],
+)
 def test_activations_are_what_is_really_held(way, tensors):
-    """17: the input and 16 outputs of Tanh. Checkpoints: 4 inputs of segments, and 4 outputs within the one that is computed again."""
+    """17: the input and 16 outputs of Tanh. Checkpoints: 4 inputs of segments, and 4 outputs within the one
+    that is computed again.
+    """
     job = run(segments, way, ranks=1)
     found = job.memory.set_index("category")["bytes"]["activations"] / (512 * 256 * 4)
-    # A hook that makes a copy of all that it is given makes two of each tensor that two nodes save (a Tanh its output, a Linear its input), and
-    # one of each weight but the first, whose input is the only one that needs no gradient of another layer.
+    # A hook that makes a copy of all that it is given makes two of each tensor that two nodes save (a Tanh
+    # its output, a Linear its input), and one of each weight but the first, whose input is the only one that
+    # needs no gradient of another layer.
     if tensors is None:
         copies = 16 + 16 + WEIGHTS
         tensors = copies / 2 if way == "half" else copies
@@ -325,13 +386,18 @@ def broken(*args, **kwargs):
     raise RuntimeError("broken\nin two lines")
 
 
-FAILING = {                               # layer -> what breaks, in the middle of it where there is one, and what is absent
+# layer -> what breaks, in the middle of it where there is one, and what is absent
+FAILING = {
     "activations": ("course_lib.measure.activations._push", broken, {"activations"}),
     "model states": ("course_lib.measure.memory.register_optimizer_step_post_hook", broken, {"model states"}),
     "collectives": ("torch.library.Library.impl", third(torch.library.Library.impl), {"collectives"}),
     "timeline": ("torch.profiler.profile.__enter__", broken, {"timeline", "collective times"}),
     "one call": ("course_lib.measure.tracing._note", broken, {"collectives"}),
-    "the record": ("course_lib.measure.tracing.read", broken, {"collectives", "timeline", "collective times"}),
+    "the record": (
+        "course_lib.measure.tracing.read",
+        broken,
+        {"collectives", "timeline", "collective times"},
+    ),
     "counting": ("course_lib.measure.memory.storage_bytes", broken, {"model states"}),
     "a saved tensor": ("course_lib.measure.activations.storages_of", broken, {"activations"}),
 }
@@ -342,7 +408,7 @@ def with_a_broken_instrument(target: str, replacement):
     layer = nn.parallel.DistributedDataParallel(layer)
     optimizer, seen = torch.optim.SGD(layer.parameters(), 0.1), []
     patch = mock.patch(target, replacement)
-    patch.start()                             # for the rest of this rank's life
+    patch.start()  # for the rest of this rank's life
     for _ in range(3):
         with measure.step(layer, optimizer):
             plain(layer, optimizer, x)
@@ -354,11 +420,16 @@ def with_a_broken_instrument(target: str, replacement):
 def test_an_instrument_that_breaks_is_absent_and_the_others_measure(layer):
     target, replacement, absent = FAILING[layer]
     job = run(with_a_broken_instrument, target, replacement, ranks=2)
-    assert job.results == [[[], [], []]] * 2 and job.steps["phase"].tolist() == ["warm-up", "traced", "timed"] * 2
+    assert (
+        job.results == [[[], [], []]] * 2
+        and job.steps["phase"].tolist() == ["warm-up", "traced", "timed"] * 2
+    )
     assert set(job.absent) == ALWAYS | absent
     assert all("broken in two lines" in job.absent[name] and "\n" not in job.absent[name] for name in absent)
     categories = set(job.memory["category"])
-    assert ("activations" in categories) == ("activations" not in absent) and ("params" in categories) == ("model states" not in absent)
+    assert ("activations" in categories) == ("activations" not in absent) and ("params" in categories) == (
+        "model states" not in absent
+    )
     assert job.comm.empty == ("collectives" in absent) and job.timeline.empty == ("timeline" in absent)
     job._repr_html_()
 
@@ -377,11 +448,24 @@ def interrupted_at(target: str):
     return told
 
 
-@pytest.mark.parametrize("target", ["course_lib.measure.activations._push", "course_lib.measure.memory.after_each_step", "torch.library.Library.impl",
-                                    "course_lib.measure.tracing.profile", "course_lib.measure.tracing.Trace.begin", "course_lib.measure.wire.look"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "course_lib.measure.activations._push",
+        "course_lib.measure.memory.after_each_step",
+        "torch.library.Library.impl",
+        "course_lib.measure.tracing.profile",
+        "course_lib.measure.tracing.Trace.begin",
+        "course_lib.measure.wire.look",
+    ],
+)
 def test_an_interrupt_while_a_step_begins_leaves_nothing_attached(target):
     job = run(interrupted_at, target, ranks=1)
-    assert job.results == [[(1, [])]] and job.steps["phase"].tolist() == ["warm-up", "traced", "timed"] and set(job.absent) == ALWAYS
+    assert (
+        job.results == [[(1, [])]]
+        and job.steps["phase"].tolist() == ["warm-up", "traced", "timed"]
+        and set(job.absent) == ALWAYS
+    )
 
 
 # Leaving a step

@@ -1,4 +1,5 @@
 """Timelines are causal, and a time is a call's own or unknown."""
+
 import math
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from course_lib import measure, plots, run
-
 from course_lib.measure import events
 from course_lib.mini import ddp, zero
 from course_lib.models import MLP
@@ -38,7 +38,14 @@ def prepared(way: str):
     """A model and its optimizer, each in another way of data parallel training."""
     torch.manual_seed(0)
     model = MLP(WIDTHS)
-    if way in ("DDP", "DDP in float16", "DDP, then all ranks' loss", "DDP, clipped", "ZeroRedundancyOptimizer", "DDP in small buckets"):
+    if way in (
+        "DDP",
+        "DDP in float16",
+        "DDP, then all ranks' loss",
+        "DDP, clipped",
+        "ZeroRedundancyOptimizer",
+        "DDP in small buckets",
+    ):
         model = DistributedDataParallel(model, bucket_cap_mb=0.1 if way == "DDP in small buckets" else 25)
     if way == "DDP in float16":
         model.register_comm_hook(None, default_hooks.fp16_compress_hook)
@@ -91,17 +98,36 @@ def assert_causal(rows, where: str) -> None:
     of = {kind: rows[rows["kind"] == kind] for kind in ("forward", "backward", "optimizer", "communication")}
     told = f"{where}\n{rows.to_string()}"
     assert not any(part.empty for part in of.values()), told
-    assert of["forward"]["start_s"].min() < of["backward"]["start_s"].min() < of["optimizer"]["start_s"].min(), told
+    assert (
+        of["forward"]["start_s"].min() < of["backward"]["start_s"].min() < of["optimizer"]["start_s"].min()
+    ), told
     assert of["forward"]["end_s"].max() <= of["backward"]["start_s"].min() + ROUNDING_S, told
     communication = of["communication"]
-    assert of["forward"]["start_s"].max() < communication["end_s"].max(), f"a forward after the last collective\n{told}"
+    assert of["forward"]["start_s"].max() < communication["end_s"].max(), (
+        f"a forward after the last collective\n{told}"
+    )
     update_s = of["optimizer"]["start_s"].min()
     feeds = communication[communication["start_s"] < update_s]
-    assert (feeds["end_s"] <= update_s + ROUNDING_S).all(), f"the optimizer begins before a collective that feeds it has ended\n{told}"
+    assert (feeds["end_s"] <= update_s + ROUNDING_S).all(), (
+        f"the optimizer begins before a collective that feeds it has ended\n{told}"
+    )
 
 
-WAYS = ["DDP", "DDP in small buckets", "DDP in float16", "DDP, then all ranks' loss", "DDP, clipped", "ZeroRedundancyOptimizer", "fully_shard",
-        "mini.ddp", "mini.zero 1", "mini.zero 2", "mini.zero 3", "by hand", "averaged by hand"]
+WAYS = [
+    "DDP",
+    "DDP in small buckets",
+    "DDP in float16",
+    "DDP, then all ranks' loss",
+    "DDP, clipped",
+    "ZeroRedundancyOptimizer",
+    "fully_shard",
+    "mini.ddp",
+    "mini.zero 1",
+    "mini.zero 2",
+    "mini.zero 3",
+    "by hand",
+    "averaged by hand",
+]
 
 
 def judge(job) -> None:
@@ -125,7 +151,9 @@ def test_timelines_are_causal_on_a_busy_machine(busy, way):
 def test_what_is_drawn_is_what_the_table_says():
     job = run(train, "DDP", ranks=2)
     ax = plots.timeline(job)
-    drawn = sorted((bar.get_x(), bar.get_width()) for kind in ax.containers for bar in kind if kind.get_label()[0] != "_")
+    drawn = sorted(
+        (bar.get_x(), bar.get_width()) for kind in ax.containers for bar in kind if kind.get_label()[0] != "_"
+    )
     table = sorted(zip(job.timeline["start_s"] * 1e3, job.timeline["seconds"] * 1e3))
     assert len(drawn) == len(table) and sum(drawn, ()) == pytest.approx(sum(table, ()))
 
@@ -133,8 +161,17 @@ def test_what_is_drawn_is_what_the_table_says():
 # Which work of gloo belongs to which call
 
 
-def call(start_s: float, numels: set, work: str = "gloo:all_reduce", runs: int = 1, for_ddp: bool = False) -> dict:
-    return {"start_s": start_s, "seconds": None, "_work": work, "_numels": numels, "_runs": runs, "_for_ddp": for_ddp}
+def call(
+    start_s: float, numels: set, work: str = "gloo:all_reduce", runs: int = 1, for_ddp: bool = False
+) -> dict:
+    return {
+        "start_s": start_s,
+        "seconds": None,
+        "_work": work,
+        "_numels": numels,
+        "_runs": runs,
+        "_for_ddp": for_ddp,
+    }
 
 
 def event(start_s: float, end_s: float, numel: int | None, name: str = "gloo:all_reduce") -> events.Event:
@@ -156,7 +193,10 @@ def test_work_from_before_a_call_is_not_its_own():
 
 
 def test_calls_of_one_size_take_their_work_in_order():
-    assert timed([call(1, {5}), call(2, {5})], [event(2.5, 4, 5), event(1.5, 3, 5)]) == [(1.5, 1.5), (2.5, 1.5)]
+    assert timed([call(1, {5}), call(2, {5})], [event(2.5, 4, 5), event(1.5, 3, 5)]) == [
+        (1.5, 1.5),
+        (2.5, 1.5),
+    ]
 
 
 def test_a_list_that_is_reduced_part_by_part_takes_as_long_as_all_of_them():
@@ -167,7 +207,9 @@ def test_a_list_that_is_reduced_part_by_part_takes_as_long_as_all_of_them():
 def test_ddps_collectives_end_before_its_backward_returns():
     backward = event(0, 4, None, events.BACKWARD)
     assert timed([call(1, {5}, for_ddp=True)], [event(2, 9, 5)], [backward]) == [(2, 2)]
-    assert timed([call(1, {5})], [event(2, 9, 5)], [backward]) == [(2, 7)], "who does not wait may see it end later"
+    assert timed([call(1, {5})], [event(2, 9, 5)], [backward]) == [(2, 7)], (
+        "who does not wait may see it end later"
+    )
     assert timed([call(5, {5}, for_ddp=True)], [event(6, 9, 5)], [backward]) == [(6, 3)]
 
 
@@ -180,7 +222,9 @@ def coalesced():
             with dist._coalescing_manager():
                 dist.all_reduce(torch.ones(10))
                 dist.all_reduce(torch.ones(20))
-            dist.scatter(torch.ones(5), list(torch.ones(5 * size).chunk(size)) if dist.get_rank() == 0 else None, 0)
+            dist.scatter(
+                torch.ones(5), list(torch.ones(5 * size).chunk(size)) if dist.get_rank() == 0 else None, 0
+            )
             dist.barrier()
 
 
@@ -190,11 +234,15 @@ def test_coalesced_calls_and_lists_have_times_of_their_own():
         rows = job.comm[job.comm["rank"] == rank]
         assert rows["op"].tolist() == ["reduce_scatter", "all_reduce", "scatter", "barrier"]
         ends = rows["start_s"] + rows["seconds"]
-        assert (rows["start_s"].to_numpy()[1:] >= ends.to_numpy()[:-1] - 1e-6).all(), f"blocking calls come one after another\n{rows.to_string()}"
+        assert (rows["start_s"].to_numpy()[1:] >= ends.to_numpy()[:-1] - 1e-6).all(), (
+            f"blocking calls come one after another\n{rows.to_string()}"
+        )
 
 
 def in_threads():
-    """Blocking collectives in a thread of the learner's, while the main thread computes; several threads, each with a group of its own."""
+    """Blocking collectives in a thread of the learner's, while the main thread computes; several threads,
+    each with a group of its own.
+    """
     groups = [dist.new_group() for _ in range(2)]
     with ThreadPoolExecutor(1) as pool:
         for _ in range(2):
@@ -202,8 +250,12 @@ def in_threads():
                 sent = pool.submit(lambda: dist.all_reduce(torch.ones(1000)))
                 torch.ones(300, 300) @ torch.ones(300, 300)
                 sent.result()
-                threads = [threading.Thread(target=dist.all_reduce, args=(torch.ones(100 + number),), kwargs={"group": group})
-                           for number, group in enumerate(groups)]
+                threads = [
+                    threading.Thread(
+                        target=dist.all_reduce, args=(torch.ones(100 + number),), kwargs={"group": group}
+                    )
+                    for number, group in enumerate(groups)
+                ]
                 for thread in threads:
                     thread.start()
                 for thread in threads:
@@ -214,5 +266,10 @@ def test_collectives_in_the_learners_threads_have_times():
     job = run(in_threads, ranks=2)
     for rank in range(2):
         rows = job.comm[job.comm["rank"] == rank]
-        assert sorted(rows["payload_bytes"]) == [400, 404, 4000] and (rows["seconds"] > 0).all(), rows.to_string()
-    assert not math.isnan(job.timeline["seconds"].sum()) and set(job.timeline["kind"]) == {"forward", "communication"}
+        assert sorted(rows["payload_bytes"]) == [400, 404, 4000] and (rows["seconds"] > 0).all(), (
+            rows.to_string()
+        )
+    assert not math.isnan(job.timeline["seconds"].sum()) and set(job.timeline["kind"]) == {
+        "forward",
+        "communication",
+    }

@@ -1,4 +1,5 @@
 """What a rank sends is counted, however it is sent; what it prints, logs or saves is not."""
+
 import logging
 import os
 import socket
@@ -12,10 +13,11 @@ import torch
 import torch.distributed as dist
 
 from course_lib import measure, run
-
 from course_lib.measure import wire
 
-needs_counters = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts what one process sends")
+needs_counters = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux counts what one process sends"
+)
 MB = 1_000_000
 
 
@@ -44,12 +46,22 @@ def noises() -> dict:
         one.sendall(block[:50_000].encode())
         other.recv(MB)
 
-    return {"silence": lambda: None, "print": lambda: write(sys.stdout, block), "stderr": lambda: write(sys.stderr, block),
-            "print and flush": lambda: print(block, flush=True), "file descriptor": lambda: os.write(1, block.encode()),
-            "torch.save": lambda: torch.save(torch.ones(MB), os.path.join(folder, "weights.pt")), "logging": log,
-            "warning": lambda: warnings.warn(block[:5000]), "a child's output": lambda: subprocess.run(["echo", block[:100_000]], check=True),
-            "a child's pipe": lambda: subprocess.run(["cat"], input=block.encode(), capture_output=True, check=True),
-            "UNIX socket": to_a_unix_socket, "silence again": lambda: None}
+    return {
+        "silence": lambda: None,
+        "print": lambda: write(sys.stdout, block),
+        "stderr": lambda: write(sys.stderr, block),
+        "print and flush": lambda: print(block, flush=True),
+        "file descriptor": lambda: os.write(1, block.encode()),
+        "torch.save": lambda: torch.save(torch.ones(MB), os.path.join(folder, "weights.pt")),
+        "logging": log,
+        "warning": lambda: warnings.warn(block[:5000]),
+        "a child's output": lambda: subprocess.run(["echo", block[:100_000]], check=True),
+        "a child's pipe": lambda: subprocess.run(
+            ["cat"], input=block.encode(), capture_output=True, check=True
+        ),
+        "UNIX socket": to_a_unix_socket,
+        "silence again": lambda: None,
+    }
 
 
 def noisy() -> list[str]:
@@ -91,12 +103,12 @@ def by_hand() -> None:
         else:
             got = 0
             while got < MB:
-                got += len(line.recv(MB - got))          # no byte of the next step
+                got += len(line.recv(MB - got))  # no byte of the next step
 
     def with_sendmsg(line):
         left = memoryview(data)
         while left:
-            left = left[line.sendmsg([left[: len(left) // 2], left[len(left) // 2:]]):]
+            left = left[line.sendmsg([left[: len(left) // 2], left[len(left) // 2 :]]) :]
 
     def with_sendfile(line):
         with tempfile.TemporaryFile() as file:
@@ -106,16 +118,21 @@ def by_hand() -> None:
             line.sendfile(file)
 
     old = connected()
-    for send in (lambda line: line.sendall(data), with_sendmsg, lambda line: os.write(line.fileno(), data), with_sendfile):
+    for send in (
+        lambda line: line.sendall(data),
+        with_sendmsg,
+        lambda line: os.write(line.fileno(), data),
+        with_sendfile,
+    ):
         with measure.step():
             pass_on(old, send)
-    with measure.step():                          # opened within the step
+    with measure.step():  # opened within the step
         new = connected()
         pass_on(new, lambda line: line.sendall(data))
-    with measure.step():                          # one is closed, the other sends
+    with measure.step():  # one is closed, the other sends
         old.close()
         pass_on(new, lambda line: line.sendall(data))
-    with measure.step():                          # two names of one socket
+    with measure.step():  # two names of one socket
         twin = new.dup()
         pass_on(twin, lambda line: line.sendall(data))
     dist.barrier()
@@ -130,9 +147,8 @@ def test_a_socket_of_the_learners_own_counts_whichever_way_it_sends():
 @needs_counters
 def test_a_system_that_does_not_count_is_told(monkeypatch):
     assert wire.is_counted()
-    monkeypatch.setattr(wire, "_LENGTH", 100_000)          # more than any kernel tells
+    monkeypatch.setattr(wire, "_LENGTH", 100_000)  # more than any kernel tells
     assert not wire.is_counted()
-
 
 
 @needs_counters
@@ -144,7 +160,10 @@ def test_where_nothing_counts_the_bytes_are_absent(monkeypatch):
             pass
         return measure._ledger.steps[0]["wire_bytes"], measure._ledger.absent["wire bytes"]
 
-    assert run(blind, ranks=1).results[0] == (None, "this operating system does not count what one process sends")
+    assert run(blind, ranks=1).results[0] == (
+        None,
+        "this operating system does not count what one process sends",
+    )
 
 
 @needs_counters

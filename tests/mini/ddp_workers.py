@@ -1,4 +1,7 @@
-"""What people do with a DistributedDataParallel beside one forward and one backward a step: each case runs on ranks, and tells what came of it."""
+"""What people do with a DistributedDataParallel beside one forward and one backward a step: each case runs on
+ranks, and tells what came of it.
+"""
+
 import copy
 import dataclasses
 import io
@@ -24,7 +27,11 @@ class Net(nn.Module):
     def __init__(self, how: str = "plain"):
         super().__init__()
         torch.manual_seed(0)
-        self.how, self.a, self.b, self.head, self.other = how, *(nn.Linear(4, 4).double() for _ in range(3)), nn.Linear(4, 2).double()
+        self.how, self.a, self.b, self.head, self.other = (
+            how,
+            *(nn.Linear(4, 4).double() for _ in range(3)),
+            nn.Linear(4, 2).double(),
+        )
         if how in ("plain", "dataclass", "shared"):
             del self.other
         if how == "shared":
@@ -36,7 +43,13 @@ class Net(nn.Module):
                 x = checkpoint(self.a, x.tanh(), use_reentrant=True)
             return self.head(x)
         if self.how == "dataclass":
-            return Output(checkpoint(self.head, checkpoint(self.b, checkpoint(self.a, x, use_reentrant=True).tanh(), use_reentrant=True), use_reentrant=True))
+            return Output(
+                checkpoint(
+                    self.head,
+                    checkpoint(self.b, checkpoint(self.a, x, use_reentrant=True).tanh(), use_reentrant=True),
+                    use_reentrant=True,
+                )
+            )
         hidden = self.b(self.a(x).tanh()).tanh()
         return self.head(hidden) if self.how == "plain" else (self.head(hidden), self.other(hidden))
 
@@ -67,7 +80,7 @@ def both(outputs) -> Tensor:
 def error_of(call) -> str:
     try:
         call()
-    except Exception as error:            # whatever it is: the test reads the words
+    except Exception as error:  # whatever it is: the test reads the words
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
@@ -101,10 +114,14 @@ def wrapped_twice() -> list:
     net = Net()
     older = DistributedDataParallel(net)
     error_of(lambda: square(older(mine()) / 0).register_hook(lambda grad: 1 / 0).backward())
-    older(mine())                         # a forward whose backward never comes
+    older(mine())  # a forward whose backward never comes
     newer = DistributedDataParallel(net, process_group=dist.new_group(list(range(dist.get_world_size()))))
     square(newer(mine())).backward()
-    return [difference(grads(newer), alone(Net(), square)), error_of(lambda: older(mine())), len(net.a.weight._post_accumulate_grad_hooks)]
+    return [
+        difference(grads(newer), alone(Net(), square)),
+        error_of(lambda: older(mine())),
+        len(net.a.weight._post_accumulate_grad_hooks),
+    ]
 
 
 def shared_between_two() -> list:
@@ -117,7 +134,10 @@ def shared_between_two() -> list:
 
 def copies() -> list:
     model = DistributedDataParallel(Net())
-    told = [error_of(lambda: call(model)) for call in (copy.copy, copy.deepcopy, pickle.dumps, lambda model: torch.save(model, io.BytesIO()))]
+    told = [
+        error_of(lambda: call(model))
+        for call in (copy.copy, copy.deepcopy, pickle.dumps, lambda model: torch.save(model, io.BytesIO()))
+    ]
     again = DistributedDataParallel(copy.deepcopy(model.module))
     square(again(mine())).backward()
     return [*told, difference(grads(again), alone(Net(), square))]
@@ -127,7 +147,10 @@ def other_modules() -> list[str]:
     rank = dist.get_rank()
     conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last if rank else torch.contiguous_format)
     frozen = nn.Linear(3, 3).requires_grad_(rank == 0)
-    return [error_of(lambda net=net: DistributedDataParallel(net)) for net in (nn.Linear(3, 3 + rank), conv, frozen, nn.Linear(3, 3, bias=rank == 0))]
+    return [
+        error_of(lambda net=net: DistributedDataParallel(net))
+        for net in (nn.Linear(3, 3 + rank), conv, frozen, nn.Linear(3, 3, bias=rank == 0))
+    ]
 
 
 def channels_last() -> bool:
@@ -138,7 +161,9 @@ def channels_last() -> bool:
     x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(dist.get_rank()))
     for each in (model, theirs):
         each(x).square().sum().backward()
-    return net.weight.grad.stride() == net.weight.stride() and torch.allclose(net.weight.grad, other.weight.grad)
+    return net.weight.grad.stride() == net.weight.stride() and torch.allclose(
+        net.weight.grad, other.weight.grad
+    )
 
 
 def a_backward_for_each_output() -> list:
@@ -157,7 +182,10 @@ def unused_everywhere() -> list:
     """Nobody's loss needs `other`: Adam with weight decay must leave it alone, as in one process."""
     nets = [Net("heads"), Net("heads")]
     model = DistributedDataParallel(nets[0], find_unused_parameters=True)
-    for net, call in ((nets[0], lambda: square(model(mine())[0]).backward()), (nets[1], lambda: alone(nets[1], lambda outputs: square(outputs[0])))):
+    for net, call in (
+        (nets[0], lambda: square(model(mine())[0]).backward()),
+        (nets[1], lambda: alone(nets[1], lambda outputs: square(outputs[0]))),
+    ):
         optimizer = torch.optim.Adam(net.parameters(), 0.1, weight_decay=0.1)
         for _ in range(3):
             call()
@@ -196,7 +224,7 @@ def graphs() -> list:
 
     def penalty(net, x):
         y = net(x)
-        slope, = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         return square(y) + slope.square().mean()
 
     model.zero_grad()
@@ -216,7 +244,7 @@ def frozen_later() -> list:
     square(model(mine())).backward()
     told = [difference(grads(model), alone(net, square)), model.module.b.weight.grad is None]
     model.module.requires_grad_(False)
-    square(model(mine())).backward()      # for the input's gradient: nothing to average
+    square(model(mine())).backward()  # for the input's gradient: nothing to average
     model.module.requires_grad_(True)
     model.zero_grad()
     square(model(mine())).backward()
@@ -259,13 +287,13 @@ def other_ways_to_backward() -> list:
     for parameter in model.parameters():
         parameter.grad = None
     y = model(mine())
-    y += 0                                # in place, on an output
+    y += 0  # in place, on an output
     square(y).backward()
     told.append(difference(grads(model), alone(Net(), square)))
     model.zero_grad()
     with model.no_sync():
         loss = square(model(mine()))
-    loss.backward()                       # only where backward is counts
+    loss.backward()  # only where backward is counts
     told.append(difference(grads(model), alone(Net(), square)))
     model.zero_grad()
     failing = [True]
@@ -273,16 +301,32 @@ def other_ways_to_backward() -> list:
     y.register_hook(lambda grad: 1 / 0 if failing else None)
     error_of(lambda: square(y).backward(retain_graph=True))
     failing.clear()
-    square(y).backward()                  # once more, without a forward
+    square(y).backward()  # once more, without a forward
     told.append(difference(grads(model), alone(Net(), square)))
     whole = checkpoint(model, mine(), use_reentrant=True)
     model.zero_grad()
-    square(whole).backward()              # the wrapper itself inside a reentrant checkpoint
+    square(whole).backward()  # the wrapper itself inside a reentrant checkpoint
     return [*told, difference(grads(model), alone(Net(), square))]
 
 
-CASES = (reentrant, reentrant_twice, two_forwards, wrapped_twice, shared_between_two, copies, other_modules, channels_last, a_backward_for_each_output,
-         unused_everywhere, stepped_in_backward, sparse, graphs, frozen_later, changed_later, other_ways_to_backward)
+CASES = (
+    reentrant,
+    reentrant_twice,
+    two_forwards,
+    wrapped_twice,
+    shared_between_two,
+    copies,
+    other_modules,
+    channels_last,
+    a_backward_for_each_output,
+    unused_everywhere,
+    stepped_in_backward,
+    sparse,
+    graphs,
+    frozen_later,
+    changed_later,
+    other_ways_to_backward,
+)
 
 
 def all_cases() -> dict:

@@ -1,4 +1,5 @@
 """What the ranks of test_hybrid.py run."""
+
 import time
 
 import torch
@@ -9,10 +10,10 @@ from torch.nn import functional as F
 
 from course_lib import measure
 from course_lib.datasets import text_batches
-from course_lib.stand_ins.links import slow_link
 from course_lib.mini import hybrid, pipeline, tensor_parallel
 from course_lib.mini.ddp import DistributedDataParallel
 from course_lib.models import TinyGPT
+from course_lib.stand_ins.links import slow_link
 
 BATCH, CONTEXT, STEPS = 12, 32, 3
 
@@ -25,13 +26,17 @@ def groups(sizes: dict) -> dict:
     for axis, group in mine.items():
         total = torch.tensor(float(dist.get_rank()))
         dist.all_reduce(total, group=group)
-        found[axis] = (dist.get_process_group_ranks(group), dist.get_process_group_ranks(mesh[axis].get_group()), total.item())
+        found[axis] = (
+            dist.get_process_group_ranks(group),
+            dist.get_process_group_ranks(mesh[axis].get_group()),
+            total.item(),
+        )
     place = dict(zip(sizes, mesh.get_coordinate()))
     return {"groups": found, "place": place}
 
 
 def gpt() -> TinyGPT:
-    torch.set_default_device("cpu")           # gloo, and the mesh of fully_shard, are the CPU's
+    torch.set_default_device("cpu")  # gloo, and the mesh of fully_shard, are the CPU's
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     return TinyGPT(tied=False)
@@ -62,12 +67,18 @@ def data_tensor(sizes: dict, average_over: str = "dp") -> dict:
     place, own = hybrid.coordinates(dist.get_rank(), sizes), {**hybrid.make_groups(sizes), "all": None}
     cut = tensor_parallel.parallelize(gpt(), own["tp"])
     model = DistributedDataParallel(cut, process_group=own[average_over])
-    train(model, text_batches(BATCH, CONTEXT, STEPS, place["dp"], sizes["dp"]), lambda tokens: model(tokens).backward())
+    train(
+        model,
+        text_batches(BATCH, CONTEXT, STEPS, place["dp"], sizes["dp"]),
+        lambda tokens: model(tokens).backward(),
+    )
     return tensor_parallel.gather_full(cut, own["tp"])
 
 
 def data_pipeline_tensor(sizes: dict, num_microbatches: int) -> dict:
-    """All three axes; any of them may have size 1. Returns the parameters of this rank's stage, put together over tp."""
+    """All three axes; any of them may have size 1. Returns the parameters of this rank's stage, put together
+    over tp.
+    """
     place, own = hybrid.coordinates(dist.get_rank(), sizes), hybrid.make_groups(sizes)
     model = tensor_parallel.parallelize(gpt(), own["tp"]) if sizes["tp"] > 1 else gpt()
     stage = pipeline.split(model, sizes["pp"])[place["pp"]]
@@ -79,7 +90,11 @@ def data_pipeline_tensor(sizes: dict, num_microbatches: int) -> dict:
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     pipe = pipeline.Pipeline(wrapped, pipeline.one_f_one_b(sizes["pp"], num_microbatches), loss, own["pp"])
-    train(stage, text_batches(BATCH, CONTEXT, STEPS, place["dp"], sizes["dp"]), lambda tokens: pipe.step(tokens[:, :-1], tokens[:, 1:]))
+    train(
+        stage,
+        text_batches(BATCH, CONTEXT, STEPS, place["dp"], sizes["dp"]),
+        lambda tokens: pipe.step(tokens[:, :-1], tokens[:, 1:]),
+    )
     mine = {name for name, p in model.named_parameters() if any(p is own_p for own_p in stage.parameters())}
     full = tensor_parallel.gather_full(model, own["tp"]) if sizes["tp"] > 1 else named(model)
     return {name: p for name, p in full.items() if name in mine}
@@ -90,12 +105,18 @@ def hybrid_sharding(shape: tuple[int, int]) -> dict:
     model = gpt()
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh)
-    train(model, text_batches(BATCH, CONTEXT, STEPS, dist.get_rank(), dist.get_world_size()), lambda tokens: model(tokens).backward())
+    train(
+        model,
+        text_batches(BATCH, CONTEXT, STEPS, dist.get_rank(), dist.get_world_size()),
+        lambda tokens: model(tokens).backward(),
+    )
     return {name: p.detach().full_tensor() for name, p in model.named_parameters()}
 
 
 def through_a_slow_link(numel: int, bytes_per_s: float) -> dict:
-    """Seconds of an all_reduce inside a host, between hosts, of two at once between hosts; what is refused; and values; ranks 0, 1 and 2, 3 share hosts."""
+    """Seconds of an all_reduce inside a host, between hosts, of two at once between hosts; what is refused;
+    and values; ranks 0, 1 and 2, 3 share hosts.
+    """
     torch.set_default_device("cpu")
     own, found = hybrid.make_groups({"across": 2, "inside": 2}), {}
 
@@ -118,7 +139,12 @@ def through_a_slow_link(numel: int, bytes_per_s: float) -> dict:
         found["two"] = time.perf_counter() - begin
     real = seconds(lambda: dist.all_reduce(torch.ones(numel), group=own["across"]))
     found["refused"] = []
-    for hosts, speed in (([[0, 1], [2]], 1), ([[0, 1], [1, 2, 3]], 1), ([0, 1, 2, 3], 1), ([[0, 1], [2, 3]], 0)):
+    for hosts, speed in (
+        ([[0, 1], [2]], 1),
+        ([[0, 1], [1, 2, 3]], 1),
+        ([0, 1, 2, 3], 1),
+        ([[0, 1], [2, 3]], 0),
+    ):
         try:
             with slow_link(hosts, speed):
                 found["refused"].append("nothing")

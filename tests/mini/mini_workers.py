@@ -1,4 +1,5 @@
 """Functions that the tests and benches of course_lib.mini run on ranks, and what reads their jobs."""
+
 import gc
 import time
 
@@ -13,7 +14,8 @@ from course_lib.mini import data_parallel, ddp, ring
 from course_lib.models import CNN, MLP, TinyGPT
 
 DTYPES = (torch.float32, torch.float64, torch.int64, torch.bfloat16)
-LARGE = 1_100_003                         # float32: each of four chunks is over 1 MiB, so cut in two, and nothing divides evenly
+# float32: each of four chunks is over 1 MiB, so cut in two, and nothing divides evenly
+LARGE = 1_100_003
 SMALL_NUMEL = 300_007
 
 
@@ -33,14 +35,17 @@ def ring_values(dtypes=DTYPES, sizes=(0, 1, 2, 3, 4, 5, 7, 1001)) -> list[str]:
         if found.dtype != wanted.dtype or not torch.equal(found, wanted):
             wrong.append(what)
 
-    cases = [(dtype, numel) for dtype in dtypes for numel in sizes] + [(torch.float32, LARGE), (torch.bfloat16, 2 * LARGE)]
+    cases = [(dtype, numel) for dtype in dtypes for numel in sizes] + [
+        (torch.float32, LARGE),
+        (torch.bfloat16, 2 * LARGE),
+    ]
     for dtype, numel in cases:
         name = f"{str(dtype).removeprefix('torch.')}[{numel}]"
         total = sum(part(r, numel, dtype) for r in range(size))
         found = part(rank, numel, dtype)
         ring.all_reduce(found)
         expect(f"all_reduce {name}", found, total)
-        share = -(-numel // size)         # for equal chunks, as torch wants them
+        share = -(-numel // size)  # for equal chunks, as torch wants them
         full = sum(part(r, share * size, dtype) for r in range(size))
         given, output = part(rank, share * size, dtype), torch.full((share,), 5, dtype=dtype)
         ring.reduce_scatter(output, given)
@@ -50,7 +55,11 @@ def ring_values(dtypes=DTYPES, sizes=(0, 1, 2, 3, 4, 5, 7, 1001)) -> list[str]:
         ring.all_gather(gathered, part(rank, share, dtype))
         expect(f"all_gather {name}", gathered, torch.stack([part(r, share, dtype) for r in range(size)]))
         # Lists of uneven chunks; the last one is empty, and the first much larger than the others.
-        bounds = [0, *(numel - numel // 3 + c for c in range(size - 1)), max(numel, numel - numel // 3 + size - 2)]
+        bounds = [
+            0,
+            *(numel - numel // 3 + c for c in range(size - 1)),
+            max(numel, numel - numel // 3 + size - 2),
+        ]
         whole = [part(r, bounds[-1], dtype) for r in range(size)]
         lists = [sum(whole)[a:b] for a, b in zip(bounds[:-1], bounds[1:])]
         mine = [whole[rank][a:b].clone() for a, b in zip(bounds[:-1], bounds[1:])]
@@ -65,9 +74,13 @@ def ring_values(dtypes=DTYPES, sizes=(0, 1, 2, 3, 4, 5, 7, 1001)) -> list[str]:
         transposed = torch.ones(shape).t()
         ring.all_reduce(transposed)
         expect("all_reduce of a transposed tensor", transposed, torch.full(shape[::-1], float(size)))
-        columns = torch.zeros(shape[0], size).t()              # [size, n], not contiguous
+        columns = torch.zeros(shape[0], size).t()  # [size, n], not contiguous
         ring.all_gather(columns, torch.full((shape[0],), float(rank)))
-        expect("all_gather into a transposed tensor", columns, torch.arange(float(size))[:, None].expand(size, shape[0]))
+        expect(
+            "all_gather into a transposed tensor",
+            columns,
+            torch.arange(float(size))[:, None].expand(size, shape[0]),
+        )
         every_other = torch.zeros(2 * shape[0])[::2]
         ring.reduce_scatter(every_other, torch.ones(shape[0], size).t())
         expect("reduce_scatter to and from other layouts", every_other, torch.full((shape[0],), float(size)))
@@ -81,9 +94,13 @@ def ring_refusals() -> list[str]:
     """What the ring says of arguments that do not fit."""
     size, told = dist.get_world_size(), []
     chunks = [torch.zeros(3) for _ in range(size)]
-    for call in (lambda: ring.reduce_scatter(torch.zeros(3), torch.zeros(3 * size + 1)), lambda: ring.all_gather(torch.zeros(3 * size), torch.zeros(4)),
-                 lambda: ring.all_gather(torch.zeros(3 * size), torch.zeros(3, dtype=torch.int64)), lambda: ring.all_gather(chunks[1:], torch.zeros(3)),
-                 lambda: ring.reduce_scatter(torch.zeros(4), chunks)):
+    for call in (
+        lambda: ring.reduce_scatter(torch.zeros(3), torch.zeros(3 * size + 1)),
+        lambda: ring.all_gather(torch.zeros(3 * size), torch.zeros(4)),
+        lambda: ring.all_gather(torch.zeros(3 * size), torch.zeros(3, dtype=torch.int64)),
+        lambda: ring.all_gather(chunks[1:], torch.zeros(3)),
+        lambda: ring.reduce_scatter(torch.zeros(4), chunks),
+    ):
         try:
             call()
             told.append("nothing")
@@ -99,15 +116,21 @@ def ring_bytes(numel: int) -> None:
     """Each of RING_OPS in every warm-up and traced step, and then each alone in a step of its own."""
     rank, size = dist.get_rank(), dist.get_world_size()
     whole, chunks = torch.ones(numel), list(torch.ones(numel).tensor_split(size))
-    calls = (lambda: ring.all_reduce(whole), lambda: ring.reduce_scatter(torch.empty_like(chunks[rank]), chunks), lambda: ring.all_gather(chunks, chunks[rank]))
+    calls = (
+        lambda: ring.all_reduce(whole),
+        lambda: ring.reduce_scatter(torch.empty_like(chunks[rank]), chunks),
+        lambda: ring.all_gather(chunks, chunks[rank]),
+    )
     for step in range(5):
         with measure.step():
-            for call in calls if step < 2 else calls[step - 2: step - 1]:
+            for call in calls if step < 2 else calls[step - 2 : step - 1]:
                 call()
 
 
 def in_pairs(numel: int = 100_001) -> list:
-    """The ring and the star in two groups at once: ranks 1 and 3, and ranks 2 and 0; then the ring in a group of one."""
+    """The ring and the star in two groups at once: ranks 1 and 3, and ranks 2 and 0; then the ring in a group
+    of one.
+    """
     rank = dist.get_rank()
     odd, even = dist.new_group([1, 3]), dist.new_group([2, 0])
     alone = [dist.new_group([r]) for r in range(4)][rank]
@@ -132,8 +155,11 @@ def star_values() -> list[str]:
     for dtype in DTYPES:
         for root in range(size):
             total = sum(part(r, 1001, dtype) for r in range(size))
-            for call, wanted in ((data_parallel.star_all_reduce, total), (data_parallel.star_broadcast, part(root, 1001, dtype)),
-                                 (data_parallel.star_reduce, total if rank == root else part(rank, 1001, dtype))):
+            for call, wanted in (
+                (data_parallel.star_all_reduce, total),
+                (data_parallel.star_broadcast, part(root, 1001, dtype)),
+                (data_parallel.star_reduce, total if rank == root else part(rank, 1001, dtype)),
+            ):
                 found = part(rank, 1001, dtype)
                 call(found, root)
                 if not torch.equal(found, wanted):
@@ -155,20 +181,31 @@ def star_views() -> list[list]:
 def not_to_be_sent() -> list[str]:
     """What ring and star say of tensors that cannot be sent or added."""
     told = []
-    for tensor in (torch.eye(3).to_sparse(), torch.ones(4, dtype=torch.complex64).conj(), torch.ones(4).to(torch.float8_e4m3fn), torch.ones(4).to(torch.uint16)):
-        for call in (ring.all_reduce, data_parallel.star_all_reduce, lambda tensor: ring.reduce_scatter(tensor, [tensor] * dist.get_world_size())):
+    for tensor in (
+        torch.eye(3).to_sparse(),
+        torch.ones(4, dtype=torch.complex64).conj(),
+        torch.ones(4).to(torch.float8_e4m3fn),
+        torch.ones(4).to(torch.uint16),
+    ):
+        for call in (
+            ring.all_reduce,
+            data_parallel.star_all_reduce,
+            lambda tensor: ring.reduce_scatter(tensor, [tensor] * dist.get_world_size()),
+        ):
             try:
                 call(tensor)
                 told.append("nothing")
             except TypeError as error:
                 told.append(str(error))
     gathered = torch.zeros(2 * dist.get_world_size()).to(torch.float8_e4m3fn)
-    ring.all_gather(gathered, torch.full((2,), dist.get_rank() + 1.0).to(torch.float8_e4m3fn))      # only passed on
+    # only passed on
+    ring.all_gather(gathered, torch.full((2,), dist.get_rank() + 1.0).to(torch.float8_e4m3fn))
     return [*told, gathered.float().tolist()]
 
 
 def kept_by_the_ring(numel: int) -> int:
     """Bytes of tensors that are alive after a sum and were not before."""
+
     def alive() -> dict[int, int]:
         gc.collect()
         found = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
@@ -194,7 +231,8 @@ def star_bytes(root: int) -> None:
 class Branches(nn.Module):
     """Three layers of which a batch uses one or two; the third is never used.
 
-    Buckets go backwards: that of `always` is full on every rank, the next one on some ranks, and the last one nowhere.
+    Buckets go backwards: that of `always` is full on every rank, the next one on some ranks, and the last one
+    nowhere.
     """
 
     def __init__(self):
@@ -208,16 +246,18 @@ class Branches(nn.Module):
 def make(name: str) -> nn.Module:
     if name == "MLP":
         model = MLP((64, 33, 17, 10))
-        model.layers[2].weight.requires_grad_(False)      # a frozen layer between learning ones
+        model.layers[2].weight.requires_grad_(False)  # a frozen layer between learning ones
     elif name == "TinyGPT":
-        model = TinyGPT(context=8, dim=16, heads=2)       # head and embedding are one weight
+        model = TinyGPT(context=8, dim=16, heads=2)  # head and embedding are one weight
         model.blocks[0].mlp.requires_grad_(False)
     else:
         model = CNN(4, batch_norm=name == "CNN with batch norm")
     return model
 
 
-def global_batches(name: str, steps: int, batch_size: int, dtype, rank: int = 0, size: int = 1) -> list[tuple]:
+def global_batches(
+    name: str, steps: int, batch_size: int, dtype, rank: int = 0, size: int = 1
+) -> list[tuple]:
     if name == "TinyGPT":
         return [(tokens,) for tokens in text_batches(batch_size, 8, steps, rank, size, num_bytes=50_000)]
     batches = digit_batches(batch_size, rank, size, drop_last=True)
@@ -229,7 +269,9 @@ def loss_of(model: nn.Module, batch: tuple, scale: float = 1.0) -> Tensor:
 
 
 def difference(own, other) -> float:
-    """Norm of the difference of all tensors together over their norm. (A single one may be zero but for rounding: a bias of attention's keys.)"""
+    """Norm of the difference of all tensors together over their norm. (A single one may be zero but for
+    rounding: a bias of attention's keys.)
+    """
     own, other = ([t.detach().double().flatten() for t in tensors] for tensors in (own, other))
     assert len(own) == len(other)
     return ((torch.cat(own) - torch.cat(other)).norm() / torch.cat(other).norm()).item()
@@ -240,9 +282,11 @@ def grads(model: nn.Module) -> list[Tensor]:
 
 
 def parity(cases: list[tuple]) -> list[dict]:
-    """For each case (model, dtype, batch size, options): the worst relative difference over ten steps to torch's DDP and to one process.
+    """For each case (model, dtype, batch size, options): the worst relative difference over ten steps to
+    torch's DDP and to one process.
 
-    Every rank starts from another seed and sees other data. Uneven slices are weighted by their size, as one process would.
+    Every rank starts from another seed and sees other data. Uneven slices are weighted by their size, as one
+    process would.
     """
     return [_parity(*case) for case in cases]
 
@@ -250,28 +294,43 @@ def parity(cases: list[tuple]) -> list[dict]:
 def _parity(name: str, dtype: torch.dtype, batch_size: int, options: dict) -> dict:
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
-    alone = make(name).to(dtype)          # rank 0's seed
+    alone = make(name).to(dtype)  # rank 0's seed
     torch.manual_seed(rank)
     if options.get("all_reduce") == "ring":
         options = {**options, "all_reduce": ring.all_reduce}
     nets = {"mine": ddp.DistributedDataParallel(make(name).to(dtype), **options)}
     torch.manual_seed(rank)
     nets |= {"torch": nn.parallel.DistributedDataParallel(make(name).to(dtype)), "alone": alone}
-    optimizers = [torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.05, momentum=0.9) for net in nets.values()]
+    optimizers = [
+        torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.05, momentum=0.9)
+        for net in nets.values()
+    ]
     worst = {"torch": 0.0, "alone": 0.0}
-    for slice_, whole in zip(global_batches(name, 10, batch_size, dtype, rank, size), global_batches(name, 10, batch_size, dtype)):
+    for slice_, whole in zip(
+        global_batches(name, 10, batch_size, dtype, rank, size), global_batches(name, 10, batch_size, dtype)
+    ):
         for kind, net in nets.items():
-            loss_of(net, whole).backward() if kind == "alone" else loss_of(net, slice_, len(slice_[0]) * size / batch_size).backward()
+            (
+                loss_of(net, whole).backward()
+                if kind == "alone"
+                else loss_of(net, slice_, len(slice_[0]) * size / batch_size).backward()
+            )
         for kind in worst:
             worst[kind] = max(worst[kind], difference(grads(nets["mine"]), grads(nets[kind])))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    with torch.no_grad():                 # the buffers are rank 0's from the next forward on
+    with torch.no_grad():  # the buffers are rank 0's from the next forward on
         for net in nets.values():
             net.eval()(whole[0])
     for kind in worst:
-        worst[kind] = max(worst[kind], difference(nets["mine"].module.state_dict().values(), getattr(nets[kind], "module", nets[kind]).state_dict().values()))
+        worst[kind] = max(
+            worst[kind],
+            difference(
+                nets["mine"].module.state_dict().values(),
+                getattr(nets[kind], "module", nets[kind]).state_dict().values(),
+            ),
+        )
     frozen = [p.grad for p in nets["mine"].parameters() if not p.requires_grad]
     worst["frozen"] = sum(grad is not None for grad in frozen)
     return worst
@@ -286,13 +345,23 @@ def starts_equal() -> float:
     model = ddp.DistributedDataParallel(module)
     states = [None] * dist.get_world_size()
     dist.all_gather_object(states, model.state_dict())
-    return max(float((a.double() - b.double()).abs().max()) for state in states for a, b in zip(state.values(), states[0].values()))
+    return max(
+        float((a.double() - b.double()).abs().max())
+        for state in states
+        for a, b in zip(state.values(), states[0].values())
+    )
 
 
-EQUAL = (100, 100, 100, 100, 100)         # four layers of 100 x 100 weights and 100 biases: 40,400 bytes each
+EQUAL = (100, 100, 100, 100, 100)  # four layers of 100 x 100 weights and 100 biases: 40,400 bytes each
 
 
-def updates(kind: str, bucket_cap_mb: float = 25.0, num_microbatches: int = 1, sync_always: bool = False, steps: int = 4) -> dict:
+def updates(
+    kind: str,
+    bucket_cap_mb: float = 25.0,
+    num_microbatches: int = 1,
+    sync_always: bool = False,
+    steps: int = 4,
+) -> dict:
     """Accumulate gradients over micro-batches and update, with mini's ("mine") or torch's DDP."""
     torch.manual_seed(0)
     make_ddp = ddp.DistributedDataParallel if kind == "mine" else nn.parallel.DistributedDataParallel
@@ -310,13 +379,21 @@ def updates(kind: str, bucket_cap_mb: float = 25.0, num_microbatches: int = 1, s
                         model(x).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    return {"params": sum(p.nbytes for p in model.parameters()), "weights": [p.detach() for p in model.parameters()]}
+    return {
+        "params": sum(p.nbytes for p in model.parameters()),
+        "weights": [p.detach() for p in model.parameters()],
+    }
 
 
 def special_backwards() -> dict:
-    """Backwards that are not one per step: two in a row, with gradients kept, after a failure, with gradients zeroed and not removed."""
+    """Backwards that are not one per step: two in a row, with gradients kept, after a failure, with gradients
+    zeroed and not removed.
+    """
     rank, size = dist.get_rank(), dist.get_world_size()
-    data = [torch.randn(6, 4, generator=torch.Generator().manual_seed(r), dtype=torch.float64) for r in range(size)]
+    data = [
+        torch.randn(6, 4, generator=torch.Generator().manual_seed(r), dtype=torch.float64)
+        for r in range(size)
+    ]
 
     def fresh() -> nn.Module:
         torch.manual_seed(0)
@@ -368,7 +445,9 @@ def _own(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def unused(find: bool) -> dict:
-    """Rank 0 uses a layer that the others do not; one layer nobody uses. What comes of it, against torch's DDP."""
+    """Rank 0 uses a layer that the others do not; one layer nobody uses. What comes of it, against torch's
+    DDP.
+    """
     rank, told = dist.get_rank(), {}
     torch.manual_seed(0)
     mine = ddp.DistributedDataParallel(Branches().double(), bucket_cap_mb=0, find_unused_parameters=find)
@@ -381,12 +460,17 @@ def unused(find: bool) -> dict:
     theirs = nn.parallel.DistributedDataParallel(Branches().double(), find_unused_parameters=True)
     theirs(x, use=rank == 0).sum().backward()
     told["never"] = [p.grad is None for p in mine.module.never.parameters()]
-    told["difference"] = difference([p.grad for p in mine.parameters() if p.grad is not None], [p.grad for p in theirs.parameters() if p.grad is not None])
+    told["difference"] = difference(
+        [p.grad for p in mine.parameters() if p.grad is not None],
+        [p.grad for p in theirs.parameters() if p.grad is not None],
+    )
     return told
 
 
 def ddp_in_pairs() -> list[Tensor]:
-    """A DDP in each of two groups: ranks 1 and 3, and ranks 2 and 0. Returns the weights from which it starts, and its gradient."""
+    """A DDP in each of two groups: ranks 1 and 3, and ranks 2 and 0. Returns the weights from which it
+    starts, and its gradient.
+    """
     rank = dist.get_rank()
     odd, even = dist.new_group([1, 3]), dist.new_group([2, 0])
     torch.manual_seed(rank)
@@ -412,7 +496,9 @@ class _Sleep(torch.autograd.Function):
 
 
 class Sleeper(nn.Module):
-    """Layers whose backward sleeps: compute that takes its time on every rank, also where ranks share cores. Each has `numel` parameters."""
+    """Layers whose backward sleeps: compute that takes its time on every rank, also where ranks share cores.
+    Each has `numel` parameters.
+    """
 
     def __init__(self, layers: int, numel: int, seconds: float):
         super().__init__()
@@ -421,11 +507,19 @@ class Sleeper(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for number, weight in enumerate(self.weights):
-            x = _Sleep.apply(x + weight.sum(), self.seconds, f"backward {number}")     # in backward: sleep, then the weight's gradient
+            # in backward: sleep, then the weight's gradient
+            x = _Sleep.apply(x + weight.sum(), self.seconds, f"backward {number}")
         return x
 
 
-def sleepy(kind: str = "mine", bucket_cap_mb: float = 0.0, layers: int = 4, numel: int = 250_000, seconds: float = 0.03, steps: int = 3) -> None:
+def sleepy(
+    kind: str = "mine",
+    bucket_cap_mb: float = 0.0,
+    layers: int = 4,
+    numel: int = 250_000,
+    seconds: float = 0.03,
+    steps: int = 3,
+) -> None:
     module = Sleeper(layers, numel, seconds)
     make_ddp = ddp.DistributedDataParallel if kind == "mine" else nn.parallel.DistributedDataParallel
     model = make_ddp(module, bucket_cap_mb=bucket_cap_mb if bucket_cap_mb < 1e6 else 1e6)

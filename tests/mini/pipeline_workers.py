@@ -1,4 +1,5 @@
 """Functions that the tests of course_lib.mini.pipeline run on ranks."""
+
 import contextlib
 import functools
 import time
@@ -15,7 +16,7 @@ from course_lib.models import MLP, TinyGPT
 from course_lib.stand_ins.sleeping import SleepingStage
 
 BATCH = 48
-WIDTHS = (12, 20, 7, 16, 9, 11, 13, 8, 10)      # eight layers that differ, and so do the tensors at the cuts
+WIDTHS = (12, 20, 7, 16, 9, 11, 13, 8, 10)  # eight layers that differ, and so do the tensors at the cuts
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -27,7 +28,9 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
 def data(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     if name == "MLP":
-        return torch.randn(BATCH, WIDTHS[0], generator=generator, dtype=dtype), torch.randint(WIDTHS[-1], (BATCH,), generator=generator)
+        return torch.randn(BATCH, WIDTHS[0], generator=generator, dtype=dtype), torch.randint(
+            WIDTHS[-1], (BATCH,), generator=generator
+        )
     tokens = torch.randint(256, (BATCH, 9), generator=generator)
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
@@ -41,7 +44,10 @@ def alone(name: str, steps: int = 1) -> tuple[nn.Module, float]:
     """The whole batch in one process: a model with its gradients, and the loss."""
     model, (inputs, targets) = make(name), data(name)
     for _ in range(steps):
-        loss = loss_fn(model.layers(inputs) if name == "MLP" else nn.Sequential(*pipeline.split(model, 1))(inputs), targets)
+        loss = loss_fn(
+            model.layers(inputs) if name == "MLP" else nn.Sequential(*pipeline.split(model, 1))(inputs),
+            targets,
+        )
         loss.backward()
     return model, loss.item()
 
@@ -49,29 +55,51 @@ def alone(name: str, steps: int = 1) -> tuple[nn.Module, float]:
 def by_name(schedule: str, ranks: int, num_microbatches: int, chunks: int = 1):
     if schedule == "interleaved":
         return pipeline.interleaved(ranks, num_microbatches, chunks)
-    if schedule == "contrary":            # odd ranks go the other way round: messages are needed in another order than sent
+    # odd ranks go the other way round: messages are needed in another order than sent
+    if schedule == "contrary":
         orders = [[*range(num_microbatches)][:: 1 - 2 * (rank % 2)] for rank in range(ranks)]
-        return [[forward(k, rank) for k in order] + [backward(k, rank) for k in order] for rank, order in enumerate(orders)]
+        return [
+            [forward(k, rank) for k in order] + [backward(k, rank) for k in order]
+            for rank, order in enumerate(orders)
+        ]
     return getattr(pipeline, schedule)(ranks, num_microbatches)
 
 
 def compare(cases: list[tuple]) -> list[tuple]:
-    """For each case (model, schedule, micro-batches, stages per rank, sizes): the relative difference of this rank's gradients to those of one
-    process, of the loss (None where there is none), the peak in flight, and how many parameters have no gradient."""
+    """For each case (model, schedule, micro-batches, stages per rank, sizes): the relative difference of this
+    rank's gradients to those of one
+    process, of the loss (None where there is none), the peak in flight, and how many parameters have no
+    gradient."""
     return [_compare(*case) for case in cases]
 
 
-def _compare(name: str, schedule: str, num_microbatches: int, chunks: int = 1, sizes: tuple | None = None, steps: int = 1) -> tuple:
+def _compare(
+    name: str,
+    schedule: str,
+    num_microbatches: int,
+    chunks: int = 1,
+    sizes: tuple | None = None,
+    steps: int = 1,
+) -> tuple:
     rank, size = dist.get_rank(), dist.get_world_size()
     whole, loss_alone = alone(name, steps)
     model, (inputs, targets) = make(name), data(name)
     stages = pipeline.split(model, size * chunks, sizes)[rank::size]
-    pipe = pipeline.Pipeline(stages if chunks > 1 else stages[0], by_name(schedule, size, num_microbatches, chunks), loss_fn)
-    for _ in range(steps):                # a second one adds to .grad
+    pipe = pipeline.Pipeline(
+        stages if chunks > 1 else stages[0], by_name(schedule, size, num_microbatches, chunks), loss_fn
+    )
+    for _ in range(steps):  # a second one adds to .grad
         loss = pipe.step(inputs if rank == 0 else None, targets if rank == size - 1 else None)
     own = set(pipe.parameters())
-    pairs = [(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters(), strict=True) if p in own]
-    return distance(pairs), None if loss is None else abs(loss.item() / loss_alone - 1), pipe.peak_in_flight, sum(p.grad is None for p in own)
+    pairs = [
+        (p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters(), strict=True) if p in own
+    ]
+    return (
+        distance(pairs),
+        None if loss is None else abs(loss.item() / loss_alone - 1),
+        pipe.peak_in_flight,
+        sum(p.grad is None for p in own),
+    )
 
 
 def distance(pairs: list[tuple[Tensor, Tensor]]) -> float:
@@ -83,9 +111,11 @@ def distance(pairs: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def sleep(schedule: str, counts: list[int], chunks: int, forward_s: float) -> dict[int, list[dict]]:
-    """For each number of micro-batches, a step whose stages sleep: its spans by this rank's clock. `chunks` stages of a rank sleep as long as one would.
+    """For each number of micro-batches, a step whose stages sleep: its spans by this rank's clock. `chunks`
+    stages of a rank sleep as long as one would.
 
-    The first of these steps is also the job's traced one, with the profiler in it; the others carry nothing."""
+    The first of these steps is also the job's traced one, with the profiler in it; the others carry
+    nothing."""
     spans, timed = {m: [] for m in counts}, measure.span
 
     @contextlib.contextmanager
@@ -93,14 +123,22 @@ def sleep(schedule: str, counts: list[int], chunks: int, forward_s: float) -> di
         begin_s = time.perf_counter()
         with timed(name):
             yield
-        spans[m].append({"rank": dist.get_rank(), "kind": "span", "name": name, "start_s": begin_s, "seconds": time.perf_counter() - begin_s})
+        spans[m].append(
+            {
+                "rank": dist.get_rank(),
+                "kind": "span",
+                "name": name,
+                "start_s": begin_s,
+                "seconds": time.perf_counter() - begin_s,
+            }
+        )
 
-    measure.span = clocked                # this process ends with the job
+    measure.span = clocked  # this process ends with the job
     for m in counts:
         stages, batch = [SleepingStage(0.0, 0.0) for _ in range(chunks)], torch.ones(m, 8)
         pipe = pipeline.Pipeline(stages, by_name(schedule, dist.get_world_size(), m, chunks), F.mse_loss)
         with measure.step(pipe) if m == counts[0] else contextlib.nullcontext():
-            pipe.step(batch, batch)       # warm-up
+            pipe.step(batch, batch)  # warm-up
         spans[m].clear()
         for stage in stages:
             stage.forward_s, stage.backward_s = forward_s / chunks, 2 * forward_s / chunks
@@ -114,13 +152,17 @@ def first_step(num_microbatches: int) -> None:
     """GPipe with stages that sleep; what is traced is a pipeline's first step."""
     batch = torch.ones(num_microbatches, 8)
     for _ in range(2):
-        pipe = pipeline.Pipeline(SleepingStage(0.01, 0.02), pipeline.gpipe(dist.get_world_size(), num_microbatches), F.mse_loss)
+        pipe = pipeline.Pipeline(
+            SleepingStage(0.01, 0.02), pipeline.gpipe(dist.get_world_size(), num_microbatches), F.mse_loss
+        )
         with measure.step(pipe):
             pipe.step(batch, batch)
 
 
 def train_gpt(schedule: str, num_microbatches: int, per_microbatch: int = 2) -> int:
-    """Steps of a TinyGPT, with as many samples per micro-batch, however many of these there are; the peak in flight."""
+    """Steps of a TinyGPT, with as many samples per micro-batch, however many of these there are; the peak in
+    flight.
+    """
     pipe, _, tokens = gpt(schedule, num_microbatches, per_microbatch)
     for _ in range(2):
         pipe.zero_grad()
@@ -129,22 +171,35 @@ def train_gpt(schedule: str, num_microbatches: int, per_microbatch: int = 2) -> 
     return pipe.peak_in_flight
 
 
-def gpt(schedule: str, num_microbatches: int, per_microbatch: int, chunks: int = 1) -> tuple[pipeline.Pipeline, list[nn.Module], Tensor]:
+def gpt(
+    schedule: str, num_microbatches: int, per_microbatch: int, chunks: int = 1
+) -> tuple[pipeline.Pipeline, list[nn.Module], Tensor]:
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = TinyGPT(layers=6, dim=32, heads=2, context=16, tied=False)
     tokens = torch.randint(256, (num_microbatches * per_microbatch, 17))
     stages = pipeline.split(model, size * chunks)[rank::size]
-    return pipeline.Pipeline(stages, by_name(schedule, size, num_microbatches, chunks), loss_fn), stages, tokens
+    return (
+        pipeline.Pipeline(stages, by_name(schedule, size, num_microbatches, chunks), loss_fn),
+        stages,
+        tokens,
+    )
 
 
-def train_gpts(cases: list[tuple[str, int]], num_microbatches: int, per_microbatch: int, kind: str) -> list[list[Tensor]]:
-    """The gradients of each (schedule, stages per rank), under mini's ("mine") or torch's pipeline; in each step, all of them run, and a barrier
+def train_gpts(
+    cases: list[tuple[str, int]], num_microbatches: int, per_microbatch: int, kind: str
+) -> list[list[Tensor]]:
+    """The gradients of each (schedule, stages per rank), under mini's ("mine") or torch's pipeline; in each
+    step, all of them run, and a barrier
     after each."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    pipes, stages, (tokens, *_) = zip(*(gpt(schedule, num_microbatches, per_microbatch, chunks) for schedule, chunks in cases))
-    steps = [pipe.step if kind == "mine" else torchs_step(schedule, theirs, num_microbatches, rank, size)
-             for (schedule, _), pipe, theirs in zip(cases, pipes, stages)]
+    pipes, stages, (tokens, *_) = zip(
+        *(gpt(schedule, num_microbatches, per_microbatch, chunks) for schedule, chunks in cases)
+    )
+    steps = [
+        pipe.step if kind == "mine" else torchs_step(schedule, theirs, num_microbatches, rank, size)
+        for (schedule, _), pipe, theirs in zip(cases, pipes, stages)
+    ]
     for _ in range(3):
         with measure.step():
             for pipe, step in zip(pipes, steps):
@@ -157,9 +212,18 @@ def train_gpts(cases: list[tuple[str, int]], num_microbatches: int, per_microbat
 def torchs_step(schedule: str, stages: list[nn.Module], num_microbatches: int, rank: int, size: int):
     from torch.distributed import pipelining
 
-    theirs = [pipelining.PipelineStage(stage, rank + i * size, size * len(stages), torch.device("cpu")) for i, stage in enumerate(stages)]
-    make_schedule = {"gpipe": "ScheduleGPipe", "one_f_one_b": "Schedule1F1B", "interleaved": "ScheduleInterleaved1F1B"}[schedule]
-    runs = getattr(pipelining, make_schedule)(theirs if schedule == "interleaved" else theirs[0], num_microbatches, loss_fn=loss_fn)
+    theirs = [
+        pipelining.PipelineStage(stage, rank + i * size, size * len(stages), torch.device("cpu"))
+        for i, stage in enumerate(stages)
+    ]
+    make_schedule = {
+        "gpipe": "ScheduleGPipe",
+        "one_f_one_b": "Schedule1F1B",
+        "interleaved": "ScheduleInterleaved1F1B",
+    }[schedule]
+    runs = getattr(pipelining, make_schedule)(
+        theirs if schedule == "interleaved" else theirs[0], num_microbatches, loss_fn=loss_fn
+    )
 
     def step(inputs: Tensor, targets: Tensor) -> None:
         runs.step(*[inputs] * (rank == 0), target=targets if rank == size - 1 else None)
@@ -168,17 +232,25 @@ def torchs_step(schedule: str, stages: list[nn.Module], num_microbatches: int, r
 
 
 def hybrid(wrapped: bool) -> list[tuple]:
-    """Two pipelines of two stages, on ranks 0 and 2, and 1 and 3. Equal stages average their gradients: by mini's DDP, or by hand afterwards."""
+    """Two pipelines of two stages, on ranks 0 and 2, and 1 and 3. Equal stages average their gradients: by
+    mini's DDP, or by hand afterwards.
+    """
     rank = dist.get_rank()
-    pp_groups, dp_groups = [[dist.new_group(ranks) for ranks in pairs] for pairs in (([0, 2], [1, 3]), ([0, 1], [2, 3]))]
+    pp_groups, dp_groups = [
+        [dist.new_group(ranks) for ranks in pairs] for pairs in (([0, 2], [1, 3]), ([0, 1], [2, 3]))
+    ]
     pp_rank, dp_rank = divmod(rank, 2)
     pp_group, dp_group = pp_groups[dp_rank], dp_groups[pp_rank]
     whole, _ = alone("TinyGPT")
     model = make("TinyGPT")
     inputs, targets = (tensor.chunk(2)[dp_rank] for tensor in data("TinyGPT"))
     stage = pipeline.split(model, 2)[pp_rank]
-    pipe = pipeline.Pipeline(ddp.DistributedDataParallel(stage, process_group=dp_group) if wrapped else stage,
-                             pipeline.one_f_one_b(2, 4), loss_fn, process_group=pp_group)
+    pipe = pipeline.Pipeline(
+        ddp.DistributedDataParallel(stage, process_group=dp_group) if wrapped else stage,
+        pipeline.one_f_one_b(2, 4),
+        loss_fn,
+        process_group=pp_group,
+    )
     for _ in range(2):
         pipe.zero_grad()
         with measure.step(pipe):
@@ -207,10 +279,20 @@ def frozen() -> tuple:
 
 
 def in_place() -> list[float]:
-    """Cut before each layer in turn: the difference of this rank's gradients, and of the loss, to one process."""
+    """Cut before each layer in turn: the difference of this rank's gradients, and of the loss, to one
+    process.
+    """
+
     def layers() -> nn.Sequential:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.SiLU(), nn.Hardtanh(inplace=True), nn.Linear(4, 4)).double()
+        return nn.Sequential(
+            nn.Linear(4, 4),
+            nn.ReLU(inplace=True),
+            nn.Linear(4, 4),
+            nn.SiLU(),
+            nn.Hardtanh(inplace=True),
+            nn.Linear(4, 4),
+        ).double()
 
     rank, size, told = dist.get_rank(), dist.get_world_size(), []
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -219,15 +301,23 @@ def in_place() -> list[float]:
     for cut in range(1, 6):
         model = layers()
         stages = pipeline.split(model, 2, (cut, 6 - cut))
-        pipe = pipeline.Pipeline(stages[rank] if size == 2 else stages, by_name("gpipe" if size == 2 else "interleaved", size, 3, 2), F.mse_loss)
+        pipe = pipeline.Pipeline(
+            stages[rank] if size == 2 else stages,
+            by_name("gpipe" if size == 2 else "interleaved", size, 3, 2),
+            F.mse_loss,
+        )
         pipe.step(x, x)
         own = set(pipe.parameters())
-        told.append(distance([(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters()) if p in own]))
+        told.append(
+            distance([(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters()) if p in own])
+        )
     return told
 
 
 def evaluate(schedule: str, chunks: int) -> tuple:
-    """Train, evaluate on batches of another size, and train again: losses and gradients beside those of one process, and what evaluation holds."""
+    """Train, evaluate on batches of another size, and train again: losses and gradients beside those of one
+    process, and what evaluation holds.
+    """
     rank, size = dist.get_rank(), dist.get_world_size()
     whole, (inputs, targets) = make("MLP"), data("MLP")
     model = make("MLP")
@@ -239,11 +329,17 @@ def evaluate(schedule: str, chunks: int) -> tuple:
         pipe.zero_grad()
         loss_fn(whole(inputs), targets).backward()
         pipe.step(inputs, targets)
-        gradients.append(distance([(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters()) if p in own]))
+        gradients.append(
+            distance([(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters()) if p in own])
+        )
         for mode in (torch.no_grad(), torch.inference_mode()):
             with mode:
                 loss = pipe.step(inputs[:12], targets[:12])
-                losses.append(None if loss is None else abs(loss.item() / loss_fn(whole(inputs[:12]), targets[:12]).item() - 1))
+                losses.append(
+                    None
+                    if loss is None
+                    else abs(loss.item() / loss_fn(whole(inputs[:12]), targets[:12]).item() - 1)
+                )
             in_flight += pipe.peak_in_flight
     return losses, gradients, in_flight
 
@@ -261,7 +357,9 @@ def other_shapes() -> tuple:
         loss = pipes[length == 5].step(inputs, targets)
         losses.append(None if loss is None else abs(loss.item() / expected.item() - 1))
     own = set(stage.parameters())
-    return distance([(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters()) if p in own]), losses if rank == size - 1 else None
+    return distance([(p.grad, q.grad) for p, q in zip(model.parameters(), whole.parameters()) if p in own]), (
+        losses if rank == size - 1 else None
+    )
 
 
 def refused(what: str):
@@ -279,8 +377,13 @@ def refused(what: str):
         pipeline.Pipeline(stage, pipeline.gpipe, loss_fn)
     if what in CHANGES and rank == CHANGES[what][0]:
         stage = nn.Sequential(stage, CHANGES[what][1]())
-    losses = {"losses": lambda output, targets: F.cross_entropy(output, targets, reduction="none"), "item": lambda *both: loss_fn(*both).item()}
-    pipe = pipeline.Pipeline(stage, pipeline.gpipe(size, 5 if what == "batch" else 2), losses.get(what, loss_fn))
+    losses = {
+        "losses": lambda output, targets: F.cross_entropy(output, targets, reduction="none"),
+        "item": lambda *both: loss_fn(*both).item(),
+    }
+    pipe = pipeline.Pipeline(
+        stage, pipeline.gpipe(size, 5 if what == "batch" else 2), losses.get(what, loss_fn)
+    )
     if what == "inputs":
         inputs = None
     pipe.step(inputs, targets)
@@ -314,4 +417,10 @@ class Nothing(nn.Module):
 
 
 # On which rank, what comes after its stage.
-CHANGES = {"detached": (1, Detach), "tuple": (0, Pair), "nothing": (0, Nothing), "whole numbers": (0, Choose), "dimensions": (0, Spread)}
+CHANGES = {
+    "detached": (1, Detach),
+    "tuple": (0, Pair),
+    "nothing": (0, Nothing),
+    "whole numbers": (0, Choose),
+    "dimensions": (0, Spread),
+}

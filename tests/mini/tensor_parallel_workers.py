@@ -1,4 +1,5 @@
 """Functions that the tests of course_lib.mini.tensor_parallel run on ranks."""
+
 import copy
 import math
 from collections import OrderedDict
@@ -13,11 +14,13 @@ from course_lib.mini import ddp, hybrid, ring
 from course_lib.mini import tensor_parallel as tp
 from course_lib.models import MLP, Attention, Block, TinyGPT
 
-DIM, HEADS, BATCH, TIME, VOCAB = 24, 12, 2, 12, 48      # 2, 3 and 4 ranks divide them
+DIM, HEADS, BATCH, TIME, VOCAB = 24, 12, 2, 12, 48  # 2, 3 and 4 ranks divide them
 
 
 def pair(dim: int = DIM, bias: bool = True, hidden: int | None = None) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, hidden or 4 * dim, bias), nn.GELU(), nn.Linear(hidden or 4 * dim, dim, bias))
+    return nn.Sequential(
+        nn.Linear(dim, hidden or 4 * dim, bias), nn.GELU(), nn.Linear(hidden or 4 * dim, dim, bias)
+    )
 
 
 def gpt(tied: bool = True) -> TinyGPT:
@@ -27,9 +30,16 @@ def gpt(tied: bool = True) -> TinyGPT:
 def make(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
     """A model with random weights everywhere: also in biases and norms, which would start at 0 and 1."""
     torch.manual_seed(seed)
-    model = {"pair": pair, "pair without biases": lambda: pair(bias=False), "MLP": lambda: MLP((24, 36, 12, 60, 24)), "frozen": pair,
-             "attention": lambda: Attention(DIM, HEADS), "block": lambda: Block(DIM, HEADS),
-             "GPT": gpt, "GPT, untied": lambda: gpt(tied=False)}[name]().to(dtype)
+    model = {
+        "pair": pair,
+        "pair without biases": lambda: pair(bias=False),
+        "MLP": lambda: MLP((24, 36, 12, 60, 24)),
+        "frozen": pair,
+        "attention": lambda: Attention(DIM, HEADS),
+        "block": lambda: Block(DIM, HEADS),
+        "GPT": gpt,
+        "GPT, untied": lambda: gpt(tied=False),
+    }[name]().to(dtype)
     for parameter in model.parameters():
         parameter.detach().normal_(std=0.3)
     if name == "frozen":
@@ -45,13 +55,20 @@ def data(name: str, seed: int = 1, batch: int = BATCH, dtype: torch.dtype = torc
 
 
 def difference(own: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest norm of a difference over the tensor's norm. (What is zero but for rounding, as the bias of keys, is held against all tensors.)"""
+    """The largest norm of a difference over the tensor's norm. (What is zero but for rounding, as the bias of
+    keys, is held against all tensors.)
+    """
     total = float(sum(tensor.norm() ** 2 for tensor in other.values()) ** 0.5)
-    return max(float((own[name] - tensor).norm()) / max(float(tensor.norm()), 1e-6 * total) for name, tensor in other.items())
+    return max(
+        float((own[name] - tensor).norm()) / max(float(tensor.norm()), 1e-6 * total)
+        for name, tensor in other.items()
+    )
 
 
 def grads(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -70,18 +87,30 @@ MODELS = ("pair", "pair without biases", "frozen", "MLP", "attention", "block", 
 
 
 def against_one_process() -> dict:
-    """How far everything is from one process: by part of the module and case, numbers that must be tiny; and what is wrong with layers, in words."""
-    told = {f"{name}, sequence_parallel={cut}": _values(name, cut, None) for name in MODELS for cut in (False, True)}
+    """How far everything is from one process: by part of the module and case, numbers that must be tiny; and
+    what is wrong with layers, in words.
+    """
+    told = {
+        f"{name}, sequence_parallel={cut}": _values(name, cut, None)
+        for name in MODELS
+        for cut in (False, True)
+    }
     told["block, from the ring"] = _values("block", True, ring.reduce_scatter)
     told["trained"] = {f"sequence_parallel={cut}": trained(cut) for cut in (False, True)}
     return told | {"losses": _losses(), "layers": _layers()}
 
 
 def _values(name: str, sequence_parallel: bool, reduce_scatter) -> dict[str, float]:
-    alone, x, given = make(name), data(name), make(name, seed=dist.get_rank())      # ranks start from the first one's weights
+    # ranks start from the first one's weights
+    alone, x, given = make(name), data(name), make(name, seed=dist.get_rank())
     model = tp.parallelize(given, sequence_parallel=sequence_parallel, reduce_scatter=reduce_scatter)
-    told = {"weights": difference(tp.gather_full(model), weights(alone)),
-            "given model": difference(weights(given), weights(make(name, seed=dist.get_rank()))) + (repr(given) != repr(alone))}
+    told = {
+        "weights": difference(tp.gather_full(model), weights(alone)),
+        "given model": (
+            difference(weights(given), weights(make(name, seed=dist.get_rank())))
+            + (repr(given) != repr(alone))
+        ),
+    }
     if "GPT" in name:
         loss, expected = model(x), alone(x)
         told["output"] = difference({"": loss.detach()}, {"": expected.detach()})
@@ -97,12 +126,19 @@ def _values(name: str, sequence_parallel: bool, reduce_scatter) -> dict[str, flo
     if "GPT" not in name:
         told["input gradient"] = difference({"": inputs.grad}, {"": mine(x.grad, sequence_parallel)})
     told["gradients"] = difference(tp.gather_full(model, grads=True), grads(alone))
-    told["frozen"] = float(sum(p.grad is not None for p in model.parameters()) != sum(p.grad is not None for p in alone.parameters()))
+    told["frozen"] = float(
+        sum(p.grad is not None for p in model.parameters())
+        != sum(p.grad is not None for p in alone.parameters())
+    )
     return told
 
 
-def trained(sequence_parallel: bool, mesh: dict[str, dist.ProcessGroup] | None = None, steps: int = 3) -> float:
-    """How far weights are from one process's after steps of SGD with momentum: cut over all ranks, or on a mesh of data x tensor."""
+def trained(
+    sequence_parallel: bool, mesh: dict[str, dist.ProcessGroup] | None = None, steps: int = 3
+) -> float:
+    """How far weights are from one process's after steps of SGD with momentum: cut over all ranks, or on a
+    mesh of data x tensor.
+    """
     alone, model = make("GPT"), make("GPT", seed=dist.get_rank())
     tensor, replicas = (mesh["tp"], mesh["dp"]) if mesh else (None, None)
     model = cut = tp.parallelize(model, tensor, sequence_parallel)
@@ -120,19 +156,21 @@ def trained(sequence_parallel: bool, mesh: dict[str, dist.ProcessGroup] | None =
         optimizers[1].step()
         optimizers[1].zero_grad()
     full = tp.gather_full(cut, tensor)
-    gpt().double().load_state_dict(full)      # all of TinyGPT's names, and no others
+    gpt().double().load_state_dict(full)  # all of TinyGPT's names, and no others
     return difference(full, weights(alone))
 
 
 def on_a_mesh() -> list[float]:
-    """Training on 2 x 2; then tensor parallelism in groups in another order, ranks 1 and 3 and ranks 2 and 0; then in groups of one rank."""
+    """Training on 2 x 2; then tensor parallelism in groups in another order, ranks 1 and 3 and ranks 2 and 0;
+    then in groups of one rank.
+    """
     mesh = hybrid.make_groups({"dp": 2, "tp": 2})
     told = [trained(cut, mesh) for cut in (False, True)]
     odd, even, ones = dist.new_group([1, 3]), dist.new_group([2, 0]), [dist.new_group([r]) for r in range(4)]
     rank = dist.get_rank()
     for group in (odd if rank % 2 else even, ones[rank]):
         for cut in (False, True):
-            alone, x = make("GPT"), data("GPT", seed=rank % 2)      # each group has data of its own
+            alone, x = make("GPT"), data("GPT", seed=rank % 2)  # each group has data of its own
             model = tp.parallelize(alone, group, cut)
             model(x).backward()
             alone(x).backward()
@@ -141,20 +179,31 @@ def on_a_mesh() -> list[float]:
 
 
 def _losses() -> dict[str, float]:
-    """The vocabulary-parallel loss and its gradient against F.cross_entropy: usual logits and huge ones, each token once, targets that do not count."""
+    """The vocabulary-parallel loss and its gradient against F.cross_entropy: usual logits and huge ones, each
+    token once, targets that do not count.
+    """
     rank, size, told = dist.get_rank(), dist.get_world_size(), {}
     for scale in (1.0, 1e4):
         generator = torch.Generator().manual_seed(0)
-        logits = (scale * torch.randn(5, VOCAB // 4, VOCAB, generator=generator, dtype=torch.float64)).requires_grad_()
-        targets = torch.cat([torch.arange(VOCAB), torch.full((VOCAB // 4,), -100)]).view(5, -1)      # the last row is ignored
+        logits = (
+            scale * torch.randn(5, VOCAB // 4, VOCAB, generator=generator, dtype=torch.float64)
+        ).requires_grad_()
+        # the last row is ignored
+        targets = torch.cat([torch.arange(VOCAB), torch.full((VOCAB // 4,), -100)]).view(5, -1)
         own = logits.detach().chunk(size, -1)[rank].clone().requires_grad_()
-        loss, expected = tp.vocab_parallel_cross_entropy(own, targets), F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss, expected = (
+            tp.vocab_parallel_cross_entropy(own, targets),
+            F.cross_entropy(logits.flatten(0, 1), targets.flatten()),
+        )
         (3 * loss).backward()
         (3 * expected).backward()
         told[f"loss {scale}"] = difference({"": loss.detach()}, {"": expected.detach()})
         told[f"gradient {scale}"] = difference({"": own.grad}, {"": logits.grad.chunk(size, -1)[rank]})
-    equal = torch.zeros(1, 120_000 // size, dtype=torch.float16)      # their sum of exponentials is more than float16 can hold
-    told["float16"] = abs(tp.vocab_parallel_cross_entropy(equal, torch.zeros(1).long()).item() / math.log(120_000) - 1)
+    # their sum of exponentials is more than float16 can hold
+    equal = torch.zeros(1, 120_000 // size, dtype=torch.float16)
+    told["float16"] = abs(
+        tp.vocab_parallel_cross_entropy(equal, torch.zeros(1).long()).item() / math.log(120_000) - 1
+    )
     return told
 
 
@@ -163,8 +212,12 @@ def _layers() -> list[str]:
     rank, size, wrong = dist.get_rank(), dist.get_world_size(), []
     first, _, second = make("pair")
     column, row = tp.ColumnParallelLinear.from_linear(first), tp.RowParallelLinear.from_linear(second)
-    slices = {"column weight": (column.weight, first.weight.chunk(size, 0)[rank]), "column bias": (column.bias, first.bias.chunk(size)[rank]),
-              "row weight": (row.weight, second.weight.chunk(size, 1)[rank]), "row bias": (row.bias, second.bias)}
+    slices = {
+        "column weight": (column.weight, first.weight.chunk(size, 0)[rank]),
+        "column bias": (column.bias, first.bias.chunk(size)[rank]),
+        "row weight": (row.weight, second.weight.chunk(size, 1)[rank]),
+        "row bias": (row.bias, second.bias),
+    }
     for name, (own, expected) in slices.items():
         if not torch.equal(own, expected):
             wrong.append(name)
@@ -172,7 +225,7 @@ def _layers() -> list[str]:
             wrong.append(f"{name} keeps more memory than its own")
     x, full = data("pair"), torch.nn.Parameter(torch.ones(3))
     kept = x.clone().requires_grad_()
-    y = kept.exp()                            # saves its result, which must not be overwritten by the sum
+    y = kept.exp()  # saves its result, which must not be overwritten by the sum
     tp.reduce_from_group(y).sum().backward()
     if not torch.allclose(kept.grad, x.exp()):
         wrong.append("g changed what autograd had saved")
@@ -202,23 +255,31 @@ class Residual(nn.Sequential):
 
 
 def other_starts() -> dict:
-    """Layers of which each rank has other weights; and a model whose layers have names and whose weights lie transposed in memory."""
+    """Layers of which each rank has other weights; and a model whose layers have names and whose weights lie
+    transposed in memory.
+    """
     rank, told = dist.get_rank(), {}
     torch.manual_seed(rank)
     first, second = nn.Linear(8, 12).double(), nn.Linear(12, 8).double()
-    cut = nn.Sequential(tp.ColumnParallelLinear.from_linear(first), nn.ReLU(), tp.RowParallelLinear.from_linear(second))
+    cut = nn.Sequential(
+        tp.ColumnParallelLinear.from_linear(first), nn.ReLU(), tp.RowParallelLinear.from_linear(second)
+    )
     x = torch.randn(3, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     y = cut(x)
     for layer in (first, second):
         for parameter in layer.parameters():
             dist.broadcast(parameter.data, 0)
-    told["from_linear"] = difference({"": y.detach()}, {"": nn.Sequential(first, nn.ReLU(), second)(x).detach()})
+    told["from_linear"] = difference(
+        {"": y.detach()}, {"": nn.Sequential(first, nn.ReLU(), second)(x).detach()}
+    )
     torch.manual_seed(rank)
     named = nn.Sequential(OrderedDict(up=nn.Linear(8, 12), act=nn.ReLU(), down=nn.Linear(12, 8))).double()
     named.up.weight = nn.Parameter(torch.randn(12, 16, dtype=torch.float64)[:, ::2])
     full = tp.gather_full(tp.parallelize(named))
     torch.manual_seed(0)
-    first_ranks = nn.Sequential(OrderedDict(up=nn.Linear(8, 12), act=nn.ReLU(), down=nn.Linear(12, 8))).double()
+    first_ranks = nn.Sequential(
+        OrderedDict(up=nn.Linear(8, 12), act=nn.ReLU(), down=nn.Linear(12, 8))
+    ).double()
     first_ranks.up.weight = nn.Parameter(torch.randn(12, 16, dtype=torch.float64)[:, ::2])
     told["names"] = list(full) == list(first_ranks.state_dict())
     told["weights"] = difference(full, weights(first_ranks))
@@ -234,16 +295,37 @@ def refusals() -> list[str]:
     tied_linears[2].weight = tied_linears[0].weight
     padded = gpt()
     padded.embedding.padding_idx = 0
-    for call in (lambda: tp.parallelize(Attention(24, 6)), lambda: tp.parallelize(pair(hidden=90)), lambda: tp.parallelize(MLP((8, 8, 8, 8))),
-                 lambda: tp.parallelize(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))), lambda: tp.parallelize(nn.Conv2d(1, 1, 1)),
-                 lambda: tp.parallelize(TinyGPT(vocab_size=50, dim=8)), lambda: tp.parallelize(gpt(), sequence_parallel=True)(torch.zeros(1, 10).long()),
-                 lambda: tp.parallelize(nn.Sequential(one, nn.ReLU(), one)), lambda: tp.parallelize(tied_linears), lambda: tp.parallelize(tied_norms),
-                 lambda: tp.parallelize(nn.Sequential(Scaled(8, 8), nn.ReLU(), nn.Linear(8, 8))), lambda: tp.parallelize(OwnAttention(8, 4)),
-                 lambda: tp.parallelize(Residual(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))), lambda: tp.parallelize(padded),
-                 lambda: tp.parallelize(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 8))),
-                 lambda: tp.VocabParallelEmbedding(nn.Embedding(8, 2, max_norm=1.0)), lambda: tp.parallelize(tp.parallelize(Attention(8, 4))),
-                 *(lambda token=token: tp.VocabParallelEmbedding(nn.Embedding(8, 2))(torch.tensor([[token]])) for token in (8, -1)),
-                 *(lambda token=token: tp.vocab_parallel_cross_entropy(torch.zeros(1, 2), torch.tensor([token])) for token in (8, -1))):
+    for call in (
+        lambda: tp.parallelize(Attention(24, 6)),
+        lambda: tp.parallelize(pair(hidden=90)),
+        lambda: tp.parallelize(MLP((8, 8, 8, 8))),
+        lambda: tp.parallelize(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))),
+        lambda: tp.parallelize(nn.Conv2d(1, 1, 1)),
+        lambda: tp.parallelize(TinyGPT(vocab_size=50, dim=8)),
+        lambda: tp.parallelize(gpt(), sequence_parallel=True)(torch.zeros(1, 10).long()),
+        lambda: tp.parallelize(nn.Sequential(one, nn.ReLU(), one)),
+        lambda: tp.parallelize(tied_linears),
+        lambda: tp.parallelize(tied_norms),
+        lambda: tp.parallelize(nn.Sequential(Scaled(8, 8), nn.ReLU(), nn.Linear(8, 8))),
+        lambda: tp.parallelize(OwnAttention(8, 4)),
+        lambda: tp.parallelize(Residual(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))),
+        lambda: tp.parallelize(padded),
+        lambda: tp.parallelize(
+            nn.Sequential(
+                nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 8)
+            )
+        ),
+        lambda: tp.VocabParallelEmbedding(nn.Embedding(8, 2, max_norm=1.0)),
+        lambda: tp.parallelize(tp.parallelize(Attention(8, 4))),
+        *(
+            lambda token=token: tp.VocabParallelEmbedding(nn.Embedding(8, 2))(torch.tensor([[token]]))
+            for token in (8, -1)
+        ),
+        *(
+            lambda token=token: tp.vocab_parallel_cross_entropy(torch.zeros(1, 2), torch.tensor([token]))
+            for token in (8, -1)
+        ),
+    ):
         try:
             call()
             told.append("nothing")
@@ -256,7 +338,9 @@ def refusals() -> list[str]:
 
 
 def dropout() -> dict:
-    """Dropout on hidden features that are cut, and on an output that is whole, from one seed and from different ones."""
+    """Dropout on hidden features that are cut, and on an output that is whole, from one seed and from
+    different ones.
+    """
     told, size = {}, dist.get_world_size()
 
     def all_ranks(x: Tensor) -> list[Tensor]:
@@ -284,36 +368,56 @@ def dropout() -> dict:
         torch.manual_seed(0 if seeds == "one seed" else dist.get_rank())
         model, seen = tp.parallelize(alone), {}
         for number in (2, 4):
-            model[number].register_forward_hook(lambda _, inputs, output, number=number: seen.update({number: (output / inputs[0]).detach()}))
+            model[number].register_forward_hook(
+                lambda _, inputs, output, number=number: seen.update({number: (output / inputs[0]).detach()})
+            )
         x = data("pair")
         y = model(x)
         outputs = all_ranks(y.detach())
         told[f"outputs equal, {seeds}"] = all(torch.equal(output, outputs[0]) for output in outputs)
         hidden = alone[1](alone[0](x)) * torch.cat(all_ranks(seen[2]), -1)
-        told[f"one process, {seeds}"] = difference({"": y.detach()}, {"": (alone[3](hidden) * seen[4]).detach()})
+        told[f"one process, {seeds}"] = difference(
+            {"": y.detach()}, {"": (alone[3](hidden) * seen[4]).detach()}
+        )
     return told
 
 
 # Bytes and memory
 
 
-def step_of(kind: str, name: str, dim: int = 48, heads: int = 12, batch: int = 8, time: int = 192, steps: int = 3) -> dict:
-    """Steps of one model; `kind`: "tp", "sp" or "sp, ring" for mini's, "DTensor" or "DTensor, sp" for torch's. Returns bytes and values."""
+def step_of(
+    kind: str, name: str, dim: int = 48, heads: int = 12, batch: int = 8, time: int = 192, steps: int = 3
+) -> dict:
+    """Steps of one model; `kind`: "tp", "sp" or "sp, ring" for mini's, "DTensor" or "DTensor, sp" for
+    torch's. Returns bytes and values.
+    """
     torch.manual_seed(0)
-    alone = {"pair": lambda: pair(dim), "block": lambda: Block(dim, heads),
-             "GPT": lambda: TinyGPT(vocab_size=VOCAB, context=time, dim=dim, heads=heads)}[name]()
+    alone = {
+        "pair": lambda: pair(dim),
+        "block": lambda: Block(dim, heads),
+        "GPT": lambda: TinyGPT(vocab_size=VOCAB, context=time, dim=dim, heads=heads),
+    }[name]()
     sequence_parallel = "sp" in kind
     if kind.startswith("DTensor"):
         model = _parallelize_module(copy.deepcopy(alone), name, sequence_parallel)
     else:
-        model = tp.parallelize(alone, sequence_parallel=sequence_parallel, reduce_scatter=ring.reduce_scatter if "ring" in kind else None)
+        model = tp.parallelize(
+            alone,
+            sequence_parallel=sequence_parallel,
+            reduce_scatter=ring.reduce_scatter if "ring" in kind else None,
+        )
     optimizer = torch.optim.Adam(model.parameters())
     whole = torch.randn(batch, time, dim, generator=torch.Generator().manual_seed(1))
     tokens = torch.randint(VOCAB, (batch, time + 1), generator=torch.Generator().manual_seed(1))
     local = [(p.to_local() if hasattr(p, "to_local") else p) for p in model.parameters()]
-    outside = ("norm.weight", "norm.bias", "out.bias", "mlp.2.bias", "position.weight") + (("2.bias",) if name == "pair" else ())
-    told = {"params": sum(p.nbytes for p in alone.parameters()), "shapes": [tuple(p.shape) for p in local],
-            "whole on every rank": sum(p.nbytes for key, p in alone.named_parameters() if key.endswith(outside))}
+    outside = ("norm.weight", "norm.bias", "out.bias", "mlp.2.bias", "position.weight") + (
+        ("2.bias",) if name == "pair" else ()
+    )
+    told = {
+        "params": sum(p.nbytes for p in alone.parameters()),
+        "shapes": [tuple(p.shape) for p in local],
+        "whole on every rank": sum(p.nbytes for key, p in alone.named_parameters() if key.endswith(outside)),
+    }
     for _ in range(steps):
         x = tokens if name == "GPT" else mine(whole, sequence_parallel).clone().requires_grad_()
         with measure.step(model, optimizer):
@@ -328,14 +432,31 @@ def step_of(kind: str, name: str, dim: int = 48, heads: int = 12, batch: int = 8
 
 def _parallelize_module(model: nn.Module, name: str, sequence_parallel: bool) -> nn.Module:
     """Cut a pair or a block as torch does it."""
-    from torch.distributed.device_mesh import init_device_mesh      # slow to import, and only needed here
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import, and only needed here
     from torch.distributed.tensor import Replicate, Shard
-    from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        PrepareModuleInput,
+        RowwiseParallel,
+        SequenceParallel,
+        parallelize_module,
+    )
 
     leave = RowwiseParallel(output_layouts=Shard(1)) if sequence_parallel else RowwiseParallel()
-    plan = {f"attention.{part}": ColwiseParallel() for part in "qkv"} | {"attention.out": leave, "mlp.0": ColwiseParallel(), "mlp.2": leave}
-    enter = PrepareModuleInput(input_layouts=(Shard(1) if sequence_parallel else Replicate(),), desired_input_layouts=(Replicate(),))
-    plan |= {"attention": enter, "mlp": enter}      # without it, q, k and v would each all_reduce their input's gradient
+    plan = {f"attention.{part}": ColwiseParallel() for part in "qkv"} | {
+        "attention.out": leave,
+        "mlp.0": ColwiseParallel(),
+        "mlp.2": leave,
+    }
+    enter = PrepareModuleInput(
+        input_layouts=(Shard(1) if sequence_parallel else Replicate(),), desired_input_layouts=(Replicate(),)
+    )
+    # without it, q, k and v would each all_reduce their input's gradient
+    plan |= {"attention": enter, "mlp": enter}
     if sequence_parallel:
         plan |= {"attention_norm": SequenceParallel(), "mlp_norm": SequenceParallel()}
-    return parallelize_module(model, init_device_mesh("cpu", (dist.get_world_size(),)), {"0": ColwiseParallel(), "2": leave} if name == "pair" else plan)
+    return parallelize_module(
+        model,
+        init_device_mesh("cpu", (dist.get_world_size(),)),
+        {"0": ColwiseParallel(), "2": leave} if name == "pair" else plan,
+    )

@@ -1,4 +1,7 @@
-"""Meshes on real ranks: groups, equal to one process along every combination of axes, bytes of each axis, and the modelled link."""
+"""Meshes on real ranks: groups, equal to one process along every combination of axes, bytes of each axis, and
+the modelled link.
+"""
+
 import functools
 import math
 
@@ -7,9 +10,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 from course_lib import run, theory
-
-from course_lib.plots import pictures
 from course_lib.mini import hybrid
+from course_lib.plots import pictures
 
 ERROR_LIMIT, WIRE_LIMIT = 1e-6, 0.03
 TWO, PIPES, CUBE = {"dp": 2, "tp": 2}, {"dp": 2, "pp": 2, "tp": 1}, {"dp": 2, "pp": 2, "tp": 2}
@@ -25,12 +27,23 @@ def error(job) -> float:
     start, wanted = alone()
     moved = math.sqrt(sum((wanted[name] - start[name]).square().sum() for name in wanted))
     assert moved > 0 and set().union(*job.results) == set(wanted), "every weight is compared"
-    return max(math.sqrt(sum((weights[name] - wanted[name]).square().sum() for name in weights)) for weights in job.results) / moved
+    return (
+        max(
+            math.sqrt(sum((weights[name] - wanted[name]).square().sum() for name in weights))
+            for weights in job.results
+        )
+        / moved
+    )
 
 
 def by_axis(job, sizes) -> dict[int, dict[str, float]]:
     """Bytes that each rank sends along each axis; every collective must be within a group of the mesh."""
-    axis_of = {",".join(map(str, ranks)): axis for axis in sizes if sizes[axis] > 1 for ranks in hybrid.axis_groups(axis, sizes)}
+    axis_of = {
+        ",".join(map(str, ranks)): axis
+        for axis in sizes
+        if sizes[axis] > 1
+        for ranks in hybrid.axis_groups(axis, sizes)
+    }
     sent = {rank: dict.fromkeys(sizes, 0.0) for rank in range(job.ranks)}
     for row in job.comm.itertuples():
         if row.group_size > 1:
@@ -46,9 +59,15 @@ def assert_sum_is_the_wire(job, sent) -> None:
         assert sum(axes.values()) == pytest.approx(wire[rank], rel=WIRE_LIMIT), (rank, axes)
 
 
-# -- coordinates and groups ----------------------------------------------------------------------------------------------------------
+# -- coordinates and groups
+# ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("sizes", [{"dp": 4}, TWO, {"dp": 2, "tp": 4}, {"dp": 3, "pp": 2, "tp": 2}, {"dp": 2, "cp": 1, "pp": 3, "tp": 2}], ids=str)
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"dp": 4}, TWO, {"dp": 2, "tp": 4}, {"dp": 3, "pp": 2, "tp": 2}, {"dp": 2, "cp": 1, "pp": 3, "tp": 2}],
+    ids=str,
+)
 def test_groups_of_an_axis_differ_in_it_alone_and_have_every_rank_once(sizes):
     count = math.prod(sizes.values())
     places = [hybrid.coordinates(rank, sizes) for rank in range(count)]
@@ -59,7 +78,10 @@ def test_groups_of_an_axis_differ_in_it_alone_and_have_every_rank_once(sizes):
         assert sorted(rank for group in groups for rank in group) == list(range(count))
         for group in groups:
             assert [places[rank][axis] for rank in group] == list(range(sizes[axis]))
-            assert len({tuple(place for name, place in places[rank].items() if name != axis) for rank in group}) == 1
+            assert (
+                len({tuple(place for name, place in places[rank].items() if name != axis) for rank in group})
+                == 1
+            )
 
 
 def test_mistakes_are_named():
@@ -74,10 +96,14 @@ def test_process_groups_are_torchs_and_work():
     for rank, found in enumerate(run(hybrid_workers.groups, sizes, ranks=6, backend="gloo").results):
         assert found["place"] == hybrid.coordinates(rank, sizes)
         for axis, (own, torchs, total) in found["groups"].items():
-            assert own == torchs and rank in own and own in hybrid.axis_groups(axis, sizes) and total == sum(own)
+            assert (
+                own == torchs and rank in own and own in hybrid.axis_groups(axis, sizes) and total == sum(own)
+            )
 
 
-# -- equal to one process, and the bytes of each axis --------------------------------------------------------------------------------
+# -- equal to one process, and the bytes of each axis
+# --------------------------------------------------------------------------------
+
 
 def test_data_and_tensor_equal_one_process_and_their_bytes_add_up():
     job = run(hybrid_workers.data_tensor, TWO, ranks=4, backend="gloo")
@@ -103,7 +129,9 @@ def test_pipelines_on_a_mesh_equal_one_process_and_their_bytes_add_up(sizes, ran
     sent = by_axis(job, sizes)
     held = job.memory[job.memory["category"] == "params"].set_index("rank")["bytes"]
     for rank, axes in sent.items():
-        assert axes["pp"] == hybrid_workers.BATCH // 2 * hybrid_workers.CONTEXT * 64 * 8, "each sends one tensor per micro-batch"
+        assert axes["pp"] == hybrid_workers.BATCH // 2 * hybrid_workers.CONTEXT * 64 * 8, (
+            "each sends one tensor per micro-batch"
+        )
         assert axes["dp"] == theory.collective_bytes("all_reduce", held[rank], 2)
     assert_sum_is_the_wire(job, sent)
 
@@ -111,20 +139,30 @@ def test_pipelines_on_a_mesh_equal_one_process_and_their_bytes_add_up(sizes, ran
 def test_hybrid_sharding_equals_one_process_and_only_gradients_leave_the_row():
     job = run(hybrid_workers.hybrid_sharding, (2, 2), ranks=4, backend="gloo")
     assert error(job) < ERROR_LIMIT
-    sent, sizes = by_axis(job, {"replicate": 2, "shard": 2}), job.memory.pivot(index="rank", columns="category", values="bytes")
+    sent, sizes = (
+        by_axis(job, {"replicate": 2, "shard": 2}),
+        job.memory.pivot(index="rank", columns="category", values="bytes"),
+    )
     for rank, axes in sent.items():
         assert axes["replicate"] == theory.collective_bytes("all_reduce", sizes["grads"][rank], 2)
     assert_sum_is_the_wire(job, sent)
 
 
-# -- the modelled link ---------------------------------------------------------------------------------------------------------------
+# -- the modelled link
+# ---------------------------------------------------------------------------------------------------------------
+
 
 def test_only_what_crosses_hosts_waits_for_the_link():
     numel = 100_000
-    for needs_s in (0.1, 0.4, 1.6, 6.4):          # through the link; what does not wait may be late on a busy machine: then once more, with a slower link
-        told = run(hybrid_workers.through_a_slow_link, numel, numel * 4 / needs_s, ranks=4, backend="gloo").results
+    # through the link; what does not wait may be late on a busy machine: then once more, with a slower link
+    for needs_s in (0.1, 0.4, 1.6, 6.4):
+        told = run(
+            hybrid_workers.through_a_slow_link, numel, numel * 4 / needs_s, ranks=4, backend="gloo"
+        ).results
         for found in told:
-            assert found["across"] >= needs_s and found["two"] >= 2 * needs_s, "two messages pass one after the other"
+            assert found["across"] >= needs_s and found["two"] >= 2 * needs_s, (
+                "two messages pass one after the other"
+            )
         if all(max(found["inside"], found["launched"], found["afterwards"]) < needs_s for found in told):
             break
     for found in told:
@@ -132,14 +170,25 @@ def test_only_what_crosses_hosts_waits_for_the_link():
         assert found["launched"] < needs_s, "the rank goes on meanwhile"
         assert found["sums"] == [[2.0]] * 4
         missing, double, flat, stopped = found["refused"]
-        assert missing == "hosts=[[0, 1], [2]]: every rank of the job must be on one host, 0 to 3." and double.endswith(missing[len("hosts=[[0, 1], [2]]"):])
-        assert flat == "hosts=[0, 1, 2, 3]: it must be a list of hosts, each a list of ranks." and stopped.startswith("bytes_per_s=0:")
+        assert (
+            missing == "hosts=[[0, 1], [2]]: every rank of the job must be on one host, 0 to 3."
+            and double.endswith(missing[len("hosts=[[0, 1], [2]]") :])
+        )
+        assert (
+            flat == "hosts=[0, 1, 2, 3]: it must be a list of hosts, each a list of ranks."
+            and stopped.startswith("bytes_per_s=0:")
+        )
 
 
-# -- the picture ---------------------------------------------------------------------------------------------------------------------
+# -- the picture
+# ---------------------------------------------------------------------------------------------------------------------
+
 
 def colors_of(ax) -> dict[str, str]:
-    return {text.get_text(): line.get_color() for text, line in zip(ax.get_legend().get_texts(), ax.get_legend().get_lines())}
+    return {
+        text.get_text(): line.get_color()
+        for text, line in zip(ax.get_legend().get_texts(), ax.get_legend().get_lines())
+    }
 
 
 @pytest.mark.parametrize("sizes", [{"dp": 3}, TWO, CUBE], ids=str)
@@ -152,6 +201,13 @@ def test_the_picture_has_a_box_per_rank_and_a_band_between_neighbours(sizes):
     assert len(boxes) == count and len({box.get_xy() for box in boxes}) == count
     assert len(bands) == sum(count // size * (size - 1) for size in sizes.values())
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"{axis} groups" for axis in sizes]
-    assert colors_of(ax).items() <= {"dp groups": "#0072B2", "tp groups": "#D55E00", "pp groups": "#009E73"}.items(), "the same axis, the same colour"
+    assert (
+        colors_of(ax).items()
+        <= {
+            "dp groups": "#0072B2",
+            "tp groups": "#D55E00",
+            "pp groups": "#009E73",
+        }.items()
+    ), "the same axis, the same colour"
     assert {f"rank {rank}" for rank in range(count)} <= {text.get_text() for text in ax.texts}
     plt.close(ax.figure)

@@ -1,4 +1,5 @@
 """mini.data_parallel: replicas in threads against the plain module, and the star's load on its root."""
+
 import sys
 import threading
 
@@ -13,7 +14,9 @@ from course_lib import run
 from course_lib.mini.data_parallel import DataParallel, gather, parallel_apply, replicate, scatter
 from course_lib.models import CNN, TinyGPT
 
-needs_counters = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts what one process sends")
+needs_counters = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux counts what one process sends"
+)
 
 
 class Spy(nn.Module):
@@ -50,7 +53,9 @@ def test_outputs_and_gradients_are_the_modules_own(num_replicas, batch_size):
         outputs.append(out)
         gradients.append([p.grad for p in module.parameters() if p.requires_grad])
         module.zero_grad()
-    assert outputs[0].shape == outputs[1].shape and mini_workers.difference([outputs[1]], [outputs[0]]) < 1e-12
+    assert (
+        outputs[0].shape == outputs[1].shape and mini_workers.difference([outputs[1]], [outputs[0]]) < 1e-12
+    )
     assert mini_workers.difference(gradients[1], gradients[0]) < 1e-12
 
 
@@ -71,7 +76,7 @@ def test_replicas_are_copies_and_run_in_threads_of_their_own():
     spy = Spy()
     replicas = replicate(spy, 3)
     assert replicas[0] is spy and len({replica.linear.weight.data_ptr() for replica in replicas}) == 3
-    barrier = threading.Barrier(3, timeout=60)        # passes only if three replicas run at the same time
+    barrier = threading.Barrier(3, timeout=60)  # passes only if three replicas run at the same time
 
     class Meets(nn.Module):
         def forward(self, x):
@@ -89,8 +94,12 @@ def test_gradient_mode_errors_and_buffers():
     parallel = DataParallel(module, 2)
     with torch.no_grad():
         assert not parallel(torch.randn(4, 1, 8, 8)).requires_grad
-        assert not parallel_apply([nn.Linear(1, 1)], [(torch.ones(1),)])[0].requires_grad, "each thread has a gradient switch of its own"
-    assert module.features[1].num_batches_tracked == 1, "the root is one of the replicas, so its buffers live on"
+        assert not parallel_apply([nn.Linear(1, 1)], [(torch.ones(1),)])[0].requires_grad, (
+            "each thread has a gradient switch of its own"
+        )
+    assert module.features[1].num_batches_tracked == 1, (
+        "the root is one of the replicas, so its buffers live on"
+    )
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         DataParallel(nn.Linear(3, 3), 2)(torch.ones(4, 5))
     with pytest.raises(ValueError, match="num_replicas=0"):
@@ -103,9 +112,12 @@ def test_scatter_cuts_tensors_and_repeats_the_rest():
     assert [piece[0].tolist() for piece in pieces] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert all(piece[1:] == ("same", 3) for piece in pieces)
     assert scatter((torch.ones(2, 1),), 4)[1][0].shape == (1, 1) and len(scatter((torch.ones(2, 1),), 4)) == 2
-    with pytest.raises(ValueError, match="3 and 10 samples"):        # not: three pieces, and the tenth sample is lost
+    # not: three pieces, and the tenth sample is lost
+    with pytest.raises(ValueError, match="3 and 10 samples"):
         scatter((x, torch.arange(3)), 4)
-    assert gather([torch.ones(2, 3), torch.zeros(1, 3)]).shape == (3, 3) and gather([torch.tensor(1.0)]).shape == (1,)
+    assert gather([torch.ones(2, 3), torch.zeros(1, 3)]).shape == (3, 3) and gather(
+        [torch.tensor(1.0)]
+    ).shape == (1,)
 
 
 def test_replicas_compute_in_the_modes_of_the_caller():
@@ -115,7 +127,12 @@ def test_replicas_compute_in_the_modes_of_the_caller():
 
     class Modes(nn.Module):
         def forward(self, x):
-            told = [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_device().type == "meta"]
+            told = [
+                torch.is_grad_enabled(),
+                torch.is_inference_mode_enabled(),
+                torch.is_autocast_enabled("cpu"),
+                torch.get_default_device().type == "meta",
+            ]
             return torch.tensor([told] * len(x), device="cpu")
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -125,8 +142,12 @@ def test_replicas_compute_in_the_modes_of_the_caller():
         assert module.weight.grad.dtype == torch.float32
         with torch.autocast("cpu", enabled=False):
             assert DataParallel(module, 2)(x).dtype == torch.float32
-    for mode, wanted in ((torch.no_grad(), [False, False, False, False]), (torch.inference_mode(), [False, True, False, False]),
-                         (torch.autocast("cpu"), [True, False, True, False]), (torch.device("meta"), [True, False, False, True])):
+    for mode, wanted in (
+        (torch.no_grad(), [False, False, False, False]),
+        (torch.inference_mode(), [False, True, False, False]),
+        (torch.autocast("cpu"), [True, False, True, False]),
+        (torch.device("meta"), [True, False, False, True]),
+    ):
         with mode:
             assert DataParallel(Modes(), 2)(x).tolist() == [wanted] * 4, mode
     assert DataParallel(Modes(), 2)(x).tolist() == [[True, False, False, False]] * 4

@@ -1,4 +1,7 @@
-"""mini.zero on real ranks: equal to one process in all stages; memory to the byte; bytes on the wire; what is alive when; checkpoints."""
+"""mini.zero on real ranks: equal to one process in all stages; memory to the byte; bytes on the wire; what is
+alive when; checkpoints.
+"""
+
 import functools
 import math
 import sys
@@ -10,11 +13,14 @@ import zero_workers
 import course_lib
 from course_lib import theory
 
-run = functools.partial(course_lib.run, timeout=300)              # generous, for machines that have other work
+# generous, for machines that have other work
+run = functools.partial(course_lib.run, timeout=300)
 NAMES = ("MLP", "CNN", "TinyGPT")
 on_all_ranks = pytest.mark.parametrize("ranks", [2, 3, 4])
 in_all_stages = pytest.mark.parametrize("stage", [1, 2, 3])
-needs_counters = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts what one process sends")
+needs_counters = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux counts what one process sends"
+)
 
 
 @functools.cache
@@ -36,12 +42,26 @@ def padded(units: dict[str, int], ranks: int) -> list[int]:
 
 @on_all_ranks
 def test_ten_steps_equal_one_process(ranks):
-    options = {"MLP": {"adam": True, "clip": 0.01}, "CNN": {"adam": True, "groups": True}, "TinyGPT": {"units": "blocks", "clip": 0.01}}
-    cases = [(name, stage, torch.float64, 13 if name == "CNN" else 12, options[name]) for name in NAMES for stage in (1, 2, 3)]
-    cases += [("TinyGPT", 3, torch.float64, 13, {"adam": True})] if ranks == 2 else []                # a unit for each layer
+    options = {
+        "MLP": {"adam": True, "clip": 0.01},
+        "CNN": {"adam": True, "groups": True},
+        "TinyGPT": {"units": "blocks", "clip": 0.01},
+    }
+    cases = [
+        (name, stage, torch.float64, 13 if name == "CNN" else 12, options[name])
+        for name in NAMES
+        for stage in (1, 2, 3)
+    ]
+    # a unit for each layer
+    cases += [("TinyGPT", 3, torch.float64, 13, {"adam": True})] if ranks == 2 else []
     for result in run(zero_workers.parity, cases, ranks=ranks, backend="gloo").results:
         for case, told in zip(cases, result, strict=True):
-            assert told["weights"] < 1e-6 and told["norms"] < 1e-6 and told["frozen"] == 0 and told["moved"] > 1e-3, (case, told)
+            assert (
+                told["weights"] < 1e-6
+                and told["norms"] < 1e-6
+                and told["frozen"] == 0
+                and told["moved"] > 1e-3
+            ), (case, told)
 
 
 def test_single_precision_equals_one_process():
@@ -60,15 +80,27 @@ def test_unusual_forwards_and_backwards(stage):
 def test_refusals_are_explained():
     for told in run(zero_workers.refusals, ranks=2, backend="gloo").results:
         assert told == {
-            "stage": "stage=4: it must be 1, 2 or 3.", "units": "units: Linear is no part of the model.",
-            "params": "params has no layers.0.bias: one optimizer has all that learns, so freeze them (requires_grad_(False)), or make them a group of their own.",
-            "zero_grad": "a gradient has come after the gradients were averaged: call optimizer.zero_grad() between step() and backward."}
+            "stage": "stage=4: it must be 1, 2 or 3.",
+            "units": "units: Linear is no part of the model.",
+            "params": (
+                "params has no layers.0.bias: one optimizer has all that learns, so freeze them"
+                " (requires_grad_(False)), or make them a group of their own."
+            ),
+            "zero_grad": (
+                "a gradient has come after the gradients were averaged: call optimizer.zero_grad() between"
+                " step() and backward."
+            ),
+        }
 
 
 @in_all_stages
 def test_a_group_shards_among_itself(stage):
     before, after = zip(*run(zero_workers.in_pairs, stage, ranks=4, backend="gloo").results)
-    assert torch.equal(before[0], before[2]) and torch.equal(before[1], before[3]) and not torch.equal(before[0], before[1])
+    assert (
+        torch.equal(before[0], before[2])
+        and torch.equal(before[1], before[3])
+        and not torch.equal(before[0], before[1])
+    )
     for rank in range(4):
         assert torch.allclose(before[rank] - after[rank], torch.full((1, 3), 1.0 + rank % 2))
 
@@ -130,7 +162,10 @@ def test_a_tied_weight_is_gathered_once_more():
         assert ((sent / expected - 1).abs() < 0.03).all()
 
 
-@pytest.mark.parametrize("name, ranks", [("MLP", 2), ("MLP", 3), ("MLP", 4), ("frozen", 2), ("TinyGPT", 2), ("tied", 2), ("tied", 4)])
+@pytest.mark.parametrize(
+    "name, ranks",
+    [("MLP", 2), ("MLP", 3), ("MLP", 4), ("frozen", 2), ("TinyGPT", 2), ("tied", 2), ("tied", 4)],
+)
 def test_at_most_two_units_are_whole_at_once(name, ranks):
     for told in trained(3, ranks, name).results:
         assert len(told["units"]) >= 5 and 1 <= told["most"] <= 2, told
@@ -139,8 +174,13 @@ def test_at_most_two_units_are_whole_at_once(name, ranks):
 
 def test_the_allocator_sees_two_layers_at_most():
     layer = 4 * (600 * 600 + 600)
-    most = {stage: run(zero_workers.most_on_the_heap, stage, ranks=2, backend="gloo").results[0] for stage in (1, 2, 3)}
+    most = {
+        stage: run(zero_workers.most_on_the_heap, stage, ranks=2, backend="gloo").results[0]
+        for stage in (1, 2, 3)
+    }
     shards = most[1]["params"] / 2
     assert most[1]["most"] > most[1]["params"]
-    assert most[2]["most"] < shards + 2.6 * layer                           # of gradients: the shards, and one or two layers in full
-    assert most[3]["most"] < shards + 3.5 * layer                           # and the parameters of one or two layers
+    # of gradients: the shards, and one or two layers in full
+    assert most[2]["most"] < shards + 2.6 * layer
+    # and the parameters of one or two layers
+    assert most[3]["most"] < shards + 3.5 * layer

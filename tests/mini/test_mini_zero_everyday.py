@@ -1,4 +1,7 @@
-"""mini.zero with what everybody's training does around a model: equal to one process, or refused in one sentence; never another result in silence."""
+"""mini.zero with what everybody's training does around a model: equal to one process, or refused in one
+sentence; never another result in silence.
+"""
+
 import pytest
 import torch
 import zero_everyday_workers as workers
@@ -15,7 +18,9 @@ def results(fn, *args, ranks: int = 2):
 
 
 def assert_small(told: dict) -> None:
-    assert all(value < 1e-9 for value in told.values()), {name: value for name, value in told.items() if not value < 1e-9}
+    assert all(value < 1e-9 for value in told.values()), {
+        name: value for name, value in told.items() if not value < 1e-9
+    }
 
 
 @in_all_stages
@@ -73,7 +78,12 @@ def test_a_checkpoint_of_the_first_moment(stage, tmp_path):
 @in_all_stages
 def test_it_is_an_optimizer(stage):
     assert results(workers.is_an_optimizer, stage)[0] == {
-        "called": ["before", "after"], "loss": True, "lr": 0.1, "inner": 0.1, "repr": True}
+        "called": ["before", "after"],
+        "loss": True,
+        "lr": 0.1,
+        "inner": 0.1,
+        "repr": True,
+    }
 
 
 @in_all_stages
@@ -104,26 +114,58 @@ def test_tensor_parallel_inside():
 
 WHOLE = "it would see parts of flattened parameters"
 EXPECTED = {
-    "frozen": "in layers.0.weight requires_grad has changed since `shard`: freeze or unfreeze before it", "create_graph": "no graph of their own",
+    "frozen": "in layers.0.weight requires_grad has changed since `shard`: freeze or unfreeze before it",
+    "create_graph": "no graph of their own",
     "unfrozen": "in layers.0.weight, layers.0.bias requires_grad has changed since `shard`",
-    "converted": "are other tensors since `shard`: move or convert the model", "grown": "layers.3.weight, layers.3.bias: new since `shard`",
-    "masked": "mul_ on a gradient", "multiplies": "mul_ on a gradient",
-    "square": "square on a gradient of mini.zero: each rank has a part of it only", "changed in place": "place",
-    "add_param_group": "give all groups to shard", "deepcopy": "cannot be copied or pickled", "pickle": "cannot be copied or pickled",
-    "twice": "its gradients have hooks already", "failed": "call optimizer.zero_grad()", "no optimizer's": "some are no parameters of the model",
+    "converted": "are other tensors since `shard`: move or convert the model",
+    "grown": "layers.3.weight, layers.3.bias: new since `shard`",
+    "masked": "mul_ on a gradient",
+    "multiplies": "mul_ on a gradient",
+    "square": "square on a gradient of mini.zero: each rank has a part of it only",
+    "changed in place": "place",
+    "add_param_group": "give all groups to shard",
+    "deepcopy": "cannot be copied or pickled",
+    "pickle": "cannot be copied or pickled",
+    "twice": "its gradients have hooks already",
+    "failed": "call optimizer.zero_grad()",
+    "no optimizer's": "some are no parameters of the model",
     "there twice": "a parameter is there twice",
-    "Adafactor": WHOLE, "Muon": WHOLE, "LBFGS": WHOLE, "SparseAdam": WHOLE, "Scaled": WHOLE, "partial": WHOLE,
-    "<lambda>": WHOLE, "differentiable": "no gradient goes through that"}
+    "Adafactor": WHOLE,
+    "Muon": WHOLE,
+    "LBFGS": WHOLE,
+    "SparseAdam": WHOLE,
+    "Scaled": WHOLE,
+    "partial": WHOLE,
+    "<lambda>": WHOLE,
+    "differentiable": "no gradient goes through that",
+}
 OF_STAGE = {
-    1: {"unused": "layers.2.weight, layers.2.bias: no gradient, but others of the unit have one, and AdamW would take it as zero"},
-    2: {"unused": "accepted"}, 3: {"unused": "accepted"}}
-WITH_GRADIENTS = {"assigned": "does not come from backward", "half unused": "layers.0.bias",
-                  "half zeroed": "some gradients of a unit were set to None"}
+    1: {
+        "unused": (
+            "layers.2.weight, layers.2.bias: no gradient, but others of the unit have one, and AdamW would"
+            " take it as zero"
+        )
+    },
+    2: {"unused": "accepted"},
+    3: {"unused": "accepted"},
+}
+WITH_GRADIENTS = {
+    "assigned": "does not come from backward",
+    "half unused": "layers.0.bias",
+    "half zeroed": "some gradients of a unit were set to None",
+}
 IN_SHARDS = {
-    "converted": "convert a model before `shard`", "converted in gathered": "are other tensors since `shard`",
-    "backward in gathered": "no backward within", "state_dict": "within optimizer.gathered()", "state_dict of a part": "within optimizer.gathered()",
-    "load_state_dict": "within optimizer.gathered()", "copied": "within optimizer.gathered() only", "used elsewhere": "Put the modules that use it",
-    "used by its parent": "Put the modules that use it", "a part of its unit": "call the unit itself"}
+    "converted": "convert a model before `shard`",
+    "converted in gathered": "are other tensors since `shard`",
+    "backward in gathered": "no backward within",
+    "state_dict": "within optimizer.gathered()",
+    "state_dict of a part": "within optimizer.gathered()",
+    "load_state_dict": "within optimizer.gathered()",
+    "copied": "within optimizer.gathered() only",
+    "used elsewhere": "Put the modules that use it",
+    "used by its parent": "Put the modules that use it",
+    "a part of its unit": "call the unit itself",
+}
 
 
 @in_all_stages
@@ -138,7 +180,9 @@ def test_refused_in_one_sentence(stage):
 def measured(stage: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(64, 64), nn.ReLU())])
-    model, optimizer = zero.shard(net, stage, torch.optim.Adam) if stage else (net, torch.optim.Adam(net.parameters()))
+    model, optimizer = (
+        zero.shard(net, stage, torch.optim.Adam) if stage else (net, torch.optim.Adam(net.parameters()))
+    )
     for _ in range(2):
         with measure.step(model, optimizer):
             model(torch.ones(32, 64)).sum().backward()
@@ -148,7 +192,9 @@ def measured(stage: int) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_ledger_sees_the_same_activations_in_all_stages(stage):
-    """In stage 3 the unit keeps something else in place of what autograd saves; what is held is the input and three outputs all the same."""
+    """In stage 3 the unit keeps something else in place of what autograd saves; what is held is the input and
+    three outputs all the same.
+    """
     job = run(measured, stage, ranks=2)
     assert "activations" not in job.absent
     assert set(job.memory.query("category == 'activations'")["bytes"]) == {4 * 32 * 64 * 4}

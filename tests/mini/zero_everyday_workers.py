@@ -1,4 +1,7 @@
-"""What everybody's training does around a model and its optimizer, on the ranks of mini.zero: each equal to one process, or refused in words."""
+"""What everybody's training does around a model and its optimizer, on the ranks of mini.zero: each equal to
+one process, or refused in words.
+"""
+
 import copy
 import dataclasses
 import functools
@@ -24,20 +27,29 @@ def mlp() -> nn.Module:
     return MLP((4, 5, 3))
 
 
-def alike(make, train, stage: int, optimizer_class=torch.optim.SGD, lr: float = 0.1, data=None, **options) -> tuple[float, object, object]:
-    """Largest relative difference of the weights after `train(model, optimizer, batches)`, here and in one process that has the data of all ranks.
+def alike(
+    make, train, stage: int, optimizer_class=torch.optim.SGD, lr: float = 0.1, data=None, **options
+) -> tuple[float, object, object]:
+    """Largest relative difference of the weights after `train(model, optimizer, batches)`, here and in one
+    process that has the data of all ranks.
 
-    `train` gets a list of batches for each step. One process gets the slices of all ranks, and each of its losses counts 1/n.
+    `train` gets a list of batches for each step. One process gets the slices of all ranks, and each of its
+    losses counts 1/n.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
-    data = data or [torch.randn(2, 4, generator=torch.Generator().manual_seed(r), dtype=torch.float64) for r in range(size)]
+    data = data or [
+        torch.randn(2, 4, generator=torch.Generator().manual_seed(r), dtype=torch.float64)
+        for r in range(size)
+    ]
     defaults = options.pop("defaults", {})
     torch.manual_seed(0)
     alone = make().double()
-    torch.manual_seed(rank)               # rank 0's weights are everybody's
+    torch.manual_seed(rank)  # rank 0's weights are everybody's
     net = make().double()
     names = names_of(net)
-    told_alone = train(alone, optimizer_class([p for p in alone.parameters() if p.requires_grad], lr=lr, **defaults), data)
+    told_alone = train(
+        alone, optimizer_class([p for p in alone.parameters() if p.requires_grad], lr=lr, **defaults), data
+    )
     if callable(options.get("units")):
         options["units"] = options["units"](net)
     model, optimizer = zero.shard(net, stage, optimizer_class, lr=lr, **defaults, **options)
@@ -45,7 +57,12 @@ def alike(make, train, stage: int, optimizer_class=torch.optim.SGD, lr: float = 
     return difference(whole(model, optimizer, names), alone.parameters()), told, told_alone
 
 
-def backward(model: nn.Module, batches: list[Tensor], loss=lambda out: out.square().mean(), call=lambda model, x: model(x)) -> None:
+def backward(
+    model: nn.Module,
+    batches: list[Tensor],
+    loss=lambda out: out.square().mean(),
+    call=lambda model, x: model(x),
+) -> None:
     for x in batches:
         (loss(call(model, x)) / len(batches)).backward()
 
@@ -59,6 +76,7 @@ def steps(count: int = 2, between=lambda model, optimizer: None, **options):
             optimizer.step()
             optimizer.zero_grad()
         return told
+
     return train
 
 
@@ -67,11 +85,16 @@ def steps(count: int = 2, between=lambda model, optimizer: None, **options):
 
 def scaled(stage: int, clip: bool) -> tuple:
     """GradScaler. In step 1 the last rank's loss overflows: all ranks skip this step."""
+
     def train(model, optimizer, batches):
         scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
         for step in range(4):
             for number, x in enumerate(batches):
-                last = number == dist.get_world_size() - 1 if len(batches) > 1 else dist.get_rank() == dist.get_world_size() - 1
+                last = (
+                    number == dist.get_world_size() - 1
+                    if len(batches) > 1
+                    else dist.get_rank() == dist.get_world_size() - 1
+                )
                 loss = model(x).square().mean() / len(batches) * (float("inf") if step == 1 and last else 1.0)
                 scaler.scale(loss).backward()
             if clip:
@@ -81,11 +104,14 @@ def scaled(stage: int, clip: bool) -> tuple:
             scaler.update()
             optimizer.zero_grad()
         return scaler.get_scale()
+
     return alike(mlp, train, stage, torch.optim.Adam)
 
 
 def clipped(stage: int) -> dict:
-    """Torch's own clipping, of the gradients that the model or the optimizer shows; difference of the weights, and of what is returned."""
+    """Torch's own clipping, of the gradients that the model or the optimizer shows; difference of the
+    weights, and of what is returned.
+    """
     clip = nn.utils.clip_grad_norm_
 
     def by_hand(model, optimizer):
@@ -105,11 +131,18 @@ def clipped(stage: int) -> dict:
         "norm inf": lambda model, optimizer: clip(model.parameters(), 0.01, norm_type=float("inf")),
         "norm 3": lambda model, optimizer: clip(model.parameters(), 0.01, norm_type=3.0),
         "foreach": lambda model, optimizer: clip(model.parameters(), 0.01, foreach=True),
-        "the optimizer's": lambda model, optimizer: clip([p for group in optimizer.param_groups for p in group["params"]], 0.01),
+        "the optimizer's": lambda model, optimizer: clip(
+            [p for group in optimizer.param_groups for p in group["params"]], 0.01
+        ),
         "value": lambda model, optimizer: nn.utils.clip_grad_value_(model.parameters(), 0.01),
-        "value, foreach": lambda model, optimizer: nn.utils.clip_grad_value_(model.parameters(), 0.01, foreach=True),
-        "total norm": lambda model, optimizer: nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]),
-        "by hand": by_hand, "halved": halve,
+        "value, foreach": lambda model, optimizer: nn.utils.clip_grad_value_(
+            model.parameters(), 0.01, foreach=True
+        ),
+        "total norm": lambda model, optimizer: nn.utils.get_total_norm(
+            [p.grad for p in model.parameters() if p.grad is not None]
+        ),
+        "by hand": by_hand,
+        "halved": halve,
     }
     told = {}
     for name, way in ways.items():
@@ -122,22 +155,27 @@ def clipped(stage: int) -> dict:
 
 def zeroed(stage: int) -> dict:
     """Gradients that the model lets go of, and not the optimizer."""
+
     def train(set_to_none, before=False):
         def train(model, optimizer, batches):
             for step in range(3):
                 if before:
                     model.zero_grad(set_to_none)
                 backward(model, batches)
-                if step == 1:             # and once without a step
+                if step == 1:  # and once without a step
                     model.zero_grad(set_to_none)
                     backward(model, batches)
                 optimizer.step()
                 if not before:
                     model.zero_grad(set_to_none)
+
         return train
 
-    told = {f"{set_to_none}, {before}": alike(mlp, train(set_to_none, before), stage, torch.optim.Adam)[0]
-            for set_to_none in ((True, False) if stage > 1 else (True,)) for before in (False, True)}
+    told = {
+        f"{set_to_none}, {before}": alike(mlp, train(set_to_none, before), stage, torch.optim.Adam)[0]
+        for set_to_none in ((True, False) if stage > 1 else (True,))
+        for before in (False, True)
+    }
 
     def step_after_zero(model, optimizer, batches):
         backward(model, batches)
@@ -179,6 +217,7 @@ class Returns(nn.Module):
         def forward(x):
             y = own_forward(x)
             return wrap(y[0] if isinstance(y, tuple) else y)
+
         layer.forward = forward
 
     def forward(self, x):
@@ -254,14 +293,24 @@ def hidden(stage: int) -> dict:
     """Outputs that a hook does not find; and hooks that compute with parameters."""
     warnings.simplefilter("ignore")
     told = {}
-    layers = {"LSTM": lambda: nn.LSTM(4, 4), "GRU": lambda: nn.GRU(4, 4), "PReLU": nn.PReLU, "Linear": lambda: nn.Linear(4, 4),
-              "LayerNorm": lambda: nn.LayerNorm(4), "weight_norm": lambda: nn.utils.weight_norm(nn.Linear(4, 4))}
+    layers = {
+        "LSTM": lambda: nn.LSTM(4, 4),
+        "GRU": lambda: nn.GRU(4, 4),
+        "PReLU": nn.PReLU,
+        "Linear": lambda: nn.Linear(4, 4),
+        "LayerNorm": lambda: nn.LayerNorm(4),
+        "weight_norm": lambda: nn.utils.weight_norm(nn.Linear(4, 4)),
+    }
     for name, layer in layers.items():
         for wrap in (Out, lambda y: {y}):
-            told[f"{name} in {wrap.__name__}"] = alike(lambda: Returns(layer(), wrap), steps(), stage, units=[])[0]
+            told[f"{name} in {wrap.__name__}"] = alike(
+                lambda: Returns(layer(), wrap), steps(), stage, units=[]
+            )[0]
     told["a view that is written to"] = alike(ViewInside, steps(), stage)[0]
     told["kept"] = alike(Keeps, steps(), stage, units=[])[0]
-    told["kept, checkpoint"] = alike(Keeps, steps(call=lambda model, x: model.head(kept_of(model, x))), stage, units=[])[0]
+    told["kept, checkpoint"] = alike(
+        Keeps, steps(call=lambda model, x: model.head(kept_of(model, x))), stage, units=[]
+    )[0]
 
     def evaluates(model, optimizer, batches):
         steps()(model, optimizer, batches)
@@ -269,7 +318,9 @@ def hidden(stage: int) -> dict:
             told["evaluated", len(batches)] = model.eval()(torch.ones(2, 4, dtype=torch.float64))
 
     told["Transformer"] = alike(Transformer, evaluates, stage, units=lambda model: [model.layer])[0]
-    told["Transformer, evaluated"] = difference([told.pop(("evaluated", 1))], [told.pop(("evaluated", dist.get_world_size()))])
+    told["Transformer, evaluated"] = difference(
+        [told.pop(("evaluated", 1))], [told.pop(("evaluated", dist.get_world_size()))]
+    )
 
     def forgets(model, optimizer, batches):
         for x in batches:
@@ -281,15 +332,19 @@ def hidden(stage: int) -> dict:
         optimizer.zero_grad()
 
     def penalty(model, optimizer, batches):
-        """Of the gradient by the input, as WGAN-GP has it: a second backward, but through no parameter's gradient."""
+        """Of the gradient by the input, as WGAN-GP has it: a second backward, but through no parameter's
+        gradient.
+        """
         for x in batches:
             x = x.clone().requires_grad_()
-            slope, = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+            (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
             (slope.square().mean() / len(batches)).backward()
         optimizer.step()
 
     if stage < 3:
-        told["penalty"] = alike(lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False)), penalty, stage)[0]
+        told["penalty"] = alike(
+            lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False)), penalty, stage
+        )[0]
     told["checkpoint"] = alike(Watched, forgets, stage)[0]
     return told
 
@@ -300,7 +355,10 @@ def kept_of(model: Keeps, x: Tensor) -> Tensor:
 
 
 def sparse(stage: int) -> float:
-    """Embeddings whose gradients are sparse, as they are given to a dense optimizer: two backwards, tied or not."""
+    """Embeddings whose gradients are sparse, as they are given to a dense optimizer: two backwards, tied or
+    not.
+    """
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -315,7 +373,10 @@ def sparse(stage: int) -> float:
             backward(model, batches)
             optimizer.step()
             optimizer.zero_grad()
-    return alike(Net, train, stage, data=[torch.tensor([rank, 2, 5]) for rank in range(dist.get_world_size())])[0]
+
+    return alike(
+        Net, train, stage, data=[torch.tensor([rank, 2, 5]) for rank in range(dist.get_world_size())]
+    )[0]
 
 
 # Optimizers
@@ -333,10 +394,14 @@ class Scaled(torch.optim.SGD):
 
 
 def optimizers(stage: int) -> dict:
-    """Each that is let in without a word: three steps, the last of them from a checkpoint, against one process."""
+    """Each that is let in without a word: three steps, the last of them from a checkpoint, against one
+    process.
+    """
     from course_lib.mini.zero import refusals as zero_refusals
+
     told = {}
     for kind in sorted(zero_refusals.ELEMENTWISE, key=lambda kind: kind.__name__):
+
         def train(model, optimizer, batches):
             state = optimizer.state_dict()
             for step in range(4):
@@ -345,7 +410,11 @@ def optimizers(stage: int) -> dict:
                 optimizer.zero_grad()
                 if step == 1:
                     state = copy.deepcopy(optimizer.state_dict())
-                    kept = [p.detach().clone() for p in model.parameters()] if not isinstance(optimizer, zero.ZeroOptimizer) else None
+                    kept = (
+                        [p.detach().clone() for p in model.parameters()]
+                        if not isinstance(optimizer, zero.ZeroOptimizer)
+                        else None
+                    )
             if kept is not None:
                 with torch.no_grad():
                     for p, value in zip(model.parameters(), kept):
@@ -353,10 +422,13 @@ def optimizers(stage: int) -> dict:
             optimizer.load_state_dict(state)
             backward(model, batches)
             optimizer.step()
+
         told[kind.__name__] = alike(mlp, train, stage, kind, lr=0.01)[0]
-    for name, kind, options in (("fused", torch.optim.Adam, {"fused": True}),
-                                ("foreach", torch.optim.SGD, {"foreach": True, "momentum": 0.9, "nesterov": True}),
-                                ("amsgrad", torch.optim.AdamW, {"amsgrad": True, "maximize": True})):
+    for name, kind, options in (
+        ("fused", torch.optim.Adam, {"fused": True}),
+        ("foreach", torch.optim.SGD, {"foreach": True, "momentum": 0.9, "nesterov": True}),
+        ("amsgrad", torch.optim.AdamW, {"amsgrad": True, "maximize": True}),
+    ):
         told[name] = alike(mlp, steps(3), stage, kind, defaults=options)[0]
     told["partial"] = alike(mlp, steps(), stage, functools.partial(torch.optim.Adam, betas=(0.5, 0.9)))[0]
     told["a function"] = alike(mlp, steps(), stage, lambda params, lr: torch.optim.AdamW(params, lr=lr))[0]
@@ -386,12 +458,14 @@ def own_optimizer(stage: int) -> float:
 
 def from_the_start(stage: int, path: str) -> float:
     """A checkpoint that is saved before the first step begins as a new optimizer does."""
+
     def train(model, optimizer, batches):
         if isinstance(optimizer, zero.ZeroOptimizer):
             dcp.save(optimizer.state_dict(), checkpoint_id=path)
             dcp.load(state := optimizer.state_dict(), checkpoint_id=path)
             optimizer.load_state_dict(state)
         steps(3)(model, optimizer, batches)
+
     return alike(mlp, train, stage, torch.optim.NAdam)[0]
 
 
@@ -430,8 +504,13 @@ def is_an_optimizer(stage: int) -> dict:
     loss = optimizer.step(closure=closure)
     scheduler.step(1.0)
     scheduler.step(2.0)
-    return {"called": called, "loss": isinstance(loss, Tensor), "lr": optimizer.param_groups[0]["lr"], "inner": optimizer.optim.param_groups[0]["lr"],
-            "repr": repr(optimizer).startswith("ZeroOptimizer")}
+    return {
+        "called": called,
+        "loss": isinstance(loss, Tensor),
+        "lr": optimizer.param_groups[0]["lr"],
+        "inner": optimizer.optim.param_groups[0]["lr"],
+        "repr": repr(optimizer).startswith("ZeroOptimizer"),
+    }
 
 
 # Models that change
@@ -439,6 +518,7 @@ def is_an_optimizer(stage: int) -> dict:
 
 def written(stage: int) -> float:
     """What is loaded within gathered() is what is trained on."""
+
     def train(model, optimizer, batches):
         torch.manual_seed(5)
         other = mlp().double().state_dict()
@@ -447,11 +527,12 @@ def written(stage: int) -> float:
                 model.load_state_dict(other)
                 copied = copy.deepcopy(model)
             assert difference(copied.parameters(), mlp_of(5).parameters()) == 0
-            copied(batches[0]).sum().backward()           # a copy is a model like any other
+            copied(batches[0]).sum().backward()  # a copy is a model like any other
             assert all(type(p.grad) is Tensor for p in copied.parameters())
         else:
             model.load_state_dict(other)
         steps()(model, optimizer, batches)
+
     return alike(mlp, train, stage)[0]
 
 
@@ -462,17 +543,20 @@ def mlp_of(seed: int) -> nn.Module:
 
 def rests(stage: int) -> float:
     """A unit that is frozen for a while, as a whole, as the discriminator of a GAN is."""
+
     def train(model, optimizer, batches):
         for learns in (True, False, True):
             model.layers[0].requires_grad_(learns)
             backward(model, batches)
             optimizer.step()
             optimizer.zero_grad()
+
     return alike(mlp, train, stage, torch.optim.Adam, units=[])[0]
 
 
 def mixed(stage: int, reentrant: bool) -> float:
     """Frozen and trained parameters in one module, with checkpoints."""
+
     def make():
         net = MLP((4, 4, 4, 3))
         for layer in (net.layers[0], net.layers[2]):
@@ -480,15 +564,26 @@ def mixed(stage: int, reentrant: bool) -> float:
         return net
 
     def call(model, x):
-        return model.layers[4](checkpoint(model.layers[:4], x.clone().requires_grad_(), use_reentrant=reentrant))
-    return max(alike(make, steps(3, call=call), stage, torch.optim.Adam, units=units)[0] for units in (None, []))
+        return model.layers[4](
+            checkpoint(model.layers[:4], x.clone().requires_grad_(), use_reentrant=reentrant)
+        )
+
+    return max(
+        alike(make, steps(3, call=call), stage, torch.optim.Adam, units=units)[0] for units in (None, [])
+    )
 
 
 def in_hybrid(stage: int) -> float:
     """Two groups of two hold the same shards, and train one model."""
     groups = hybrid.make_groups({"replicas": 2, "shards": 2})
-    return alike(mlp, steps(3, between=lambda model, optimizer: nn.utils.clip_grad_norm_(model.parameters(), 0.05)), stage, torch.optim.Adam,
-                 process_group=groups["shards"], replicas=groups["replicas"])[0]
+    return alike(
+        mlp,
+        steps(3, between=lambda model, optimizer: nn.utils.clip_grad_norm_(model.parameters(), 0.05)),
+        stage,
+        torch.optim.Adam,
+        process_group=groups["shards"],
+        replicas=groups["replicas"],
+    )[0]
 
 
 def refused(stage: int) -> dict[str, str]:
@@ -551,7 +646,9 @@ def refused(stage: int) -> dict[str, str]:
 
     def loss_of_a_gradient(model, optimizer):
         model(x).sum().backward()
-        shown = [p.grad for p in (*model.parameters(), *optimizer.param_groups[0]["params"]) if p.grad is not None]
+        shown = [
+            p.grad for p in (*model.parameters(), *optimizer.param_groups[0]["params"]) if p.grad is not None
+        ]
         assert "Spread" in repr(shown[0])
         return [grad.square().sum() for grad in shown]
 
@@ -579,18 +676,26 @@ def refused(stage: int) -> dict[str, str]:
     note("masked", masked)
     note("multiplies", multiplies)
     note("changed in place", changed_in_place, units=[])
-    note("add_param_group", lambda model, optimizer: optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]}))
+    note(
+        "add_param_group",
+        lambda model, optimizer: optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
+    )
     note("deepcopy", lambda model, optimizer: copy.deepcopy(optimizer))
     note("pickle", lambda model, optimizer: pickle.dumps(optimizer))
     note("twice", lambda model, optimizer: zero.shard(model, stage, torch.optim.SGD, lr=0.1))
     note("failed", failed)
     note("create_graph", lambda model, optimizer: model(x).sum().backward(create_graph=True))
-    note("unused", lambda model, optimizer: (model.layers[0](x).sum().backward(), optimizer.step()), optimizer_class=torch.optim.AdamW)
+    note(
+        "unused",
+        lambda model, optimizer: (model.layers[0](x).sum().backward(), optimizer.step()),
+        optimizer_class=torch.optim.AdamW,
+    )
     if stage < 3:
         note("assigned", assigned)
         note("half unused", part_of_it, optimizer_class=torch.optim.Adam)
         note("half zeroed", half_zeroed)
     else:
+
         def in_gathered(model, optimizer):
             with optimizer.gathered():
                 model(x).sum().backward()
@@ -606,16 +711,30 @@ def refused(stage: int) -> dict[str, str]:
         note("load_state_dict", lambda model, optimizer: model.load_state_dict(mlp().state_dict()))
         note("copied", lambda model, optimizer: copy.deepcopy(model))
         note("used elsewhere", lambda model, optimizer: F.linear(x, model.layers[0].weight))
-        note("used by its parent", lambda model, optimizer: model(x[None], x[None], x[None]), make=lambda: nn.MultiheadAttention(4, 2))
+        note(
+            "used by its parent",
+            lambda model, optimizer: model(x[None], x[None], x[None]),
+            make=lambda: nn.MultiheadAttention(4, 2),
+        )
         note("a part of its unit", lambda model, optimizer: model.layers[0](x), units="the model")
-    for what, params in (("no optimizer's", lambda own: own + [nn.Parameter(torch.ones(1))]), ("there twice", lambda own: own * 2)):
+    for what, params in (
+        ("no optimizer's", lambda own: own + [nn.Parameter(torch.ones(1))]),
+        ("there twice", lambda own: own * 2),
+    ):
         net = mlp()
         try:
             zero.shard(net, stage, torch.optim.SGD, lr=0.1, params=params(list(net.parameters())))
         except ValueError as error:
             told[what] = str(error)
-    for kind in (torch.optim.Adafactor, torch.optim.Muon, torch.optim.LBFGS, torch.optim.SparseAdam, Scaled,
-                 functools.partial(Scaled, lr=0.1), lambda params, lr: Scaled(params, lr=lr)):
+    for kind in (
+        torch.optim.Adafactor,
+        torch.optim.Muon,
+        torch.optim.LBFGS,
+        torch.optim.SparseAdam,
+        Scaled,
+        functools.partial(Scaled, lr=0.1),
+        lambda params, lr: Scaled(params, lr=lr),
+    ):
         name = getattr(kind, "__name__", type(kind).__name__)
         net = mlp()
         before = [p.data_ptr() for p in net.parameters()]
@@ -641,8 +760,14 @@ def tensor_parallel_inside(default_units: bool) -> str | float:
         torch.manual_seed(0)
         net = tensor_parallel.parallelize(TinyGPT(dim=16, heads=2, layers=1, context=8), groups["tp"])
         try:
-            model, optimizer = zero.shard(net, stage, torch.optim.SGD, lr=0.1, process_group=groups["dp"],
-                                          units=None if default_units else [net])
+            model, optimizer = zero.shard(
+                net,
+                stage,
+                torch.optim.SGD,
+                lr=0.1,
+                process_group=groups["dp"],
+                units=None if default_units else [net],
+            )
             for _ in range(2):
                 loss = model(torch.arange(18).view(2, 9))
                 loss.backward()

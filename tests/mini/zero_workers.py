@@ -1,4 +1,5 @@
 """Functions that the tests of mini.zero run on ranks."""
+
 import contextlib
 
 import torch
@@ -25,17 +26,21 @@ def names_of(model: nn.Module) -> list[str]:
 def two_groups(model: nn.Module) -> list[dict]:
     """Biases and norms learn faster than matrices, and without decay."""
     learning = [p for p in model.parameters() if p.requires_grad]
-    return [{"params": [p for p in learning if p.ndim > 1], "weight_decay": 0.1},
-            {"params": [p for p in learning if p.ndim < 2], "lr": 0.02, "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in learning if p.ndim < 2], "lr": 0.02, "weight_decay": 0.0},
+    ]
 
 
 # Values
 
 
 def parity(cases: list[tuple]) -> list[dict]:
-    """For each case (model, stage, dtype, batch size, options): relative difference to one process over ten steps.
+    """For each case (model, stage, dtype, batch size, options): relative difference to one process over ten
+    steps.
 
-    Every rank starts from another seed and sees other data. Uneven slices are weighted by their size, as one process would.
+    Every rank starts from another seed and sees other data. Uneven slices are weighted by their size, as one
+    process would.
     """
     return [_parity(*case) for case in cases]
 
@@ -43,46 +48,72 @@ def parity(cases: list[tuple]) -> list[dict]:
 def _parity(name: str, stage: int, dtype: torch.dtype, batch_size: int, options: dict) -> dict:
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
-    alone = make(name).to(dtype)          # rank 0's seed
+    alone = make(name).to(dtype)  # rank 0's seed
     start = [p.detach().clone() for p in alone.parameters()]
     torch.manual_seed(rank)
     net = make(name).to(dtype)
     names = names_of(net)
     optimizer_class = torch.optim.AdamW if options.get("adam") else torch.optim.SGD
     defaults = {"lr": 0.01} if options.get("adam") else {"lr": 0.05, "momentum": 0.9}
-    groups = two_groups if options.get("groups") else lambda model: [p for p in model.parameters() if p.requires_grad]
-    units = {"blocks": lambda: net.blocks, "whole": lambda: [net]}[options["units"]]() if "units" in options else None
+    groups = (
+        two_groups
+        if options.get("groups")
+        else lambda model: [p for p in model.parameters() if p.requires_grad]
+    )
+    units = (
+        {"blocks": lambda: net.blocks, "whole": lambda: [net]}[options["units"]]()
+        if "units" in options
+        else None
+    )
     alone_optimizer = optimizer_class(groups(alone), **defaults)
     model, optimizer = zero.shard(net, stage, optimizer_class, params=groups(net), units=units, **defaults)
     told = {"weights": 0.0, "norms": 0.0}
-    batches = zip(global_batches(name, 10, batch_size, dtype, rank, size), global_batches(name, 10, batch_size, dtype))
+    batches = zip(
+        global_batches(name, 10, batch_size, dtype, rank, size), global_batches(name, 10, batch_size, dtype)
+    )
     for step, (slice_, batch) in enumerate(batches):
         loss_of(alone, batch).backward()
         loss_of(model, slice_, len(slice_[0]) * size / batch_size).backward()
         if "clip" in options:
             norm = nn.utils.clip_grad_norm_(alone.parameters(), options["clip"])
             assert norm > options["clip"], "it is really clipped"
-            told["norms"] = max(told["norms"], abs(optimizer.clip_grad_norm_(options["clip"]) / norm - 1).item())
+            told["norms"] = max(
+                told["norms"], abs(optimizer.clip_grad_norm_(options["clip"]) / norm - 1).item()
+            )
         for one in (alone_optimizer, optimizer):
             one.step()
             one.zero_grad()
         if step in (0, 9):
-            told["weights"] = max(told["weights"], difference(whole(model, optimizer, names), alone.parameters()))
+            told["weights"] = max(
+                told["weights"], difference(whole(model, optimizer, names), alone.parameters())
+            )
     with optimizer.gathered():
-        make(name).load_state_dict(model.state_dict())           # as before: no shards in it
+        make(name).load_state_dict(model.state_dict())  # as before: no shards in it
     told["moved"] = difference(alone.parameters(), start)
     told["frozen"] = sum(p.grad is not None for p in model.parameters())
     return told
 
 
 def special(stage: int) -> dict:
-    """Backwards that are not one per step, layers that are called twice, or not at all, or again in backward: differences to one process."""
+    """Backwards that are not one per step, layers that are called twice, or not at all, or again in backward:
+    differences to one process.
+    """
     rank, size = dist.get_rank(), dist.get_world_size()
-    data = [torch.randn(6, 4, generator=torch.Generator().manual_seed(r), dtype=torch.float64) for r in range(size)]
+    data = [
+        torch.randn(6, 4, generator=torch.Generator().manual_seed(r), dtype=torch.float64)
+        for r in range(size)
+    ]
     x, told = data[rank], {}
 
-    def differ(forward, backwards: int = 1, make=lambda: MLP((4, 5, 4)), units=lambda model: None, fail: bool = False,
-               again: bool = False, gathers: int | None = None) -> float:
+    def differ(
+        forward,
+        backwards: int = 1,
+        make=lambda: MLP((4, 5, 4)),
+        units=lambda model: None,
+        fail: bool = False,
+        again: bool = False,
+        gathers: int | None = None,
+    ) -> float:
         torch.manual_seed(0)
         alone, net = make().double(), None
         torch.manual_seed(0)
@@ -92,9 +123,11 @@ def special(stage: int) -> dict:
         model, optimizer = zero.shard(net, stage, torch.optim.SGD, units=units(net), lr=0.1)
         gathered, evaluated = {}, 0.0
         for unit in optimizer.units:
+
             def gather(unit=unit, own_gather=unit.gather):
                 gathered[unit] = gathered.get(unit, 0) + 1
                 own_gather()
+
             unit.gather = gather
         for step in range(2):
             if fail and step == 1:
@@ -118,16 +151,19 @@ def special(stage: int) -> dict:
             assert stage < 3 or gathers is None or set(gathered.values()) == {gathers}, gathered
             assert stage < 3 or not any(unit.full_bytes for unit in optimizer.units)
             with torch.inference_mode():
-                forward(model, x)         # an evaluation in between
+                forward(model, x)  # an evaluation in between
             if fail:
-                failing = net.layers[2].register_forward_pre_hook(lambda *args: 1 / 0)         # when that layer is whole
+                # when that layer is whole
+                failing = net.layers[2].register_forward_pre_hook(lambda *args: 1 / 0)
                 with contextlib.suppress(ZeroDivisionError), torch.no_grad():
                     forward(model, x)
                 failing.remove()
-                assert stage < 3 or not any(unit.full_bytes for unit in optimizer.units), "an evaluation that fails leaves nothing behind"
+                assert stage < 3 or not any(unit.full_bytes for unit in optimizer.units), (
+                    "an evaluation that fails leaves nothing behind"
+                )
             ones.step()
             optimizer.step()
-            with torch.no_grad():         # and one after the step
+            with torch.no_grad():  # and one after the step
                 evaluated = max(evaluated, difference([forward(model, x)], [forward(alone, x)]))
             ones.zero_grad()
             optimizer.zero_grad()
@@ -137,22 +173,37 @@ def special(stage: int) -> dict:
     told["two backwards of one forward"] = differ(lambda model, x: model(x), again=True)
     told["a layer called twice"] = differ(lambda model, x: model(model(x)))
     told["two branches"] = differ(lambda model, x: model(x) * model(2 * x))
-    told["outputs in tuples and dicts"] = differ(lambda model, x: model(x), make=Nested, units=lambda model: [model.inner], gathers=2)
-    told["inputs that are handed on"] = differ(lambda model, x: model(x), make=HandsOn, units=lambda model: list(model.blocks), gathers=2)
-    told["parameters of another module"] = differ(lambda model, x: model(x[:, None], x[:, None], x[:, None])[0],
-                                                  make=lambda: nn.MultiheadAttention(4, 2, batch_first=True), units=lambda model: [model], gathers=2)
+    told["outputs in tuples and dicts"] = differ(
+        lambda model, x: model(x), make=Nested, units=lambda model: [model.inner], gathers=2
+    )
+    told["inputs that are handed on"] = differ(
+        lambda model, x: model(x), make=HandsOn, units=lambda model: list(model.blocks), gathers=2
+    )
+    told["parameters of another module"] = differ(
+        lambda model, x: model(x[:, None], x[:, None], x[:, None])[0],
+        make=lambda: nn.MultiheadAttention(4, 2, batch_first=True),
+        units=lambda model: [model],
+        gathers=2,
+    )
     told["a layer left out"] = differ(lambda model, x: model.layers[0](x))
     told["one unit"] = differ(lambda model, x: model(x), units=lambda model: [model])
     told["a unit in a unit"] = differ(lambda model, x: model(x), units=lambda model: [model, model.layers[0]])
     told["after failures"] = differ(lambda model, x: model(x), fail=True)
     told["a list of parameters"] = differ(lambda model, x: model(x), make=Listed)
     for reentrant in (False, True):
-        told[f"checkpoint around units, {reentrant}"] = differ(lambda model, x: checkpoint(model, _learns(x), use_reentrant=reentrant))
+        told[f"checkpoint around units, {reentrant}"] = differ(
+            lambda model, x: checkpoint(model, _learns(x), use_reentrant=reentrant)
+        )
         told[f"checkpoint around a unit, {reentrant}"] = differ(
-            lambda model, x: model.layers[2](checkpoint(model.layers[0], _learns(x), use_reentrant=reentrant)), units=lambda model: [model.layers[0]],
-            gathers=None if reentrant else 2)         # one for the second forward and for backward
+            lambda model, x: model.layers[2](
+                checkpoint(model.layers[0], _learns(x), use_reentrant=reentrant)
+            ),
+            units=lambda model: [model.layers[0]],
+            gathers=None if reentrant else 2,
+        )  # one for the second forward and for backward
         told[f"checkpoint in a unit, {reentrant}"] = differ(
-            lambda model, x: model(x), make=lambda: Checkpointed(reentrant), units=lambda model: [model.inner])
+            lambda model, x: model(x), make=lambda: Checkpointed(reentrant), units=lambda model: [model.inner]
+        )
     return told
 
 
@@ -196,7 +247,9 @@ class _Pair(nn.Module):
 
 
 class HandsOn(nn.Module):
-    """Blocks that return their input, too, as it is. Its gradient is there only when their own backward is over."""
+    """Blocks that return their input, too, as it is. Its gradient is there only when their own backward is
+    over.
+    """
 
     def __init__(self):
         super().__init__()
@@ -231,7 +284,12 @@ class _Inner(nn.Module):
 
     def __init__(self, reentrant: bool):
         super().__init__()
-        self.before, self.net, self.after, self.reentrant = nn.Linear(4, 4), MLP((4, 6, 4)), nn.Linear(4, 4), reentrant
+        self.before, self.net, self.after, self.reentrant = (
+            nn.Linear(4, 4),
+            MLP((4, 6, 4)),
+            nn.Linear(4, 4),
+            reentrant,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(checkpoint(self.net, self.before(x).relu(), use_reentrant=self.reentrant))
@@ -249,7 +307,10 @@ def refusals() -> dict[str, str]:
 
     note("stage", lambda: zero.shard(MLP((4, 3)), 4, torch.optim.SGD, lr=1.0))
     note("units", lambda: zero.shard(MLP((4, 3)), 3, torch.optim.SGD, units=[nn.Linear(2, 2)], lr=1.0))
-    note("params", lambda: zero.shard(net := MLP((4, 3)), 3, torch.optim.SGD, params=[net.layers[0].weight], lr=1.0))
+    note(
+        "params",
+        lambda: zero.shard(net := MLP((4, 3)), 3, torch.optim.SGD, params=[net.layers[0].weight], lr=1.0),
+    )
     model, optimizer = zero.shard(MLP((4, 3)), 1, torch.optim.SGD, lr=1.0)
     model(torch.ones(2, 4)).sum().backward()
     optimizer.step()
@@ -258,11 +319,15 @@ def refusals() -> dict[str, str]:
 
 
 def in_pairs(stage: int) -> tuple[Tensor, Tensor]:
-    """A model in each of two groups: ranks 1 and 3, and ranks 2 and 0. The weights before and after a step of 1 against the gradient."""
+    """A model in each of two groups: ranks 1 and 3, and ranks 2 and 0. The weights before and after a step of
+    1 against the gradient.
+    """
     rank = dist.get_rank()
     odd, even = dist.new_group([1, 3]), dist.new_group([2, 0])
     torch.manual_seed(rank)
-    model, optimizer = zero.shard(nn.Linear(3, 1, bias=False), stage, torch.optim.SGD, process_group=odd if rank % 2 else even, lr=1.0)
+    model, optimizer = zero.shard(
+        nn.Linear(3, 1, bias=False), stage, torch.optim.SGD, process_group=odd if rank % 2 else even, lr=1.0
+    )
     before = whole(model, optimizer, ["weight"])[0]
     model(torch.full((1, 3), float(rank))).sum().backward()
     optimizer.step()
@@ -283,7 +348,9 @@ def scheduled(stage: int) -> list[float]:
 
 
 def looked_at_before_the_first_step(stage: int) -> float:
-    """`state_dict()` before the first step, and what it changes in training. (NAdam has a state that does not begin at zero.)"""
+    """`state_dict()` before the first step, and what it changes in training. (NAdam has a state that does not
+    begin at zero.)
+    """
     weights = []
     for look in (False, True):
         torch.manual_seed(0)
@@ -301,12 +368,16 @@ def looked_at_before_the_first_step(stage: int) -> float:
 
 
 def saved(stage: int, path: str, steps: slice, load: bool = False, save: bool = False) -> list[Tensor]:
-    """Train a TinyGPT with AdamW on the same global batches, from a checkpoint or to one; returns the weights."""
+    """Train a TinyGPT with AdamW on the same global batches, from a checkpoint or to one; returns the
+    weights.
+    """
     rank, size = dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(load)               # what is loaded must not be there already
+    torch.manual_seed(load)  # what is loaded must not be there already
     net = make("TinyGPT").double()
     names = names_of(net)
-    model, optimizer = zero.shard(net, stage, torch.optim.AdamW, units=net.blocks, params=two_groups(net), lr=0.01 + load)
+    model, optimizer = zero.shard(
+        net, stage, torch.optim.AdamW, units=net.blocks, params=two_groups(net), lr=0.01 + load
+    )
     if load:
         dcp.load(state := optimizer.state_dict(), checkpoint_id=path)
         optimizer.load_state_dict(state)
@@ -323,11 +394,13 @@ def saved(stage: int, path: str, steps: slice, load: bool = False, save: bool = 
 
 
 def trained(stage: int, name: str = "MLP", steps: int = 3) -> dict:
-    """A few measured steps of Adam in float32; returns how many elements each unit has, and what was alive."""
+    """A few measured steps of Adam in float32; returns how many elements each unit has, and what was
+    alive.
+    """
     torch.manual_seed(0)
     if name in ("MLP", "frozen"):
         net, x, units = MLP((64, *[517] * 5, 10)), torch.randn(4, 64), None
-        net.layers[2:-1].requires_grad_(name != "frozen")         # all but the first and the last
+        net.layers[2:-1].requires_grad_(name != "frozen")  # all but the first and the last
     else:
         net, x = TinyGPT(dim=48, context=32, tied=name == "tied"), torch.ones(2, 33, dtype=torch.int64)
         units = net.blocks
@@ -339,12 +412,18 @@ def trained(stage: int, name: str = "MLP", steps: int = 3) -> dict:
                 model(x).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    return {"units": {unit.name: unit.numel for unit in optimizer.units}, "most": live.most, "gathered": live.gathered,
-            "after": sum(unit.full.untyped_storage().nbytes() for unit in optimizer.units)}
+    return {
+        "units": {unit.name: unit.numel for unit in optimizer.units},
+        "most": live.most,
+        "gathered": live.gathered,
+        "after": sum(unit.full.untyped_storage().nbytes() for unit in optimizer.units),
+    }
 
 
 class Live(torch.utils._python_dispatch.TorchDispatchMode):
-    """Whenever an operation runs, in forward or backward: look up which units' full parameters have memory."""
+    """Whenever an operation runs, in forward or backward: look up which units' full parameters have
+    memory.
+    """
 
     def __init__(self, units: list[zero.Unit]):
         super().__init__()
@@ -365,7 +444,7 @@ def most_on_the_heap(stage: int) -> dict:
     params = sum(p.nbytes for p in net.parameters())
     model, optimizer = zero.shard(net, stage, torch.optim.SGD, lr=0.1)
     x = torch.randn(2, 600)
-    for step in range(2):                 # the ring keeps its buffers from the first step
+    for step in range(2):  # the ring keeps its buffers from the first step
         with torch.profiler.profile(profile_memory=True) if step else contextlib.nullcontext() as profile:
             model(x).square().mean().backward()
         optimizer.step()

@@ -1,4 +1,5 @@
 """Pictures of who holds what say what the ranks returned: artists are read, not pixels."""
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -29,11 +30,17 @@ def filled(ax) -> list[Rectangle]:
 
 def framed(ax) -> list[tuple[int, int]]:
     """(rank, chunk) of the boxes that are marked as changed."""
-    return [(round((box.get_y() + box.get_height() / 2) / 1.5), round(box.get_x())) for box in ax.patches
-            if isinstance(box, Rectangle) and not box.get_fill() and box.get_linewidth() > 1.5]
+    return [
+        (round((box.get_y() + box.get_height() / 2) / 1.5), round(box.get_x()))
+        for box in ax.patches
+        if isinstance(box, Rectangle) and not box.get_fill() and box.get_linewidth() > 1.5
+    ]
 
 
-@pytest.mark.parametrize("value, ranks", [(0, []), (4, [0]), (300, [2]), (3303, [0, 2, 3]), (1111.0, [0, 1, 2, 3]), (50_000_000, [7])])
+@pytest.mark.parametrize(
+    "value, ranks",
+    [(0, []), (4, [0]), (300, [2]), (3303, [0, 2, 3]), (1111.0, [0, 1, 2, 3]), (50_000_000, [7])],
+)
 def test_digits_tell_the_ranks(value, ranks):
     assert pictures.sources(value) == ranks
 
@@ -57,16 +64,28 @@ def test_axes_in_axes_out():
 def test_ring_marks_what_was_sent_and_what_it_changed():
     step = pictures.RingStep("step 1 of 2", [[1, 202, 3], [10, 20, 33], [110, 200, 300]], sent=[2, 0, 1])
     ax = pictures.ring(step)
-    assert framed(ax) == [(0, 1), (1, 2), (2, 0)], "rank 0 sent chunk 2 to rank 1, rank 1 chunk 0 to rank 2, rank 2 chunk 1 to rank 0"
-    assert sum(isinstance(patch, FancyArrowPatch) for patch in ax.patches) == 4, "the one that goes round is drawn where it leaves and where it comes in"
+    assert framed(ax) == [
+        (0, 1),
+        (1, 2),
+        (2, 0),
+    ], "rank 0 sent chunk 2 to rank 1, rank 1 chunk 0 to rank 2, rank 2 chunk 1 to rank 0"
+    assert sum(isinstance(patch, FancyArrowPatch) for patch in ax.patches) == 4, (
+        "the one that goes round is drawn where it leaves and where it comes in"
+    )
     assert "to rank 0" in [text.get_text() for text in ax.texts]
     before = pictures.ring(pictures.RingStep("start", START, None))
     assert not framed(before) and "to rank 0" not in [text.get_text() for text in before.texts]
 
 
 def test_notes_of_ranks_become_steps():
-    notes = [[("start", None, [1, 2]), ("step 1", 1, [1, 2])], [("start", None, [10, 20]), ("step 1", 0, [10, 22])]]
-    assert pictures.ring_steps(notes) == [pictures.RingStep("start", [[1, 2], [10, 20]], None), pictures.RingStep("step 1", [[1, 2], [10, 22]], [1, 0])]
+    notes = [
+        [("start", None, [1, 2]), ("step 1", 1, [1, 2])],
+        [("start", None, [10, 20]), ("step 1", 0, [10, 22])],
+    ]
+    assert pictures.ring_steps(notes) == [
+        pictures.RingStep("start", [[1, 2], [10, 20]], None),
+        pictures.RingStep("step 1", [[1, 2], [10, 22]], [1, 0]),
+    ]
     with pytest.raises(ValueError):
         pictures.ring_steps([notes[0], notes[1][:1]])
 

@@ -1,4 +1,5 @@
 """The figures say what the ledger says: artists are read, not pixels, from jobs that are made of records."""
+
 import json
 from dataclasses import replace
 
@@ -12,9 +13,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from course_lib import plots
-from course_lib.record import Job
 from course_lib.ranks import devices
-from course_lib.record import Sweep
+from course_lib.record import Job, Sweep
 
 
 @pytest.fixture(autouse=True)
@@ -29,24 +29,77 @@ def make_job(ranks: int = 2, step_s: float = 0.1, **changes) -> Job:
     """A job with 1 MB of all_reduce, some all_gather, and different memory and wire bytes on each rank."""
     steps, comm, memory, timeline = [], [], [], []
     for rank in range(ranks):
-        for step, (phase, wire) in enumerate([("warm-up", 9e9), ("traced", 1_600_000), ("timed", 1_500_000), ("timed", 1_400_000)]):
-            steps.append({"rank": rank, "step": step, "phase": phase, "seconds": step_s if phase == "timed" else None, "samples": 8,
-                          "wire_bytes": int(wire * (1 + rank))})
+        for step, (phase, wire) in enumerate(
+            [("warm-up", 9e9), ("traced", 1_600_000), ("timed", 1_500_000), ("timed", 1_400_000)]
+        ):
+            steps.append(
+                {
+                    "rank": rank,
+                    "step": step,
+                    "phase": phase,
+                    "seconds": step_s if phase == "timed" else None,
+                    "samples": 8,
+                    "wire_bytes": int(wire * (1 + rank)),
+                }
+            )
         for op, payload in (("all_reduce", 400_000), ("all_reduce", 600_000), ("all_gather", 500_000)):
-            comm.append({"rank": rank, "op": op, "dtype": "float32", "payload_bytes": payload, "algorithm_bytes": payload * 0.75, "group_size": ranks,
-                         "group": "0,1", "start_s": 0.0, "seconds": 0.01})
-        memory += [{"rank": rank, "category": category, "bytes": count} for category, count in
-                   {"params": 4000, "grads": 4000, "optimizer_states": 8000 + rank, "activations": 500, "buffers": 0, "peak": 30_000_000}.items()]
-        timeline += [{"rank": rank, "kind": kind, "name": name, "start_s": start, "seconds": seconds} for kind, name, start, seconds in
-                     [("forward", "forward", 0.0, 0.010), ("span", "F0", 0.010, 0.010), ("span", "B12", 0.015, 0.010), ("span", "load 3", 0.030, 0.005),
-                      ("communication", "all_reduce", 0.040, 0.010)]]
+            comm.append(
+                {
+                    "rank": rank,
+                    "op": op,
+                    "dtype": "float32",
+                    "payload_bytes": payload,
+                    "algorithm_bytes": payload * 0.75,
+                    "group_size": ranks,
+                    "group": "0,1",
+                    "start_s": 0.0,
+                    "seconds": 0.01,
+                }
+            )
+        memory += [
+            {"rank": rank, "category": category, "bytes": count}
+            for category, count in {
+                "params": 4000,
+                "grads": 4000,
+                "optimizer_states": 8000 + rank,
+                "activations": 500,
+                "buffers": 0,
+                "peak": 30_000_000,
+            }.items()
+        ]
+        timeline += [
+            {"rank": rank, "kind": kind, "name": name, "start_s": start, "seconds": seconds}
+            for kind, name, start, seconds in [
+                ("forward", "forward", 0.0, 0.010),
+                ("span", "F0", 0.010, 0.010),
+                ("span", "B12", 0.015, 0.010),
+                ("span", "load 3", 0.030, 0.005),
+                ("communication", "all_reduce", 0.040, 0.010),
+            ]
+        ]
     records = {"steps": steps, "comm": comm, "memory": memory, "timeline": timeline, "seconds": [1.0] * ranks}
-    return replace(Job("train", ranks, "gloo", "cpu", "2 cores, a processor", 1.0, [None] * ranks, [""] * ranks, {}, records), **changes)
+    return replace(
+        Job(
+            "train",
+            ranks,
+            "gloo",
+            "cpu",
+            "2 cores, a processor",
+            1.0,
+            [None] * ranks,
+            [""] * ranks,
+            {},
+            records,
+        ),
+        **changes,
+    )
 
 
 def make_sweep(times: dict[int, list[float]], **changes) -> Sweep:
     repeats = len(next(iter(times.values())))
-    return Sweep("train", tuple(make_job(n, times[n][i], **changes) for i in range(repeats) for n in times), repeats)
+    return Sweep(
+        "train", tuple(make_job(n, times[n][i], **changes) for i in range(repeats) for n in times), repeats
+    )
 
 
 def without(job: Job, *tables: str) -> Job:
@@ -55,22 +108,39 @@ def without(job: Job, *tables: str) -> Job:
 
 def bars(ax, label: str) -> list[float]:
     """Heights of all bars whose legend entry begins with `label`."""
-    return [patch.get_height() for container in ax.containers if str(container.get_label()).startswith(label) for patch in container]
+    return [
+        patch.get_height()
+        for container in ax.containers
+        if str(container.get_label()).startswith(label)
+        for patch in container
+    ]
 
 
 def pieces(ax, label: str) -> list[tuple]:
     """(rank, left, width) of a timeline's pieces, in ms."""
-    return [(round(patch.get_y() + patch.get_height() / 2), round(patch.get_x(), 6), round(patch.get_width(), 6))
-            for container in ax.containers if container.get_label() == label for patch in container]
+    return [
+        (round(patch.get_y() + patch.get_height() / 2), round(patch.get_x(), 6), round(patch.get_width(), 6))
+        for container in ax.containers
+        if container.get_label() == label
+        for patch in container
+    ]
 
 
 def texts(ax) -> str:
     legend = [text.get_text() for text in ax.get_legend().get_texts()] if ax.get_legend() else []
-    return "\n".join([text.get_text() for text in ax.texts] + legend + [ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()])
+    return "\n".join(
+        [text.get_text() for text in ax.texts]
+        + legend
+        + [ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()]
+    )
 
 
-DRAW = {"communication": lambda **k: plots.communication(make_job(), **k), "memory": lambda **k: plots.memory(make_job(), **k),
-        "timeline": lambda **k: plots.timeline(make_job(), **k), "speedup": lambda **k: plots.speedup(make_sweep({1: [0.2], 2: [0.1]}), **k)}
+DRAW = {
+    "communication": lambda **k: plots.communication(make_job(), **k),
+    "memory": lambda **k: plots.memory(make_job(), **k),
+    "timeline": lambda **k: plots.timeline(make_job(), **k),
+    "speedup": lambda **k: plots.speedup(make_sweep({1: [0.2], 2: [0.1]}), **k),
+}
 
 
 @pytest.mark.parametrize("name", DRAW)
@@ -98,25 +168,58 @@ def test_figures_are_light_with_dark_ink_in_a_dark_setting_too(name):
         _, given = plt.subplots()
         for ax in (DRAW[name](), DRAW[name](ax=given)):
             assert to_hex(ax.get_facecolor()) == to_hex(ax.figure.get_facecolor()) == "#ffffff"
-            labels = [*ax.texts, *ax.get_legend().get_texts(), *ax.get_xticklabels(), *ax.get_yticklabels(), ax.xaxis.label, ax.yaxis.label]
-            assert all(sum(matplotlib.colors.to_rgb(text.get_color())) < 1.5 for text in labels if text.get_text() not in ("F0", "B12", "load 3"))
+            labels = [
+                *ax.texts,
+                *ax.get_legend().get_texts(),
+                *ax.get_xticklabels(),
+                *ax.get_yticklabels(),
+                ax.xaxis.label,
+                ax.yaxis.label,
+            ]
+            assert all(
+                sum(matplotlib.colors.to_rgb(text.get_color())) < 1.5
+                for text in labels
+                if text.get_text() not in ("F0", "B12", "load 3")
+            )
 
 
-# -- what is absent, and what a learner changes ------------------------------------------------------------------------------------------
+# -- what is absent, and what a learner changes
+# ------------------------------------------------------------------------------------------
+
 
 def test_a_changed_table_changes_no_figure():
     job = make_job()
-    before = [bars(plots.communication(job), "all_reduce"), bars(plots.memory(job), "params"), pieces(plots.timeline(job), "forward"), repr(job)]
-    for name, column in (("comm", "payload_bytes"), ("comm", "algorithm_bytes"), ("memory", "bytes"), ("timeline", "start_s"), ("steps", "seconds")):
+    before = [
+        bars(plots.communication(job), "all_reduce"),
+        bars(plots.memory(job), "params"),
+        pieces(plots.timeline(job), "forward"),
+        repr(job),
+    ]
+    for name, column in (
+        ("comm", "payload_bytes"),
+        ("comm", "algorithm_bytes"),
+        ("memory", "bytes"),
+        ("timeline", "start_s"),
+        ("steps", "seconds"),
+    ):
         table = getattr(job, name)
         table[column] = 0
         table.loc[len(table)] = table.loc[0]
     assert (job.comm["payload_bytes"] > 0).all() and len(job.steps) == 8
-    assert before == [bars(plots.communication(job), "all_reduce"), bars(plots.memory(job), "params"), pieces(plots.timeline(job), "forward"), repr(job)]
+    assert before == [
+        bars(plots.communication(job), "all_reduce"),
+        bars(plots.memory(job), "params"),
+        pieces(plots.timeline(job), "forward"),
+        repr(job),
+    ]
 
 
 def test_figures_say_what_could_not_be_measured():
-    absent = {"collectives": "a call could not be looked into", "activations": "torch.func keeps them", "timeline": "another profiler ran in the traced step"}
+    absent = {
+        "collectives": "a call could not be looked into",
+        "activations": "torch.func keeps them",
+        "timeline": "another profiler ran in the traced step",
+    }
     job = without(make_job(absent=absent), "comm", "timeline")
     assert "not measured: a call could not be looked into" in texts(plots.communication(job))
     assert "activations are not drawn: torch.func keeps them" in " ".join(texts(plots.memory(job)).split())
@@ -126,19 +229,28 @@ def test_figures_say_what_could_not_be_measured():
         plots.memory(without(job, "memory"))
 
 
-# -- communication -------------------------------------------------------------------------------------------------------------------
+# -- communication
+# -------------------------------------------------------------------------------------------------------------------
+
 
 def test_communication_stacks_the_ledgers_bytes():
     ax = plots.communication(make_job())
-    assert bars(ax, "all_reduce") == [1_000_000, 1_000_000, 750_000, 750_000]           # payload of ranks 0 and 1, then algorithm
+    # payload of ranks 0 and 1, then algorithm
+    assert bars(ax, "all_reduce") == [1_000_000, 1_000_000, 750_000, 750_000]
     assert bars(ax, "all_gather") == [500_000, 500_000, 375_000, 375_000]
-    assert bars(ax, "wire") == [1_500_000, 3_000_000]                                     # median over traced and timed steps
+    # median over traced and timed steps
+    assert bars(ax, "wire") == [1_500_000, 3_000_000]
     bottoms = [patch.get_y() for c in ax.containers if c.get_label().startswith("all_gather") for patch in c]
     assert bottoms == [1_000_000, 1_000_000, 750_000, 750_000]
     assert "all_reduce, 2 calls" in texts(ax) and "all_gather, 1 call" in texts(ax)
     assert ax.get_ylabel() == "MB per step" and ax.yaxis.get_major_formatter()(1_500_000, 0) == "1.5"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "1"] * 3
-    assert {to_hex(p.get_facecolor()).upper() for c in ax.containers if c.get_label().startswith("all_reduce") for p in c} == {plots.COLORS["all_reduce"]}
+    assert {
+        to_hex(p.get_facecolor()).upper()
+        for c in ax.containers
+        if c.get_label().startswith("all_reduce")
+        for p in c
+    } == {plots.COLORS["all_reduce"]}
 
 
 @pytest.mark.parametrize("theory, levels", [(1_125_000, [1_125_000] * 4), ([1e6, 2e6], [1e6, 2e6] * 2)])
@@ -146,11 +258,13 @@ def test_communication_theory_lies_over_algorithm_and_wire(theory, levels):
     ax = plots.communication(make_job(), theory)
     lines = [collection for collection in ax.collections if isinstance(collection, LineCollection)]
     assert [segment[0][1] for line in lines for segment in line.get_segments()] == levels
-    drawn = [p for c in ax.containers for p in c if c.get_label().startswith(("all_gather", "wire"))][2:]       # algorithm, wire
+    # algorithm, wire
+    drawn = [p for c in ax.containers for p in c if c.get_label().startswith(("all_gather", "wire"))][2:]
     for segment, bar in zip((s for line in lines for s in line.get_segments()), drawn, strict=True):
         assert segment[0][0] < bar.get_x() and segment[1][0] > bar.get_x() + bar.get_width()
     assert f"{(1.5e6 + 3e6) / sum(levels[:2]):.2f} \u00d7 theory" in texts(ax)
-    assert all(line.get_linestyle()[0][1] is not None for line in lines)                                        # dashed
+    # dashed
+    assert all(line.get_linestyle()[0][1] is not None for line in lines)
 
 
 def test_communication_says_what_is_absent_and_why():
@@ -164,27 +278,39 @@ def test_communication_without_any_collective():
     assert "this step asked for no collective" in texts(ax) and bars(ax, "wire") == [1_500_000]
 
 
-# -- memory --------------------------------------------------------------------------------------------------------------------------
+# -- memory
+# --------------------------------------------------------------------------------------------------------------------------
+
 
 def test_memory_stacks_categories_and_prints_totals():
     ax = plots.memory(make_job())
     assert bars(ax, "params") == bars(ax, "grads") == [4000, 4000]
     assert bars(ax, "optimizer_states") == [8000, 8001] and bars(ax, "activations") == [500, 500]
-    assert not bars(ax, "buffers")                                                       # none there, so none in the legend
+    # none there, so none in the legend
+    assert not bars(ax, "buffers")
     tops = {c.get_label(): c[0].get_y() + c[0].get_height() for c in ax.containers}
     assert tops == {"params": 4000, "grads": 8000, "optimizer_states": 16000, "activations": 16500}
     assert texts(ax).count("16.5 KB") == 2 and ax.get_ylabel() == "memory (KB)"
-    assert "at its peak the whole process had grown by 30.0 MB" in ax.get_xlabel() and ax.get_ylim()[1] < 20_000     # it does not ruin the scale
+    # it does not ruin the scale
+    assert (
+        "at its peak the whole process had grown by 30.0 MB" in ax.get_xlabel() and ax.get_ylim()[1] < 20_000
+    )
 
 
-@pytest.mark.parametrize("theory", [{"grads": 3000, "params": 4000, "optimizer_states": 3000},
-                                    [{"params": 4000, "grads": 3000, "optimizer_states": 3000}] * 2])
+@pytest.mark.parametrize(
+    "theory",
+    [
+        {"grads": 3000, "params": 4000, "optimizer_states": 3000},
+        [{"params": 4000, "grads": 3000, "optimizer_states": 3000}] * 2,
+    ],
+)
 def test_memory_theory_is_an_outline(theory):
     ax = plots.memory(make_job(), theory)
     outlines = next(c for c in ax.containers if c.get_label().startswith("theory"))
     assert [(p.get_y(), p.get_height(), p.get_fill()) for p in outlines] == [(0, 10_000, False)] * 2
     levels = [s[0][1] for c in ax.collections for s in c.get_segments()]
-    assert levels == [4000, 4000, 7000, 7000]                                            # params below grads, however they were given
+    # params below grads, however they were given
+    assert levels == [4000, 4000, 7000, 7000]
     assert f"measured: {32001 / 20000:.2f} \u00d7 theory" in texts(ax)
 
 
@@ -192,15 +318,19 @@ def test_memory_draws_a_peak_that_is_near():
     job = make_job()
     rows = [{**row, "bytes": 20_000} if row["category"] == "peak" else row for row in job.records["memory"]]
     ax = plots.memory(replace(job, records={**job.records, "memory": rows}))
-    assert [s[0][1] for c in ax.collections for s in c.get_segments()] == [20_000, 20_000] and ax.get_ylim()[1] > 20_000
+    assert [s[0][1] for c in ax.collections for s in c.get_segments()] == [20_000, 20_000] and ax.get_ylim()[
+        1
+    ] > 20_000
     assert "\npeak" in texts(ax)
 
 
-# -- timeline ------------------------------------------------------------------------------------------------------------------------
+# -- timeline
+# ------------------------------------------------------------------------------------------------------------------------
+
 
 def test_timeline_has_every_piece_at_its_place_in_ms():
     ax = plots.timeline(make_job())
-    assert pieces(ax, "forward") == [(0, 0, 10), (0, 10, 10), (1, 0, 10), (1, 10, 10)]      # F0 is a forward
+    assert pieces(ax, "forward") == [(0, 0, 10), (0, 10, 10), (1, 0, 10), (1, 10, 10)]  # F0 is a forward
     assert pieces(ax, "backward") == [(0, 15, 10), (1, 15, 10)]
     assert pieces(ax, "load") == [(0, 30, 5), (1, 30, 5)]
     assert pieces(ax, "all_reduce") == [(0, 40, 10), (1, 40, 10)]
@@ -208,14 +338,17 @@ def test_timeline_has_every_piece_at_its_place_in_ms():
     assert height["all_reduce"] < height["forward"] == height["load"]
     assert ax.get_xlim() == (0, 50) and "ms" in ax.get_xlabel()
     low, high = ax.get_ylim()
-    assert low > high                                                                    # rank 0 on top
+    assert low > high  # rank 0 on top
     # 0 to 25 ms (F0 and B12 overlap) and 30 to 35 ms, of 50 ms
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["rank 0\n60% busy", "rank 1\n60% busy"]
 
 
 def test_timeline_colours_a_pipelines_spans_by_their_kind_and_no_others():
     job = make_job(ranks=1)
-    spans = [{"rank": 0, "kind": "span", "name": name, "start_s": i / 100, "seconds": 0.01} for i, name in enumerate(("F0", "F3@5", "B1@4", "F0@"))]
+    spans = [
+        {"rank": 0, "kind": "span", "name": name, "start_s": i / 100, "seconds": 0.01}
+        for i, name in enumerate(("F0", "F3@5", "B1@4", "F0@"))
+    ]
     ax = plots.timeline(replace(job, records={**job.records, "timeline": spans}))
     assert [left for _, left, _ in pieces(ax, "forward")] == [0, 10]
     assert [left for _, left, _ in pieces(ax, "backward")] == [20]
@@ -224,13 +357,18 @@ def test_timeline_colours_a_pipelines_spans_by_their_kind_and_no_others():
 
 def test_timeline_says_why_there_is_no_communication():
     job = make_job(absent={"collective times": "the call says nothing of the transfer"})
-    assert "communication is not drawn: the call says nothing" in texts(plots.timeline(job)).replace("\n", " ")
+    assert "communication is not drawn: the call says nothing" in texts(plots.timeline(job)).replace(
+        "\n", " "
+    )
 
 
-# -- speed-up ------------------------------------------------------------------------------------------------------------------------
+# -- speed-up
+# ------------------------------------------------------------------------------------------------------------------------
+
 
 def test_speedup_shows_every_job_and_the_median():
-    sweep = make_sweep({1: [0.4, 0.4, 0.4], 2: [0.4, 0.5, 0.8], 4: [0.4, 0.4, 0.2]})      # weak scaling: 8 samples on each rank
+    # weak scaling: 8 samples on each rank
+    sweep = make_sweep({1: [0.4, 0.4, 0.4], 2: [0.4, 0.5, 0.8], 4: [0.4, 0.4, 0.2]})
     ax = plots.speedup(sweep, {"half": lambda n: n / 2}, scaling="weak")
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines["one job each"].get_ydata()) == list(sweep.table["speedup"]) and len(sweep.table) == 9
@@ -238,9 +376,16 @@ def test_speedup_shows_every_job_and_the_median():
     assert lines["median (efficiency in %)"].get_ydata() == pytest.approx([1, 1.6, 4])
     assert list(lines["ideal: n ranks, n times"].get_ydata()) == [1, 2, 3, 4]
     assert list(lines["half (modelled)"].get_ydata()) == [0.5, 1, 1.5, 2]
-    assert lines["half (modelled)"].get_linestyle() == "--" and lines["median (efficiency in %)"].get_linestyle() == "-"
+    assert (
+        lines["half (modelled)"].get_linestyle() == "--"
+        and lines["median (efficiency in %)"].get_linestyle() == "-"
+    )
     assert "1.60 (80%)" in texts(ax) and "4.00 (100%)" in texts(ax)
-    assert "weak scaling" in ax.get_title(loc="left") and "1, 2, 4 ranks" in texts(ax) and "3 repeats" in texts(ax)
+    assert (
+        "weak scaling" in ax.get_title(loc="left")
+        and "1, 2, 4 ranks" in texts(ax)
+        and "3 repeats" in texts(ax)
+    )
 
 
 def test_speedup_does_not_guess_the_kind_of_scaling():
@@ -261,9 +406,13 @@ def test_speedup_of_compute_that_sleeps_says_so_and_looks_so():
     many = devices.usable_cores() + 1
     sweep = make_sweep({1: [0.1], many: [0.1]}, hardware=devices.cpu_name())
     asleep, awake = plots.speedup(sweep, sleeps=True), plots.speedup(sweep)
-    assert "compute sleeps" in texts(asleep) and "more ranks than cores" not in texts(asleep)      # sleeping ranks need no core
+    # sleeping ranks need no core
+    assert "compute sleeps" in texts(asleep) and "more ranks than cores" not in texts(asleep)
     assert "compute sleeps" not in texts(awake)
-    styles = [next(line.get_linestyle() for line in ax.lines if line.get_label() == "median (efficiency in %)") for ax in (asleep, awake)]
+    styles = [
+        next(line.get_linestyle() for line in ax.lines if line.get_label() == "median (efficiency in %)")
+        for ax in (asleep, awake)
+    ]
     assert styles == ["-.", "-"]
 
 
@@ -274,7 +423,9 @@ def test_speedup_of_other_ranges(ranks):
     assert f"({ranks[0]} ranks count as {ranks[0]})" in ax.get_ylabel() or ranks[0] == 1
 
 
-# -- jobs that cannot be drawn, and jobs from a file -----------------------------------------------------------------------------------
+# -- jobs that cannot be drawn, and jobs from a file
+# -----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("draw", [plots.communication, plots.memory, plots.timeline])
 def test_a_job_without_steps_is_told_to_use_measure_step(draw):
@@ -286,13 +437,16 @@ def test_a_job_without_steps_is_told_to_use_measure_step(draw):
     assert not plt.get_fignums()
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: plots.memory(without(make_job(), "memory")), r"measure.step\(model, optimizer\)"),
-    (lambda: plots.timeline(without(make_job(), "timeline")), "empty timeline"),
-    (lambda: plots.communication(make_job(), theory=[1, 2, 3]), "each of the 2 ranks"),
-    (lambda: plots.memory(make_job(), theory=[{"params": 1}]), "each of the 2 ranks"),
-    (lambda: plots.memory(make_job(), theory={"weights": 1}), "unknown category 'weights'"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: plots.memory(without(make_job(), "memory")), r"measure.step\(model, optimizer\)"),
+        (lambda: plots.timeline(without(make_job(), "timeline")), "empty timeline"),
+        (lambda: plots.communication(make_job(), theory=[1, 2, 3]), "each of the 2 ranks"),
+        (lambda: plots.memory(make_job(), theory=[{"params": 1}]), "each of the 2 ranks"),
+        (lambda: plots.memory(make_job(), theory={"weights": 1}), "unknown category 'weights'"),
+    ],
+)
 def test_what_cannot_be_drawn_is_said_in_one_sentence(call, words):
     with pytest.raises(ValueError, match=words) as error:
         call()
@@ -307,22 +461,35 @@ def test_a_job_from_a_file_is_drawn_like_the_job_itself(tmp_path):
     for draw in (plots.communication, plots.memory, plots.timeline):
         first, second = draw(job), draw(loaded)
         assert texts(first) == texts(second)
-        assert [p.get_height() for c in first.containers for p in c] == [p.get_height() for c in second.containers for p in c]
+        assert [p.get_height() for c in first.containers for p in c] == [
+            p.get_height() for c in second.containers for p in c
+        ]
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 8, 16])
 @pytest.mark.parametrize("draw", [plots.communication, plots.memory, plots.timeline])
 def test_many_ranks_and_long_names_stay_on_the_paper(draw, ranks):
-    ax = draw(make_job(ranks, label="a job with a name that nobody could call short, and then some more words"))
+    ax = draw(
+        make_job(ranks, label="a job with a name that nobody could call short, and then some more words")
+    )
     ax.figure.draw_without_rendering()
     box = ax.figure.get_tightbbox().transformed(ax.figure.dpi_scale_trans)
     assert box.x0 >= 0 and box.x1 <= ax.figure.bbox.x1 and box.y0 >= 0 and box.y1 <= ax.figure.bbox.y1
 
 
 def test_the_styles_never_look_alike_and_every_op_has_a_color():
-    assert len({str(style["linestyle"]) for style in (plots.MEASURED, plots.SLEEPS, plots.MODELLED, plots.PUBLISHED)}) == 4
+    assert (
+        len(
+            {
+                str(style["linestyle"])
+                for style in (plots.MEASURED, plots.SLEEPS, plots.MODELLED, plots.PUBLISHED)
+            }
+        )
+        == 4
+    )
     assert plots.PUBLISHED["markerfacecolor"] == "none"
     from course_lib.measure.tracing import _COLLECTIVES
+
     assert {op for op, _, _ in _COLLECTIVES.values()} <= set(plots.COLORS)
     ax = plots.panel("Own figure", make_job().where, xlabel="n", ylabel="s")
     for style in (plots.MEASURED, plots.SLEEPS, plots.MODELLED, plots.PUBLISHED):

@@ -1,16 +1,45 @@
 """Nonsense for every public function, and what may be said about it. No pytest here: ranks import this."""
+
 import traceback
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-JUNK = [None, -1, 0, 1, 3, 1.5, float("nan"), float("inf"), -2.0, "", "x", "all_reduce", b"x", (), [], [None], [1, -1], {}, {"a": None}, object(), True,
-        10**30, lambda: 1, torch.ones(2), int, "/no/such/file"]
+JUNK = [
+    None,
+    -1,
+    0,
+    1,
+    3,
+    1.5,
+    float("nan"),
+    float("inf"),
+    -2.0,
+    "",
+    "x",
+    "all_reduce",
+    b"x",
+    (),
+    [],
+    [None],
+    [1, -1],
+    {},
+    {"a": None},
+    object(),
+    True,
+    10**30,
+    lambda: 1,
+    torch.ones(2),
+    int,
+    "/no/such/file",
+]
 
 
 def judge(error: BaseException, call: str) -> str | None:
-    """What is wrong with an error, or None: it must be a ValueError or TypeError, in one sentence, raised on purpose by this library."""
+    """What is wrong with an error, or None: it must be a ValueError or TypeError, in one sentence, raised on
+    purpose by this library.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1].filename
     if not isinstance(error, (ValueError, TypeError)):
@@ -20,14 +49,20 @@ def judge(error: BaseException, call: str) -> str | None:
     if "course_lib" not in last and "tests" not in last:
         return f"{call}: raised inside {last.split('/')[-1]}: {error}"
     if str(error).startswith(("<lambda>() ", "good_calls.<locals>.<lambda>() ", "int() takes")):
-        return None                               # the junk itself was called, and says so
+        return None  # the junk itself was called, and says so
     own_words = frames[-1].line and "raise" in frames[-1].line or "course_lib" not in last
     lines = "".join(frame.line or "" for frame in frames[-1:])
-    return None if own_words or lines.startswith(("raise", "f\"", "\"")) else f"{call}: not checked, stumbled at `{frames[-1].line}`: {error}"
+    return (
+        None
+        if own_words or lines.startswith(("raise", 'f"', '"'))
+        else f"{call}: not checked, stumbled at `{frames[-1].line}`: {error}"
+    )
 
 
 def good_calls() -> dict:
-    """For each public function of course_lib.mini that needs ranks, a call that works: the function, and a maker of its arguments."""
+    """For each public function of course_lib.mini that needs ranks, a call that works: the function, and a
+    maker of its arguments.
+    """
     from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
     from course_lib.models import Attention
 
@@ -36,10 +71,13 @@ def good_calls() -> dict:
     mse, schedule = nn.functional.mse_loss, pipeline.gpipe(n, 2)
     region = tensor_parallel.Region()
 
-    alone = [dist.new_group([rank]) for rank in range(n)][dist.get_rank()]        # only one rank of a pipeline sees its inputs: the others would wait
+    # only one rank of a pipeline sees its inputs: the others would wait
+    alone = [dist.new_group([rank]) for rank in range(n)][dist.get_rank()]
 
     def pipeline_step(inputs, targets):
-        pipeline.Pipeline(nn.PReLU(), pipeline.gpipe(1, 2), lambda output, targets: output.sum(), alone).step(inputs, targets)
+        pipeline.Pipeline(nn.PReLU(), pipeline.gpipe(1, 2), lambda output, targets: output.sum(), alone).step(
+            inputs, targets
+        )
 
     def clip(max_norm):
         model, optimizer = zero.shard(net(), 1, torch.optim.SGD, lr=0.1)
@@ -48,44 +86,120 @@ def good_calls() -> dict:
 
     return {
         "ring.all_reduce": (ring.all_reduce, lambda: dict(tensor=ones(5), group=everyone)),
-        "ring.reduce_scatter": (ring.reduce_scatter, lambda: dict(output=ones(3), input=ones(3 * n), group=everyone)),
+        "ring.reduce_scatter": (
+            ring.reduce_scatter,
+            lambda: dict(output=ones(3), input=ones(3 * n), group=everyone),
+        ),
         "ring.all_gather": (ring.all_gather, lambda: dict(output=ones(3 * n), input=ones(3), group=everyone)),
-        "data_parallel.DataParallel": (data_parallel.DataParallel, lambda: dict(module=net(), num_replicas=2)),
+        "data_parallel.DataParallel": (
+            data_parallel.DataParallel,
+            lambda: dict(module=net(), num_replicas=2),
+        ),
         "data_parallel.scatter": (data_parallel.scatter, lambda: dict(inputs=(ones(4, 2),), num_replicas=2)),
         "data_parallel.replicate": (data_parallel.replicate, lambda: dict(module=net(), num_replicas=2)),
-        "data_parallel.parallel_apply": (data_parallel.parallel_apply, lambda: dict(replicas=[net()], inputs=[(ones(2, 4),)])),
+        "data_parallel.parallel_apply": (
+            data_parallel.parallel_apply,
+            lambda: dict(replicas=[net()], inputs=[(ones(2, 4),)]),
+        ),
         "data_parallel.gather": (data_parallel.gather, lambda: dict(outputs=[ones(2), ones(2)])),
-        "data_parallel.star_reduce": (data_parallel.star_reduce, lambda: dict(tensor=ones(3), root=0, group=everyone)),
-        "data_parallel.star_broadcast": (data_parallel.star_broadcast, lambda: dict(tensor=ones(3), root=0, group=everyone)),
-        "data_parallel.star_all_reduce": (data_parallel.star_all_reduce, lambda: dict(tensor=ones(3), root=0, group=everyone)),
-        "ddp.DistributedDataParallel": (ddp.DistributedDataParallel, lambda: dict(module=net(), bucket_cap_mb=1.0, process_group=everyone, all_reduce=ring.all_reduce)),
-        "ddp.make_buckets": (ddp.make_buckets, lambda: dict(parameters=list(net().parameters()), cap_bytes=100.0)),
-        "zero.shard": (zero.shard, lambda: dict(model=net(), stage=2, optimizer_class=torch.optim.SGD, params=None, units=None, process_group=everyone)),
+        "data_parallel.star_reduce": (
+            data_parallel.star_reduce,
+            lambda: dict(tensor=ones(3), root=0, group=everyone),
+        ),
+        "data_parallel.star_broadcast": (
+            data_parallel.star_broadcast,
+            lambda: dict(tensor=ones(3), root=0, group=everyone),
+        ),
+        "data_parallel.star_all_reduce": (
+            data_parallel.star_all_reduce,
+            lambda: dict(tensor=ones(3), root=0, group=everyone),
+        ),
+        "ddp.DistributedDataParallel": (
+            ddp.DistributedDataParallel,
+            lambda: dict(module=net(), bucket_cap_mb=1.0, process_group=everyone, all_reduce=ring.all_reduce),
+        ),
+        "ddp.make_buckets": (
+            ddp.make_buckets,
+            lambda: dict(parameters=list(net().parameters()), cap_bytes=100.0),
+        ),
+        "zero.shard": (
+            zero.shard,
+            lambda: dict(
+                model=net(),
+                stage=2,
+                optimizer_class=torch.optim.SGD,
+                params=None,
+                units=None,
+                process_group=everyone,
+            ),
+        ),
         "zero.ZeroOptimizer.clip_grad_norm_": (clip, lambda: dict(max_norm=1.0)),
         "pipeline.split": (pipeline.split, lambda: dict(model=net(), num_stages=2, sizes=[1, 2])),
-        "pipeline.Pipeline": (pipeline.Pipeline, lambda: dict(stages=nn.Linear(4, 4), schedule=schedule, loss_fn=mse, process_group=everyone)),
+        "pipeline.Pipeline": (
+            pipeline.Pipeline,
+            lambda: dict(stages=nn.Linear(4, 4), schedule=schedule, loss_fn=mse, process_group=everyone),
+        ),
         "pipeline.Pipeline.step": (pipeline_step, lambda: dict(inputs=ones(4, 4), targets=ones(4, 4))),
-        "tensor_parallel.parallelize": (tensor_parallel.parallelize, lambda: dict(model=net(), group=everyone, reduce_scatter=None)),
-        "tensor_parallel.gather_full": (tensor_parallel.gather_full, lambda: dict(model=tensor_parallel.parallelize(net()), group=everyone)),
-        "tensor_parallel.copy_to_group": (tensor_parallel.copy_to_group, lambda: dict(x=ones(3), group=everyone)),
-        "tensor_parallel.reduce_from_group": (tensor_parallel.reduce_from_group, lambda: dict(x=ones(3), group=everyone)),
-        "tensor_parallel.gather_from_group": (tensor_parallel.gather_from_group, lambda: dict(x=ones(2, 3, 4), group=everyone, reduce_scatter=None)),
+        "tensor_parallel.parallelize": (
+            tensor_parallel.parallelize,
+            lambda: dict(model=net(), group=everyone, reduce_scatter=None),
+        ),
+        "tensor_parallel.gather_full": (
+            tensor_parallel.gather_full,
+            lambda: dict(model=tensor_parallel.parallelize(net()), group=everyone),
+        ),
+        "tensor_parallel.copy_to_group": (
+            tensor_parallel.copy_to_group,
+            lambda: dict(x=ones(3), group=everyone),
+        ),
+        "tensor_parallel.reduce_from_group": (
+            tensor_parallel.reduce_from_group,
+            lambda: dict(x=ones(3), group=everyone),
+        ),
+        "tensor_parallel.gather_from_group": (
+            tensor_parallel.gather_from_group,
+            lambda: dict(x=ones(2, 3, 4), group=everyone, reduce_scatter=None),
+        ),
         "tensor_parallel.reduce_scatter_to_group": (
-            tensor_parallel.reduce_scatter_to_group, lambda: dict(x=ones(2, 2 * n, 4), group=everyone, reduce_scatter=None)),
-        "tensor_parallel.ColumnParallelLinear": (tensor_parallel.ColumnParallelLinear, lambda: dict(linear=nn.Linear(3, 2 * n), region=region)),
-        "tensor_parallel.RowParallelLinear": (tensor_parallel.RowParallelLinear, lambda: dict(linear=nn.Linear(2 * n, 3), region=region)),
-        "tensor_parallel.ParallelAttention": (tensor_parallel.ParallelAttention, lambda: dict(attention=Attention(8, 2 * n), region=region)),
-        "tensor_parallel.VocabParallelEmbedding": (tensor_parallel.VocabParallelEmbedding, lambda: dict(embedding=nn.Embedding(4 * n, 3), region=region)),
+            tensor_parallel.reduce_scatter_to_group,
+            lambda: dict(x=ones(2, 2 * n, 4), group=everyone, reduce_scatter=None),
+        ),
+        "tensor_parallel.ColumnParallelLinear": (
+            tensor_parallel.ColumnParallelLinear,
+            lambda: dict(linear=nn.Linear(3, 2 * n), region=region),
+        ),
+        "tensor_parallel.RowParallelLinear": (
+            tensor_parallel.RowParallelLinear,
+            lambda: dict(linear=nn.Linear(2 * n, 3), region=region),
+        ),
+        "tensor_parallel.ParallelAttention": (
+            tensor_parallel.ParallelAttention,
+            lambda: dict(attention=Attention(8, 2 * n), region=region),
+        ),
+        "tensor_parallel.VocabParallelEmbedding": (
+            tensor_parallel.VocabParallelEmbedding,
+            lambda: dict(embedding=nn.Embedding(4 * n, 3), region=region),
+        ),
         "tensor_parallel.vocab_parallel_cross_entropy": (
-            tensor_parallel.vocab_parallel_cross_entropy, lambda: dict(logits=ones(2, 3), targets=torch.zeros(2, dtype=torch.int64), group=everyone)),
-        "tensor_parallel.ShardedDropout": (tensor_parallel.ShardedDropout, lambda: dict(p=0.5, group=everyone, seed=0)),
-        "tensor_parallel.Region": (tensor_parallel.Region, lambda: dict(group=everyone, sequence_parallel=False, reduce_scatter=None)),
+            tensor_parallel.vocab_parallel_cross_entropy,
+            lambda: dict(logits=ones(2, 3), targets=torch.zeros(2, dtype=torch.int64), group=everyone),
+        ),
+        "tensor_parallel.ShardedDropout": (
+            tensor_parallel.ShardedDropout,
+            lambda: dict(p=0.5, group=everyone, seed=0),
+        ),
+        "tensor_parallel.Region": (
+            tensor_parallel.Region,
+            lambda: dict(group=everyone, sequence_parallel=False, reduce_scatter=None),
+        ),
         "hybrid.make_groups": (hybrid.make_groups, lambda: dict(sizes={"dp": n})),
     }
 
 
 def call_mini(names: list[str] | None = None) -> list[str]:
-    """Every good call, then with each argument in turn replaced by each piece of junk; what is wrong with what is said. All ranks do the same."""
+    """Every good call, then with each argument in turn replaced by each piece of junk; what is wrong with
+    what is said. All ranks do the same.
+    """
     wrong = {}
     for name, (function, arguments) in good_calls().items():
         if names and name not in names:

@@ -1,4 +1,5 @@
 """`make notebooks` stores real outputs, leaves no noise, and never spoils a notebook that fails."""
+
 import copy
 import json
 from pathlib import Path
@@ -24,7 +25,13 @@ def noisy_notebook() -> nbformat.NotebookNode:
             "1 + 2",
             execution_count=9,
             metadata={"tags": ["nbval-ignore-output"], "execution": {"iopub.status.busy": "2026-01-01"}},
-            outputs=[stream("stdout", "a\n"), stream("stdout", "b\n"), stream("stderr", "c\n"), stream("stdout", "d\n"), result],
+            outputs=[
+                stream("stdout", "a\n"),
+                stream("stdout", "b\n"),
+                stream("stderr", "c\n"),
+                stream("stdout", "d\n"),
+                result,
+            ],
         ),
         new_code_cell(""),
         new_code_cell("bar", execution_count=12, outputs=[new_output("display_data", data=widget)]),
@@ -106,7 +113,9 @@ def test_a_notebook_that_does_not_exist_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "path", [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))], ids=lambda path: path.name
+    "path",
+    [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))],
+    ids=lambda path: path.name,
 )
 def test_stored_notebooks_were_run_and_are_tidy(path):
     """nbval compares nothing where no output is stored, so it would pass a notebook that never ran."""

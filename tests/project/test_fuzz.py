@@ -1,4 +1,7 @@
-"""Nonsense for every public function: an answer, or a typed error in one sentence from this library; never a hang, never a library's stack."""
+"""Nonsense for every public function: an answer, or a typed error in one sentence from this library; never a
+hang, never a library's stack.
+"""
+
 import importlib
 import inspect
 import itertools
@@ -15,8 +18,20 @@ matplotlib.use("Agg")
 
 from course_lib import Job, check, run, sweep  # noqa: E402
 
-MODULES = ["theory", "plots", "plots.styles", "plots.pictures", "datasets", "models", "record.readings", "stand_ins.sleeping", "stand_ins.links", "measure.alive",
-           "mini.pipeline.schedules", "mini.hybrid"]
+MODULES = [
+    "theory",
+    "plots",
+    "plots.styles",
+    "plots.pictures",
+    "datasets",
+    "models",
+    "record.readings",
+    "stand_ins.sleeping",
+    "stand_ins.links",
+    "measure.alive",
+    "mini.pipeline.schedules",
+    "mini.hybrid",
+]
 
 
 def public_functions():
@@ -24,13 +39,18 @@ def public_functions():
         module = importlib.import_module(f"course_lib.{name}")
         for attribute in module.__all__:
             value = getattr(module, attribute)
-            if (inspect.isfunction(value) or inspect.isclass(value)) and attribute != "make_groups":      # which needs ranks
+            # which needs ranks
+            if (inspect.isfunction(value) or inspect.isclass(value)) and attribute != "make_groups":
                 yield f"{name}.{attribute}", value
 
 
 def calls(function, count):
     """Argument lists: each parameter alone as junk where the others have defaults, then random mixtures."""
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    parameters = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     chance = random.Random(function.__name__)
     for _ in range(count):
         positional, keywords = [], {}
@@ -44,7 +64,9 @@ def calls(function, count):
         yield positional, keywords
 
 
-@pytest.mark.parametrize("name, function", list(public_functions()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "name, function", list(public_functions()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_functions_that_need_no_ranks(name, function):
     found = {}
     with warnings.catch_warnings():
@@ -56,7 +78,7 @@ def test_functions_that_need_no_ranks(name, function):
                     list(itertools.islice(result, 1))
             except Exception as error:
                 shown = ", ".join(f"{k}={v!r}" for k, v in keywords.items())
-                if (wrong := judge(error, f"{name}({shown})")):
+                if wrong := judge(error, f"{name}({shown})"):
                     found.setdefault(wrong.split(":", 1)[1][:60], wrong)
     matplotlib.pyplot.close("all")
     assert not found, "\n".join(found.values())
@@ -68,13 +90,20 @@ def test_functions_that_start_ranks(function):
     names = ["ranks", "backend", "timeout", "threads", "label"] + ["repeats"] * (function is sweep)
     wrong = []
     for _ in range(60):
-        options = {name: chance.choice([j for j in JUNK if not isinstance(j, torch.Tensor)]) for name in chance.sample(names, chance.randint(1, 3))}
-        if options.get("ranks") in (1, 3, True) and len(options) == 1 or options.get("timeout") in (1, 3, 1.5):
-            continue                              # may be fine: this test is about what is not
+        options = {
+            name: chance.choice([j for j in JUNK if not isinstance(j, torch.Tensor)])
+            for name in chance.sample(names, chance.randint(1, 3))
+        }
+        if (
+            options.get("ranks") in (1, 3, True)
+            and len(options) == 1
+            or options.get("timeout") in (1, 3, 1.5)
+        ):
+            continue  # may be fine: this test is about what is not
         try:
             function(chance.choice([None, 3, "x", print]), **options)
         except Exception as error:
-            if (told := judge(error, f"{function.__name__}({options})")):
+            if told := judge(error, f"{function.__name__}({options})"):
                 wrong.append(told)
     assert not wrong, "\n".join(wrong)
 
@@ -82,29 +111,52 @@ def test_functions_that_start_ranks(function):
 @pytest.mark.parametrize("value", JUNK, ids=lambda value: type(value).__name__)
 def test_loading_and_measuring(value, tmp_path):
     from course_lib import measure
+
     try:
         Job.load(value)
     except (ValueError, TypeError, OSError) as error:
         assert "\n" not in str(error)
-    with measure.step(value, value, value):       # outside a job nothing is looked at
+    with measure.step(value, value, value):  # outside a job nothing is looked at
         pass
     with measure.span(value):
         pass
 
 
 def test_functions_that_are_called_by_ranks():
-    """Everything in course_lib.mini that needs a process group, in one job: each call that works, then with each argument as junk."""
+    """Everything in course_lib.mini that needs a process group, in one job: each call that works, then with
+    each argument as junk.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")           # gloo and torch have some, about the calls that work
+        warnings.simplefilter("ignore")  # gloo and torch have some, about the calls that work
         job = run(junk.call_mini, ranks=2, backend="gloo", timeout=300)
     assert not job.results[0] and not job.results[1], "\n".join(job.results[0])
 
 
 def test_every_public_function_is_fuzzed():
-    named = {name for module in ("ring", "data_parallel", "ddp", "zero", "pipeline", "tensor_parallel", "hybrid") for name in public_names(module)}
-    elsewhere = {"Bucket", "Unit", "ZeroOptimizer", "Instruction", "forward", "backward", "naive", "gpipe", "one_f_one_b", "interleaved", "validate",
-                 "coordinates", "axis_groups"}       # made by this library for itself, or fuzzed without ranks
-    called = {part for name in run(junk.names, ranks=1, backend="gloo").results[0] for part in name.split(".")}
+    named = {
+        name
+        for module in ("ring", "data_parallel", "ddp", "zero", "pipeline", "tensor_parallel", "hybrid")
+        for name in public_names(module)
+    }
+    elsewhere = {
+        "Bucket",
+        "Unit",
+        "ZeroOptimizer",
+        "Instruction",
+        "forward",
+        "backward",
+        "naive",
+        "gpipe",
+        "one_f_one_b",
+        "interleaved",
+        "validate",
+        # made by this library for itself, or fuzzed without ranks
+        "coordinates",
+        "axis_groups",
+    }
+    called = {
+        part for name in run(junk.names, ranks=1, backend="gloo").results[0] for part in name.split(".")
+    }
     assert named - elsewhere <= called, sorted(named - elsewhere - called)
 
 
@@ -117,7 +169,9 @@ CHECKS = [name for name in check.__all__ if name not in ("Judge", "Verdict", "ex
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_checks_refuse_junk_calmly(name):
-    """A function that takes the wrong arguments, or any and returns nonsense: `check` never raises and never says yes."""
+    """A function that takes the wrong arguments, or any and returns nonsense: `check` never raises and never
+    says yes.
+    """
     chance = random.Random(name)
     value = chance.choice([j for j in JUNK if not callable(j) and type(j) is not object])
     refused(name, chance.choice([lambda: value, lambda *args, **kwargs: value]))
@@ -134,4 +188,9 @@ def refused(name: str, answer) -> None:
     verdict = judged(*[answer] * (len(inspect.signature(judged.__wrapped__).parameters) - 1))
     assert not verdict.passed and not verdict.untouched
     told = repr(verdict)
-    assert "Traceback" not in told and "site-packages" not in told and "course_lib/" not in told and len(told) < 3000, told
+    assert (
+        "Traceback" not in told
+        and "site-packages" not in told
+        and "course_lib/" not in told
+        and len(told) < 3000
+    ), told

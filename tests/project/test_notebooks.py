@@ -1,4 +1,5 @@
 """What every chapter and every solution has to be, read from the files alone: nothing is executed here."""
+
 import json
 import re
 from pathlib import Path
@@ -12,10 +13,14 @@ CHAPTERS = sorted(FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 LONGEST_CELL = 25
 STUB = "raise NotImplementedError"
-PATHS = re.compile(r"/home/|/root/|/tmp/|/Users/|/mnt/|[A-Z]:\\\\|site-packages|ipykernel_\d|course_lib-\w{8}")
+PATHS = re.compile(
+    r"/home/|/root/|/tmp/|/Users/|/mnt/|[A-Z]:\\\\|site-packages|ipykernel_\d|course_lib-\w{8}"
+)
 TIMES = re.compile(r"\d ?(s|ms|us|µs|seconds|milliseconds|minutes)\b|samples per second|samples/s")
 
-each_notebook = pytest.mark.parametrize("path", [*CHAPTERS, *SOLUTIONS], ids=lambda path: str(path.relative_to(FOLDER)))
+each_notebook = pytest.mark.parametrize(
+    "path", [*CHAPTERS, *SOLUTIONS], ids=lambda path: str(path.relative_to(FOLDER))
+)
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 
 
@@ -46,7 +51,11 @@ def text_of(cell: NotebookNode) -> str:
 
 def broken(notebook: NotebookNode, rule) -> list[str]:
     """The first lines of the code cells that break a rule."""
-    return [f"cell {i}: {cell.source.splitlines()[0]}" for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and rule(cell)]
+    return [
+        f"cell {i}: {cell.source.splitlines()[0]}"
+        for i, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code" and rule(cell)
+    ]
 
 
 def test_there_are_chapters_and_each_has_its_solution():
@@ -59,7 +68,11 @@ def test_solution_has_the_same_cells_but_for_the_exercises(path):
     chapter, solution = read(path), read(FOLDER / "solutions" / path.name)
     assert len(chapter.cells) == len(solution.cells)
     for number, (ours, theirs) in enumerate(zip(chapter.cells, solution.cells)):
-        assert (ours.cell_type, ours.id, tags(ours)) == (theirs.cell_type, theirs.id, tags(theirs)), f"cell {number}"
+        assert (ours.cell_type, ours.id, tags(ours)) == (
+            theirs.cell_type,
+            theirs.id,
+            tags(theirs),
+        ), f"cell {number}"
         if "exercise" not in tags(ours):
             assert ours.source == theirs.source, f"cell {number}"
 
@@ -71,12 +84,18 @@ def test_exercises_are_stubs_and_solved_in_the_solution(path):
     solved = [cell for cell in code_cells(solution) if "exercise" in tags(cell)]
     assert len(stubs) >= 3
     assert all(STUB in cell.source for cell in stubs) and not any(STUB in cell.source for cell in solved)
-    assert not any(STUB in cell.source for cell in code_cells(chapter) if "exercise" not in tags(cell)), "a stub lacks the tag `exercise`"
+    assert not any(STUB in cell.source for cell in code_cells(chapter) if "exercise" not in tags(cell)), (
+        "a stub lacks the tag `exercise`"
+    )
 
 
 @each_notebook
 def test_checks_speak_calmly_in_the_chapter_and_pass_in_the_solution(path):
-    verdicts = [text_of(cell) for cell in code_cells(read(path)) if re.search(r"^check\.\w+\(", cell.source, re.MULTILINE)]
+    verdicts = [
+        text_of(cell)
+        for cell in code_cells(read(path))
+        if re.search(r"^check\.\w+\(", cell.source, re.MULTILINE)
+    ]
     assert len(verdicts) >= 3
     wanted = ": solved" if path in SOLUTIONS else "not attempted yet"
     assert all(wanted in verdict for verdict in verdicts), verdicts
@@ -93,6 +112,7 @@ def test_errors_are_stored_where_they_are_meant_and_nowhere_else(path):
     def wrong(cell):
         failed = any(output.output_type == "error" for output in cell.outputs)
         return failed != ("raises-exception" in tags(cell))
+
     assert not broken(read(path), wrong)
 
 
@@ -106,7 +126,9 @@ def test_every_figure_is_announced_and_read(path):
     cells = read(path).cells
     for number, cell in enumerate(cells):
         if cell.cell_type == "code" and has_figure(cell):
-            around = [cells[i].cell_type if 0 <= i < len(cells) else "nothing" for i in (number - 1, number + 1)]
+            around = [
+                cells[i].cell_type if 0 <= i < len(cells) else "nothing" for i in (number - 1, number + 1)
+            ]
             assert around == ["markdown", "markdown"], f"cell {number}: {cell.source.splitlines()[0]}"
 
 
@@ -120,8 +142,10 @@ def test_only_times_figures_and_versions_escape_the_comparison(path):
     def wrong(cell):
         ignored = "nbval-ignore-output" in tags(cell)
         varies = has_figure(cell) or "about()" in cell.source or TIMES.search(text_of(cell))
-        varies = varies or "raises-exception" in tags(cell)       # it names its cell, and under nbval every cell is In[1]
+        # it names its cell, and under nbval every cell is In[1]
+        varies = varies or "raises-exception" in tags(cell)
         return ignored and not varies
+
     assert not broken(read(path), wrong)
 
 
@@ -129,14 +153,25 @@ def test_only_times_figures_and_versions_escape_the_comparison(path):
 def test_no_cell_escapes_in_another_way(path):
     """nbval knows more ways to look away than the tag; none of them is used."""
     known = {"exercise", "raises-exception", "nbval-ignore-output"}
-    assert not broken(read(path), lambda cell: set(tags(cell)) - known or re.search(r"^# *(NBVAL_|PYTEST_VALIDATE)", cell.source, re.MULTILINE))
+    assert not broken(
+        read(path),
+        lambda cell: (
+            set(tags(cell)) - known or re.search(r"^# *(NBVAL_|PYTEST_VALIDATE)", cell.source, re.MULTILINE)
+        ),
+    )
 
 
 @each_notebook
 def test_stored_neatly(path):
-    """As tests/execute_notebooks.py stores it: no widgets, no times of execution, the kernel that every reader has."""
+    """As tests/execute_notebooks.py stores it: no widgets, no times of execution, the kernel that every
+    reader has.
+    """
     notebook = read(path)
     assert notebook.metadata.kernelspec.name == "python3" and "widgets" not in notebook.metadata
     assert not any({"execution", "ExecuteTime"} & set(cell.metadata) for cell in notebook.cells)
     assert "widget-view" not in "".join(map(text_of, code_cells(notebook)))
-    assert not any(output.output_type == "stream" and output.name == "stderr" for cell in code_cells(notebook) for output in cell.outputs)
+    assert not any(
+        output.output_type == "stream" and output.name == "stderr"
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+    )

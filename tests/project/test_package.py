@@ -1,4 +1,7 @@
-"""Names of the package: a module never carries a name that it offers, so `from course_lib import run` gives the function, whatever was imported before."""
+"""Names of the package: a module never carries a name that it offers, so `from course_lib import run` gives
+the function, whatever was imported before.
+"""
+
 import ast
 from pathlib import Path
 
@@ -20,4 +23,6 @@ def test_no_module_carries_a_name_that_it_offers(file):
 
 
 def test_what_the_package_offers_is_there():
-    assert all(getattr(course_lib, name) for name in course_lib.__all__) and set(course_lib.__all__) <= set(dir(course_lib))
+    assert all(getattr(course_lib, name) for name in course_lib.__all__) and set(course_lib.__all__) <= set(
+        dir(course_lib)
+    )

@@ -1,4 +1,5 @@
 """The project files agree with each other: what is needed, what is pinned, and what make and CI do."""
+
 import os
 import re
 import shutil
@@ -62,7 +63,9 @@ def project_files() -> list[Path]:
     """Return the files of the repository: those that git knows or would add."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+        names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split(
+            "\0"
+        )
     except (FileNotFoundError, subprocess.CalledProcessError):
         pytest.skip("not a git clone, so what belongs to the project is not known")
     return [ROOT / name for name in names if name and (ROOT / name).is_file()]
@@ -83,7 +86,9 @@ def test_every_pin_is_exact_and_none_belongs_to_one_machine():
         assert "+" not in pinned_version(requirement), f"{requirement} names a local build"
         assert requirement.url is None
     assert canonicalize_name(project()["name"]) not in pins()
-    assert not [name for name in pins() if name.startswith(("nvidia", "cuda", "triton"))], "torch pins these itself"
+    assert not [name for name in pins() if name.startswith(("nvidia", "cuda", "triton"))], (
+        "torch pins these itself"
+    )
 
 
 def test_what_only_one_system_needs_carries_a_marker():
@@ -108,7 +113,11 @@ def test_pins_hold_everything_that_is_installed_for_the_project():
         except PackageNotFoundError:
             pytest.skip(f"{requirement.name} is not installed here")
         extras = requirement.extras or {""}
-        todo += [item for item in below if not item.marker or any(item.marker.evaluate({"extra": e}) for e in extras)]
+        todo += [
+            item
+            for item in below
+            if not item.marker or any(item.marker.evaluate({"extra": e}) for e in extras)
+        ]
     assert len(seen) > 80
 
 
@@ -138,7 +147,9 @@ def test_the_version_is_the_one_that_course_lib_names():
 def test_no_file_names_a_package_index():
     # Put together here, so that this file does not name one either.
     options = "|".join(["index" + "-url", "find" + "-links", "trusted" + "-host"])
-    hosts = "|".join(["py" + "pi" + r"\.", "python" + "hosted", "download" + r"\.py" + "torch", "ana" + r"conda\.org"])
+    hosts = "|".join(
+        ["py" + "pi" + r"\.", "python" + "hosted", "download" + r"\.py" + "torch", "ana" + r"conda\.org"]
+    )
     forbidden = re.compile(f"({options}|{hosts}|://[^ ]+/(simple|whl)\\b)", re.IGNORECASE)
     assert forbidden.search("https:" + "//mirror.example.org/simple/")
     for path in project_files():
@@ -160,13 +171,20 @@ def test_make_has_every_target_and_help_lists_it():
 
 
 def test_make_test_runs_the_tests_and_the_notebooks_strictly():
-    assert recipe("test").strip() == ".venv/bin/python -m pytest -n 3 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks"
+    assert (
+        recipe("test").strip()
+        == ".venv/bin/python -m pytest -n 3 --dist loadscope --nbval --nbval-current-env"
+        " --nbval-cell-timeout=60 tests notebooks"
+    )
 
 
 def test_the_other_targets_run_what_they_say():
     assert "-m jupyterlab notebooks/00_start_here.ipynb" in recipe("lab")
     assert "-m course_lib.demo" in recipe("demo")
-    assert "tests/execute_notebooks.py" in recipe("notebooks") and (ROOT / "tests/execute_notebooks.py").is_file()
+    assert (
+        "tests/execute_notebooks.py" in recipe("notebooks")
+        and (ROOT / "tests/execute_notebooks.py").is_file()
+    )
     assert "tests/bench/" in recipe("bench")
 
 
@@ -177,7 +195,10 @@ def test_plain_pytest_leaves_out_measurements_and_notebooks(tmp_path):
         (tmp_path / name).write_text("def test_it(): pass\n")
     collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
     listing = subprocess.run(collect, cwd=tmp_path, capture_output=True, text=True).stdout
-    assert sorted(re.findall(r"^(\S+)::", listing, re.MULTILINE)) == ["tests/ranks/test_b.py", "tests/test_a.py"]
+    assert sorted(re.findall(r"^(\S+)::", listing, re.MULTILINE)) == [
+        "tests/ranks/test_b.py",
+        "tests/test_a.py",
+    ]
 
 
 def fake_python(folder: Path, script: str) -> Path:
@@ -191,15 +212,25 @@ def fake_python(folder: Path, script: str) -> Path:
     "script, message",
     [
         (None, "there is no"),
-        ('exec {python} -c "import sys; sys.version_info = (3, 10, 1); exec(sys.argv[1])" "$2"', "is Python 3.10, but"),
-        ('exec {python} -c "import sys; sys.version_info = (3, 14, 0); exec(sys.argv[1])" "$2"', "is Python 3.14, but"),
+        (
+            'exec {python} -c "import sys; sys.version_info = (3, 10, 1); exec(sys.argv[1])" "$2"',
+            "is Python 3.10, but",
+        ),
+        (
+            'exec {python} -c "import sys; sys.version_info = (3, 14, 0); exec(sys.argv[1])" "$2"',
+            "is Python 3.14, but",
+        ),
         ('case "$2" in *venv*) exit 1;; esac', "venv"),
     ],
 )
 def test_make_env_says_in_one_sentence_what_is_wrong(tmp_path, script, message):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    python = tmp_path / "missing" if script is None else fake_python(tmp_path, script.format(python=sys.executable))
+    python = (
+        tmp_path / "missing"
+        if script is None
+        else fake_python(tmp_path, script.format(python=sys.executable))
+    )
     result = make("env", f"PYTHON={python}", cwd=tmp_path)
     assert result.returncode != 0
     first, *rest = result.stderr.strip().splitlines()

@@ -1,4 +1,5 @@
 """Things that go wrong on ranks, each injected for real. Rank functions only: no pytest here."""
+
 import ctypes
 import os
 import re
@@ -50,7 +51,7 @@ def is_killed_while_large():
 
 def crashes():
     if dist.get_rank() == 1:
-        ctypes.string_at(0)                       # a real segmentation fault
+        ctypes.string_at(0)  # a real segmentation fault
     dist.barrier()
 
 
@@ -92,8 +93,11 @@ def waits_for_one_that_left():
 
 
 def slow_but_well(seconds: float):
-    """No fault: all ranks wait for one that works in a thread, or in native code, and that comes in the end."""
+    """No fault: all ranks wait for one that works in a thread, or in native code, and that comes in the
+    end.
+    """
     import threading
+
     x, rank = torch.ones(3), dist.get_rank()
     if rank == 0:
         later = threading.Timer(seconds, dist.send, (x, 1))
@@ -119,6 +123,7 @@ def forgets_to_wait():
 
 def thread_raises():
     import threading
+
     if dist.get_rank() == 1:
         thread = threading.Thread(target=raise_boom)
         thread.start()
@@ -126,12 +131,15 @@ def thread_raises():
 
 
 def works_on(folder: str):
-    """What a Python process still does after its last line: threads, executors, processes, exit handlers, temporary folders; some of it prints."""
+    """What a Python process still does after its last line: threads, executors, processes, exit handlers,
+    temporary folders; some of it prints.
+    """
     import atexit
     import multiprocessing
     import tempfile
     import threading
     from concurrent.futures import ThreadPoolExecutor
+
     global kept
     kept = tempfile.TemporaryDirectory(dir=folder)
     threading.Thread(target=writes_late, args=(f"{folder}/thread",)).start()
@@ -150,6 +158,7 @@ def writes_late(path: str):
 
 def never_ends():
     import threading
+
     threading.Thread(target=lambda: [time.sleep(0.1) for _ in range(10_000)]).start()
     return "returned"
 
@@ -157,8 +166,12 @@ def never_ends():
 def fails_at_the_end(how: str):
     import atexit
     import threading
+
     if dist.get_rank() == 1:
-        {"thread": lambda: threading.Timer(0.2, raise_boom).start(), "abort": lambda: atexit.register(os.abort)}[how]()
+        {
+            "thread": lambda: threading.Timer(0.2, raise_boom).start(),
+            "abort": lambda: atexit.register(os.abort),
+        }[how]()
     return "returned"
 
 
@@ -175,19 +188,26 @@ def groups_with_other_lists():
 
 def groups_of_each_ones_own():
     from torch.distributed.device_mesh import DeviceMesh
+
     rank = dist.get_rank()
-    mesh = DeviceMesh("cpu", [rank // 2 * 2, rank // 2 * 2 + 1])           # a mesh needs all ranks, too
+    mesh = DeviceMesh("cpu", [rank // 2 * 2, rank // 2 * 2 + 1])  # a mesh needs all ranks, too
     dist.all_reduce(torch.ones(3), group=mesh.get_group())
 
 
 def groups_as_they_should_be():
     from torch.distributed.device_mesh import init_device_mesh
+
     mesh, x = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp")), torch.ones(1)
     pair = dist.get_rank() // 2 * 2
-    groups = [mesh["dp"].get_group(), mesh["tp"].get_group(), dist.new_subgroups(2)[0], dist.new_group([pair, pair + 1], use_local_synchronization=True)]
+    groups = [
+        mesh["dp"].get_group(),
+        mesh["tp"].get_group(),
+        dist.new_subgroups(2)[0],
+        dist.new_group([pair, pair + 1], use_local_synchronization=True),
+    ]
     for group in groups:
         dist.all_reduce(x, group=group)
-    time.sleep(3)                         # long enough to be asked what it does
+    time.sleep(3)  # long enough to be asked what it does
     return x.item()
 
 
@@ -209,7 +229,12 @@ def forks():
 
 def says_much(kind: str):
     if dist.get_rank() == 1:
-        raise {"long": ValueError("x" * 2_000_000), "lines": ValueError("one\n\ntwo"), "mute": Mute(), "lock": Unsendable()}[kind]
+        raise {
+            "long": ValueError("x" * 2_000_000),
+            "lines": ValueError("one\n\ntwo"),
+            "mute": Mute(),
+            "lock": Unsendable(),
+        }[kind]
     dist.barrier()
 
 
@@ -221,6 +246,7 @@ class Mute(Exception):
 class Unsendable(Exception):
     def __init__(self):
         import threading
+
         self.lock = threading.Lock()
         super().__init__("with a lock")
 
@@ -271,7 +297,7 @@ def is_stopped():
 def holds_the_lock():
     """Stuck in native code without letting other Python threads run."""
     if dist.get_rank() == 1:
-        re.match(r"(a+)+$", "a" * 60 + "b")       # years of backtracking
+        re.match(r"(a+)+$", "a" * 60 + "b")  # years of backtracking
     dist.all_reduce(torch.ones(4))
 
 
@@ -295,6 +321,7 @@ def hangs_and_tells(path: str):
 def starts_a_child(path: str):
     """A rank that has started a process of its own, and then fails."""
     import subprocess
+
     if dist.get_rank() == 0:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
         with open(os.path.join(path, "child"), "w") as file:
@@ -306,9 +333,11 @@ def starts_a_child(path: str):
 def addresses():
     """Addresses on which this rank listens, and its umask-free view of the private directory's mode."""
     import psutil
+
     dist.all_reduce(torch.ones(1))
-    return sorted({c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN}), \
-        sorted({c.raddr.ip for c in psutil.Process().net_connections("inet") if c.raddr})
+    return sorted(
+        {c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    ), sorted({c.raddr.ip for c in psutil.Process().net_connections("inet") if c.raddr})
 
 
 def uneven_with_join():
@@ -323,7 +352,11 @@ def modes(folder: str) -> tuple[set, set, int]:
     """The modes of all jobs' directories, of the files in them, and the rank's own umask."""
     dist.barrier()
     from pathlib import Path
-    directories, files = ({path.stat().st_mode & 0o777 for path in Path(folder).glob(which)} for which in ("course_lib-*", "course_lib-*/*"))
+
+    directories, files = (
+        {path.stat().st_mode & 0o777 for path in Path(folder).glob(which)}
+        for which in ("course_lib-*", "course_lib-*/*")
+    )
     dist.barrier()
     os.umask(umask := os.umask(0))
     return directories, files, umask
@@ -339,7 +372,11 @@ def hangs_with_everything(path: str):
 def leaves_a_session(path: str):
     """Start a process in a session of its own (setsid), whose parent ends at once, and tell its id."""
     import subprocess
-    code = "import os, sys, time\nif os.fork(): os._exit(0)\nos.setsid()\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(1000)"
+
+    code = (
+        "import os, sys, time\nif os.fork(): os._exit(0)\nos.setsid()\nopen(sys.argv[1],"
+        " 'w').write(str(os.getpid()))\ntime.sleep(1000)"
+    )
     told = os.path.join(path, f"session{dist.get_rank()}")
     subprocess.run([sys.executable, "-c", code, told], check=True)
     while not (os.path.exists(told) and os.path.getsize(told)):
@@ -349,6 +386,7 @@ def leaves_a_session(path: str):
 def keeps_shared_memory() -> str:
     """Make a named block of shared memory, and leave it to Python's resource tracker to remove it."""
     from multiprocessing import shared_memory
+
     return shared_memory.SharedMemory(f"course_lib_{os.getpid()}", create=True, size=1000).name
 
 
@@ -363,10 +401,13 @@ def prints_after_return(how: str):
     """Rank 1 returns, and a thread of it, or what it has registered to run at exit, prints for ever."""
     import atexit
     import threading
+
     if dist.get_rank() == 1:
+
         def print_on():
             while True:
                 print("x" * 1000)
+
         threading.Thread(target=print_on).start() if how == "thread" else atexit.register(print_on)
     return "returned"
 
@@ -386,6 +427,7 @@ def kills_its_supervisor():
 
 def starts_threads():
     import threading
+
     for _ in range(60):
         threading.Thread(target=time.sleep, args=(2,)).start()
 
@@ -393,9 +435,15 @@ def starts_threads():
 def reads_its_directory(folder: str) -> dict:
     """Whether the environment came, and whether it stands in any file of the job's directory."""
     from pathlib import Path
+
     (directory,) = Path(folder).glob("course_lib-job-*")
     contents = {path.name: path.read_bytes() for path in directory.iterdir()}
-    return {"secret": os.environ["NEW_SECRET"], "old": os.environ.get("OLD_NAME"), "files": sorted(contents), "told": b"not for others" in b"".join(contents.values())}
+    return {
+        "secret": os.environ["NEW_SECRET"],
+        "old": os.environ.get("OLD_NAME"),
+        "files": sorted(contents),
+        "told": b"not for others" in b"".join(contents.values()),
+    }
 
 
 def fills_the_folder():

@@ -1,8 +1,11 @@
-"""What a kernel may leave behind: processes, files, shared memory, sockets on which somebody listens. The one place where tests and benches look.
+"""What a kernel may leave behind: processes, files, shared memory, sockets on which somebody listens. The one
+place where tests and benches look.
 
-A kernel is started with `environ`: a mark that everything below it inherits, whoever its parent is by then, and a folder of its own
-for temporary files. So only what is its own is found, also on a machine with other work.
+A kernel is started with `environ`: a mark that everything below it inherits, whoever its parent is by then,
+and a folder of its own for temporary files. So only what is its own is found, also on a machine with other
+work.
 """
+
 import os
 import re
 import secrets
@@ -24,7 +27,9 @@ class Traces:
         self._seen: dict[int, psutil.Process] = {}
 
     def look(self) -> list[psutil.Process]:
-        """The kernel's processes that live now (a zombie has ended: in a container often nobody collects it). What is found is kept in mind."""
+        """The kernel's processes that live now (a zombie has ended: in a container often nobody collects it).
+        What is found is kept in mind.
+        """
         for process in psutil.process_iter():
             try:
                 if process.environ().get(_MARK) == self._mark:
@@ -38,21 +43,35 @@ class Traces:
         found = []
         for process in self.look():
             try:
-                found += [f"{c.laddr.ip}:{c.laddr.port} of process {process.pid}" for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+                found += [
+                    f"{c.laddr.ip}:{c.laddr.port} of process {process.pid}"
+                    for c in process.net_connections("inet")
+                    if c.status == psutil.CONN_LISTEN
+                ]
             except psutil.Error:
                 pass
         return found
 
     def files(self) -> list[str]:
-        """What stands in its folder for temporary files, but for what others put there (torch makes one cache per user). Saved output is kept on purpose."""
-        return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(("ipykernel", "torchinductor", "course_lib-output")))
+        """What stands in its folder for temporary files, but for what others put there (torch makes one cache
+        per user). Saved output is kept on purpose.
+        """
+        return sorted(
+            path.name
+            for path in self.folder.iterdir()
+            if not path.name.startswith(("ipykernel", "torchinductor", "course_lib-output"))
+        )
 
     def shared_memory(self) -> list[str]:
-        """Entries of /dev/shm named after one of its processes: torch's, and those of `faults.keeps_shared_memory`."""
+        """Entries of /dev/shm named after one of its processes: torch's, and those of
+        `faults.keeps_shared_memory`.
+        """
         return shared_memory_of(self._seen.keys())
 
     def left(self, wait_s: float, spare: set[int] = frozenset()) -> list[str]:
-        """In words, what is still there once `wait_s` seconds have passed; empty as soon as nothing is. `spare`: processes that may live on."""
+        """In words, what is still there once `wait_s` seconds have passed; empty as soon as nothing is.
+        `spare`: processes that may live on.
+        """
         end = time.monotonic() + wait_s
         while True:
             processes = [f"process {p.pid}" for p in self.look() if p.pid not in spare]

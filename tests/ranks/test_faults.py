@@ -1,4 +1,5 @@
 """Every fault is injected for real; the message, the time and the cleanup are asserted."""
+
 import os
 import random
 import re
@@ -21,8 +22,10 @@ from course_lib import RankError, RankWarning, last_error, run
 from course_lib.ranks import budget, folder, one_job
 from course_lib.ranks.launch import Group
 
-SOON_S = 20.0       # generous, for a busy machine, and long before a timeout: seconds are measured by tests/bench/bench_faults.py
-LATE_S = 6.0        # a timeout that is meant to be over: until then the ranks must have started and be where they hang
+# generous, for a busy machine, and long before a timeout: seconds are measured by tests/bench/bench_faults.py
+SOON_S = 20.0
+# a timeout that is meant to be over: until then the ranks must have started and be where they hang
+LATE_S = 6.0
 
 
 def ranks_alive() -> list[psutil.Process]:
@@ -45,7 +48,9 @@ def soon(holds, wait_s: float = SOON_S) -> bool:
 
 
 def only_the_server_is_left() -> bool:
-    """Whether, soon, no process is left but the fork server and the one supervisor that waits for the next job."""
+    """Whether, soon, no process is left but the fork server and the one supervisor that waits for the next
+    job.
+    """
     return soon(lambda: len(ranks_alive()) == 1)
 
 
@@ -65,7 +70,7 @@ def gone(processes: list[psutil.Process], wait_s: float = SOON_S) -> bool:
 @pytest.fixture
 def nothing_left(tmp_path, monkeypatch):
     """After the test: no process, no socket, no file is left, and the next run works."""
-    run(faults.addresses, ranks=1)                # the server is up
+    run(faults.addresses, ranks=1)  # the server is up
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     descriptors, ranks, take = psutil.Process().num_fds(), set(), Group._take_report
 
@@ -76,8 +81,12 @@ def nothing_left(tmp_path, monkeypatch):
     monkeypatch.setattr(Group, "_take_report", take_and_remember)
     yield
     assert only_the_server_is_left(), "ranks were left"
-    assert soon(lambda: psutil.Process().num_fds() == descriptors), "sockets or files of this process were left"
-    assert not [path for path in tmp_path.glob("course_lib-*") if "output" not in path.name], "temporary files were left"
+    assert soon(lambda: psutil.Process().num_fds() == descriptors), (
+        "sockets or files of this process were left"
+    )
+    assert not [path for path in tmp_path.glob("course_lib-*") if "output" not in path.name], (
+        "temporary files were left"
+    )
     assert soon(lambda: not shared_memory_of(ranks)), "shared memory was left"
     begin = time.monotonic()
     assert run(faults.addresses, ranks=2).ranks == 2
@@ -99,7 +108,10 @@ def test_row_1_a_rank_raises(nothing_left):
     assert lines[1].strip() == "rank 1: raised IndexError: list assignment index out of range"
     assert "faults.py, line" in lines[2] and "values[7] = 0" in lines[2]
     assert "stopped because rank 1 failed" in error.reports[0].state
-    assert "all_reduce of float32[2, 3]" in error.reports[2].state and "torch.ones(2, 3)" in error.reports[2].line
+    assert (
+        "all_reduce of float32[2, 3]" in error.reports[2].state
+        and "torch.ones(2, 3)" in error.reports[2].line
+    )
     assert "Traceback" in error.reports[1].traceback and "faults.py" in error.reports[1].traceback
 
 
@@ -108,7 +120,10 @@ def test_row_1_every_rank_raises(nothing_left):
     assert error.headline == "everyone_raises failed on ranks 0, 1 and 2."
 
 
-@pytest.mark.parametrize("fn, words", [(faults.exits, "raised SystemExit: 3"), (faults.vanishes, "ended its process with exit code 0 before")])
+@pytest.mark.parametrize(
+    "fn, words",
+    [(faults.exits, "raised SystemExit: 3"), (faults.vanishes, "ended its process with exit code 0 before")],
+)
 def test_a_rank_exits(nothing_left, fn, words):
     assert words in fails(fn).reports[1].state
 
@@ -116,8 +131,12 @@ def test_a_rank_exits(nothing_left, fn, words):
 def test_row_2_a_rank_is_killed(nothing_left):
     error = fails(faults.is_killed, ranks=3)
     assert error.headline == "is_killed failed on rank 1."
-    assert error.reports[1].state.startswith("was killed (SIGKILL, often because the machine is out of memory); its peak memory was 0.0 GB above what it began with")
-    waiting = "stopped because rank 1 failed; it was waiting in all_reduce of float32[5]"       # whether or not its connection broke first
+    assert error.reports[1].state.startswith(
+        "was killed (SIGKILL, often because the machine is out of memory); its peak memory was 0.0 GB above"
+        " what it began with"
+    )
+    # whether or not its connection broke first
+    waiting = "stopped because rank 1 failed; it was waiting in all_reduce of float32[5]"
     assert [error.reports[rank].state for rank in (0, 2)] == [waiting, waiting]
 
 
@@ -133,13 +152,19 @@ def test_a_rank_crashes(nothing_left):
 def test_row_3_a_rank_leaves_early(nothing_left):
     error = fails(faults.leaves_early, ranks=3)
     assert "Rank 1 has finished without calling all_reduce, in which ranks 0 and 2 wait." in error.headline
-    assert error.reports[0].state == "waits in all_reduce of float32[4]" and "torch.ones(4)" in error.reports[0].line
+    assert (
+        error.reports[0].state == "waits in all_reduce of float32[4]"
+        and "torch.ones(4)" in error.reports[0].line
+    )
     assert error.reports[1].state == "had finished"
 
 
 def test_row_4_a_rank_never_arrives(nothing_left):
     error = fails(faults.never_arrives, ranks=3, timeout=LATE_S, within=LATE_S + SOON_S)
-    assert f"had not finished after timeout={LATE_S:g} s. Ranks 0 and 2 wait in all_reduce; rank 1 is not there." in error.headline
+    assert (
+        f"had not finished after timeout={LATE_S:g} s. Ranks 0 and 2 wait in all_reduce; rank 1 is not there."
+        in error.headline
+    )
     assert error.reports[2].state == "waits in all_reduce of float32[4]"
     assert "time.sleep(100)" in error.reports[1].line
 
@@ -150,14 +175,47 @@ def test_row_4_ranks_wait_for_messages(nothing_left):
     assert "dist.recv(x" in error.reports[1].line
 
 
-@pytest.mark.parametrize("fn, ranks, words, hint", [
-    (faults.everyone_sends_first, 3, "Each rank waits for another: rank 0 in send to rank 1 of float32[1000000]; rank 1 in send to rank 2", "use isend"),
-    (faults.groups_in_another_order, 3, "rank 1 in all_reduce of float32[5], over ranks 1 and 2; rank 2 in all_reduce of float32[5], over ranks 0 and 2", "same order"),
-    (faults.waits_for_one_that_left, 2, "Each rank that is left waits for another: rank 0 in wait() of a message", "A recv needs a send")])
-def test_row_4_ranks_that_wait_for_each_other_are_not_left_to_the_timeout(nothing_left, fn, ranks, words, hint):
+@pytest.mark.parametrize(
+    "fn, ranks, words, hint",
+    [
+        (
+            faults.everyone_sends_first,
+            3,
+            (
+                "Each rank waits for another: rank 0 in send to rank 1 of float32[1000000]; rank 1 in send to"
+                " rank 2"
+            ),
+            "use isend",
+        ),
+        (
+            faults.groups_in_another_order,
+            3,
+            (
+                "rank 1 in all_reduce of float32[5], over ranks 1 and 2; rank 2 in all_reduce of float32[5],"
+                " over ranks 0 and 2"
+            ),
+            "same order",
+        ),
+        (
+            faults.waits_for_one_that_left,
+            2,
+            "Each rank that is left waits for another: rank 0 in wait() of a message",
+            "A recv needs a send",
+        ),
+    ],
+)
+def test_row_4_ranks_that_wait_for_each_other_are_not_left_to_the_timeout(
+    nothing_left, fn, ranks, words, hint
+):
     error = fails(fn, ranks=ranks, timeout=60.0)
-    assert "cannot go on, and was stopped" in error.headline and words in error.headline and hint in error.headline
-    assert all("faults.py, line" in report.place for report in error.reports if report.state != "had finished")
+    assert (
+        "cannot go on, and was stopped" in error.headline
+        and words in error.headline
+        and hint in error.headline
+    )
+    assert all(
+        "faults.py, line" in report.place for report in error.reports if report.state != "had finished"
+    )
 
 
 def test_row_4_a_rank_that_works_in_a_thread_is_waited_for(nothing_left):
@@ -166,16 +224,25 @@ def test_row_4_a_rank_that_works_in_a_thread_is_waited_for(nothing_left):
 
 def test_row_4_a_rank_that_naps_waits_for_nothing(nothing_left):
     error = fails(faults.naps_with_a_collective_under_way, timeout=LATE_S, within=LATE_S + SOON_S)
-    assert error.reports[0].state == "was running; all_reduce of float32[4] was under way" and "time.sleep(100)" in error.reports[0].line
+    assert (
+        error.reports[0].state == "was running; all_reduce of float32[4] was under way"
+        and "time.sleep(100)" in error.reports[0].line
+    )
 
 
 def test_a_collective_that_nobody_joined(nothing_left):
-    with pytest.warns(RankWarning, match=r"Rank 0 called all_reduce of float32\[4\] and did not wait for it; rank 1 never called it"):
+    with pytest.warns(
+        RankWarning,
+        match=r"Rank 0 called all_reduce of float32\[4\] and did not wait for it; rank 1 never called it",
+    ):
         run(faults.forgets_to_wait)
 
 
 def test_a_thread_of_a_rank_raises(nothing_left):
-    with pytest.warns(RankWarning, match=r"A thread of rank 1 raised ValueError: boom \(faults.py, line \d+, in raise_boom\)"):
+    with pytest.warns(
+        RankWarning,
+        match=r"A thread of rank 1 raised ValueError: boom \(faults.py, line \d+, in raise_boom\)",
+    ):
         run(faults.thread_raises)
 
 
@@ -183,28 +250,56 @@ def test_row_18_what_is_still_at_work_when_a_rank_returns_is_finished(nothing_le
     folder = tmp_path / "late"
     folder.mkdir()
     job = run(faults.works_on, str(folder), ranks=1)
-    assert sorted(path.name for path in folder.iterdir()) == ["atexit", "executor", "process", "thread"]          # the temporary folder is gone
+    # the temporary folder is gone
+    assert sorted(path.name for path in folder.iterdir()) == ["atexit", "executor", "process", "thread"]
     assert sorted(job.output[0].split()) == sorted(["done"] * 4 + ["thread", "executor", "process", "atexit"])
 
 
 def test_row_18_what_never_ends_is_given_up_with_a_warning(nothing_left):
-    with pytest.warns(RankWarning, match=rf"Ranks 0 and 1 had returned, and still worked after timeout={LATE_S:g} s \(faults.py, line \d+, in .*What was not done is lost"):
+    with pytest.warns(
+        RankWarning,
+        match=(
+            rf"Ranks 0 and 1 had returned, and still worked after timeout={LATE_S:g} s \(faults.py, line \d+,"
+            r" in .*What was not done is lost"
+        ),
+    ):
         job = run(faults.never_ends, timeout=LATE_S)
     assert job.results == ["returned"] * 2
 
 
-@pytest.mark.parametrize("how, words", [("thread", r"A thread of rank 1 raised ValueError: boom"), ("abort", r"Rank 1 was ended by a library's abort .*: it still worked after")])
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("thread", r"A thread of rank 1 raised ValueError: boom"),
+        ("abort", r"Rank 1 was ended by a library's abort .*: it still worked after"),
+    ],
+)
 def test_row_18_what_fails_after_a_rank_has_returned_is_told(nothing_left, how, words):
     with pytest.warns(RankWarning, match=words):
         assert run(faults.fails_at_the_end, how).results == ["returned"] * 2
 
 
-@pytest.mark.parametrize("fn, words", [
-    (faults.groups_of_members_only, "ranks 0 and 1 made a group of ranks 0 and 1; ranks 2 and 3 made a group of ranks 2 and 3."),
-    (faults.groups_with_other_lists, "rank 0 made a group of ranks 0 and 1; ranks 1 and 2 made a group of ranks 0, 1 and 2."),
-    (faults.groups_of_each_ones_own, "ranks 0 and 1 made a group of ranks 0 and 1; ranks 2 and 3 made a group of ranks 2 and 3.")])
+@pytest.mark.parametrize(
+    "fn, words",
+    [
+        (
+            faults.groups_of_members_only,
+            "ranks 0 and 1 made a group of ranks 0 and 1; ranks 2 and 3 made a group of ranks 2 and 3.",
+        ),
+        (
+            faults.groups_with_other_lists,
+            "rank 0 made a group of ranks 0 and 1; ranks 1 and 2 made a group of ranks 0, 1 and 2.",
+        ),
+        (
+            faults.groups_of_each_ones_own,
+            "ranks 0 and 1 made a group of ranks 0 and 1; ranks 2 and 3 made a group of ranks 2 and 3.",
+        ),
+    ],
+)
 def test_row_17_every_rank_must_make_every_group(nothing_left, fn, words):
-    """Two groups get one name, and their messages mix: some hang, some go well by chance, and all are told within seconds."""
+    """Two groups get one name, and their messages mix: some hang, some go well by chance, and all are told
+    within seconds.
+    """
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
@@ -226,16 +321,26 @@ def test_the_last_error_stays(nothing_left):
     assert copied == "from course_lib import last_error; print(last_error().reports[1].traceback)"
     with pytest.raises(ValueError):
         run(faults.raises, ranks=0)
-    assert str(last_error()) == str(error) and last_error().reports == error.reports and last_error().__traceback__ is None
+    assert (
+        str(last_error()) == str(error)
+        and last_error().reports == error.reports
+        and last_error().__traceback__ is None
+    )
 
 
 def test_a_rank_that_forks_speaks_for_itself(nothing_left):
     assert run(faults.forks).results == [2.0, 2.0]
 
 
-@pytest.mark.parametrize("kind, state", [
-    ("long", "raised ValueError: " + "x" * 1000 + "... (2,000,000 characters)"), ("lines", "raised ValueError: one\n\ntwo"),
-    ("mute", "raised Mute: (its message cannot be shown)"), ("lock", "raised Unsendable: with a lock")])
+@pytest.mark.parametrize(
+    "kind, state",
+    [
+        ("long", "raised ValueError: " + "x" * 1000 + "... (2,000,000 characters)"),
+        ("lines", "raised ValueError: one\n\ntwo"),
+        ("mute", "raised Mute: (its message cannot be shown)"),
+        ("lock", "raised Unsendable: with a lock"),
+    ],
+)
 def test_row_1_odd_messages(nothing_left, kind, state):
     error = fails(faults.says_much, kind)
     assert error.reports[1].state == state
@@ -254,8 +359,10 @@ def test_row_5_different_collectives(nothing_left):
     assert "rank 0 called broadcast of float32[4]; rank 1 called all_gather of float32[4]" in error.headline
 
 
-@pytest.mark.parametrize("fn, first, second", [
-    (faults.other_shape, "float32[9]", "float32[7]"), (faults.other_dtype, "float32[700]", "float64[700]")])
+@pytest.mark.parametrize(
+    "fn, first, second",
+    [(faults.other_shape, "float32[9]", "float32[7]"), (faults.other_dtype, "float32[700]", "float64[700]")],
+)
 def test_row_6_shapes_or_dtypes_differ(nothing_left, fn, first, second):
     error = fails(fn)
     assert f"rank 0 called all_reduce of {first}; rank 1 called all_reduce of {second}" in error.headline
@@ -263,14 +370,23 @@ def test_row_6_shapes_or_dtypes_differ(nothing_left, fn, first, second):
 
 
 def test_row_6_where_gloo_says_nothing(nothing_left):
-    with pytest.warns(RankWarning, match=r"rank 0 called broadcast of float32\[700\]; rank 1 called broadcast of float64\[700\].*No library noticed"):
+    with pytest.warns(
+        RankWarning,
+        match=(
+            r"rank 0 called broadcast of float32\[700\]; rank 1 called broadcast of float64\[700\].*No"
+            r" library noticed"
+        ),
+    ):
         run(faults.silent_dtype)
 
 
 def test_row_7_swapped_tensors(nothing_left):
-    with pytest.warns(RankWarning, match=r"all_reduce of float32\[4\] from different lines.*all_reduce\(a\).*all_reduce\(b\)"):
+    with pytest.warns(
+        RankWarning,
+        match=r"all_reduce of float32\[4\] from different lines.*all_reduce\(a\).*all_reduce\(b\)",
+    ):
         job = run(faults.swapped)
-    assert job.results == [4.0, 4.0]              # plainly wrong: the sum of zeros and ones, twice
+    assert job.results == [4.0, 4.0]  # plainly wrong: the sum of zeros and ones, twice
 
 
 def test_row_7_join_is_no_mistake(nothing_left):
@@ -279,8 +395,13 @@ def test_row_7_join_is_no_mistake(nothing_left):
         run(faults.uneven_with_join)
 
 
-@pytest.mark.parametrize("fn, words", [
-    (faults.is_stopped, "does not respond: its process was stopped (SIGSTOP)"), (faults.holds_the_lock, "was running")])
+@pytest.mark.parametrize(
+    "fn, words",
+    [
+        (faults.is_stopped, "does not respond: its process was stopped (SIGSTOP)"),
+        (faults.holds_the_lock, "was running"),
+    ],
+)
 def test_row_8_a_rank_does_not_respond(nothing_left, fn, words):
     error = fails(fn, timeout=LATE_S, within=LATE_S + SOON_S)
     assert error.reports[1].state == words
@@ -290,12 +411,17 @@ def test_row_8_a_rank_does_not_respond(nothing_left, fn, words):
 
 
 def interrupts_once_ranks_wait(monkeypatch) -> list[float]:
-    """SIGINT to this process as soon as the ranks of `never_arrives` have told that they are where they hang. Returns a list that will hold when."""
+    """SIGINT to this process as soon as the ranks of `never_arrives` have told that they are where they hang.
+    Returns a list that will hold when.
+    """
     pressed, listen = [], Group.listen
 
     def listen_and_press(group, wait_s):
         listen(group, wait_s)
-        if not pressed and all(state.where and (state.where["call"] or "never_arrives" in str(state.where["frames"][-1])) for state in group.states):
+        if not pressed and all(
+            state.where and (state.where["call"] or "never_arrives" in str(state.where["frames"][-1]))
+            for state in group.states
+        ):
             pressed.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -315,11 +441,13 @@ def test_row_9_interrupt(nothing_left, monkeypatch):
 
 def test_row_9_interrupted_again_and_again(nothing_left, monkeypatch):
     """Impatience changes nothing: the same report, and nothing left (see the fixture)."""
+
     def impatient(method):
         def press_first(*args):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
             return method(*args)
+
         return press_first
 
     with monkeypatch.context() as patch:
@@ -328,10 +456,13 @@ def test_row_9_interrupted_again_and_again(nothing_left, monkeypatch):
         interrupts_once_ranks_wait(patch)
         with pytest.raises(KeyboardInterrupt) as caught:
             run(faults.never_arrives, ranks=3)
-        assert "never_arrives was interrupted." in str(caught.value) and "time.sleep(100)" in str(caught.value)
-        with pytest.raises(KeyboardInterrupt):    # pressed while a good job is cleaned up: put off, not forgotten
+        assert "never_arrives was interrupted." in str(caught.value) and "time.sleep(100)" in str(
+            caught.value
+        )
+        # pressed while a good job is cleaned up: put off, not forgotten
+        with pytest.raises(KeyboardInterrupt):
             run(faults.addresses)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)         # as a shell starts its background jobs
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts its background jobs
         try:
             run(faults.addresses)
         finally:
@@ -355,14 +486,18 @@ def test_row_10_the_kernel_is_killed(tmp_path):
     assert gone(below)
 
 
-@pytest.mark.parametrize("starts, told", [(faults.starts_a_child, "child"), (faults.starts_a_session_and_fails, "session0")])
+@pytest.mark.parametrize(
+    "starts, told", [(faults.starts_a_child, "child"), (faults.starts_a_session_and_fails, "session0")]
+)
 def test_what_a_rank_started_ends_with_it(nothing_left, tmp_path, starts, told):
     fails(starts, str(tmp_path), within=2 * SOON_S)
     child = int((tmp_path / told).read_text())
     assert not psutil.pid_exists(child) or gone([psutil.Process(child)])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody adopts a process that has left its group")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere nobody adopts a process that has left its group"
+)
 def test_nothing_is_left_of_a_job_that_ends_well(nothing_left, tmp_path):
     run(faults.leaves_a_session, str(tmp_path), timeout=30)
     assert not [path for path in tmp_path.glob("session*") if psutil.pid_exists(int(path.read_text()))]
@@ -373,16 +508,29 @@ def test_shared_memory_of_a_rank_ends_with_it(nothing_left):
 
 
 def test_the_environment_stands_in_no_file(nothing_left, monkeypatch, tmp_path):
-    """What is sent has no name, and of the environment it has only what the fork server does not have already."""
+    """What is sent has no name, and of the environment it has only what the fork server does not have
+    already.
+    """
     monkeypatch.setenv("OLD_NAME", "x")
     from course_lib.ranks import launch
-    monkeypatch.setitem(launch._server()._environ, "OLD_NAME", "x")       # as if it had been there when the server was started
+
+    # as if it had been there when the server was started
+    monkeypatch.setitem(launch._server()._environ, "OLD_NAME", "x")
     monkeypatch.setenv("NEW_SECRET", "not for others")
     monkeypatch.delenv("OLD_NAME")
     difference = launch._server().difference()
-    assert difference["environ"]["NEW_SECRET"] == "not for others" and "HOME" not in difference["environ"] and "OLD_NAME" in difference["environ_without"]
+    assert (
+        difference["environ"]["NEW_SECRET"] == "not for others"
+        and "HOME" not in difference["environ"]
+        and "OLD_NAME" in difference["environ_without"]
+    )
     (found,) = run(faults.reads_its_directory, str(tmp_path), ranks=1).results
-    assert found == {"secret": "not for others", "old": None, "files": ["rank0.out", "rank0.stack", "rendezvous"], "told": False}
+    assert found == {
+        "secret": "not for others",
+        "old": None,
+        "files": ["rank0.out", "rank0.stack", "rendezvous"],
+        "told": False,
+    }
 
 
 def test_the_supervisor_is_killed(nothing_left):
@@ -391,11 +539,19 @@ def test_the_supervisor_is_killed(nothing_left):
 
 
 def test_both_are_killed_and_the_next_start_sweeps(tmp_path):
-    """Kernel and supervisor at once: nobody is left to remove the directory but the next fork server of this user."""
+    """Kernel and supervisor at once: nobody is left to remove the directory but the next fork server of this
+    user.
+    """
     (tmp_path / "tmp").mkdir()
     traces = Traces(tmp_path / "tmp")
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import faults; from course_lib import run; "
-    kernel = subprocess.Popen([sys.executable, "-c", code + f"run(faults.hangs_and_tells, {str(tmp_path)!r}, ranks=2)"], env=traces.environ)
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import faults; from course_lib"
+        " import run; "
+    )
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", code + f"run(faults.hangs_and_tells, {str(tmp_path)!r}, ranks=2)"],
+        env=traces.environ,
+    )
     assert soon(lambda: len([path for path in tmp_path.glob("pid*") if path.stat().st_size]) == 2, 240)
     supervisor = psutil.Process(int((tmp_path / "pid0").read_text())).parent()
     for process in (psutil.Process(kernel.pid), supervisor):
@@ -406,17 +562,26 @@ def test_both_are_killed_and_the_next_start_sweeps(tmp_path):
     assert soon(lambda: len(traces.left(0)) == 1)
     (left,) = traces.left(0)
     assert left.startswith("course_lib-job-")
-    subprocess.run([sys.executable, "-c", code + "run(faults.addresses)"], env=traces.environ, check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", code + "run(faults.addresses)"], env=traces.environ, check=True, timeout=120
+    )
     assert traces.left(SOON_S) == []
 
 
 def test_a_sweep_takes_only_what_nobody_holds(tmp_path):
-    held, free, theirs = (tmp_path / name for name in ("course_lib-job-held", "course_lib-job-free", "job-of-others"))
+    held, free, theirs = (
+        tmp_path / name for name in ("course_lib-job-held", "course_lib-job-free", "job-of-others")
+    )
     lock = folder.make(str(held))
     os.close(folder.make(str(free)))
     (free / "rank0.out").write_text("x")
     theirs.mkdir()
-    for name in ("course_lib-output-new.txt", "course_lib-output-old.txt", "course_lib-check-old/state", "course_lib-check-new/state"):
+    for name in (
+        "course_lib-output-new.txt",
+        "course_lib-output-old.txt",
+        "course_lib-check-old/state",
+        "course_lib-check-new/state",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")
@@ -425,7 +590,13 @@ def test_a_sweep_takes_only_what_nobody_holds(tmp_path):
                 os.utime(each, (0, 0))
     (tmp_path / "course_lib-job-link").symlink_to(theirs)
     folder.sweep(str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {"course_lib-job-held", "job-of-others", "course_lib-output-new.txt", "course_lib-check-new", "course_lib-job-link"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "course_lib-job-held",
+        "job-of-others",
+        "course_lib-output-new.txt",
+        "course_lib-check-new",
+        "course_lib-job-link",
+    }
     os.close(lock)
     folder.sweep(str(tmp_path))
     assert not held.exists()
@@ -434,17 +605,27 @@ def test_a_sweep_takes_only_what_nobody_holds(tmp_path):
 def test_output_without_end_stops_the_job(nothing_left, tmp_path, monkeypatch):
     monkeypatch.setattr(one_job, "OUTPUT_MOST_BYTES", 5_000_000)
     error = fails(faults.prints_for_ever, timeout=60)
-    assert error.headline == "prints_for_ever cannot go on, and was stopped. Rank 1 has printed more than 5 MB: print less, or not in every step."
+    assert (
+        error.headline
+        == "prints_for_ever cannot go on, and was stopped. Rank 1 has printed more than 5 MB: print less, or"
+        " not in every step."
+    )
     assert 'print("x" * 1000)' in error.reports[1].line
     assert len(error.reports[1].output) < 200_000 and "bytes left out ..." in error.reports[1].output
-    assert not list(tmp_path.glob("course_lib-output*"))      # what was stopped for its size is not kept
+    assert not list(tmp_path.glob("course_lib-output*"))  # what was stopped for its size is not kept
 
 
 @pytest.mark.parametrize("how", ["thread", "atexit"])
 def test_output_without_end_after_the_function_stops_the_job(nothing_left, tmp_path, monkeypatch, how):
     monkeypatch.setattr(one_job, "OUTPUT_MOST_BYTES", 5_000_000)
-    with pytest.warns(RankWarning, match=r"Rank 1 had returned, and still worked when the job was stopped \(faults.py, line \d+, in print_on\). "
-                                         r"Rank 1 has printed more than 5 MB: print less, or not in every step. What was not done is lost.") as heard:
+    with pytest.warns(
+        RankWarning,
+        match=(
+            r"Rank 1 had returned, and still worked when the job was stopped \(faults.py, line \d+, in"
+            r" print_on\). "
+            r"Rank 1 has printed more than 5 MB: print less, or not in every step. What was not done is lost."
+        ),
+    ) as heard:
         job = run(faults.prints_after_return, how, timeout=240)
     assert len(heard) == 1 and job.results == ["returned"] * 2 and len(job.output[1]) < 200_000
     assert not list(tmp_path.glob("course_lib-output*"))
@@ -472,26 +653,52 @@ def limited(*arguments) -> list[str]:
     if os.getuid() == 0 and "RLIMIT_NPROC" in arguments:
         if not shutil.which("setpriv"):
             pytest.skip("root is free of this limit, and there is no setpriv to become somebody else")
-        user = str(random.randrange(2**20, 2**21))            # with no other process
+        user = str(random.randrange(2**20, 2**21))  # with no other process
         caps = "-all,+dac_override,+dac_read_search"
-        command = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", f"--inh-caps={caps}", f"--ambient-caps={caps}", f"--bounding-set={caps}", *command]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).stdout.splitlines()
+        command = [
+            "setpriv",
+            "--reuid",
+            user,
+            "--regid",
+            user,
+            "--clear-groups",
+            f"--inh-caps={caps}",
+            f"--ambient-caps={caps}",
+            f"--bounding-set={caps}",
+            *command,
+        ]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=200, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    ).stdout.splitlines()
 
 
 def test_row_13_a_limit_on_processes_is_told_as_such():
     first, _ = limited("RLIMIT_NPROC", 24, 8)
-    assert re.match(r"ValueError ranks=8 is more than this machine allows: the limit on processes is 24, with \d+ in use, and a rank counts for 5 ", first)
-    for number in (6, 18, 30):            # too few for the server, for the ranks, for their threads
+    assert re.match(
+        r"ValueError ranks=8 is more than this machine allows: the limit on processes is 24, with \d+ in use,"
+        r" and a rank counts for 5 ",
+        first,
+    )
+    for number in (6, 18, 30):  # too few for the server, for the ranks, for their threads
         first, _ = limited("RLIMIT_NPROC", number, 8, "unforeseen")
-        assert first.startswith(f"ValueError ranks=8 is more than this machine allows: the limit on processes is {number}, and a rank counts for 5 "), (number, first)
+        assert first.startswith(
+            f"ValueError ranks=8 is more than this machine allows: the limit on processes is {number}, and a"
+            " rank counts for 5 "
+        ), (number, first)
     first, second = limited("RLIMIT_NPROC", 40, 2)
-    assert first == "2"                   # what fits runs, and what does not fit later is told with the limit
-    assert re.match(r"RankError starts_threads failed on ranks? .*\. The limit on processes is 40 \(threads count too\)\.$", second), second
+    assert first == "2"  # what fits runs, and what does not fit later is told with the limit
+    assert re.match(
+        r"RankError starts_threads failed on ranks? .*\. The limit on processes is 40 \(threads count"
+        r" too\)\.$",
+        second,
+    ), second
 
 
 def test_row_13_a_limit_on_open_files_is_told_as_such():
     first, _ = limited("RLIMIT_NOFILE", 16, 8)
-    assert first.startswith("ValueError ranks=8 is more than this machine allows: the limit on open files is 16. Close files"), first
+    assert first.startswith(
+        "ValueError ranks=8 is more than this machine allows: the limit on open files is 16. Close files"
+    ), first
 
 
 def test_row_13_processes_of_a_container_and_a_user_count(tmp_path):
@@ -501,25 +708,42 @@ def test_row_13_processes_of_a_container_and_a_user_count(tmp_path):
     (tmp_path / "pids.max").write_text("max\n")
     assert budget._processes(tmp_path)[1] != 100
     small = budget.Machine(cores=8, free_bytes=2**34, shm_free_bytes=None, processes=90, processes_limit=100)
-    with pytest.raises(ValueError, match="ranks=3 is more than this machine allows: the limit on processes is 100, with 90 in use, and a rank counts for 5"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "ranks=3 is more than this machine allows: the limit on processes is 100, with 90 in use, and a"
+            " rank counts for 5"
+        ),
+    ):
         budget.look(3, 1, small)
     assert budget.look(2, 1, small) is None
 
 
 def test_a_supervisor_that_fails_says_so(nothing_left, tmp_path, monkeypatch):
     """And not that its ranks were killed for their memory."""
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="addresses could not run, because the supervisor of its ranks failed .*null"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            RuntimeError, match="addresses could not run, because the supervisor of its ranks failed .*null"
+        ),
+    ):
         patch.setattr(folder, "new_path", lambda: Path(f"{tmp_path}/a\0b"))
         patch.setattr(folder, "remove", lambda path: None)
         run(faults.addresses)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="addresses cannot start, because its files cannot be written"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="addresses cannot start, because its files cannot be written"),
+    ):
         patch.setattr(folder, "new_path", lambda: tmp_path / "nowhere" / "job")
         run(faults.addresses)
 
 
 def test_row_11_jobs_at_once(nothing_left):
-    """Twelve jobs of 4 ranks at the same moment, from threads of one process (tests/bench runs 30 from 30 processes)."""
+    """Twelve jobs of 4 ranks at the same moment, from threads of one process (tests/bench runs 30 from 30
+    processes).
+    """
     from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(12) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         jobs = list(pool.map(lambda _: run(faults.addresses, ranks=4), range(12)))
@@ -548,15 +772,24 @@ def test_row_13_a_small_machine():
 
 def test_row_13_threads_count_too():
     roomy = budget.Machine(cores=2, free_bytes=2**34, shm_free_bytes=2**30)
-    with pytest.raises(ValueError, match="threads=65 is more than this machine can hold: it has 2 cores, and allows at most 64 threads."):
+    with pytest.raises(
+        ValueError,
+        match="threads=65 is more than this machine can hold: it has 2 cores, and allows at most 64 threads.",
+    ):
         budget.look(1, 65, roomy)
     with pytest.raises(ValueError, match="ranks=5 .* the cores allow at most 4 ranks"):
         budget.look(5, 16, roomy)
-    assert "1 rank with 16 threads each share 2 cores" in budget.look(1, 16, roomy) and "Up to 8 threads run well enough" in budget.look(1, 16, roomy)
+    assert "1 rank with 16 threads each share 2 cores" in budget.look(
+        1, 16, roomy
+    ) and "Up to 8 threads run well enough" in budget.look(1, 16, roomy)
 
 
 def test_row_13_cached_files_of_a_container_make_room(tmp_path):
-    for name, text in (("memory.max", "1000"), ("memory.current", "950"), ("memory.stat", "anon 100\nactive_file 300\ninactive_file 500\n")):
+    for name, text in (
+        ("memory.max", "1000"),
+        ("memory.current", "950"),
+        ("memory.stat", "anon 100\nactive_file 300\ninactive_file 500\n"),
+    ):
         (tmp_path / name).write_text(text)
     assert budget._cgroup_free_bytes(tmp_path) == 850
     (tmp_path / "memory.max").write_text("max\n")
@@ -564,18 +797,27 @@ def test_row_13_cached_files_of_a_container_make_room(tmp_path):
 
 
 def test_no_room_for_temporary_files(nothing_left, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="cannot start, because its files cannot be written to the folder for temporary .*TMPDIR"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            OSError,
+            match="cannot start, because its files cannot be written to the folder for temporary .*TMPDIR",
+        ),
+    ):
         patch.setattr(tempfile, "tempdir", "/proc/self")
         run(faults.addresses)
 
 
 def test_row_16_nobody_can_connect(nothing_left, tmp_path):
     job = run(faults.addresses, ranks=3)
-    assert all(set(listening) <= {"127.0.0.1"} and set(peers) <= {"127.0.0.1"} for listening, peers in job.results)
+    assert all(
+        set(listening) <= {"127.0.0.1"} and set(peers) <= {"127.0.0.1"} for listening, peers in job.results
+    )
     os.umask(umask := os.umask(0))
     assert run(faults.modes, str(tmp_path)).results == [({0o700}, {0o600}, umask)] * 2
     assert only_the_server_is_left()
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):      # no store listens in kernel, server or supervisor
+    # no store listens in kernel, server or supervisor
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         assert not [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
 
 
@@ -587,6 +829,7 @@ def test_an_error_reads_the_same_everywhere(nothing_left):
     assert str(error) in plain
     assert all(report.state in error._repr_html_().replace("&#x27;", "'") for report in error.reports)
     import pickle
+
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 

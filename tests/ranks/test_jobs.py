@@ -1,4 +1,5 @@
 """run and sweep: what comes back, what is refused, and in which words."""
+
 import functools
 import math
 import threading
@@ -26,14 +27,22 @@ class Scaler:
 def test_results_and_output_in_rank_order():
     def speak(word, times=1):
         import torch.distributed as dist
+
         print(word * times, dist.get_rank())
         return dist.get_rank() ** 2, dist.get_world_size()
 
     job = run(speak, "ab", ranks=3, times=2, label="speaking")
     assert job.results == [(0, 3), (1, 3), (4, 3)]
     assert job.output == ["abab 0\n", "abab 1\n", "abab 2\n"]
-    assert (job.label, job.ranks, job.backend, job.device) == ("speaking", 3, "gloo", "cpu") or torch.cuda.is_available()
-    assert "speaking" in repr(job) and "3 ranks, gloo on CPU" in job._repr_html_() or torch.cuda.is_available()
+    assert (job.label, job.ranks, job.backend, job.device) == (
+        "speaking",
+        3,
+        "gloo",
+        "cpu",
+    ) or torch.cuda.is_available()
+    assert (
+        "speaking" in repr(job) and "3 ranks, gloo on CPU" in job._repr_html_() or torch.cuda.is_available()
+    )
 
 
 def test_functions_without_a_file_and_what_they_use():
@@ -47,7 +56,11 @@ def test_tensors_and_own_classes_come_back():
             self.x = x
 
     job = run(lambda: (torch.arange(3), Point(5)), ranks=2)
-    assert torch.equal(job.results[1][0], torch.arange(3)) and isinstance(job.results[1][1], Point) and job.results[1][1].x == 5
+    assert (
+        torch.equal(job.results[1][0], torch.arange(3))
+        and isinstance(job.results[1][1], Point)
+        and job.results[1][1].x == 5
+    )
 
 
 def test_large_results_come_back():
@@ -56,15 +69,22 @@ def test_large_results_come_back():
 
 def test_a_rank_sees_the_notebooks_environment(monkeypatch, tmp_path):
     import os
+
     monkeypatch.setenv("COLOUR", "blue")
     monkeypatch.chdir(tmp_path)
-    look = lambda: (os.environ["COLOUR"], os.environ["RANK"], os.environ["WORLD_SIZE"], os.getcwd())  # noqa: E731
+    look = lambda: (
+        os.environ["COLOUR"],
+        os.environ["RANK"],
+        os.environ["WORLD_SIZE"],
+        os.getcwd(),
+    )  # noqa: E731
     assert run(look, ranks=2).results == [("blue", str(rank), "2", str(tmp_path)) for rank in range(2)]
 
 
 def test_threads_and_random_numbers():
     def look():
         import random
+
         return torch.get_num_threads(), random.random()
 
     one, two = run(look, ranks=2).results
@@ -74,9 +94,12 @@ def test_threads_and_random_numbers():
 
 def test_random_numbers_of_a_gpu_differ_too():
     """Each rank's seed waits until the rank opens CUDA, and opens nothing itself."""
+
     def look():
-        if not torch.cuda.is_available():         # what a rank with a GPU does, and what opening the GPU would do
+        # what a rank with a GPU does, and what opening the GPU would do
+        if not torch.cuda.is_available():
             from course_lib.ranks import worker
+
             worker._seed("cuda:0")
             assert not torch.cuda.is_initialized()
             torch.cuda.random.device_count, torch.cuda.default_generators = lambda: 1, [torch.Generator()]
@@ -92,7 +115,9 @@ def test_random_numbers_of_a_gpu_differ_too():
 
 def test_sweep_interleaves_and_keeps_everything():
     result = sweep(workers.ddp, ranks=(1, 2), repeats=2, steps=4, label="mine")
-    assert [job.ranks for job in result.jobs] == [1, 2, 1, 2] and all(job.label == "mine" for job in result.jobs)
+    assert [job.ranks for job in result.jobs] == [1, 2, 1, 2] and all(
+        job.label == "mine" for job in result.jobs
+    )
     table = result.table
     assert list(table["repeat"]) == [0, 0, 1, 1]
     assert (table.loc[table["ranks"] == 1, "speedup"] == 1).all()
@@ -106,7 +131,9 @@ def test_sweep_interleaves_and_keeps_everything():
 def test_jobs_from_several_threads():
     results, threads = {}, []
     for number in range(4):
-        threads.append(threading.Thread(target=lambda n=number: results.update({n: run(lambda: n, ranks=2).results})))
+        threads.append(
+            threading.Thread(target=lambda n=number: results.update({n: run(lambda: n, ranks=2).results}))
+        )
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -115,19 +142,33 @@ def test_jobs_from_several_threads():
 
 
 def test_nothing_heavy_is_imported_by_a_rank():
-    loaded = run(lambda: __import__("sys").modules.keys() & {"pandas", "matplotlib", "IPython"}, ranks=1).results[0]
+    loaded = run(
+        lambda: __import__("sys").modules.keys() & {"pandas", "matplotlib", "IPython"}, ranks=1
+    ).results[0]
     assert not loaded
 
 
-@pytest.mark.parametrize("arguments, error, words", [
-    (dict(ranks=0), ValueError, "ranks=0: it must be a whole number of at least 1."),
-    (dict(ranks=-1), ValueError, "ranks=-1"), (dict(ranks=2.0), ValueError, "ranks=2.0"), (dict(ranks=True), ValueError, "ranks=True"),
-    (dict(ranks="2"), ValueError, "ranks='2'"), (dict(ranks=None), ValueError, "ranks=None"), (dict(ranks=100_000), ValueError, "ranks=100000"),
-    (dict(ranks=(1, 2)), ValueError, "use sweep"),
-    (dict(backend="mpi"), ValueError, "backend='mpi': it must be one of 'auto', 'gloo', 'nccl'."), (dict(backend=None), ValueError, "backend=None"),
-    (dict(timeout=0), ValueError, "timeout=0"), (dict(timeout=float("nan")), ValueError, "timeout=nan"), (dict(timeout="5"), ValueError, "timeout='5'"),
-    (dict(timeout=float("inf")), ValueError, "timeout=inf"), (dict(threads=0), ValueError, "threads=0"), (dict(label=3), TypeError, "label=3"),
-])
+@pytest.mark.parametrize(
+    "arguments, error, words",
+    [
+        (dict(ranks=0), ValueError, "ranks=0: it must be a whole number of at least 1."),
+        (dict(ranks=-1), ValueError, "ranks=-1"),
+        (dict(ranks=2.0), ValueError, "ranks=2.0"),
+        (dict(ranks=True), ValueError, "ranks=True"),
+        (dict(ranks="2"), ValueError, "ranks='2'"),
+        (dict(ranks=None), ValueError, "ranks=None"),
+        (dict(ranks=100_000), ValueError, "ranks=100000"),
+        (dict(ranks=(1, 2)), ValueError, "use sweep"),
+        (dict(backend="mpi"), ValueError, "backend='mpi': it must be one of 'auto', 'gloo', 'nccl'."),
+        (dict(backend=None), ValueError, "backend=None"),
+        (dict(timeout=0), ValueError, "timeout=0"),
+        (dict(timeout=float("nan")), ValueError, "timeout=nan"),
+        (dict(timeout="5"), ValueError, "timeout='5'"),
+        (dict(timeout=float("inf")), ValueError, "timeout=inf"),
+        (dict(threads=0), ValueError, "threads=0"),
+        (dict(label=3), TypeError, "label=3"),
+    ],
+)
 def test_bad_arguments_of_run(arguments, error, words):
     with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
         run(workers.nothing, **arguments)
@@ -136,7 +177,9 @@ def test_bad_arguments_of_run(arguments, error, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_nccl_without_gpus():
-    with pytest.raises(ValueError, match="backend='nccl' needs one GPU per rank, and there are no GPUs for 2 ranks"):
+    with pytest.raises(
+        ValueError, match="backend='nccl' needs one GPU per rank, and there are no GPUs for 2 ranks"
+    ):
         run(workers.nothing, backend="nccl")
 
 
@@ -149,7 +192,9 @@ def test_things_that_cannot_be_sent(tmp_path):
         run(lambda: (n for n in range(3)))
     with pytest.raises(TypeError, match="cannot be sent to the ranks"):
         run(workers.sleeper, threading.Lock())
-    with pytest.raises(TypeError, match="What rank 0 returned cannot be opened in the notebook .*Return numbers, text"):
+    with pytest.raises(
+        TypeError, match="What rank 0 returned cannot be opened in the notebook .*Return numbers, text"
+    ):
         run(lambda: torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2)))
 
 
@@ -157,17 +202,29 @@ def test_arguments_that_the_function_does_not_take():
     def mine(ranks, x=1):
         return ranks + x
 
-    with pytest.raises(TypeError, match=r"mine cannot be called with these arguments: missing a required argument: 'ranks'.*run takes ranks for itself") as caught:
+    with pytest.raises(
+        TypeError,
+        match=(
+            r"mine cannot be called with these arguments: missing a required argument: 'ranks'.*run takes"
+            r" ranks for itself"
+        ),
+    ) as caught:
         run(mine, ranks=2)
     assert "\n" not in str(caught.value)
-    with pytest.raises(TypeError, match="mine cannot be called with these arguments: too many positional arguments"):
+    with pytest.raises(
+        TypeError, match="mine cannot be called with these arguments: too many positional arguments"
+    ):
         sweep(mine, 1, 2, 3)
 
     @functools.wraps(mine)
-    def half():                           # says that it is `mine`, and takes no argument
+    def half():  # says that it is `mine`, and takes no argument
         return mine(1)
 
-    assert run(half, ranks=1).results == [2] and run(functools.partial(mine, 5), ranks=1).results == [6] and run(print, 3, ranks=1).output == ["3\n"]
+    assert (
+        run(half, ranks=1).results == [2]
+        and run(functools.partial(mine, 5), ranks=1).results == [6]
+        and run(print, 3, ranks=1).output == ["3\n"]
+    )
 
 
 def test_a_rank_cannot_start_ranks():
@@ -175,10 +232,18 @@ def test_a_rank_cannot_start_ranks():
         run(lambda: __import__("course_lib").run(print))
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (dict(ranks=()), "at least one number"), (dict(ranks=(1, 0)), "ranks=0"), (dict(ranks=3), "ranks=3"), (dict(repeats=0), "repeats=0"),
-    (dict(repeats=1.5), "repeats=1.5"), (dict(ranks="12"), "ranks='12'"), (dict(backend="x"), "backend='x'"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(ranks=()), "at least one number"),
+        (dict(ranks=(1, 0)), "ranks=0"),
+        (dict(ranks=3), "ranks=3"),
+        (dict(repeats=0), "repeats=0"),
+        (dict(repeats=1.5), "repeats=1.5"),
+        (dict(ranks="12"), "ranks='12'"),
+        (dict(backend="x"), "backend='x'"),
+    ],
+)
 def test_bad_arguments_of_sweep(arguments, words):
     with pytest.raises((ValueError, TypeError), match=words.replace("(", r"\(")):
         sweep(workers.nothing, **arguments)
@@ -188,8 +253,12 @@ def test_placement_of_ranks(monkeypatch):
     """auto: one GPU per rank over NCCL; fewer GPUs are shared over gloo; none means the CPU."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(devices, "gpu_name", lambda visible: "Some GPU")
-    for gpus, ranks, backend, expected in [(0, 2, "auto", ("gloo", ("cpu", "cpu"))), (2, 2, "auto", ("nccl", ("cuda:0", "cuda:1"))),
-                                           (1, 3, "auto", ("gloo", ("cuda:0",) * 3)), (2, 3, "gloo", ("gloo", ("cuda:0", "cuda:1", "cuda:0")))]:
+    for gpus, ranks, backend, expected in [
+        (0, 2, "auto", ("gloo", ("cpu", "cpu"))),
+        (2, 2, "auto", ("nccl", ("cuda:0", "cuda:1"))),
+        (1, 3, "auto", ("gloo", ("cuda:0",) * 3)),
+        (2, 3, "gloo", ("gloo", ("cuda:0", "cuda:1", "cuda:0"))),
+    ]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         placement = devices.place(ranks, backend)
         assert (placement.backend, placement.devices) == expected
@@ -203,6 +272,7 @@ class _Driver:
 
     def __init__(self):
         import ctypes
+
         self.nvmlInit_v2 = self.nvmlShutdown = lambda: 0
 
         def find(what, handle):
@@ -212,25 +282,41 @@ class _Driver:
         def tell(handle, buffer, size):
             ctypes.memmove(buffer, [b"", b"First GPU\0", b"Other GPU\0"][handle.value], 10)
             return 0
-        self.nvmlDeviceGetHandleByIndex_v2, self.nvmlDeviceGetHandleByUUID, self.nvmlDeviceGetName = find, find, tell
+
+        self.nvmlDeviceGetHandleByIndex_v2, self.nvmlDeviceGetHandleByUUID, self.nvmlDeviceGetName = (
+            find,
+            find,
+            tell,
+        )
 
 
 def test_the_notebook_does_not_open_cuda(monkeypatch):
     """Neither to place ranks nor for its first cell: a GPU is named by the driver, or not at all."""
+
     def opened(*args):
         raise AssertionError("CUDA was initialised in the notebook's process")
+
     for name in ("_lazy_init", "init", "get_device_name", "get_device_properties"):
         monkeypatch.setattr(torch.cuda, name, opened)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: _Driver())
-    for visible, named in ((None, "2 First GPU"), ("1,0", "2 Other GPU"), ("GPU-7,GPU-9", "2 Other GPU"), ("GPU-5", "2 GPU")):
+    for visible, named in (
+        (None, "2 First GPU"),
+        ("1,0", "2 Other GPU"),
+        ("GPU-7,GPU-9", "2 Other GPU"),
+        ("GPU-5", "2 GPU"),
+    ):
         devices.gpu_name.cache_clear()
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible) if visible else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        (
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+            if visible
+            else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        )
         assert devices.place(2, "auto").hardware == named
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: object())       # a driver of another kind
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: object())  # a driver of another kind
     devices.gpu_name.cache_clear()
     assert devices.place(4, "auto").hardware == "2 GPU, shared by 4 ranks"
     devices.gpu_name.cache_clear()
@@ -257,33 +343,60 @@ except FileNotFoundError as error: print(error)
 
 
 def test_a_rank_imports_what_the_notebook_has_imported(tmp_path):
-    """From the same file: after %cd, from a folder that is not on the path any more, loaded by hand. And a file beside the notebook hides nothing of Python's."""
+    """From the same file: after %cd, from a folder that is not on the path any more, loaded by hand. And a
+    file beside the notebook hides nothing of Python's.
+    """
     import subprocess
     import sys
+
     away = tmp_path / "away"
-    for number, name in enumerate(("helper.py", "inner/inner_helper.py", "inner/package_of_mine/__init__.py", "inner/package_of_mine/part.py", "lo.py",
-                                   "random.py", "colorsys.py", "away/helper.py")):
+    for number, name in enumerate(
+        (
+            "helper.py",
+            "inner/inner_helper.py",
+            "inner/package_of_mine/__init__.py",
+            "inner/package_of_mine/part.py",
+            "lo.py",
+            "random.py",
+            "colorsys.py",
+            "away/helper.py",
+        )
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"def answer(): return {number}\n")
-    done = subprocess.run([sys.executable, "-P", "-c", ELSEWHERE, str(tmp_path), str(away)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ELSEWHERE, str(tmp_path), str(away)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "(0, 1, 3, 4, False)" in done.stdout, done.stdout + done.stderr
-    assert "len cannot start, because the notebook's working directory has been deleted. Change to one that exists (%cd)." in done.stdout
+    assert (
+        "len cannot start, because the notebook's working directory has been deleted. Change to one that"
+        " exists (%cd)." in done.stdout
+    )
 
 
 def test_the_fork_server_starts_beside_files_with_names_of_pythons(tmp_path):
     """Started where the notebook is: a random.py there is not the random that torch imports."""
     import subprocess
     import sys
+
     for name in ("random.py", "queue.py", "token.py"):
         (tmp_path / name).write_text("raise ImportError('a file of the learner')\n")
     code = "from course_lib import run\nprint(run(len, 'four', ranks=1).results)"
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
     assert done.stdout == "[4]\n", done.stdout + done.stderr
 
 
 def test_a_soak_leaves_nothing_behind():
-    """Jobs that succeed and fail in turn: the memory, descriptors and processes of kernel and server do not grow (tests/bench runs 300)."""
+    """Jobs that succeed and fail in turn: the memory, descriptors and processes of kernel and server do not
+    grow (tests/bench runs 300).
+    """
     import faults
 
     def once(number):

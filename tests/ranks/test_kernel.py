@@ -1,4 +1,7 @@
-"""What happens in a real Jupyter kernel: functions from cells, progress, the Interrupt button, restarts, a killed kernel, nbval."""
+"""What happens in a real Jupyter kernel: functions from cells, progress, the Interrupt button, restarts, a
+killed kernel, nbval.
+"""
+
 import os
 import re
 import signal
@@ -11,8 +14,8 @@ import nbformat
 import psutil
 import pytest
 from conftest import kernel_manager
-from nbclient import NotebookClient
 from left_behind import Traces, shared_memory_of
+from nbclient import NotebookClient
 from test_faults import SOON_S, gone
 
 HANGS = """
@@ -69,7 +72,10 @@ def kernel():
     kernel = Kernel()
     kernel.run("from course_lib import run\nimport torch, torch.distributed as dist\nFACTOR = 3")
     kernel.run("class Scaler:\n    def __call__(self, x):\n        return FACTOR * x")
-    kernel.run("def work(x):\n    t = torch.tensor([Scaler()(x) + dist.get_rank()])\n    dist.all_reduce(t)\n    return t.item(), Scaler()")
+    kernel.run(
+        "def work(x):\n    t = torch.tensor([Scaler()(x) + dist.get_rank()])\n    dist.all_reduce(t)\n   "
+        " return t.item(), Scaler()"
+    )
     yield kernel
     kernel.close()
 
@@ -79,36 +85,67 @@ def texts(outputs) -> str:
 
 
 def test_a_function_from_a_cell_uses_names_of_other_cells(kernel):
-    content, outputs = kernel.run("job = run(work, 10, ranks=2)\nprint([r[0] for r in job.results], type(job.results[0][1]) is Scaler)")
+    content, outputs = kernel.run(
+        "job = run(work, 10, ranks=2)\nprint([r[0] for r in job.results], type(job.results[0][1]) is Scaler)"
+    )
     assert content["status"] == "ok" and "[61, 61] True" in texts(outputs)
 
 
 def test_the_error_names_cell_line_and_rank(kernel):
-    content, outputs = kernel.run("def bad():\n    if dist.get_rank() == 1:\n        raise ValueError('boom')\nrun(bad)")
+    content, outputs = kernel.run(
+        "def bad():\n    if dist.get_rank() == 1:\n        raise ValueError('boom')\nrun(bad)"
+    )
     assert content["ename"] == "RankError"
     shown = "\n".join(content["traceback"])
-    assert "raised ValueError: boom" in shown and "line 3, in bad" in shown and "raise ValueError('boom')" in shown and "Cell" in shown
-    assert "Cell In[" in shown and "cell, line 3, in bad" in content["evalue"]       # nbval compares evalue, and numbers cells in its own way
+    assert (
+        "raised ValueError: boom" in shown
+        and "line 3, in bad" in shown
+        and "raise ValueError('boom')" in shown
+        and "Cell" in shown
+    )
+    # nbval compares evalue, and numbers cells in its own way
+    assert "Cell In[" in shown and "cell, line 3, in bad" in content["evalue"]
     assert "site-packages" not in shown and "course_lib/" not in shown
 
 
 def test_the_hint_of_an_error_works_when_it_is_copied_after_other_errors(kernel):
-    content, _ = kernel.run("def bad():\n    if dist.get_rank() == 1:\n        raise ValueError('boom')\nrun(bad)")
+    content, _ = kernel.run(
+        "def bad():\n    if dist.get_rank() == 1:\n        raise ValueError('boom')\nrun(bad)"
+    )
     hint = content["traceback"][-1].splitlines()[-1].split("everything: ")[1]
     for _ in range(2):
         assert kernel.run("1 / 0")[0]["ename"] == "ZeroDivisionError"
         assert "ValueError: boom" in texts(kernel.run(hint)[1])
 
 
-BELONGS = "belongs to the notebook, as do exit, quit, display, and lines with ! or %; a rank has none of them."
+BELONGS = (
+    "belongs to the notebook, as do exit, quit, display, and lines with ! or %; a rank has none of them."
+)
 
 
-@pytest.mark.parametrize("line, words", [
-    ("exit()", f"TypeError: f cannot be sent to the ranks: exit {BELONGS}"), ("quit(1)", f"TypeError: f cannot be sent to the ranks: quit {BELONGS}"),
-    ("!echo hello", f"TypeError: f cannot be sent to the ranks: get_ipython {BELONGS}"),
-    ("%time torch.ones(3)", f"TypeError: f cannot be sent to the ranks: get_ipython {BELONGS}"),
-    ("print(lock)", "TypeError: f cannot be sent to the ranks: lock is a lock, which cannot be copied to another process"),
-    ("display(1)", "raised NameError: name 'display' is not defined. display belongs to the notebook; a rank has none: print, or return what is to be shown.")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("exit()", f"TypeError: f cannot be sent to the ranks: exit {BELONGS}"),
+        ("quit(1)", f"TypeError: f cannot be sent to the ranks: quit {BELONGS}"),
+        ("!echo hello", f"TypeError: f cannot be sent to the ranks: get_ipython {BELONGS}"),
+        ("%time torch.ones(3)", f"TypeError: f cannot be sent to the ranks: get_ipython {BELONGS}"),
+        (
+            "print(lock)",
+            (
+                "TypeError: f cannot be sent to the ranks: lock is a lock, which cannot be copied to another"
+                " process"
+            ),
+        ),
+        (
+            "display(1)",
+            (
+                "raised NameError: name 'display' is not defined. display belongs to the notebook; a rank has"
+                " none: print, or return what is to be shown."
+            ),
+        ),
+    ],
+)
 def test_what_belongs_to_the_notebook(kernel, line, words):
     kernel.run("import threading; lock = threading.Lock()")
     content, _ = kernel.run(f"def f():\n    {line}\nrun(f, ranks=1)")
@@ -118,13 +155,17 @@ def test_what_belongs_to_the_notebook(kernel, line, words):
 
 def test_open_needs_no_notebook(kernel):
     """IPython puts an `open` of its own among the notebook's names; a rank takes Python's."""
-    _, outputs = kernel.run("import sys\ndef opens():\n    with open('/dev/null'):\n        return 'IPython' in sys.modules\nprint(run(opens).results)")
+    _, outputs = kernel.run(
+        "import sys\ndef opens():\n    with open('/dev/null'):\n        return 'IPython' in"
+        " sys.modules\nprint(run(opens).results)"
+    )
     assert "[False, False]" in texts(outputs)
 
 
 def test_classes_of_a_cell_by_name(kernel):
     kernel.run("class Net(torch.nn.Linear):\n    def scale(self):\n        return FACTOR")
-    _, outputs = kernel.run("""
+    _, outputs = kernel.run(
+        """
 import io, multiprocessing
 def by_name():
     stream, everyone = io.BytesIO(), [None] * 2
@@ -135,15 +176,20 @@ def by_name():
 def work_of_child(x):
     return Scaler()(x)
 saved, everyone, child = run(by_name).results[1]
-print(torch.load(io.BytesIO(saved), weights_only=False).scale(), [type(x) is Scaler for x in everyone], child)""")
+print(torch.load(io.BytesIO(saved), weights_only=False).scale(), [type(x) is Scaler for x in everyone], child)"""
+    )
     assert "3 [True, True] [6]" in texts(outputs)
 
 
 def test_the_first_run_of_a_kernel_shows_a_sign_and_can_be_interrupted():
     kernel = Kernel()
     try:
-        kernel.run("import os, tempfile\nfolder = tempfile.mkdtemp()\nopen(folder + '/cloudpickle.py', 'w').write('import time; time.sleep(600)')\n"
-                   "from course_lib import run\nos.environ['PYTHONPATH'] = folder")              # a server that needs very long to start
+        kernel.run(
+            "import os, tempfile\nfolder = tempfile.mkdtemp()\nopen(folder + '/cloudpickle.py',"
+            " 'w').write('import time; time.sleep(600)')\n"
+            # a server that needs very long to start
+            "from course_lib import run\nos.environ['PYTHONPATH'] = folder"
+        )
         kernel.run("run(len, 'x')", wait=False)
         sign, shown = False, None
         while shown is None:
@@ -154,7 +200,11 @@ def test_the_first_run_of_a_kernel_shows_a_sign_and_can_be_interrupted():
             if message["msg_type"] == "error":
                 shown = message["content"]
         assert sign and shown["ename"] == "RankInterrupt"
-        assert shown["evalue"] == "len was interrupted while the fork server was starting. It goes on starting: the next run finds it ready."
+        assert (
+            shown["evalue"]
+            == "len was interrupted while the fork server was starting. It goes on starting: the next run"
+            " finds it ready."
+        )
         assert len("".join(shown["traceback"]).splitlines()) == 1
     finally:
         servers = kernel.below
@@ -164,7 +214,10 @@ def test_the_first_run_of_a_kernel_shows_a_sign_and_can_be_interrupted():
 
 
 def test_a_warning_points_at_the_learners_cell(kernel):
-    _, outputs = kernel.run("def quiet():\n    x = torch.ones(2)\n    if dist.get_rank():\n        dist.all_reduce(x)\n    else:\n        dist.all_reduce(x)\nrun(quiet);")
+    _, outputs = kernel.run(
+        "def quiet():\n    x = torch.ones(2)\n    if dist.get_rank():\n        dist.all_reduce(x)\n   "
+        " else:\n        dist.all_reduce(x)\nrun(quiet);"
+    )
     told = texts(outputs)
     assert "RankWarning" in told and "run(quiet)" in told and "from different lines" in told
 
@@ -184,30 +237,53 @@ def test_row_9_the_interrupt_button(kernel, tmp_path):
     assert "time.sleep(1000)" in shown["evalue"] and "waits in all_reduce of float32[1]" in shown["evalue"]
     assert gone([p for p in below if p.pid in ranks])
     content = {"status": "aborted"}
-    while content["status"] == "aborted":         # a kernel drops what arrives while it still handles an interrupt
-        content, outputs = kernel.run("print(run(work, 1, ranks=2).results[0][0], FACTOR)")      # the kernel's variables survive
+    # a kernel drops what arrives while it still handles an interrupt
+    while content["status"] == "aborted":
+        # the kernel's variables survive
+        content, outputs = kernel.run("print(run(work, 1, ranks=2).results[0][0], FACTOR)")
     assert "7 3" in texts(outputs)
 
 
-LATER = {       # by another thread of the kernel, while a job runs
+LATER = {  # by another thread of the kernel, while a job runs
     "exits at once": "wait_for('leave'); os._exit(0)",
-    "killed with a forked child": "wait_for('pid0'); child = os.fork(); child or time.sleep(1000); open(folder + '/child', 'w').write(str(child))"}
+    "killed with a forked child": (
+        "wait_for('pid0'); child = os.fork(); child or time.sleep(1000); open(folder + '/child',"
+        " 'w').write(str(child))"
+    ),
+}
 
 
 @pytest.mark.parametrize("how", ["restart", "hard restart", "killed", "interrupted in vain", *LATER])
 def test_row_10_nothing_outlives_the_kernel(tmp_path, how):
-    """Not a process (of a rank, of one in a session of its own), no directory, no shared memory, no socket."""
+    """Not a process (of a rank, of one in a session of its own), no directory, no shared memory, no
+    socket.
+    """
     (tmp_path / "tmp").mkdir()
     traces = Traces(tmp_path / "tmp")
     kernel = Kernel(env=traces.environ)
     try:
-        kernel.run(f"import os, sys, threading, time; sys.path.insert(0, {str(Path(__file__).parent)!r}); import faults\nfrom course_lib import run\n"
-                   f"folder = {str(tmp_path)!r}\ndef wait_for(name):\n    while not os.path.exists(os.path.join(folder, name)): time.sleep(0.01)\n"
-                   f"def later(): {LATER.get(how, 'pass')}\nthreading.Thread(target=later).start()")
+        kernel.run(
+            f"import os, sys, threading, time; sys.path.insert(0, {str(Path(__file__).parent)!r}); import"
+            f" faults\nfrom course_lib import run\nfolder = {str(tmp_path)!r}\ndef wait_for(name):\n    while"
+            " not os.path.exists(os.path.join(folder, name)): time.sleep(0.01)\ndef later():"
+            f" {LATER.get(how, 'pass')}\nthreading.Thread(target=later).start()"
+        )
         job = "run(faults.hangs_with_everything, folder, ranks=3)"
-        kernel.run(f"while True:\n    try: {job}\n    except KeyboardInterrupt: pass" if how == "interrupted in vain" else job, wait=False)
+        kernel.run(
+            (
+                f"while True:\n    try: {job}\n    except KeyboardInterrupt: pass"
+                if how == "interrupted in vain"
+                else job
+            ),
+            wait=False,
+        )
         until(lambda: all(told(tmp_path / f"pid{rank}") for rank in range(3)))
-        assert len(traces.look()) >= 9 and traces.files() and len(traces.shared_memory()) == 3 and len(traces.sockets()) >= 3
+        assert (
+            len(traces.look()) >= 9
+            and traces.files()
+            and len(traces.shared_memory()) == 3
+            and len(traces.sockets()) >= 3
+        )
         spare = set()
         if how == "exits at once":
             (tmp_path / "leave").touch()
@@ -215,10 +291,10 @@ def test_row_10_nothing_outlives_the_kernel(tmp_path, how):
             kernel.manager.restart_kernel(now=how == "hard restart")
             spare = {kernel.manager.provisioner.pid}
         else:
-            if how == "interrupted in vain":          # as nbval does with a cell that takes too long
+            if how == "interrupted in vain":  # as nbval does with a cell that takes too long
                 kernel.manager.interrupt_kernel()
                 time.sleep(5)
-            elif how == "killed with a forked child":             # it has copies of all the kernel's sockets
+            elif how == "killed with a forked child":  # it has copies of all the kernel's sockets
                 spare = {int(until(lambda: told(tmp_path / "child")))}
             os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
         left = traces.left(SOON_S, spare)
@@ -243,23 +319,56 @@ def until(holds, wait_s: float = 240):
 
 
 def test_row_10_nbval_gives_up_on_a_cell(tmp_path):
-    warm_up = "import threading\ndef start():\n    from course_lib.jobs import run_quietly\n    run_quietly(len, 'x')\nthread = threading.Thread(target=start)\nthread.start()"
-    cells = [warm_up, *["thread.join(10)"] * 10, "from course_lib import run\n" + HANGS, f"run(hangs, {str(tmp_path)!r}, ranks=3)"]     # a busy machine takes long
+    warm_up = (
+        "import threading\ndef start():\n    from course_lib.jobs import run_quietly\n    run_quietly(len,"
+        " 'x')\nthread = threading.Thread(target=start)\nthread.start()"
+    )
+    # a busy machine takes long
+    cells = [
+        warm_up,
+        *["thread.join(10)"] * 10,
+        "from course_lib import run\n" + HANGS,
+        f"run(hangs, {str(tmp_path)!r}, ranks=3)",
+    ]
     cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "hangs.ipynb")
     (tmp_path / "tmp").mkdir()
     traces = Traces(tmp_path / "tmp")
-    result = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=40", "--nbval-current-env", "-q", "-p", "no:cacheprovider",
-                             str(tmp_path / "hangs.ipynb")], capture_output=True, text=True, timeout=600, env=traces.environ)
-    assert "RankInterrupt" in result.stdout and "waits in all_reduce of float32[1]" in result.stdout, result.stdout
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nbval",
+            "--nbval-cell-timeout=40",
+            "--nbval-current-env",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            str(tmp_path / "hangs.ipynb"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=traces.environ,
+    )
+    assert "RankInterrupt" in result.stdout and "waits in all_reduce of float32[1]" in result.stdout, (
+        result.stdout
+    )
     pids = {int(p.read_text()) for p in tmp_path.glob("pid*")}
     assert len(pids) == 3, result.stdout
     assert traces.left(SOON_S) == [] and not shared_memory_of(pids)
 
 
 def test_progress_leaves_one_static_line(tmp_path):
-    """A job that is long enough for a widget stores the same outputs as a short one, so that nbval can compare them."""
-    cells = ["import time\nfrom course_lib import run\ndef nap(s):\n    time.sleep(s)\nrun(nap, 0)", "job = run(nap, 0)", "job = run(nap, 2.5)"]
+    """A job that is long enough for a widget stores the same outputs as a short one, so that nbval can
+    compare them.
+    """
+    cells = [
+        "import time\nfrom course_lib import run\ndef nap(s):\n    time.sleep(s)\nrun(nap, 0)",
+        "job = run(nap, 0)",
+        "job = run(nap, 2.5)",
+    ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     stored = [[(o["output_type"], dict(o["data"])) for o in cell.outputs] for cell in notebook.cells[1:]]

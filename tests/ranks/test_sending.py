@@ -1,4 +1,7 @@
-"""What travels to the ranks and back: names, classes, modules, cached functions, dtypes; and what is said of that which cannot."""
+"""What travels to the ranks and back: names, classes, modules, cached functions, dtypes; and what is said of
+that which cannot.
+"""
+
 import functools
 import os
 import subprocess
@@ -19,12 +22,22 @@ classes, config, ops = ("plane", "car"), {"lr": 0.1}, {"add": 3}
 aten = torch.ops.aten
 
 
-@pytest.mark.parametrize("fn, expected", [
-    (lambda: classes[torch.tensor(1).item()], "car"), (lambda: config["lr"] * dist.get_world_size(), 0.1), (lambda: ops["add"] * torch.ones(1).item(), 3),
-    (lambda: torch.backends.mps.is_available(), False), (lambda: torch.backends.cudnn.deterministic, False),
-    (lambda: aten.add(torch.ones(1), 1).item(), 2), (lambda: course_lib.measure.__name__, "course_lib.measure")])
+@pytest.mark.parametrize(
+    "fn, expected",
+    [
+        (lambda: classes[torch.tensor(1).item()], "car"),
+        (lambda: config["lr"] * dist.get_world_size(), 0.1),
+        (lambda: ops["add"] * torch.ones(1).item(), 3),
+        (lambda: torch.backends.mps.is_available(), False),
+        (lambda: torch.backends.cudnn.deterministic, False),
+        (lambda: aten.add(torch.ones(1), 1).item(), 2),
+        (lambda: course_lib.measure.__name__, "course_lib.measure"),
+    ],
+)
 def test_modules_of_a_class_of_their_own(fn, expected):
-    """torch.classes, torch.ops, torch.backends, torch.distributed.config, and course_lib itself: cloudpickle knows only plain modules."""
+    """torch.classes, torch.ops, torch.backends, torch.distributed.config, and course_lib itself: cloudpickle
+    knows only plain modules.
+    """
     assert run(fn, ranks=1).results == [expected]
 
 
@@ -34,7 +47,8 @@ class Negated(torch.autograd.Function):
         return -x
 
     @staticmethod
-    @torch.autograd.function.once_differentiable          # a wrapper of torch's, which uses torch._C._functions: nobody can import that
+    # a wrapper of torch's, which uses torch._C._functions: nobody can import that
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         return -grad
 
@@ -55,10 +69,19 @@ def test_random_numbers_differ_between_ranks_and_jobs_and_a_seed_holds():
         import uuid
 
         import numpy
+
         if seed is not None:
             torch.manual_seed(seed)
-        order = [int(i) for i in torch.utils.data.RandomSampler(range(1000))][:5]         # a loader's own seed comes from torch's
-        return torch.rand(1).item(), torch.nn.Linear(1, 1).weight.item(), str(order), random.random(), numpy.random.rand(), uuid.uuid1().int
+        # a loader's own seed comes from torch's
+        order = [int(i) for i in torch.utils.data.RandomSampler(range(1000))][:5]
+        return (
+            torch.rand(1).item(),
+            torch.nn.Linear(1, 1).weight.item(),
+            str(order),
+            random.random(),
+            numpy.random.rand(),
+            uuid.uuid1().int,
+        )
 
     drawn = run(numbers, ranks=2).results + run(numbers, ranks=2).results
     assert all(len(set(column)) == 4 for column in zip(*drawn))
@@ -66,7 +89,8 @@ def test_random_numbers_differ_between_ranks_and_jobs_and_a_seed_holds():
     assert one[:3] == two[:3]
 
 
-# In the names of pytest's modules classes are importable; as a learner's are in `__main__`, they are in this program.
+# In the names of pytest's modules classes are importable; as a learner's are in `__main__`, they are in this
+# program.
 MAIN = """
 import dataclasses, enum, functools, io, multiprocessing, pickle, sys, typing, torch, torch.distributed as dist
 from course_lib import run
@@ -129,8 +153,13 @@ if __name__ == "__main__":
 def test_what_a_cell_defines_can_be_pickled_by_name_in_a_rank(tmp_path):
     (tmp_path / "learner.py").write_text(MAIN)
     root = str(Path(course_lib.__file__).resolve().parents[1])
-    done = subprocess.run([sys.executable, str(tmp_path / "learner.py")], capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"PYTHONPATH": root})
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "learner.py")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": root},
+    )
     assert done.stdout.strip().endswith("all well"), done.stdout + done.stderr
 
 
@@ -146,12 +175,22 @@ def test_a_local_class_of_a_result_is_not_replaced():
     assert type(result) is Local and Local.times is before
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64", "complex32"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64", "complex32"]
+)
 def test_dtypes_travel_both_ways(dtype):
     dtype = getattr(torch, dtype)
-    for sent in (torch.ones(2, 3).t().to(dtype), torch.tensor(1).to(dtype), torch.nn.Parameter(torch.ones(2).to(dtype), requires_grad=False)):
+    for sent in (
+        torch.ones(2, 3).t().to(dtype),
+        torch.tensor(1).to(dtype),
+        torch.nn.Parameter(torch.ones(2).to(dtype), requires_grad=False),
+    ):
         back = run(lambda tensor: {"inside": [tensor]}, sent, ranks=1).results[0]["inside"][0]
-        assert back.dtype is dtype and type(back) is type(sent) and torch.equal(back.to(torch.complex64), sent.to(torch.complex64))
+        assert (
+            back.dtype is dtype
+            and type(back) is type(sent)
+            and torch.equal(back.to(torch.complex64), sent.to(torch.complex64))
+        )
 
 
 class Trainer:
@@ -184,15 +223,27 @@ def uses_bad(x=1):
     return bad
 
 
-@pytest.mark.parametrize("fn, args, kwargs, name, kind", [
-    (lambda: trainer.width, (), {}, "trainer.guard", "lock"), (lambda: bad, (), {}, "bad['model'][1]", "lock"), (lambda: net, (), {}, "net.fc.rows", "generator"),
-    (trainer.fit, (), {}, "self.guard", "lock"), (len, (bad,), {}, "argument 1['model'][1]", "lock"), (lambda *, cfg: 0, (), {"cfg": bad}, "cfg['model'][1]", "lock"),
-    (lambda: {trainer}, (), {}, "trainer.guard", "lock"), (len, ({threading.Lock()},), {}, "a member of argument 1", "lock"),
-    (functools.partial(len, bad), (), {"label": "size"}, "an argument of size['model'][1]", "lock")])
+@pytest.mark.parametrize(
+    "fn, args, kwargs, name, kind",
+    [
+        (lambda: trainer.width, (), {}, "trainer.guard", "lock"),
+        (lambda: bad, (), {}, "bad['model'][1]", "lock"),
+        (lambda: net, (), {}, "net.fc.rows", "generator"),
+        (trainer.fit, (), {}, "self.guard", "lock"),
+        (len, (bad,), {}, "argument 1['model'][1]", "lock"),
+        (lambda *, cfg: 0, (), {"cfg": bad}, "cfg['model'][1]", "lock"),
+        (lambda: {trainer}, (), {}, "trainer.guard", "lock"),
+        (len, ({threading.Lock()},), {}, "a member of argument 1", "lock"),
+        (functools.partial(len, bad), (), {"label": "size"}, "an argument of size['model'][1]", "lock"),
+    ],
+)
 def test_the_variable_that_cannot_be_sent_is_named(fn, args, kwargs, name, kind):
     with pytest.raises(TypeError) as caught:
         run(fn, *args, ranks=1, **kwargs)
-    assert f" cannot be sent to the ranks: {name} is a {kind}, which cannot be copied to another process (" in str(caught.value)
+    assert (
+        f" cannot be sent to the ranks: {name} is a {kind}, which cannot be copied to another process ("
+        in str(caught.value)
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -217,14 +268,29 @@ class Odd(list):
 
 
 def test_what_cannot_be_opened_in_a_rank_or_looked_at_is_told():
-    with pytest.raises(RankError, match=r"raised TypeError: The function, its arguments, .* cannot be opened in a rank \(ValueError: not at home\)"):
+    with pytest.raises(
+        RankError,
+        match=(
+            r"raised TypeError: The function, its arguments, .* cannot be opened in a rank \(ValueError: not"
+            r" at home\)"
+        ),
+    ):
         run(len, Shy(), ranks=1)
-    with pytest.raises(TypeError, match=r"argument 1\['odd'\] is a Odd, which cannot be copied to another process \(don't copy\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"argument 1\['odd'\] is a Odd, which cannot be copied to another process \(don't copy\)",
+    ):
         run(len, {"odd": Odd()}, ranks=1)
 
 
 def test_the_part_of_a_result_that_cannot_be_sent_is_named():
-    with pytest.raises(RankError, match=r"returned a dict that cannot be sent back to the notebook \(result\['rows'\]\[0\]: cannot pickle 'generator'"):
+    with pytest.raises(
+        RankError,
+        match=(
+            r"returned a dict that cannot be sent back to the notebook \(result\['rows'\]\[0\]: cannot pickle"
+            r" 'generator'"
+        ),
+    ):
         run(lambda: {"rows": [(n for n in "x")]}, ranks=1)
 
 
@@ -234,7 +300,13 @@ def test_torchs_settings_stay_in_the_notebook_and_that_is_said():
 
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.warns(RankWarning, match=r"torch.set_default_dtype\(torch.float64\) was called in the notebook, and did not reach the ranks: .* torch.float32"):
+        with pytest.warns(
+            RankWarning,
+            match=(
+                r"torch.set_default_dtype\(torch.float64\) was called in the notebook, and did not reach the"
+                r" ranks: .* torch.float32"
+            ),
+        ):
             assert run(lambda: torch.get_default_dtype(), ranks=1).results == [torch.float32]
         with pytest.warns(RankWarning, match="set_default_dtype"):
             sweep(len, "x", ranks=(1,), repeats=1)

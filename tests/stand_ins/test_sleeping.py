@@ -1,11 +1,11 @@
 """The network that sleeps has real gradients and a set duration; overlap is worked out from intervals."""
+
 import time
 
 import pytest
 import torch
 
-from course_lib.record import Job
-from course_lib.record import overlap
+from course_lib.record import Job, overlap
 from course_lib.stand_ins.sleeping import SleepingNet, SleepingStage
 
 
@@ -16,7 +16,9 @@ def test_gradients_are_real():
     mean = [weight.detach().clone().requires_grad_() for weight in net.weights]
     ((x + sum(weight.mean() for weight in mean)) * x).sum().backward()
     for weight, same in zip(net.weights, mean):
-        assert weight.nbytes == 2 * 64 and torch.allclose(weight.grad, same.grad) and same.grad.abs().min() > 0
+        assert (
+            weight.nbytes == 2 * 64 and torch.allclose(weight.grad, same.grad) and same.grad.abs().min() > 0
+        )
 
 
 def test_layers_take_the_time_they_are_told():
@@ -34,18 +36,25 @@ def test_a_layer_has_at_least_one_weight():
 
 
 def job(*rows) -> Job:
-    timeline = [{"rank": 0, "kind": kind, "name": kind, "start_s": start, "seconds": end - start} for kind, start, end in rows]
+    timeline = [
+        {"rank": 0, "kind": kind, "name": kind, "start_s": start, "seconds": end - start}
+        for kind, start, end in rows
+    ]
     return Job("job", 1, "gloo", "cpu", "CPU", 1.0, [None], [""], records={"timeline": timeline})
 
 
-@pytest.mark.parametrize("rows, compute_s, communication_s, both_s", [
-    ([("span", 0, 2), ("communication", 2, 3)], 2, 1, 0),
-    ([("span", 0, 2), ("communication", 1, 3)], 2, 2, 1),
-    ([("span", 0, 2), ("backward", 1, 3), ("communication", 1, 2), ("communication", 1.5, 4)], 3, 3, 2),      # pieces that overlap count once
-    ([("span", 0, 1), ("span", 2, 3), ("communication", 0.5, 2.5)], 2, 2, 1),
-    ([("span", 0, 1)], 1, 0, 0),
-    ([], 0, 0, 0),
-])
+@pytest.mark.parametrize(
+    "rows, compute_s, communication_s, both_s",
+    [
+        ([("span", 0, 2), ("communication", 2, 3)], 2, 1, 0),
+        ([("span", 0, 2), ("communication", 1, 3)], 2, 2, 1),
+        # pieces that overlap count once
+        ([("span", 0, 2), ("backward", 1, 3), ("communication", 1, 2), ("communication", 1.5, 4)], 3, 3, 2),
+        ([("span", 0, 1), ("span", 2, 3), ("communication", 0.5, 2.5)], 2, 2, 1),
+        ([("span", 0, 1)], 1, 0, 0),
+        ([], 0, 0, 0),
+    ],
+)
 def test_overlap(rows, compute_s, communication_s, both_s):
     row = overlap(job(*rows)).loc[0]
     assert (row["compute_s"], row["communication_s"], row["both_s"]) == (compute_s, communication_s, both_s)

@@ -1,7 +1,9 @@
-"""What mini.ddp refuses: whatever would leave other weights than those of one process, without a word. The ideas themselves are in ddp.py.
+"""What mini.ddp refuses: whatever would leave other weights than those of one process, without a word. The
+ideas themselves are in ddp.py.
 
 Each function raises an error of one sentence, which says what happened and what to do, or returns.
 """
+
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 
@@ -9,17 +11,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["COPY", "other_modules", "wrappers_of", "changed_parameters", "gradient", "touched_parameters", "no_gradient"]
+__all__ = [
+    "COPY",
+    "other_modules",
+    "wrappers_of",
+    "changed_parameters",
+    "gradient",
+    "touched_parameters",
+    "no_gradient",
+]
 
-MOST_NAMES = 8                            # of parameters, in one error
-COPY = ("a DistributedDataParallel cannot be copied, pickled or saved, for its hooks would stay behind: take its module (model.module), or its "
-        "state_dict().")
+MOST_NAMES = 8  # of parameters, in one error
+COPY = (
+    "a DistributedDataParallel cannot be copied, pickled or saved, for its hooks would stay behind: take its"
+    " module (model.module), or its state_dict()."
+)
 
 
 def other_modules(module: nn.Module, group: dist.ProcessGroup | None) -> None:
     """Compare parameters and buffers over the ranks; every rank of the group must call this."""
-    mine = [f"{name} {list(tensor.shape)}, strides {tensor.stride()}, {tensor.dtype}{', frozen' * (not tensor.requires_grad)}"
-            for name, tensor in module.named_parameters()]
+    mine = [
+        f"{name} {list(tensor.shape)}, strides {tensor.stride()},"
+        f" {tensor.dtype}{', frozen' * (not tensor.requires_grad)}"
+        for name, tensor in module.named_parameters()
+    ]
     mine += [f"{name} {list(tensor.shape)}, {tensor.dtype}" for name, tensor in module.named_buffers()]
     all_ranks: list = [None] * dist.get_world_size(group)
     dist.all_gather_object(all_ranks, mine, group=group)
@@ -27,55 +42,86 @@ def other_modules(module: nn.Module, group: dist.ProcessGroup | None) -> None:
     for rank, theirs in others:
         for one, other in zip_longest(first[1], theirs, fillvalue="nothing"):
             if one != other:
-                raise ValueError(f"rank {first[0]} has {one}, and rank {rank} has {other}: every rank must wrap the same module.")
+                raise ValueError(
+                    f"rank {first[0]} has {one}, and rank {rank} has {other}: every rank must wrap the same"
+                    " module."
+                )
 
 
 def wrappers_of(parameters: Iterable[nn.Parameter]) -> list:
-    """The DistributedDataParallels whose hooks are on these parameters. (They would average too: a gradient divided twice.)"""
+    """The DistributedDataParallels whose hooks are on these parameters. (They would average too: a gradient
+    divided twice.)
+    """
     from course_lib.mini.ddp import DistributedDataParallel
 
-    owners = {getattr(hook, "__self__", None) for parameter in parameters for hook in (parameter._post_accumulate_grad_hooks or {}).values()}
+    owners = {
+        getattr(hook, "__self__", None)
+        for parameter in parameters
+        for hook in (parameter._post_accumulate_grad_hooks or {}).values()
+    }
     return [owner for owner in owners if isinstance(owner, DistributedDataParallel)]
 
 
 def changed_parameters(module: nn.Module, bucket_of: Mapping) -> None:
     """Parameters that learn and have no place in a bucket would drift apart."""
     parameters = set(module.parameters())
-    changed = [parameter for parameter in parameters if parameter.requires_grad
-               and (parameter not in bucket_of or _kind(parameter) != _kind(bucket_of[parameter].views[parameter]))]
+    changed = [
+        parameter
+        for parameter in parameters
+        if parameter.requires_grad
+        and (parameter not in bucket_of or _kind(parameter) != _kind(bucket_of[parameter].views[parameter]))
+    ]
     if changed := changed or [parameter for parameter in bucket_of if parameter not in parameters]:
-        raise RuntimeError(f"{_names(module, changed)} changed since this wrapper was made (added, replaced, unfrozen, another dtype or device, or "
-                           "wrapped once more): wrap the module again, and use the newest wrapper.")
+        raise RuntimeError(
+            f"{_names(module, changed)} changed since this wrapper was made (added, replaced, unfrozen,"
+            " another dtype or device, or wrapped once more): wrap the module again, and use the newest"
+            " wrapper."
+        )
 
 
 def gradient(module: nn.Module, parameter: nn.Parameter, arrived: bool) -> None:
     """Look at a gradient that has arrived in `parameter.grad`."""
     if arrived:
-        problem = ("has got a second gradient in one backward, as in two reentrant checkpoints: use checkpoint(..., use_reentrant=False), or, if a "
-                   "backward failed before, call forward again")
+        problem = (
+            "has got a second gradient in one backward, as in two reentrant checkpoints: use checkpoint(...,"
+            " use_reentrant=False), or, if a backward failed before, call forward again"
+        )
     elif parameter.grad is None:
         problem = "lost its gradient to a hook before it was averaged: let the optimizer step after backward"
     elif parameter.grad.layout != torch.strided:
         problem = "has a sparse gradient, and buckets are dense: make the layer with sparse=False"
     elif parameter.grad.requires_grad:
-        problem = "has a gradient with a graph (create_graph=True), which an all_reduce would cut off: take torch.autograd.grad for such a gradient"
+        problem = (
+            "has a gradient with a graph (create_graph=True), which an all_reduce would cut off: take"
+            " torch.autograd.grad for such a gradient"
+        )
     else:
         return
     raise RuntimeError(f"{_names(module, [parameter])} {problem}.")
 
 
-def touched_parameters(module: nn.Module, views: Mapping[nn.Parameter, Tensor], versions: Mapping[nn.Parameter, int]) -> None:
+def touched_parameters(
+    module: nn.Module, views: Mapping[nn.Parameter, Tensor], versions: Mapping[nn.Parameter, int]
+) -> None:
     """Look whether somebody stepped, with gradients of this rank alone, while backward ran."""
-    if touched := [parameter for parameter, view in views.items() if parameter.grad is not view or parameter._version != versions[parameter]]:
-        raise RuntimeError(f"{_names(module, touched)} changed, or lost its gradient, within backward, before gradients were averaged: let the optimizer "
-                           "step after backward, not in a hook.")
+    if touched := [
+        parameter
+        for parameter, view in views.items()
+        if parameter.grad is not view or parameter._version != versions[parameter]
+    ]:
+        raise RuntimeError(
+            f"{_names(module, touched)} changed, or lost its gradient, within backward, before gradients were"
+            " averaged: let the optimizer step after backward, not in a hook."
+        )
 
 
 def no_gradient(module: nn.Module, absent: Iterable[nn.Parameter]) -> None:
     """Parameters that learn must get a gradient in every backward."""
     if absent:
-        raise RuntimeError(f"no gradient for {_names(module, absent)} in this backward on rank {dist.get_rank()}: the loss does not depend on it. "
-                           "Freeze it, or pass find_unused_parameters=True.")
+        raise RuntimeError(
+            f"no gradient for {_names(module, absent)} in this backward on rank {dist.get_rank()}: the loss"
+            " does not depend on it. Freeze it, or pass find_unused_parameters=True."
+        )
 
 
 def _kind(tensor: Tensor) -> tuple:
@@ -85,4 +131,6 @@ def _kind(tensor: Tensor) -> tuple:
 def _names(module: nn.Module, parameters: Iterable[nn.Parameter]) -> str:
     names = {parameter: name for name, parameter in module.named_parameters()}
     found = sorted(names.get(parameter, "a parameter that is gone") for parameter in parameters)
-    return ", ".join(found[:MOST_NAMES]) + (f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else "")
+    return ", ".join(found[:MOST_NAMES]) + (
+        f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else ""
+    )

@@ -1,10 +1,13 @@
-"""f and g: what a network whose tensors are cut over the ranks does where the cut part is entered and where it is left.
+"""f and g: what a network whose tensors are cut over the ranks does where the cut part is entered and where
+it is left.
 
-Each is a function for forward and another for backward, and the two together are what the chain rule asks for:
+Each is a function for forward and another for backward, and the two together are what the chain rule asks
+for:
 
                                   forward           backward
-    f   copy_to_group             x itself          all_reduce        each rank's part adds something to the gradient of x
-    g   reduce_from_group         all_reduce        gradient itself   a sum hands its gradient on to every addend
+    f   copy_to_group             x itself          all_reduce        each rank's part adds something to the
+    gradient of x g   reduce_from_group         all_reduce        gradient itself   a sum hands its gradient
+    on to every addend
 
     under sequence parallelism, where each rank has a slice of the tokens outside of the cut part:
     f   gather_from_group         all_gather        reduce_scatter
@@ -12,9 +15,10 @@ Each is a function for forward and another for backward, and the two together ar
 
 All ranks of the group must call them together, and run the same backward.
 
-Sources: Shoeybi et al. 2019, "Megatron-LM", section 3; Korthikanti et al. 2022, "Reducing activation recomputation in large transformer
-models", section 4.2.2 (which calls the lower pair g and g with a bar).
+Sources: Shoeybi et al. 2019, "Megatron-LM", section 3; Korthikanti et al. 2022, "Reducing activation
+    recomputation in large transformer models", section 4.2.2 (which calls the lower pair g and g with a bar).
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,11 +31,14 @@ from course_lib.arguments import function, instance, process_group
 __all__ = ["copy_to_group", "reduce_from_group", "gather_from_group", "reduce_scatter_to_group", "Region"]
 
 Group = dist.ProcessGroup | None
-ReduceScatter = Callable[..., object]      # (output, input, group=...), as dist.reduce_scatter_tensor or mini.ring.reduce_scatter
+# (output, input, group=...), as dist.reduce_scatter_tensor or mini.ring.reduce_scatter
+ReduceScatter = Callable[..., object]
 
 
 def copy_to_group(x: Tensor, group: Group = None) -> Tensor:
-    """f: forward x itself; backward the sum of its gradient over the ranks. For what all ranks have the same, and each uses differently."""
+    """f: forward x itself; backward the sum of its gradient over the ranks. For what all ranks have the same,
+    and each uses differently.
+    """
     _look(x, group)
     return _Operator.apply(x, lambda x: x.view_as(x), lambda grad: _sum(grad, group))
 
@@ -43,23 +50,35 @@ def reduce_from_group(x: Tensor, group: Group = None) -> Tensor:
 
 
 def gather_from_group(x: Tensor, group: Group = None, reduce_scatter: ReduceScatter | None = None) -> Tensor:
-    """f under sequence parallelism: forward all ranks' slices [..., time / n, dim] as [..., time, dim]; backward the sum of its own slice."""
+    """f under sequence parallelism: forward all ranks' slices [..., time / n, dim] as [..., time, dim];
+    backward the sum of its own slice.
+    """
     _look(x, group, reduce_scatter, dims=2)
-    return _Operator.apply(x, lambda x: all_slices(x, group, -2), lambda grad: _sum_slice(grad, group, reduce_scatter))
+    return _Operator.apply(
+        x, lambda x: all_slices(x, group, -2), lambda grad: _sum_slice(grad, group, reduce_scatter)
+    )
 
 
-def reduce_scatter_to_group(x: Tensor, group: Group = None, reduce_scatter: ReduceScatter | None = None) -> Tensor:
-    """g under sequence parallelism: forward this rank's slice [..., time / n, dim] of the sum of x over the ranks; backward all slices."""
+def reduce_scatter_to_group(
+    x: Tensor, group: Group = None, reduce_scatter: ReduceScatter | None = None
+) -> Tensor:
+    """g under sequence parallelism: forward this rank's slice [..., time / n, dim] of the sum of x over the
+    ranks; backward all slices.
+    """
     _look(x, group, reduce_scatter, dims=2)
-    return _Operator.apply(x, lambda x: _sum_slice(x, group, reduce_scatter), lambda grad: all_slices(grad, group, -2))
+    return _Operator.apply(
+        x, lambda x: _sum_slice(x, group, reduce_scatter), lambda grad: all_slices(grad, group, -2)
+    )
 
 
 @dataclass(frozen=True)
 class Region:
-    """The part of a network in which tensors are cut by features (a pair of layers): who shares it, and which operators stand at its borders.
+    """The part of a network in which tensors are cut by features (a pair of layers): who shares it, and which
+    operators stand at its borders.
 
     Attributes: as the arguments of tensor_parallel.parallelize.
     """
+
     group: Group = None
     sequence_parallel: bool = False
     reduce_scatter: ReduceScatter | None = None
@@ -71,17 +90,26 @@ class Region:
 
     def enter(self, x: Tensor) -> Tensor:
         """f: [..., time (or time / n), dim] in, [..., time, dim] out."""
-        return gather_from_group(x, self.group, self.reduce_scatter) if self.sequence_parallel else copy_to_group(x, self.group)
+        return (
+            gather_from_group(x, self.group, self.reduce_scatter)
+            if self.sequence_parallel
+            else copy_to_group(x, self.group)
+        )
 
     def leave(self, x: Tensor) -> Tensor:
         """g: an addend [..., time, dim] in, the sum [..., time (or time / n), dim] out."""
-        return reduce_scatter_to_group(x, self.group, self.reduce_scatter) if self.sequence_parallel else reduce_from_group(x, self.group)
+        return (
+            reduce_scatter_to_group(x, self.group, self.reduce_scatter)
+            if self.sequence_parallel
+            else reduce_from_group(x, self.group)
+        )
 
     def outside(self, parameter: nn.Parameter) -> Tensor:
         """A parameter that is whole on every rank, for use outside the region.
 
-        Under sequence parallelism each rank uses it for its own tokens, so its gradient has an addend on every rank. f sums them; without
-        it the ranks' copies would drift apart. (Megatron sums them in one all_reduce after backward.)
+        Under sequence parallelism each rank uses it for its own tokens, so its gradient has an addend on
+        every rank. f sums them; without it the ranks' copies would drift apart. (Megatron sums them in one
+        all_reduce after backward.)
         """
         return copy_to_group(parameter, self.group) if self.sequence_parallel else parameter
 
@@ -106,7 +134,7 @@ def _look(x: Tensor, group: Group, reduce_scatter: ReduceScatter | None = None, 
 
 
 def _sum(x: Tensor, group: Group) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)      # not in place: autograd may still need x
+    total = x.clone(memory_format=torch.contiguous_format)  # not in place: autograd may still need x
     dist.all_reduce(total, group=group)
     return total
 
@@ -120,7 +148,8 @@ def all_slices(x: Tensor, group: Group, dim: int) -> Tensor:
 
 def _sum_slice(x: Tensor, group: Group, reduce_scatter: ReduceScatter | None) -> Tensor:
     share(x.shape[-2], "tokens", group)
-    parts = torch.stack(x.chunk(dist.get_world_size(group), -2))      # [n, ..., time / n, dim]: in memory, one slice after the other
+    # [n, ..., time / n, dim]: in memory, one slice after the other
+    parts = torch.stack(x.chunk(dist.get_world_size(group), -2))
     output = torch.empty_like(parts[0])
     (reduce_scatter or dist.reduce_scatter_tensor)(output.view(-1), parts.view(-1), group=group)
     return output

@@ -1,4 +1,5 @@
-"""Save and load what the ranks of `mini.zero` hold, by torch.distributed.checkpoint (dcp): what n ranks save, m ranks can load.
+"""Save and load what the ranks of `mini.zero` hold, by torch.distributed.checkpoint (dcp): what n ranks save,
+m ranks can load.
 
     dcp.save(optimizer.state_dict(), checkpoint_id=path)
 
@@ -7,6 +8,7 @@
 
 Shards are DTensors: each knows which part of a longer tensor it is, and that has no padding.
 """
+
 import copy
 from typing import TYPE_CHECKING
 
@@ -25,13 +27,17 @@ __all__ = ["state_dict", "load_state_dict"]
 
 
 def state_dict(optimizer: "ZeroOptimizer") -> dict:
-    """Parameters and optimizer states, as this rank holds them, as "units"; the options of "param_groups"; whether there was a step at all."""
+    """Parameters and optimizer states, as this rank holds them, as "units"; the options of "param_groups";
+    whether there was a step at all.
+    """
     states = optimizer.state or _fresh_state(optimizer)
     units = {}
     for unit in optimizer.units:
         tensors = {"shard": unit.shard, **states.get(unit.shard, {})}
         units[unit.name] = {name: _saved(unit, value) for name, value in tensors.items()}
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
     return {"units": units, "stepped": bool(optimizer.state), "param_groups": groups}
 
 
@@ -52,11 +58,15 @@ def load_state_dict(optimizer: "ZeroOptimizer", state_dict: dict) -> None:
 
 
 def _saved(unit: Unit, value) -> "DTensor | object":
-    """A tensor of the shard's size as this rank's part of [numel], without padding; another value, such as a count of steps, as it is."""
+    """A tensor of the shard's size as this rank's part of [numel], without padding; another value, such as a
+    count of steps, as it is.
+    """
     if not isinstance(value, Tensor) or value.shape != unit.shard.shape:
         return value
-    from torch.distributed.device_mesh import DeviceMesh                           # here, because this import takes half a second
+    # here, because this import takes half a second
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
+
     mesh = DeviceMesh.from_group(unit.process_group or dist.group.WORLD, value.device.type)
     real = value.detach()[: max(0, min(value.numel(), unit.numel - unit.own.start))]
     return DTensor.from_local(real.clone(), mesh, [Shard(0)], shape=torch.Size([unit.numel]), stride=(1,))
@@ -72,11 +82,18 @@ def _padded(unit: Unit, value):
 
 
 def _fresh_state(optimizer: "ZeroOptimizer") -> dict:
-    """States to be filled, before the first step has made any: by a step of a copy, whose parameters are thrown away."""
-    stand_ins = {unit.shard: torch.nn.Parameter(unit.shard.detach().clone()) for unit in optimizer.units if unit.learns}
+    """States to be filled, before the first step has made any: by a step of a copy, whose parameters are
+    thrown away.
+    """
+    stand_ins = {
+        unit.shard: torch.nn.Parameter(unit.shard.detach().clone()) for unit in optimizer.units if unit.learns
+    }
     for stand_in in stand_ins.values():
         stand_in.grad = torch.zeros_like(stand_in)
-    groups = [{**group, "params": [stand_ins[shard] for shard in group["params"]]} for group in optimizer.param_groups]
+    groups = [
+        {**group, "params": [stand_ins[shard] for shard in group["params"]]}
+        for group in optimizer.param_groups
+    ]
     twin = copy.copy(optimizer.optim)
     twin.param_groups, twin.state = groups, type(optimizer.state)(dict)
     twin.step()

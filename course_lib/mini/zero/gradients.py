@@ -1,9 +1,12 @@
-"""Gradients of which each rank has a part, for torch's own tools: clip_grad_norm_, clip_grad_value_ and GradScaler see the whole model's.
+"""Gradients of which each rank has a part, for torch's own tools: clip_grad_norm_, clip_grad_value_ and
+GradScaler see the whole model's.
 
-A rank that takes the norm of its own part gets another number than its neighbour, scales by another factor, and nothing says so. So between backward
-and zero_grad a gradient is a `Spread`: it computes element by element on this rank's part, asks all ranks for a norm, and refuses everything else.
-(torch's DTensor does this for every operation there is.)
+A rank that takes the norm of its own part gets another number than its neighbour, scales by another factor,
+and nothing says so. So between backward
+and zero_grad a gradient is a `Spread`: it computes element by element on this rank's part, asks all ranks for
+a norm, and refuses everything else. (torch's DTensor does this for every operation there is.)
 """
+
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,23 +19,50 @@ if TYPE_CHECKING:
 
 __all__ = ["Spread", "plain", "show", "take_back", "dropped", "LOOKS"]
 
-LOOKS = {"__get__", "__len__", "data_ptr", "detach", "dim", "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point",
-         "nelement", "numel", "requires_grad_", "size", "storage_offset", "stride", "untyped_storage"}                  # they compute nothing
+LOOKS = {
+    "__get__",
+    "__len__",
+    "data_ptr",
+    "detach",
+    "dim",
+    "element_size",
+    "get_device",
+    "is_complex",
+    "is_contiguous",
+    "is_floating_point",
+    # they compute nothing
+    "nelement",
+    "numel",
+    "requires_grad_",
+    "size",
+    "storage_offset",
+    "stride",
+    "untyped_storage",
+}
 NORMS = {"norm", "vector_norm", "linalg_vector_norm", "_foreach_norm"}
-ELEMENT_BY_ELEMENT = {prefix + name for prefix in ("", "_foreach_") for name in ("mul_", "div_", "clamp_", "clamp_min_", "clamp_max_", "zero_")} | {
-    "__imul__", "__itruediv__", "nan_to_num_"}
+ELEMENT_BY_ELEMENT = {
+    prefix + name
+    for prefix in ("", "_foreach_")
+    for name in ("mul_", "div_", "clamp_", "clamp_min_", "clamp_max_", "zero_")
+} | {"__imul__", "__itruediv__", "nan_to_num_"}
 UNSCALE = "_amp_foreach_non_finite_check_and_unscale_"
 
 
 class Spread(Tensor):
-    """A gradient that all ranks of a unit have together; this rank has `part` of it, a view of the memory of `unit.shard.grad`.
+    """A gradient that all ranks of a unit have together; this rank has `part` of it, a view of the memory of
+    `unit.shard.grad`.
 
-    The gradient of a shard is that part itself. The gradient of a parameter has the parameter's shape and no memory of its own.
+    The gradient of a shard is that part itself. The gradient of a parameter has the parameter's shape and no
+    memory of its own.
     """
 
     @classmethod
-    def of(cls, unit: "Unit", mine: Tensor, tensor: Tensor | None = None, own: slice = slice(None)) -> "Spread":
-        """mine: this rank's part of the unit's gradient, and own: what of it belongs to this one; tensor: what it looks like."""
+    def of(
+        cls, unit: "Unit", mine: Tensor, tensor: Tensor | None = None, own: slice = slice(None)
+    ) -> "Spread":
+        """mine: this rank's part of the unit's gradient, and own: what of it belongs to this one; tensor:
+        what it looks like.
+        """
         spread = (mine if tensor is None else tensor).as_subclass(cls)
         spread.unit, spread.mine, spread.own = unit, mine, own
         return spread
@@ -47,12 +77,22 @@ class Spread(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if name in LOOKS:
                 result = function(*args, **(kwargs or {}))
-                return args[0] if isinstance(result, Tensor) else result                # .data, .detach() and the like
+                # .data, .detach() and the like
+                return args[0] if isinstance(result, Tensor) else result
             first, *others = tree_leaves((args, kwargs))
-            if (name not in NORMS | ELEMENT_BY_ELEMENT | {UNSCALE} or not isinstance(first, cls)
-                    or any(isinstance(other, Tensor) and other.numel() > 1 and not isinstance(other, cls) for other in others)):
-                raise RuntimeError(f"{name} on a gradient of mini.zero: each rank has a part of it only; what it can do are norms, and zeroing, "
-                                   "clamping, multiplying by a number in place: torch's clip_grad_norm_ and clip_grad_value_, and GradScaler.")
+            if (
+                name not in NORMS | ELEMENT_BY_ELEMENT | {UNSCALE}
+                or not isinstance(first, cls)
+                or any(
+                    isinstance(other, Tensor) and other.numel() > 1 and not isinstance(other, cls)
+                    for other in others
+                )
+            ):
+                raise RuntimeError(
+                    f"{name} on a gradient of mini.zero: each rank has a part of it only; what it can do are"
+                    " norms, and zeroing, clamping, multiplying by a number in place: torch's"
+                    " clip_grad_norm_ and clip_grad_value_, and GradScaler."
+                )
             for gradient in (first, *others):
                 if isinstance(gradient, cls):
                     gradient.unit.average()
@@ -60,7 +100,7 @@ class Spread(Tensor):
             result = function(*parts, **options)
             if name in NORMS:
                 return _over_ranks(result, first.unit, parts[1:], options)
-            if name == UNSCALE:           # all ranks skip the step, or none
+            if name == UNSCALE:  # all ranks skip the step, or none
                 dist.all_reduce(args[1], dist.ReduceOp.MAX, group=first.unit.process_group)
                 return result
             return args[0]
@@ -75,7 +115,9 @@ def plain(gradient: Tensor) -> Tensor:
 
 
 def show(unit: "Unit") -> None:
-    """After a backward: whoever looks for the gradient of a shard or (stages 1 and 2) of a parameter finds one that is spread over the ranks."""
+    """After a backward: whoever looks for the gradient of a shard or (stages 1 and 2) of a parameter finds
+    one that is spread over the ranks.
+    """
     if unit.stage == 1 and unit.grads is not None and not unit.averaged:
         mine = unit.grads[unit.own]
         unit.shard.grad = Spread.of(unit, mine)
@@ -85,7 +127,8 @@ def show(unit: "Unit") -> None:
     element = mine[0]
     for parameter, view in unit.views.items():
         if parameter not in unit.unused:
-            begin = view.storage_offset() - unit.own.start                        # in the shard's own counting
+            # in the shard's own counting
+            begin = view.storage_offset() - unit.own.start
             own = slice(max(begin, 0), max(begin + view.numel(), 0))
             parameter.grad = Spread.of(unit, mine, element.expand(view.shape), own)
 
@@ -97,7 +140,8 @@ def take_back(unit: "Unit", parameter: nn.Parameter) -> None:
 
 
 def dropped(unit: "Unit") -> bool:
-    """Whether somebody, such as `model.zero_grad()`, has let go of the gradients that `show` has shown: of all, or of none.
+    """Whether somebody, such as `model.zero_grad()`, has let go of the gradients that `show` has shown: of
+    all, or of none.
 
     Errors: RuntimeError if only some are gone, or one is there that `show` does not know.
     """
@@ -105,9 +149,15 @@ def dropped(unit: "Unit") -> bool:
         return unit.shard.grad is None and len(unit.unused) < len(unit.views)
     kinds = {type(parameter.grad) for parameter in unit.views if parameter not in unit.unused}
     if not kinds <= {Spread, type(None)} or not all(parameter.grad is None for parameter in unit.unused):
-        raise RuntimeError("a gradient does not come from backward, but was assigned: the unit of its parameter does not know of it.")
+        raise RuntimeError(
+            "a gradient does not come from backward, but was assigned: the unit of its parameter does not"
+            " know of it."
+        )
     if len(kinds) == 2:
-        raise RuntimeError("some gradients of a unit were set to None, and others are still there: use optimizer.zero_grad().")
+        raise RuntimeError(
+            "some gradients of a unit were set to None, and others are still there: use"
+            " optimizer.zero_grad()."
+        )
     return kinds == {type(None)}
 
 
@@ -122,7 +172,9 @@ def _over_ranks(norm, unit: "Unit", order: tuple, options: dict):
     order = order[0] if order else options.get("ord", options.get("p", 2))
     order = 2.0 if order in ("fro", None) else float(order)
     if norm.dim() or not order > 0:
-        raise RuntimeError("a norm of a gradient of mini.zero is of the whole gradient, and its order above 0.")
+        raise RuntimeError(
+            "a norm of a gradient of mini.zero is of the whole gradient, and its order above 0."
+        )
     if order == float("inf"):
         dist.all_reduce(norm, dist.ReduceOp.MAX, group=unit.process_group)
         return norm

@@ -1,4 +1,7 @@
-"""When the units of ZeRO come together and go apart: hooks of modules and of autograd that call `mini.zero_unit.Unit`."""
+"""When the units of ZeRO come together and go apart: hooks of modules and of autograd that call
+`mini.zero_unit.Unit`.
+"""
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
@@ -15,13 +18,20 @@ __all__ = ["Hooks"]
 class Hooks:
     """Who calls a unit when: the forward of modules, and autograd."""
 
-    def __init__(self, stage: int, needs: dict[nn.Module, list[Unit]], unit_of: dict[nn.Parameter, Unit]) -> None:
+    def __init__(
+        self, stage: int, needs: dict[nn.Module, list[Unit]], unit_of: dict[nn.Parameter, Unit]
+    ) -> None:
         self.stage, self.units, self.in_backward = stage, list(dict.fromkeys(unit_of.values())), False
-        self.all_gathered = self.looked = False           # is the model whole within gathered(); was it looked at since the last step
+        # is the model whole within gathered(); was it looked at since the last step
+        self.all_gathered = self.looked = False
         for parameter, unit in unit_of.items():
             if parameter.requires_grad:
-                parameter.register_hook(lambda grad, parameter=parameter, unit=unit: self.announce(parameter, unit))
-                parameter.register_post_accumulate_grad_hook(lambda parameter, unit=unit: self.arrive(parameter, unit))
+                parameter.register_hook(
+                    lambda grad, parameter=parameter, unit=unit: self.announce(parameter, unit)
+                )
+                parameter.register_post_accumulate_grad_hook(
+                    lambda parameter, unit=unit: self.arrive(parameter, unit)
+                )
         for module, units in needs.items() if stage == 3 else ():
             self.gather_around(module, units)
 
@@ -47,7 +57,9 @@ class Hooks:
             self.notice_dropped()
 
     def finish(self) -> None:
-        """The end of backward: parameters without a gradient count as zero if others of their unit have one."""
+        """The end of backward: parameters without a gradient count as zero if others of their unit have
+        one.
+        """
         self.in_backward = False
         for unit in self.units:
             if self.stage > 1 and unit.grads is not None:
@@ -62,29 +74,34 @@ class Hooks:
                 unit.forget()
 
     def reset(self) -> None:
-        """Between a step and the next forward: no gradients, nothing gathered; also if a backward was not finished."""
+        """Between a step and the next forward: no gradients, nothing gathered; also if a backward was not
+        finished.
+        """
         self.in_backward = False
         for unit in self.units:
             unit.forget()
             unit.free()
 
     def gather_around(self, owner: nn.Module, units: list[Unit]) -> None:
-        """Stage 3: a module's units are whole during its forward, and from its output's gradient on until their own gradients are complete.
+        """Stage 3: a module's units are whole during its forward, and from its output's gradient on until
+        their own gradients are complete.
 
-        An output may hide from this hook: in an object of the model's own, as a view that is written to, as a tensor that a module keeps. So
-        autograd, too, asks for a unit before it takes out what it has saved of its parameters.
+        An output may hide from this hook: in an object of the model's own, as a view that is written to, as a
+        tensor that a module keeps. So autograd, too, asks for a unit before it takes out what it has saved of
+        its parameters.
         """
-        mine: list[Unit] = []             # not what another module, or backward, has gathered and still needs
+        mine: list[Unit] = []  # not what another module, or backward, has gathered and still needs
         saving: list[Saved] = []
 
         def before_forward(module, args, kwargs):
-            if module is not owner:       # but a copy of it, which has its parameters, and these hooks, too
+            if module is not owner:  # but a copy of it, which has its parameters, and these hooks, too
                 return
             mine[:] = gather()
             inputs = _with_grad((args, kwargs))
             frozen = [unit for unit in units if not any(parameter.requires_grad for parameter in unit.views)]
             if frozen and inputs and torch.is_grad_enabled():
-                # Frozen parameters get no gradients. Backward is done with them when it has those of the inputs.
+                # Frozen parameters get no gradients. Backward is done with them when it has those of the
+                # inputs.
                 register_multi_grad_hook(inputs, lambda grads: [unit.free() for unit in frozen])
             saving.append(Saved(units, before_backward))
             saving[-1].__enter__()
@@ -95,7 +112,8 @@ class Hooks:
             saving.pop().__exit__()
             for unit in mine:
                 unit.free()
-            handed_on = {id(tensor) for tensor in tree_leaves((args, kwargs))}           # their gradients are complete after this backward
+            # their gradients are complete after this backward
+            handed_on = {id(tensor) for tensor in tree_leaves((args, kwargs))}
             for tensor in _with_grad(output):
                 if id(tensor) not in handed_on:
                     tensor.register_hook(before_backward)
@@ -111,7 +129,8 @@ class Hooks:
                 unit.gather()
             return absent
 
-        # First of all before forward, for other hooks may compute with parameters (weight_norm's); and last after it, also when forward raises.
+        # First of all before forward, for other hooks may compute with parameters (weight_norm's); and last
+        # after it, also when forward raises.
         owner.register_forward_pre_hook(before_forward, with_kwargs=True, prepend=True)
         owner.register_forward_hook(after_forward, with_kwargs=True, always_call=True)
 

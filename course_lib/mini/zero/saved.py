@@ -1,4 +1,7 @@
-"""What autograd saves in forward for backward, in stage 3: parameters among it must be whole again when they are taken out."""
+"""What autograd saves in forward for backward, in stage 3: parameters among it must be whole again when they
+are taken out.
+"""
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,18 +15,21 @@ __all__ = ["Saved"]
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """What autograd saves in the forward of a module: before it takes out a parameter, it calls `gather`, for then the parameter may have no memory.
+    """What autograd saves in the forward of a module: before it takes out a parameter, it calls `gather`, for
+    then the parameter may have no memory.
 
-    Hooks that are there already, such as those of a checkpoint, get to see everything as before. Torch itself looks whether a tensor was changed
-    since it was saved, but not where there are hooks; so this does.
+    Hooks that are there already, such as those of a checkpoint, get to see everything as before. Torch itself
+    looks whether a tensor was changed since it was saved, but not where there are hooks; so this does.
     """
 
     def __init__(self, units: list["Unit"], gather: Callable) -> None:
-        unit_of = {unit.full.untyped_storage().data_ptr(): unit for unit in units}                # they are whole now
+        # they are whole now
+        unit_of = {unit.full.untyped_storage().data_ptr(): unit for unit in units}
         others = torch._C._autograd._top_saved_tensors_default_hooks(False)
 
         def pack(tensor: Tensor):
-            address = tensor.untyped_storage().data_ptr()     # by it a unit is found again: what is packed holds the tensor, and nothing of the unit
+            # by it a unit is found again: what is packed holds the tensor, and nothing of the unit
+            address = tensor.untyped_storage().data_ptr()
             if others:
                 return address, 0, others[0](tensor)
             saved = tensor.detach()
@@ -32,7 +38,9 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
         def unpack(packed) -> Tensor:
             address, version, saved = packed
             if not others and watched(address, saved)._version != version:
-                raise RuntimeError("a tensor that backward needs was changed in place after forward had saved it.")
+                raise RuntimeError(
+                    "a tensor that backward needs was changed in place after forward had saved it."
+                )
             tensor = others[1](saved) if others else saved
             unit = unit_of.get(address)
             if unit is not None and not unit.full_bytes:

@@ -1,10 +1,12 @@
-"""A unit of ZeRO: some parameters in one flat tensor, cut into one chunk for each rank. What `mini.zero` does, it does unit by unit.
+"""A unit of ZeRO: some parameters in one flat tensor, cut into one chunk for each rank. What `mini.zero`
+does, it does unit by unit.
 
     full     | weight ............................ | bias ......... | padding |
     chunks   | rank 0        | rank 1        | rank 2        | rank 3        |
 
 Parameters are views of `full`, so they need no copying: what all_gather writes there, they see.
 """
+
 from collections.abc import Iterable
 
 import torch
@@ -22,21 +24,40 @@ class Unit:
     """Some parameters in one flat tensor, of which this rank owns one of n equal chunks.
 
     Attributes:
-        module, key: whose parameters they are, and "shard_k". k counts the units of a module: one for each param group and dtype, and one for
+        module, key: whose parameters they are, and "shard_k". k counts the units of a module: one for each
+            param group and dtype, and one for
             frozen parameters. In stage 3, the shard is the module's parameter of this name.
         name: the module's name in the model, and key.
         views: each parameter's place in `full`, in the parameter's shape.
-        full: [n * ceil(numel / n)]: parameters, then padding. In stage 3 it has no memory, unless it is gathered.
-        shard: [ceil(numel / n)]: what this rank owns. In stages 1 and 2 it is a chunk of `full`, in stage 3 memory of its own.
+        full: [n * ceil(numel / n)]: parameters, then padding. In stage 3 it has no memory, unless it is
+            gathered.
+        shard: [ceil(numel / n)]: what this rank owns. In stages 1 and 2 it is a chunk of `full`, in stage 3
+            memory of its own.
         grads: as `full`, the gradients while they are there in full; else None.
-        missing: the parameters whose gradient is not there; `unused`: those that have had none since the last zero_grad.
+        missing: the parameters whose gradient is not there; `unused`: those that have had none since the last
+            zero_grad.
         learns: False for a unit of frozen parameters.
-        averaged: whether `shard.grad` is the average over the ranks, and not yet (stage 1, between backward and step) this rank's own.
+        averaged: whether `shard.grad` is the average over the ranks, and not yet (stage 1, between backward
+            and step) this rank's own.
     """
 
-    def __init__(self, module: nn.Module, key: str, parameters: list[nn.Parameter], stage: int, process_group: dist.ProcessGroup | None,
-                 replicas: dist.ProcessGroup | None = None) -> None:
-        self.module, self.key, self.name, self.stage, self.process_group, self.replicas = module, key, key, stage, process_group, replicas
+    def __init__(
+        self,
+        module: nn.Module,
+        key: str,
+        parameters: list[nn.Parameter],
+        stage: int,
+        process_group: dist.ProcessGroup | None,
+        replicas: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.module, self.key, self.name, self.stage, self.process_group, self.replicas = (
+            module,
+            key,
+            key,
+            stage,
+            process_group,
+            replicas,
+        )
         rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
         self.numel = sum(parameter.numel() for parameter in parameters)
         shard_numel = -(-self.numel // self.size)
@@ -48,7 +69,9 @@ class Unit:
             parameter.data = view
         self.own = slice(rank * shard_numel, (rank + 1) * shard_numel)
         mine = self.full[self.own]
-        self.shard = nn.Parameter(mine.clone() if stage == 3 else mine, requires_grad=parameters[0].requires_grad)
+        self.shard = nn.Parameter(
+            mine.clone() if stage == 3 else mine, requires_grad=parameters[0].requires_grad
+        )
         self.learns = self.shard.requires_grad
         if stage == 3:
             module.register_parameter(key, self.shard)
@@ -81,7 +104,8 @@ class Unit:
     def free(self) -> None:
         """Stage 3: give the memory of the full parameters back.
 
-        What autograd has saved for backward stays valid: views of the same storage, which has its memory and its values again by then.
+        What autograd has saved for backward stays valid: views of the same storage, which has its memory and
+        its values again by then.
         """
         if self.stage == 3 and self.full_bytes:
             for parameter in self.views:
@@ -100,7 +124,7 @@ class Unit:
         """Move a gradient to its place in `grads`."""
         if self.grads is None:
             self.grads = torch.empty_like(self.full)
-            self.grads[self.numel :] = 0                                          # the padding
+            self.grads[self.numel :] = 0  # the padding
             self.places = dict(zip(self.views, self._cut(self.grads, self.views.values())))
         if (grad := parameter.grad.to_dense()).data_ptr() != self.places[parameter].data_ptr():
             self.places[parameter].copy_(grad)
@@ -110,7 +134,9 @@ class Unit:
 
     @torch.no_grad()
     def reduce(self) -> None:
-        """Leave in (or add to) `shard.grad` this rank's chunk of the average over ranks. Stages 2 and 3 then let go of the gradients in full."""
+        """Leave in (or add to) `shard.grad` this rank's chunk of the average over ranks. Stages 2 and 3 then
+        let go of the gradients in full.
+        """
         for parameter in self.missing:
             self.places[parameter].zero_()
         mine = self.grads[self.own] if self.stage == 1 else torch.empty_like(self.shard)
@@ -128,7 +154,9 @@ class Unit:
             self._drop_full()
 
     def average(self) -> None:
-        """Stage 1: average the gradients, now that no more will come. The other stages did so during backward."""
+        """Stage 1: average the gradients, now that no more will come. The other stages did so during
+        backward.
+        """
         if self.stage == 1 and self.grads is not None and not self.averaged:
             self.reduce()
 
