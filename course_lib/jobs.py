@@ -91,10 +91,11 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         told_in_one_line(),
         Progress(f"{label} on {', '.join(map(str, ranks))} ranks, {repeats} times each") as progress,
     ):
-        for repeat in range(repeats):
+        for _ in range(repeats):
             for count in ranks:
+                done = len(jobs)
 
-                def show(text, fraction, done=len(jobs), count=count):
+                def show(text, fraction, done=done, count=count):
                     progress.update(
                         text if fraction is None else f"job {done + 1} of {total} (ranks={count})",
                         done / total,

@@ -16,7 +16,6 @@ RANKS = [1, 2, 3, 4, 7, 8]
 
 
 # -- collectives: count what is sent
-# -------------------------------------------------------------------------------------------------
 
 
 def ring_all_reduce(values: list[list[int]]) -> tuple[list[int], list[int]]:
@@ -130,7 +129,6 @@ def test_step_bytes_add_up_from_collectives():
 
 
 # -- memory
-# --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_zero_table_1_to_the_last_digit_printed():
@@ -203,7 +201,6 @@ def test_tensor_parallel_bytes():
 
 
 # -- pipelines: play the schedule out
-# ------------------------------------------------------------------------------------------------
 
 
 def play(orders: list[list[tuple[str, int, int]]], num_chunks: int = 1) -> tuple[float, list[int]]:
@@ -278,7 +275,6 @@ def test_gpipe_with_many_microbatches_comes_near_the_model():
 
 
 # -- speed-up laws
-# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_speed_up_laws_agree_with_each_other():
@@ -294,7 +290,6 @@ def test_speed_up_laws_agree_with_each_other():
 
 
 # -- published tables, errors, weight
-# ------------------------------------------------------------------------------------------------
 
 
 def test_every_published_table_can_be_read_and_names_its_source():

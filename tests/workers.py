@@ -222,7 +222,7 @@ def collectives(payloads: tuple[int, ...]):
     """
     calls = [make_collectives(payload) for payload in payloads]
     clock = []
-    for step in range(2):
+    for _step in range(2):
         before = time.perf_counter()
         with measure.step():
             begin = time.perf_counter()

@@ -136,9 +136,9 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
                     "the sum over the ranks, not their average: divide by the world size": full * n,
                     "divided by the world size twice": full / n,
                     "this rank's own gradient: nothing was averaged": sum(own),
-                    "averaged in the last micro-batch alone: a hook of `register_hook` sees the gradient of one backward, and one of `register_post_accumulate_grad_hook` finds the whole in `p.grad`": (
-                        sum(own[:-1]) + sum(by_micro_batch[-1]) / n
-                    ),
+                    "averaged in the last micro-batch alone: a hook of `register_hook` sees the gradient of"
+                    " one backward, and one of `register_post_accumulate_grad_hook` finds the whole in"
+                    " `p.grad`": (sum(own[:-1]) + sum(by_micro_batch[-1]) / n),
                     "the sum of sums: `p.grad` was summed over the ranks again in every micro-batch": sum(
                         n ** (k - i) * sum(by_rank) / n for i, by_rank in enumerate(by_micro_batch)
                     ),
@@ -364,9 +364,8 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
                 " zero them before the first backward, and not only at the end"
             )
         elif hint := on_rank.rounding(first["first"]):
-            why = f"the first update misses that of one process by {first['first']:.2g} of its length.{hint}".removesuffix(
-                "."
-            )
+            missed = f"the first update misses that of one process by {first['first']:.2g} of its length."
+            why = f"{missed}{hint}".removesuffix(".")
         elif first["factor"] is None:
             why = (
                 f"the first update misses that of one process by {first['first']:.0%} of its length. A"

@@ -353,13 +353,11 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
             if apart(grad, full) > ERROR_LIMIT and not found["looks"]:
                 guesses = {
                     "the sum over dp, not the average: divide by the size of dp": full * sizes["dp"],
-                    "divided by the number of all ranks; only dp counts, since the ranks of a row have the same samples": (
-                        full / sizes["tp"]
-                    ),
+                    "divided by the number of all ranks; only dp counts, since the ranks of a row have the"
+                    " same samples": (full / sizes["tp"]),
                     "this row's own gradient: nothing was averaged": own,
-                    "this row's own where a parameter is whole: that is the same along tp, but each row has had other samples": (
-                        own + is_cut * (full - own)
-                    ),
+                    "this row's own where a parameter is whole: that is the same along tp, but each row has"
+                    " had other samples": (own + is_cut * (full - own)),
                 }
                 late = (
                     "right while all ranks are in step, and wrong when one comes late: wait for what you have"

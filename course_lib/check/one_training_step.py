@@ -65,7 +65,10 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
         P_gpt = 4 * ((256 + 64 + 2) * 64 + 2 * (12 * 64**2 + 13 * 64))
         P_cnn = 4 * (16 * 9 + 16 + 2 * 16 + 32 * 16 * 9 + 32 + 2 * 32 + 10 * 128 + 10)
         adam, momentum = torch.optim.Adam, (lambda params: torch.optim.SGD(params, 0.1, momentum=0.9))
-        plain_sgd = lambda params: torch.optim.SGD(params, 0.1)
+
+        def plain_sgd(params):
+            return torch.optim.SGD(params, 0.1)
+
         cases = [
             ("an MLP before its first step", mlp, adam, False, (P, 0, 0)),
             ("an MLP with Adam", mlp, adam, True, (P, P, 2 * P + 4 * 4)),
@@ -219,9 +222,8 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
         found = on_rank.flat(p.grad for p in model.parameters())
         guesses = {
             "the sum of the micro-batches' gradients: nothing was divided": sum(parts),
-            "the plain mean of the micro-batches' gradients, which gives a sample in a small micro-batch more weight": (
-                sum(parts) / len(parts)
-            ),
+            "the plain mean of the micro-batches' gradients, which gives a sample in a small micro-batch more"
+            " weight": (sum(parts) / len(parts)),
             "the sum over all samples, not their mean": full * sum(sizes),
             "the gradient of the last micro-batch alone": parts[-1],
         }

@@ -499,7 +499,10 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             (done / f"{step}-{killed}-{rank}").touch()
 
         torch.save = killed_here if killed and rank == 1 else noted
-        names = lambda: {str(path.relative_to(root)) for path in root.rglob("*")}
+
+        def names():
+            return {str(path.relative_to(root)) for path in root.rglob("*")}
+
         dist.barrier()
         before = wire.written_bytes()
         try:
@@ -608,7 +611,7 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         if problem := first.results[0]["problem"]:
             judge.demand(False, "", f"{problem}.")
             return
-        for killed, words in (
+        for killed, words in (  # noqa: B007  (told below)
             ("before", "before it had written anything"),
             ("in the middle", "in the middle of its file"),
         ):

@@ -139,7 +139,7 @@ def sharded_gradients(judge: Judge, answer: Callable) -> None:
         ]
         # the first one makes the shards' gradients
         found["beyond"] = min(found["beyond"][0] - 8 * sum(chunks), found["beyond"][1])
-        for number in range(2):
+        for _ in range(2):
             loss = F.cross_entropy(model(images[:2].double()), labels[:2])
             dist.barrier()
             with measure.step():
@@ -355,7 +355,10 @@ def _judge_alive(judge: Judge, case: str, job: Job) -> bool:
     """Demand that between steps there are shards alone, that two layers at most are there in full, and that
     gradients go.
     """
-    most = lambda name: max(found[name] for found in job.results)
+
+    def most(name):
+        return max(found[name] for found in job.results)
+
     resting, allowed = most("resting"), 3 / job.ranks * 1.1 + 0.1  # a shard and two moments
     why = (
         "The parameters of the layers still have a `.grad`: set it to None when the chunk is in the shard."

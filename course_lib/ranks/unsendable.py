@@ -138,7 +138,7 @@ def _parts_of_instance(value, name: str) -> Iterator[tuple[str, object]]:
 
 def _is_empty(cell) -> bool:
     try:
-        cell.cell_contents
+        cell.cell_contents  # noqa: B018  (an empty one raises)
     except ValueError:
         return True
     return False

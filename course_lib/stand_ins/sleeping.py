@@ -40,8 +40,8 @@ class SleepingNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x plus the means of all weights. In the timeline, layer 3 is F3 and B3."""
-        for number, weight in enumerate(self.weights):
-            x = _SleepingLayer.apply(x, weight, number, self.forward_s, self.backward_s)
+        for layer, weight in enumerate(self.weights):
+            x = _SleepingLayer.apply(x, weight, layer, self.forward_s, self.backward_s)
         return x
 
 

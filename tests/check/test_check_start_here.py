@@ -125,11 +125,10 @@ WRONG = [  # a check, an answer, and words that name its problem
 
 def test_two_ranks_that_both_wait_are_stopped():
     verdict = check.ping_pong(answers.ping_pong_both_wait)
-    assert (
-        not verdict.passed
-        and "your function cannot go on, and was stopped. Each rank waits for another: rank 0 in recv from rank 1"
-        in repr(verdict)
+    told = (
+        "your function cannot go on, and was stopped. Each rank waits for another: rank 0 in recv from rank 1"
     )
+    assert not verdict.passed and told in repr(verdict)
 
 
 def test_what_is_left_of_a_process_and_another_one_with_its_number_are_not_alive():

@@ -54,7 +54,7 @@ def noises() -> dict:
         "file descriptor": lambda: os.write(1, block.encode()),
         "torch.save": lambda: torch.save(torch.ones(MB), os.path.join(folder, "weights.pt")),
         "logging": log,
-        "warning": lambda: warnings.warn(block[:5000]),
+        "warning": lambda: warnings.warn(block[:5000], stacklevel=2),
         "a child's output": lambda: subprocess.run(["echo", block[:100_000]], check=True),
         "a child's pipe": lambda: subprocess.run(
             ["cat"], input=block.encode(), capture_output=True, check=True
@@ -66,7 +66,7 @@ def noises() -> dict:
 
 def noisy() -> list[str]:
     made = noises()
-    for step in range(3):
+    for _step in range(3):
         with measure.step():
             dist.all_reduce(torch.ones(250_000))
     for noise in made.values():

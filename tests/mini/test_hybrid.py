@@ -60,7 +60,6 @@ def assert_sum_is_the_wire(job, sent) -> None:
 
 
 # -- coordinates and groups
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,6 @@ def test_process_groups_are_torchs_and_work():
 
 
 # -- equal to one process, and the bytes of each axis
-# --------------------------------------------------------------------------------
 
 
 def test_data_and_tensor_equal_one_process_and_their_bytes_add_up():
@@ -149,7 +147,6 @@ def test_hybrid_sharding_equals_one_process_and_only_gradients_leave_the_row():
 
 
 # -- the modelled link
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_only_what_crosses_hosts_waits_for_the_link():
@@ -181,7 +178,6 @@ def test_only_what_crosses_hosts_waits_for_the_link():
 
 
 # -- the picture
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def colors_of(ax) -> dict[str, str]:

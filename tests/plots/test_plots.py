@@ -184,7 +184,6 @@ def test_figures_are_light_with_dark_ink_in_a_dark_setting_too(name):
 
 
 # -- what is absent, and what a learner changes
-# ------------------------------------------------------------------------------------------
 
 
 def test_a_changed_table_changes_no_figure():
@@ -230,7 +229,6 @@ def test_figures_say_what_could_not_be_measured():
 
 
 # -- communication
-# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_communication_stacks_the_ledgers_bytes():
@@ -279,7 +277,6 @@ def test_communication_without_any_collective():
 
 
 # -- memory
-# --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_memory_stacks_categories_and_prints_totals():
@@ -325,7 +322,6 @@ def test_memory_draws_a_peak_that_is_near():
 
 
 # -- timeline
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_timeline_has_every_piece_at_its_place_in_ms():
@@ -363,7 +359,6 @@ def test_timeline_says_why_there_is_no_communication():
 
 
 # -- speed-up
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_speedup_shows_every_job_and_the_median():
@@ -424,7 +419,6 @@ def test_speedup_of_other_ranges(ranks):
 
 
 # -- jobs that cannot be drawn, and jobs from a file
-# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("draw", [plots.communication, plots.memory, plots.timeline])

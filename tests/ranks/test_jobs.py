@@ -339,7 +339,7 @@ print(*run(answers, ranks=1).results)
 shutil.rmtree(away)
 try: run(len, "x")
 except FileNotFoundError as error: print(error)
-"""
+"""  # noqa: E501
 
 
 def test_a_rank_imports_what_the_notebook_has_imported(tmp_path):

@@ -176,7 +176,7 @@ def by_name():
 def work_of_child(x):
     return Scaler()(x)
 saved, everyone, child = run(by_name).results[1]
-print(torch.load(io.BytesIO(saved), weights_only=False).scale(), [type(x) is Scaler for x in everyone], child)"""
+print(torch.load(io.BytesIO(saved), weights_only=False).scale(), [type(x) is Scaler for x in everyone], child)"""  # noqa: E501
     )
     assert "3 [True, True] [6]" in texts(outputs)
 

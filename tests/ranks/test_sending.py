@@ -147,7 +147,7 @@ if __name__ == "__main__":
     FACTOR = 5
     assert type(scaler) is Scaler and kind is Kind.A and scaler.times() == Scaler().times() == 5         # the notebook's class is not replaced by the rank's
     print("all well")
-"""
+"""  # noqa: E501
 
 
 def test_what_a_cell_defines_can_be_pickled_by_name_in_a_rank(tmp_path):

@@ -193,7 +193,7 @@ def changed(model: nn.Module, units: list["Unit"]) -> None:
     for unit in units:
         learn = [parameter.requires_grad for parameter in unit.views]
         if any(learn) and not (unit.learns and all(learn)):
-            names = _names(model, unit, lambda parameter: parameter.requires_grad != unit.learns)
+            names = _names(model, unit, lambda parameter, unit=unit: parameter.requires_grad != unit.learns)
             raise RuntimeError(
                 f"in {names} requires_grad has changed since `shard`: freeze or unfreeze before it, or put"
                 " what is frozen for a while into a unit of its own, as a whole."
