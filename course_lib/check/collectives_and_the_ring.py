@@ -263,11 +263,8 @@ def _trial(
                 )
                 if before > AHEAD and (self.neighbour + 1) % size != root and not os.path.exists(needed):
                     open(held, "w").close()
-                    deadline = time.monotonic() + GATE_S
-                    while not os.path.exists(needed):
-                        if time.monotonic() > deadline:
-                            raise TimeoutError("the right neighbour passes nothing on")  # ends this trial
-                        time.sleep(0.002)
+                    if not on_rank.wait_until(lambda: os.path.exists(needed), GATE_S):
+                        raise TimeoutError("the right neighbour passes nothing on")  # ends this trial
                     os.remove(held)
 
         # the ledger's warm-up and traced step: all cases count as timed ones, whose bytes it knows

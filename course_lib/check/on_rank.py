@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from course_lib.check.stillness import looking, still_at
+
 __all__ = [
     "private_seed",
     "plain",
@@ -32,6 +34,7 @@ __all__ = [
     "rounding",
     "everyone",
     "first_problem",
+    "wait_until",
     "come_late",
     "is_back",
     "Calls",
@@ -41,7 +44,9 @@ __all__ = [
     "Unseen",
 ]
 
-LATE_S = 1.5  # so late comes a rank for which the others wait
+LATE_S = 1.5  # so late at most comes a rank for which the others wait
+LOOK_EVERY_S = 0.005
+SOON_LOOKS, SURE_LOOKS = 20, 300  # looks in a row at which nobody moves: to go on; to refuse an answer for it
 FIRST_S, LATER_S = 0.8, 0.2  # where it is every message that is late: the first one, and at least
 
 
@@ -137,14 +142,28 @@ def first_problem(problem: str) -> str:
     return next((f"on rank {rank} {text}" for rank, text in enumerate(everyone(problem)) if text), "")
 
 
+def wait_until(holds: Callable[[], bool], at_most_s: float, looks: int = SURE_LOOKS) -> bool:
+    """Wait until `holds()`. False if it never will: at so many looks in a row every other rank stood still,
+    or waited in here itself; or `at_most_s` have gone by.
+    """
+    deadline, still, found = monotonic() + at_most_s, 0, None
+    with looking():
+        while not holds():
+            before, found = found, still_at()
+            still = still + 1 if found is not None and found == before else 0
+            if still >= looks or monotonic() > deadline:
+                return holds()
+            sleep(LOOK_EVERY_S)
+    return True
+
+
 def come_late(call: str, at_most_s: float = LATE_S) -> None:
-    """This rank comes late to a call of the answer: it waits until all others have come back from it, who
-    have then not waited for this rank.
-    If they do wait, as they should, it comes after `at_most_s`."""
-    store, deadline = _store(), monotonic() + at_most_s
+    """This rank comes late to a call of the answer: when all others have come back from it, who have then not
+    waited for this rank, or when they do wait, as they should, and stand still; after `at_most_s` anyhow.
+    """
+    store = _store()
     others = [f"back/{call}/{other}" for other in range(dist.get_world_size()) if other != dist.get_rank()]
-    while not store.check(others) and monotonic() < deadline:
-        sleep(0.002)
+    wait_until(lambda: store.check(others), at_most_s, SOON_LOOKS)
 
 
 def is_back(call: str) -> None:

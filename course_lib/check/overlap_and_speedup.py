@@ -115,13 +115,19 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
         def before_the_hooks(p):
             nonlocal arrived, late, blocked
             full = arrived // layers_per_bucket
-            if looking == "at once" and not late and not until(lambda: left() >= full):
+            if (
+                looking == "at once"
+                and not late
+                and not on_rank.wait_until(lambda: left() >= full, PATIENCE_S)
+            ):
                 late = (
                     f"{full} bucket{'s were' if full > 1 else ' was'} full, and {left() or 'none'} had left,"
                     " when the next gradient came"
                 )
             if looking == "on" and rank == last and arrived == layers_per_bucket - 1:
-                if not until(lambda: store.check([f"backward/{other}" for other in range(last)])):
+                if not on_rank.wait_until(
+                    lambda: store.check([f"backward/{other}" for other in range(last)]), PATIENCE_S
+                ):
                     blocked = (
                         "backward stands still on the other ranks until this rank's first bucket comes, so"
                         " something waits for it inside the hook"
@@ -131,12 +137,6 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
 
         def left():
             return sum(row["op"] == "all_reduce" for row in calls.rows)
-
-        def until(holds):
-            deadline = time.monotonic() + PATIENCE_S
-            while not holds() and time.monotonic() < deadline:
-                time.sleep(0.002)
-            return holds()
 
         for weight in net.weights:
             weight.register_post_accumulate_grad_hook(before_the_hooks)

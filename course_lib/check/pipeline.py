@@ -300,13 +300,8 @@ def _trial(
 
         def works(kind, k, seconds):
             if hold and hold[0] == (rank, len(order)):
-                others, deadline = (
-                    [f"{hold}/{other}" for other in range(size) if other != rank],
-                    time.monotonic() + HOLD_S,
-                )
-                while not store.check(others) and time.monotonic() < deadline:
-                    time.sleep(0.002)
-                hold.append(store.check(others))
+                others = [f"{hold}/{other}" for other in range(size) if other != rank]
+                hold.append(on_rank.wait_until(lambda: store.check(others), HOLD_S))
             elif not holds:
                 with measure.span(kind):
                     time.sleep(seconds)

@@ -459,7 +459,6 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         import io
         import os
         import signal
-        import time
 
         from course_lib.measure import wire
 
@@ -469,12 +468,9 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         done.mkdir(parents=True, exist_ok=True)
 
         def wait_for(others):
-            end = time.monotonic() + 2.0  # some answers let one rank write after the other
-            while (
-                not all((done / f"{step}-{killed}-{other}").exists() for other in others)
-                and time.monotonic() < end
-            ):
-                time.sleep(0.01)
+            files = [done / f"{step}-{killed}-{other}" for other in others]
+            # some answers let one rank write after the other
+            on_rank.wait_until(lambda: all(file.exists() for file in files), 2.0, on_rank.SOON_LOOKS)
 
         def killed_here(content, f, *args, **kwargs):
             wait_for(set(range(n)) - {rank})

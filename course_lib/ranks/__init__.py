@@ -7,6 +7,7 @@ worker.py            what one rank does, from fork to exit
 folder.py            a job's private directory: made and locked, removed, swept up
 sending.py           what travels: the call on its way out, results on their way home
 unsendable.py        the name of the variable that cannot travel
+threads.py           names of a rank's threads, for other processes
 imports.py           a rank imports what the notebook has imported, from the same file
 main_of_children.py  the notebook's names for processes that a rank spawns
 devices.py           which backend and device each rank gets

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from course_lib import measure
-from course_lib.ranks import imports, sending, where
+from course_lib.ranks import imports, sending, threads, where
 
 MEETING_S = 2.0  # how long a rank waits at a meeting point within a job
 _DEFAULTS = {
@@ -192,17 +192,18 @@ class _Kernel:
                 pass
 
     def _answer(self) -> None:
-        while True:
-            try:
-                asked = self._channel.recv(1)
-            except OSError:
-                asked = b""
-            if asked == b"?":
-                self.send("where", where.whereabouts())
-            else:  # all ranks have returned, or the kernel is gone
-                self.over.set()
-            if not asked:
-                return
+        with threads.called(threads.ANSWERING):
+            while True:
+                try:
+                    asked = self._channel.recv(1)
+                except OSError:
+                    asked = b""
+                if asked == b"?":
+                    self.send("where", where.whereabouts())
+                else:  # all ranks have returned, or the kernel is gone
+                    self.over.set()
+                if not asked:
+                    return
 
 
 def _join(request: dict, rank: int) -> dist.Store:

@@ -3,9 +3,11 @@
 import importlib
 import subprocess
 import sys
+import threading
 import time
 
 import numpy
+import pytest
 import torch
 
 from course_lib import check, measure, run
@@ -118,13 +120,19 @@ def one_is_late():
             torch.distributed.send(torch.ones(1), 1)
         else:
             work = torch.distributed.irecv(tensor.zero_(), 0)
-            time.sleep(1.0)  # slower than any fixed pause
+            spin(1.0)  # slower than any fixed pause
             found.append(tensor.item())
             on_rank.is_back(how)
             work.wait()
             found.append(tensor.item())
         assert time.monotonic() - begin < 50
     return found
+
+
+def spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
 
 
 def test_who_does_not_wait_for_a_late_rank_has_nothing_however_slow_it_is():
@@ -134,17 +142,50 @@ def test_who_does_not_wait_for_a_late_rank_has_nothing_however_slow_it_is():
 def all_wait():
     begin = time.monotonic()  # one clock for all processes of a machine
     if torch.distributed.get_rank() == 0:
-        on_rank.come_late("all wait", 0.5)
+        on_rank.come_late("all wait", 60.0)
     torch.distributed.barrier()
     end = time.monotonic()
     on_rank.is_back("all wait")
     return begin, end
 
 
-def test_a_late_rank_comes_in_the_end():
+def test_a_late_rank_comes_when_the_others_wait_for_it():
     for _ in range(2):  # a job knows nothing of who came back in another
         (late, _), (_, waited) = run(all_wait, ranks=2).results
-        assert waited - late >= 0.5
+        assert on_rank.SOON_LOOKS * on_rank.LOOK_EVERY_S <= waited - late < 50
+
+
+def waits_for_another(other: str) -> tuple[bool, bool]:
+    """Rank 0 waits for what rank 1 does: whether it came, and whether the time was what ended it."""
+    begin, store = time.monotonic(), torch.distributed.distributed_c10d._get_default_store()
+    if torch.distributed.get_rank() == 0:
+        came = on_rank.wait_until(lambda: store.check(["came"]), 60.0, looks=50)
+        store.set("seen", "")
+    else:
+        if other == "computes, then does it":
+            spin(2.0)  # longer than 50 looks take
+            store.set("came", "")
+        elif other == "a thread of it computes":
+            thread = threading.Thread(target=lambda: (spin(2.0), store.set("came", "")))
+            thread.start()
+            thread.join()
+        elif other == "waits for rank 0 in the same way":
+            assert not on_rank.wait_until(lambda: False, 60.0, looks=50)
+        came = on_rank.wait_until(lambda: store.check(["seen"]), 60.0, looks=10_000)
+    return came, time.monotonic() - begin > 50
+
+
+@pytest.mark.parametrize(
+    "other, comes",
+    [
+        ("computes, then does it", True),
+        ("a thread of it computes", True),
+        ("waits for rank 0 in the same way", False),
+        ("does nothing", False),
+    ],
+)
+def test_whether_others_can_still_go_on_is_told_by_what_they_do_and_not_by_a_clock(other, comes):
+    assert run(waits_for_another, other, ranks=2).results[0] == (comes, False)
 
 
 def test_memory_outside_of_torch_is_seen_and_torchs_own_is_not():
