@@ -39,9 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 lab: env
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb $(LAB_ARGS)
 
-# Three files at a time, each from top to bottom: ranks that wait or sleep leave a core to others.
+# Four files at a time, each from top to bottom: ranks that wait or sleep leave a core to others.
 test: env
-	$(PY) -m pytest -n 3 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks
+	$(PY) -m pytest -n 4 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks
 
 demo: env
 	$(PY) -m course_lib.demo

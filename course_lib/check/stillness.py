@@ -17,7 +17,8 @@ NOT_AT_WORK = (LOOKING, threads.ANSWERING, "gloo_tcp_loop")
 
 def still_at() -> int | None:
     """Bytes that this job's other processes have written so far, if every other thread of all its processes
-    waits (state S in /proc) or looks; None if one is at work, and where there is no /proc.
+    waits for another (state S in /proc, and not for a time to come) or looks; None if one is at work, and
+    where there is no /proc.
 
     Who finds the same number at many looks in a row knows that nothing moves.
     """
@@ -42,7 +43,12 @@ def looking() -> contextlib.AbstractContextManager:
 def _waits(process: str, task: str) -> bool:
     with open(f"/proc/{process}/task/{task}/stat") as file:
         name, rest = file.read().split("(", 1)[1].rsplit(")", 1)
-    return name in NOT_AT_WORK or rest.split()[0] in "SZ"
+    if name in NOT_AT_WORK:
+        return True
+    if rest.split()[0] not in "SZ":
+        return False
+    with open(f"/proc/{process}/task/{task}/wchan") as file:  # where in the kernel it waits
+        return "nanosleep" not in file.read()
 
 
 def _written_bytes(process: str) -> int:

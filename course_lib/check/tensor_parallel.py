@@ -441,6 +441,7 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
         found, cases = [], []
         # first and last tokens of the parts of 2 and 3 ranks
         borders = torch.tensor([0, 199, 200, 299, 300, 399, 400, 599])
+        inner = torch.tensor([token for token in range(VOCABULARY) if token not in borders])
         for kind in ("plain", "plain", "large", "uneven", "borders"):  # all before an answer runs
             # The largest logit of a token is not on every rank (large: exp(2000) is more than a float64 can
             # hold), and not the same for all tokens (uneven).
@@ -449,9 +450,8 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
                 full += 2000.0 * torch.arange(VOCABULARY).div(VOCABULARY / 3).floor()
             if kind == "uneven":
                 full += torch.linspace(-2000, 2000, TOKENS)[:, None]
-            cases.append(
-                (full, borders.repeat(3) if kind == "borders" else torch.randint(VOCABULARY, (TOKENS,)))
-            )
+            others = inner[torch.randint(len(inner), (TOKENS,))]
+            cases.append((full, borders.repeat(3) if kind == "borders" else others))
         for full, targets in cases:
             mine, whole = (
                 full.tensor_split(n, 1)[rank].clone().requires_grad_(),

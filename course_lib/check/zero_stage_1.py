@@ -496,8 +496,8 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
 
         torch.save = killed_here if killed and rank == 1 else noted
 
-        def names():
-            return {str(path.relative_to(root)) for path in root.rglob("*")}
+        def names():  # os.walk: another rank may take an old save away meanwhile
+            return {os.path.join(place, name) for place, *kinds in os.walk(root) for name in sum(kinds, [])}
 
         dist.barrier()
         before = wire.written_bytes()

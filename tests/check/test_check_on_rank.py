@@ -165,6 +165,9 @@ def waits_for_another(other: str) -> tuple[bool, bool]:
         if other == "computes, then does it":
             spin(2.0)  # longer than 50 looks take
             store.set("came", "")
+        elif other == "sleeps, then does it":
+            time.sleep(1.0)
+            store.set("came", "")
         elif other == "a thread of it computes":
             thread = threading.Thread(target=lambda: (spin(2.0), store.set("came", "")))
             thread.start()
@@ -179,6 +182,7 @@ def waits_for_another(other: str) -> tuple[bool, bool]:
     "other, comes",
     [
         ("computes, then does it", True),
+        ("sleeps, then does it", True),
         ("a thread of it computes", True),
         ("waits for rank 0 in the same way", False),
         ("does nothing", False),
