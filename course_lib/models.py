@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from course_lib.arguments import whole
 
-__all__ = ["MLP", "CNN", "TinyGPT", "Block", "Attention"]
+__all__ = ["MLP", "CNN", "TinyGPT", "Block", "Attention", "GPTScores", "digit_mlp", "frozen_cnn"]
 
 
 class MLP(nn.Module):
@@ -191,3 +191,23 @@ class TinyGPT(nn.Module):
         """
         logits = self.logits(tokens[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+class GPTScores(TinyGPT):
+    """A TinyGPT that returns scores as `F.cross_entropy` takes them, like a model of images does."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return [batch, vocab_size, time] for tokens int64 [batch, time <= context]."""
+        return self.logits(tokens).mT
+
+
+def digit_mlp() -> MLP:
+    """Return the MLP of several chapters: 64 pixels, 512 hidden values, 10 digits; 38,410 parameters."""
+    return MLP((64, 512, 10))
+
+
+def frozen_cnn() -> CNN:
+    """Return a CNN of which the first convolution does not learn."""
+    model = CNN()
+    model.features[0].requires_grad_(False)
+    return model
