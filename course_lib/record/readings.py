@@ -22,7 +22,7 @@ def sent(job: Job, steps: Sequence[int] | None = None, layer: str = "wire") -> p
             warm-up, which are the traced step and the timed ones.
         layer: "wire", what the operating system counted; "algorithm", what textbook algorithms send for the
             collectives of the traced step. Where the system cannot count (`job.absent` says why), "wire"
-            gives "algorithm" too, whatever the steps.
+            gives "algorithm" too; but for given `steps`, which were not traced perhaps, it gives nan.
 
     Returns:
         float64, index `rank`; 0 for a rank that has measured no such step. Its name says which layer it
@@ -39,7 +39,7 @@ def sent(job: Job, steps: Sequence[int] | None = None, layer: str = "wire") -> p
             raise ValueError(
                 'steps: collectives are traced in one step only, so layer="algorithm" takes none.'
             )
-    if layer == "algorithm" or "wire bytes" in job.absent:
+    if layer == "algorithm" or (steps is None and "wire bytes" in job.absent):
         return _per_rank(job, job.comm.groupby("rank")["algorithm_bytes"].sum())
     rows = job.steps[job.steps["phase"] != "warm-up" if steps is None else job.steps["step"].isin(steps)]
     if rows.empty:
