@@ -13,9 +13,7 @@ __all__ = ["parity"]
 Things = list[dict[object, np.ndarray]]
 
 
-def parity(
-    job: Job | list, reference: Job | list, start: Job | list | None = None, of: object = None
-) -> float:
+def parity(job: Job | list, reference: Job | list, of: object = None, start: object = None) -> float:
     """Return the largest relative error, over the ranks, of what they returned: 0 is perfect parity.
 
     The error of a thing is |found - wanted| / |wanted|, as lengths of vectors, in float64. A tensor, an
@@ -27,11 +25,10 @@ def parity(
         job: a Job, or a list with what each rank returned.
         reference: what they should have returned: a Job of one process, or of as many ranks, of which each is
             compared with its own; or a list, likewise.
-        start: what there was before training, in the form of the reference. The error is then
+        of: where functions return dicts or tuples: the key or position of what is compared.
+        start: key or position at which the reference holds what there was before training. The error is then
             |found - wanted| / |wanted - start|, relative to how far training has moved. (A few steps change
             weights only a little: beside their length, even a large error would look small.)
-        of: key or position of what is compared, where functions returned dicts or tuples with more in them.
-            It is looked up in what Jobs returned, not in lists.
 
     Returns:
         At least 0; inf if something should have no length, and has one; nan if a rank returned a nan.
@@ -40,14 +37,14 @@ def parity(
         shapes or numbers of ranks don't match.
     """
     found = _by_rank("job", job, of)
-    wanted = _for_each_rank("reference", _by_rank("reference", reference, of), len(found))
+    wanted = _for_each_rank(_by_rank("reference", reference, of), len(found))
     begun = (
         [
             [{name: np.zeros(part.shape) for name, part in thing.items()} for thing in right]
             for right in wanted
         ]
         if start is None
-        else _for_each_rank("start", _by_rank("start", start, of), len(found))
+        else _for_each_rank(_by_rank("reference", reference, start), len(found))
     )
     errors = [
         _error(f"rank {rank}", *things) for rank, things in enumerate(zip(found, wanted, begun, strict=True))
@@ -78,29 +75,31 @@ def _distance(who: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(np.sqrt(sum(np.square(one - other).sum() for one, other in pairs)))
 
 
-def _by_rank(name: str, source: Job | list, of: object) -> list[Things]:
-    if isinstance(source, Job):
-        values = source.results if of is None else [_entry(result, of) for result in source.results]
-    else:
-        values = instance(name, source, list, "of what each rank returned, or a Job")
-    if not values:
+def _by_rank(name: str, source: Job | list, key: object) -> list[Things]:
+    values = source.results if isinstance(source, Job) else source
+    if not instance(name, values, list, "of what each rank returned, or a Job"):
         raise ValueError(f"{name}=[]: it must hold what one rank returned, at least.")
-    return [_things(f"rank {rank}" if name == "job" else name, value) for rank, value in enumerate(values)]
+    whose = [f"rank {rank}" if name == "job" else "the reference" for rank in range(len(values))]
+    return [_things(who, _entry(who, value, key)) for who, value in zip(whose, values, strict=True)]
 
 
-def _for_each_rank(name: str, values: list[Things], ranks: int) -> list[Things]:
+def _for_each_rank(values: list[Things], ranks: int) -> list[Things]:
     if len(values) not in (1, ranks):
-        raise ValueError(f"{name} is of {len(values)} ranks: it must be of one, or of {ranks} like the job.")
+        raise ValueError(
+            f"the reference is of {len(values)} ranks: it must be of one, or of {ranks} like the job."
+        )
     return values if len(values) == ranks else values * ranks
 
 
-def _entry(result, of: object):
+def _entry(who: str, value, key: object):
+    if key is None:
+        return value
     try:
-        if isinstance(result, (dict, tuple, list)):
-            return result[of]
+        if isinstance(value, (dict, tuple, list)):
+            return value[key]
     except (TypeError, LookupError):
         pass
-    raise ValueError(f"of={of!r}: a rank returned a {type(result).__name__} without it.")
+    raise ValueError(f"{who} returned a {type(value).__name__} that has no {key!r}.")
 
 
 def _things(who: str, value) -> Things:

@@ -49,18 +49,21 @@ def test_a_dict_is_one_thing_and_ranks_may_have_parts_of_it():
 
 
 def test_relative_to_how_far_training_has_moved():
-    assert parity([[3.0, 4.5]], [[3.0, 4.0]], start=[[3.0, 3.0]]) == pytest.approx(0.5)
-    moved = {"a": torch.tensor(1.0), "b": torch.tensor(4.0)}
-    start = {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}
-    assert parity([moved | {"a": torch.tensor(2.0)}], [moved], [start]) == pytest.approx(0.5)
+    one = [([3.0, 3.0], [3.0, 4.0])]
+    assert parity([(None, [3.0, 4.5])], one, of=1, start=0) == pytest.approx(0.5)
+    moved = {"before": {"a": 1.0, "b": 2.0}, "after": {"a": 1.0, "b": 4.0}}
+    ranks = [{"after": {"a": 2.0}}, {"after": {"b": 4.0}}]
+    assert parity(ranks, [moved], of="after", start="before") == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="the reference returned a dict that has no 'begin'"):
+        parity(ranks, [moved], of="after", start="begin")
 
 
 def test_a_job_is_compared_with_a_job():
     one = job(results=[{"scores": WANTED, "pid": "x"}])
     two = job(results=[{"scores": WANTED, "pid": "y"}, {"scores": WANTED + torch.tensor([0.0, 0.5])}])
     assert parity(two, one, of="scores") == pytest.approx(0.1)
-    assert parity(two, [WANTED], of="scores") == pytest.approx(0.1)
-    assert parity(job(results=[(7, WANTED)]), [WANTED], of=1) == 0
+    assert parity(two, [{"scores": WANTED}], of="scores") == pytest.approx(0.1)
+    assert parity(job(results=[(7, WANTED)]), [("x", WANTED)], of=1) == 0
 
 
 def test_nothing_and_not_a_number():
@@ -74,7 +77,7 @@ def test_nothing_and_not_a_number():
     "found, wanted, words",
     [
         ([torch.ones(3)], [WANTED], r"rank 0 has numbers of shape \(3,\), and \(2,\) is expected"),
-        ([WANTED] * 3, [WANTED] * 2, "reference is of 2 ranks: it must be of one, or of 3 like the job"),
+        ([WANTED] * 3, [WANTED] * 2, "the reference is of 2 ranks: it must be of one, or of 3 like the job"),
         ([(WANTED, WANTED)], [(WANTED,)], "rank 0 returned 2 things, and 1 are expected"),
         ([], [WANTED], "it must hold what one rank returned, at least"),
         ([{}], [{"a": WANTED}], "parts of other names"),
@@ -92,5 +95,5 @@ def test_a_saved_job_has_tensors_as_text_only(tmp_path):
     saved.save(tmp_path / "job.json")
     with pytest.raises(TypeError, match="rank 0 returned a str: parity compares tensors and numbers"):
         parity(Job.load(tmp_path / "job.json"), [WANTED])
-    with pytest.raises(ValueError, match="of='x': a rank returned a Tensor without it"):
+    with pytest.raises(ValueError, match="rank 0 returned a Tensor that has no 'x'"):
         parity(saved, [WANTED], of="x")
