@@ -1,6 +1,7 @@
 """Whether ranks computed what one process computes."""
 
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ __all__ = ["parity"]
 Things = list[dict[object, np.ndarray]]
 
 
-def parity(job: Job | list, reference: Job | list, of: object = None, start: object = None) -> float:
+def parity(job: Job | list, reference: Job | list, of: Any = None, start: Any = None) -> float:
     """Return the largest relative error, over the ranks, of what they returned: 0 is perfect parity.
 
     The error of a thing is |found - wanted| / |wanted|, as lengths of vectors, in float64. A tensor, an
@@ -38,14 +39,10 @@ def parity(job: Job | list, reference: Job | list, of: object = None, start: obj
     """
     found = _by_rank("job", job, of)
     wanted = _for_each_rank(_by_rank("reference", reference, of), len(found))
-    begun = (
-        [
-            [{name: np.zeros(part.shape) for name, part in thing.items()} for thing in right]
-            for right in wanted
-        ]
-        if start is None
-        else _for_each_rank(_by_rank("reference", reference, start), len(found))
-    )
+    if start is None:
+        begun = [_zeros_like(things) for things in wanted]
+    else:
+        begun = _for_each_rank(_by_rank("reference", reference, start), len(found))
     errors = [
         _error(f"rank {rank}", *things) for rank, things in enumerate(zip(found, wanted, begun, strict=True))
     ]
@@ -75,7 +72,11 @@ def _distance(who: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(np.sqrt(sum(np.square(one - other).sum() for one, other in pairs)))
 
 
-def _by_rank(name: str, source: Job | list, key: object) -> list[Things]:
+def _zeros_like(things: Things) -> Things:
+    return [{name: np.zeros(part.shape) for name, part in thing.items()} for thing in things]
+
+
+def _by_rank(name: str, source: Job | list, key: Any) -> list[Things]:
     values = source.results if isinstance(source, Job) else source
     if not instance(name, values, list, "of what each rank returned, or a Job"):
         raise ValueError(f"{name}=[]: it must hold what one rank returned, at least.")
@@ -91,7 +92,7 @@ def _for_each_rank(values: list[Things], ranks: int) -> list[Things]:
     return values if len(values) == ranks else values * ranks
 
 
-def _entry(who: str, value, key: object):
+def _entry(who: str, value, key: Any):
     if key is None:
         return value
     try:

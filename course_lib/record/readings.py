@@ -43,7 +43,7 @@ def sent(job: Job, steps: Sequence[int] | None = None, layer: str = "wire") -> p
         return _per_rank(job, job.comm.groupby("rank")["algorithm_bytes"].sum())
     rows = job.steps[job.steps["phase"] != "warm-up" if steps is None else job.steps["step"].isin(steps)]
     if rows.empty:
-        raise ValueError(f"{job.label} has measured no step with a number of {list(steps)}.")
+        raise ValueError(f"{job.label} has measured no step with a number of {list(steps or [])}.")
     return _per_rank(job, rows.groupby("rank")["wire_bytes"].median())
 
 
