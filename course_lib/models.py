@@ -40,6 +40,11 @@ class MLP(nn.Module):
         return self.layers(inputs.flatten(1))
 
 
+def digit_mlp() -> MLP:
+    """Return the MLP of several chapters: 64 pixels, 512 hidden values, 10 digits; 38,410 parameters."""
+    return MLP((64, 512, 10))
+
+
 class CNN(nn.Module):
     """Two convolutions and one linear layer, for the 8x8 digits.
 
@@ -67,6 +72,13 @@ class CNN(nn.Module):
         """Return scores [batch, 10] for images [batch, 1, 8, 8]."""
         features = self.features(images)  # [batch, 2 * channels, 2, 2]: each pooling halves the sides
         return self.head(features.flatten(1))
+
+
+def frozen_cnn() -> CNN:
+    """Return a CNN of which the first convolution does not learn."""
+    model = CNN()
+    model.features[0].requires_grad_(False)
+    return model
 
 
 class Attention(nn.Module):
@@ -199,15 +211,3 @@ class GPTScores(TinyGPT):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [batch, vocab_size, time] for tokens int64 [batch, time <= context]."""
         return self.logits(tokens).mT
-
-
-def digit_mlp() -> MLP:
-    """Return the MLP of several chapters: 64 pixels, 512 hidden values, 10 digits; 38,410 parameters."""
-    return MLP((64, 512, 10))
-
-
-def frozen_cnn() -> CNN:
-    """Return a CNN of which the first convolution does not learn."""
-    model = CNN()
-    model.features[0].requires_grad_(False)
-    return model

@@ -32,6 +32,17 @@ def test_digits_are_learned_in_six_epochs(model_type, rate, accuracy):
     assert (model(images).argmax(1) == labels).float().mean() >= accuracy
 
 
+def test_models_that_chapters_share():
+    assert count(digit_mlp()) == 38_410
+    tokens = torch.randint(256, (2, 5))
+    torch.manual_seed(0)
+    scores = GPTScores()(tokens[:, :-1])
+    torch.manual_seed(0)
+    assert torch.allclose(F.cross_entropy(scores, tokens[:, 1:]), TinyGPT()(tokens))
+    learning = [name for name, p in frozen_cnn().named_parameters() if p.requires_grad]
+    assert len(learning) == 4 and not any(name.startswith("features.0") for name in learning)
+
+
 def test_mlp_has_the_sizes_asked_for():
     model = MLP((64, 32, 16, 10))
     assert [type(layer) for layer in model.layers] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
@@ -163,14 +174,3 @@ def test_more_tokens_than_the_context_are_refused():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="multiple of heads"):
         TinyGPT(dim=10, heads=3)
-
-
-def test_models_that_chapters_share():
-    assert count(digit_mlp()) == 38_410
-    tokens = torch.randint(256, (2, 5))
-    torch.manual_seed(0)
-    scores = GPTScores()(tokens[:, :-1])
-    torch.manual_seed(0)
-    assert torch.allclose(F.cross_entropy(scores, tokens[:, 1:]), TinyGPT()(tokens))
-    learning = [name for name, p in frozen_cnn().named_parameters() if p.requires_grad]
-    assert len(learning) == 4 and not any(name.startswith("features.0") for name in learning)
