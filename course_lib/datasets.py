@@ -15,14 +15,24 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from course_lib.arguments import one_of, whole
+from course_lib.arguments import instance, one_of, whole
 
-__all__ = ["digits", "digit_batches", "stdlib_text", "text_batches", "rank_slice"]
+__all__ = [
+    "digits",
+    "digit_batches",
+    "digit_pairs",
+    "digit_accuracy",
+    "stdlib_text",
+    "text_batches",
+    "text_pairs",
+    "rank_slice",
+]
 
 DIGITS_FILE = Path(__file__).resolve().parents[1] / "data" / "digits.npz"
 DIGITS_SHA256 = "0c2aff3ad3efa4c983d74435f40847c3f2dea3c33f362c61616f7b067d84c8fe"
@@ -93,6 +103,27 @@ def digit_batches(
     return ((torch.tensor(images[part]), torch.tensor(labels[part])) for part in slices)
 
 
+def digit_pairs(batch_size: int, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield `steps` whole batches of digits for `F.cross_entropy`, in torch's default dtype: in float64, say,
+    to compare ranks with one process.
+
+    Returns:
+        An iterator of (images [batch, 1, 8, 8], labels int64 [batch]), the same on every rank.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+    batches = islice(digit_batches(batch_size), whole("steps", steps, least=0, most=sys.maxsize))
+    return ((images.to(torch.get_default_dtype()), labels) for images, labels in batches)
+
+
+@torch.no_grad()
+def digit_accuracy(model: torch.nn.Module) -> float:
+    """Return which part of the test images the model gets right: 0 to 1."""
+    images, labels = digits("test")
+    return (instance("model", model, torch.nn.Module)(images).argmax(dim=1) == labels).float().mean().item()
+
+
 def stdlib_text(num_bytes: int = 1_000_000) -> torch.Tensor:
     """Return source code of the Python standard library, as it is on this machine, byte by byte.
 
@@ -153,6 +184,18 @@ def text_batches(
     starts = (random.integers(len(pieces), size=batch_size) for _ in range(steps))
     mine = rank_slice(batch_size, rank, world_size)
     return (torch.tensor(pieces[start[mine]].astype(np.int64)) for start in starts)
+
+
+def text_pairs(batch_size: int, steps: int, context: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield `steps` whole batches of text for `F.cross_entropy`: tokens, and the token that follows each.
+
+    Returns:
+        An iterator of (tokens, targets), both int64 [batch, context], the same on every rank.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+    return ((tokens[:, :-1], tokens[:, 1:]) for tokens in text_batches(batch_size, context, steps))
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:

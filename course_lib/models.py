@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from course_lib.arguments import whole
 
-__all__ = ["MLP", "CNN", "TinyGPT", "Block", "Attention"]
+__all__ = ["MLP", "CNN", "TinyGPT", "Block", "Attention", "GPTScores", "digit_mlp", "frozen_cnn"]
 
 
 class MLP(nn.Module):
@@ -38,6 +38,11 @@ class MLP(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return scores [batch, sizes[-1]] for inputs [batch, ...] of sizes[0] values each."""
         return self.layers(inputs.flatten(1))
+
+
+def digit_mlp() -> MLP:
+    """Return the MLP of several chapters: 64 pixels, 512 hidden values, 10 digits; 38,410 parameters."""
+    return MLP((64, 512, 10))
 
 
 class CNN(nn.Module):
@@ -67,6 +72,13 @@ class CNN(nn.Module):
         """Return scores [batch, 10] for images [batch, 1, 8, 8]."""
         features = self.features(images)  # [batch, 2 * channels, 2, 2]: each pooling halves the sides
         return self.head(features.flatten(1))
+
+
+def frozen_cnn() -> CNN:
+    """Return a CNN of which the first convolution does not learn."""
+    model = CNN()
+    model.features[0].requires_grad_(False)
+    return model
 
 
 class Attention(nn.Module):
@@ -191,3 +203,11 @@ class TinyGPT(nn.Module):
         """
         logits = self.logits(tokens[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+class GPTScores(TinyGPT):
+    """A TinyGPT that returns scores as `F.cross_entropy` takes them, like a model of images does."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return [batch, vocab_size, time] for tokens int64 [batch, time <= context]."""
+        return self.logits(tokens).mT

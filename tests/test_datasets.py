@@ -177,3 +177,29 @@ def test_sizes_that_make_no_sense_are_refused_at_once(make, sizes, message):
 def test_a_context_that_does_not_fit_is_refused(context):
     with pytest.raises(ValueError, match="context=.*must be"):
         text_batches(1, context, 1, num_bytes=100)
+
+
+def test_pairs_are_the_batches_in_the_default_dtype():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        pairs = list(datasets.digit_pairs(48, 2))
+    finally:
+        torch.set_default_dtype(before)
+    for (images, labels), (same_images, same_labels) in zip(pairs, datasets.digit_batches(48)):
+        assert images.dtype == torch.float64 and torch.equal(images.float(), same_images)
+        assert torch.equal(labels, same_labels)
+    (tokens, targets), *rest = datasets.text_pairs(3, 2)
+    assert tokens.shape == (3, 16) and torch.equal(tokens[:, 1:], targets[:, :-1]) and len(rest) == 1
+
+
+def test_digit_accuracy():
+    labels = datasets.digits("test")[1]
+
+    class Knows(torch.nn.Module):
+        def forward(self, images):
+            scores = torch.nn.functional.one_hot(labels, 10)
+            scores[:100] = scores[:100].roll(1, dims=1)
+            return scores
+
+    assert datasets.digit_accuracy(Knows()) == pytest.approx(1 - 100 / 355)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from course_lib.datasets import digit_batches, digits, text_batches
-from course_lib.models import CNN, MLP, Attention, TinyGPT
+from course_lib.models import CNN, MLP, Attention, GPTScores, TinyGPT, digit_mlp, frozen_cnn
 
 torch.set_num_threads(1)
 
@@ -30,6 +30,17 @@ def test_digits_are_learned_in_six_epochs(model_type, rate, accuracy):
             optimizer.zero_grad()
     images, labels = digits("test")
     assert (model(images).argmax(1) == labels).float().mean() >= accuracy
+
+
+def test_models_that_chapters_share():
+    assert count(digit_mlp()) == 38_410
+    tokens = torch.randint(256, (2, 5))
+    torch.manual_seed(0)
+    scores = GPTScores()(tokens[:, :-1])
+    torch.manual_seed(0)
+    assert torch.allclose(F.cross_entropy(scores, tokens[:, 1:]), TinyGPT()(tokens))
+    learning = [name for name, p in frozen_cnn().named_parameters() if p.requires_grad]
+    assert len(learning) == 4 and not any(name.startswith("features.0") for name in learning)
 
 
 def test_mlp_has_the_sizes_asked_for():

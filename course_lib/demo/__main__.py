@@ -26,7 +26,7 @@ from course_lib.demo.strategies import (
 from course_lib.jobs import run_quietly
 from course_lib.ranks import devices
 from course_lib.ranks.server import MAX_RANKS
-from course_lib.record import Job, Sweep
+from course_lib.record import Job, Sweep, calls, held, sent, step_seconds
 
 __all__ = ["main"]
 
@@ -103,30 +103,23 @@ class Ran:
 
     @property
     def step_s(self) -> float:
-        return median(Sweep(self.strategy.name, tuple(self.jobs), len(self.jobs)).table["step_s"])
+        return median(step_seconds(job).median() for job in self.jobs)
 
     @property
     def calls(self) -> int:
         """Collectives, sends and receives of rank 0 in one step."""
-        return int((self.jobs[-1].comm["rank"] == 0).sum())
+        return int(calls(self.jobs[-1]).loc[0].sum())
 
     @property
     def sent_bytes(self) -> float:
         """By one rank in one step, the mean over ranks: as the operating system counted, or where it cannot,
         by the textbook.
         """
-        job = self.jobs[-1]
-        timed = job.steps[job.steps["phase"] == "timed"]
-        return (
-            job.comm["algorithm_bytes"].sum() / self.ranks
-            if "wire bytes" in job.absent
-            else float(timed["wire_bytes"].mean())
-        )
+        return float(sent(self.jobs[-1]).mean())
 
     def held_bytes(self, *categories: str) -> int:
         """By the fullest rank."""
-        table = self.jobs[-1].memory
-        return int(table[table["category"].isin(categories)].groupby("rank")["bytes"].sum().max())
+        return int(held(self.jobs[-1]).reindex(columns=categories, fill_value=0).sum(axis=1).max())
 
     @property
     def theory(self) -> tuple[list[float], list[dict[str, float]]]:
@@ -201,7 +194,7 @@ def _megabytes(count: float) -> str:
 def _notes(shown: list[Ran], link: float, options: argparse.Namespace) -> str:
     """What the columns mean, and what cannot be read from them."""
     job, losses = shown[-1].jobs[-1], [ran.jobs[0].results[0]["loss"] for ran in shown]
-    sent = (
+    by_whom = (
         "by the textbook algorithm (NCCL passes the system's counters)"
         if "wire bytes" in job.absent
         else "counted by the operating system"
@@ -225,7 +218,7 @@ def _notes(shown: list[Ran], link: float, options: argparse.Namespace) -> str:
                 " that step alone torch's DDP, also under"
             ),
             "      ZeroRedundancyOptimizer, broadcasts twice to agree on its buckets.",
-            f"Sent: bytes of one step, {sent}, mean over ranks.",
+            f"Sent: bytes of one step, {by_whom}, mean over ranks.",
             (
                 f"Link: {link / 1e9:.2f} GB/s, what each rank sends per second in an all_reduce of"
                 f" {LINK_BYTES / 1e6:.1f} MB (its bus bandwidth);"

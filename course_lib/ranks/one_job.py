@@ -30,6 +30,7 @@ from course_lib.ranks.errors import (
 )
 from course_lib.ranks.launch import NO_PROCESS, Group, server_is_ready
 from course_lib.record import Job
+from course_lib.record.tables import COLUMNS
 
 __all__ = ["carry_out"]
 
@@ -413,7 +414,7 @@ def _gather(states) -> tuple[dict, dict]:
     """
     begins = [state.records["traced_at"] for state in states if state.records.get("traced_at") is not None]
     zero = min(begins, default=0.0)
-    records: dict[str, list] = {name: [] for name in ("steps", "comm", "memory", "timeline")}
+    records: dict[str, list] = {name: [] for name in COLUMNS}
     absent: dict[str, str] = {}
     for state in states:
         absent |= state.records["absent"]

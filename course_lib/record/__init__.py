@@ -1,7 +1,9 @@
 """What came back, without torch: a Job, a Sweep of jobs, and what one reads off them."""
 
+from course_lib.record.agreement import parity
 from course_lib.record.job import Job
-from course_lib.record.readings import bubble, overlap
+from course_lib.record.readings import calls, held, sent, step_seconds
 from course_lib.record.sweep import Sweep
+from course_lib.record.timelines import bubble, overlap
 
-__all__ = ["Job", "Sweep", "overlap", "bubble"]
+__all__ = ["Job", "Sweep", "sent", "held", "calls", "step_seconds", "overlap", "bubble", "parity"]

@@ -8,39 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from course_lib.record.tables import COLUMNS
+
 __all__ = ["Job"]
 
 FORMAT = "course_lib.Job"
 VERSION = 1
-_COLUMNS = {
-    "steps": {
-        "rank": "int64",
-        "step": "int64",
-        "phase": "object",
-        "seconds": "float64",
-        "samples": "Int64",
-        "wire_bytes": "Int64",
-    },
-    "comm": {
-        "rank": "int64",
-        "op": "object",
-        "dtype": "object",
-        "payload_bytes": "int64",
-        "algorithm_bytes": "float64",
-        "group_size": "int64",
-        "group": "object",
-        "start_s": "float64",
-        "seconds": "float64",
-    },
-    "memory": {"rank": "int64", "category": "object", "bytes": "int64"},
-    "timeline": {
-        "rank": "int64",
-        "kind": "object",
-        "name": "object",
-        "start_s": "float64",
-        "seconds": "float64",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -174,7 +147,7 @@ class Job:
         if extra := set(content) - set(wanted):
             raise ValueError(f"{path} is damaged: it holds the unknown field {sorted(extra)[0]!r}.")
         job = cls(**content)
-        for name in _COLUMNS:
+        for name in COLUMNS:
             try:
                 if not all(isinstance(row, dict) for row in job.records.get(name, [])):
                     raise TypeError("a row is not an object")
@@ -186,17 +159,18 @@ class Job:
     def _table(self, name: str) -> pd.DataFrame:
         made = self.__dict__.setdefault("_tables", {})
         if name not in made:
-            columns = _COLUMNS[name]
+            columns = COLUMNS[name]
             made[name] = pd.DataFrame(self.records.get(name, []), columns=list(columns)).astype(columns)
         return made[name].copy()
 
     def __repr__(self) -> str:
+        from course_lib.record.readings import step_seconds  # here: it takes a Job
+
         parts = [f"Job {self.label}: {self.where}, {self.seconds:.2f} s"]
-        timed = self.steps["seconds"].dropna()
-        if len(timed):
+        if self.steps["seconds"].notna().any():
+            timed = step_seconds(self)
             parts.append(
-                f"  {timed.groupby(self.steps['step']).max().median() * 1e3:.2f} ms per step "
-                f"(median of {self.steps.loc[timed.index, 'step'].nunique()} timed steps, slowest rank)"
+                f"  {timed.median() * 1e3:.2f} ms per step (median of {len(timed)} timed steps, slowest rank)"
             )
         if len(self.comm):
             parts.append(f"  {len(self.comm[self.comm['rank'] == 0])} collectives per step on rank 0")

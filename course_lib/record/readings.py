@@ -1,81 +1,114 @@
-"""What one reads off a job: how much communication was hidden, how long a pipeline's ranks were idle."""
+"""What one reads off a job's tables: bytes sent, bytes held, calls, seconds of a step. One meaning each."""
+
+from collections.abc import Sequence
+from numbers import Integral
 
 import pandas as pd
 
-from course_lib.arguments import instance
+from course_lib.arguments import instance, listed, one_of
 from course_lib.record.job import Job
 
-__all__ = ["overlap", "bubble"]
+__all__ = ["sent", "held", "calls", "step_seconds"]
 
-Intervals = list[tuple[float, float]]
+# from what makes the bill of a model to what is beside it
+_CATEGORIES = ("params", "grads", "optimizer_states", "buffers", "activations", "other", "peak")
 
 
-def overlap(job: Job, kinds: tuple[str, ...] = ("forward", "backward", "optimizer", "span")) -> pd.DataFrame:
-    """One row per rank: compute_s, communication_s, both_s, hidden.
-
-    compute_s: seconds in which the rank computed or was in a span of `measure.span`. communication_s: seconds
-        in which a collective ran, waiting
-    for other ranks included. both_s: seconds in which it did both at once. hidden: both_s / communication_s.
-    All of the traced step.
+def sent(job: Job, steps: Sequence[int] | None = None, layer: str = "wire") -> pd.Series:
+    """Return the bytes that each rank sent in one step.
 
     Args:
-        kinds: what counts as computing, of the kinds in `job.timeline`; ("span",) leaves out what no
-            `measure.span` names.
+        steps: numbers of the steps to look at; each rank's median over them is taken. None: all but the
+            warm-up, which are the traced step and the timed ones.
+        layer: "wire", what the operating system counted; "algorithm", what textbook algorithms send for the
+            collectives of the traced step. Where the system cannot count (`job.absent` says why), "wire"
+            gives "algorithm" too; but for given `steps`, which were not traced perhaps, it gives nan.
+
+    Returns:
+        float64, index `rank`; 0 for a rank that has measured no such step. Its name says which layer it
+        holds: "wire_bytes" or "algorithm_bytes".
+
+    Errors: ValueError if no step was traced, or none of `steps` was measured; and for `steps` of the layer
+        "algorithm": collectives are traced in one step only.
     """
-    instance("job", job, Job, "what run returns")
-    instance("kinds", kinds, tuple)
-    rows = []
-    for rank in range(job.ranks):
-        mine = job.timeline[job.timeline["rank"] == rank]
-        compute, communication = (
-            _union(mine[mine["kind"].isin(kinds)]),
-            _union(mine[mine["kind"] == "communication"]),
-        )
-        both = [(max(a, c), min(b, d)) for a, b in compute for c, d in communication if max(a, c) < min(b, d)]
-        compute_s, communication_s, both_s = map(_seconds, (compute, communication, both))
-        rows.append(
-            {
-                "rank": rank,
-                "compute_s": compute_s,
-                "communication_s": communication_s,
-                "both_s": both_s,
-                "hidden": both_s / communication_s if communication_s else 0.0,
-            }
-        )
-    return pd.DataFrame(rows).set_index("rank")
+    _require_traced(job)
+    one_of("layer", layer, ("wire", "algorithm"))
+    if steps is not None:
+        listed("steps", steps, "a list of the numbers of steps", lambda step: isinstance(step, Integral))
+        if layer == "algorithm":
+            raise ValueError(
+                'steps: collectives are traced in one step only, so layer="algorithm" takes none.'
+            )
+    if layer == "algorithm" or (steps is None and "wire bytes" in job.absent):
+        return _per_rank(job, job.comm.groupby("rank")["algorithm_bytes"].sum())
+    rows = job.steps[job.steps["phase"] != "warm-up" if steps is None else job.steps["step"].isin(steps)]
+    if rows.empty:
+        raise ValueError(f"{job.label} has measured no step with a number of {list(steps or [])}.")
+    return _per_rank(job, rows.groupby("rank")["wire_bytes"].median())
 
 
-def bubble(job: Job) -> float:
-    """Return the idle share of a pipeline's traced step: 1 - busy / (ranks x length), for comparison with
-    `theory.bubble_fraction`.
+def held(job: Job) -> pd.DataFrame:
+    """Return the bytes that each rank held in the traced step, by what they were for (see `Job.memory`).
 
-    busy: seconds in spans of `measure.span`, all ranks together; `mini.pipeline` makes one of every
-        instruction. Waiting and sending count
-    as idle. length: from the start of the first span to the end of the last one, whichever rank's they are.
+    Returns:
+        int64, a row per rank, a column per category that was counted: params, grads, optimizer_states and
+        buffers right after the optimizer's step; activations, the most that was saved for backward; other, on
+        a GPU; peak, which is beside them and not one of them.
 
-    Errors: ValueError if the traced step has no span.
+    Errors: ValueError if no memory was counted.
     """
-    instance("job", job, Job, "what run returns")
-    spans = job.timeline[job.timeline["kind"] == "span"]
-    if spans.empty:
+    _require_traced(job)
+    if job.memory.empty:
         raise ValueError(
-            f"{job.label} has no span in its traced step: run two steps or more, each inside measure.step."
+            f"{job.label} counted no memory: tell measure.step what to count, as in `with measure.step(model,"
+            " optimizer):`."
         )
-    length_s = (spans["start_s"] + spans["seconds"]).max() - spans["start_s"].min()
-    busy_s = overlap(job, kinds=("span",))["compute_s"].sum()
-    return float(1 - busy_s / (job.ranks * length_s))
+    table = job.memory.pivot_table(index="rank", columns="category", values="bytes", aggfunc="sum")
+    table = table.reindex(range(job.ranks)).fillna(0).astype("int64").rename_axis(index="rank")
+    return table[[category for category in _CATEGORIES if category in table]]
 
 
-def _union(pieces: pd.DataFrame) -> Intervals:
-    """The pieces as intervals (start, end) in order, those that touch or overlap joined."""
-    joined: Intervals = []
-    for start, seconds in sorted(zip(pieces["start_s"], pieces["seconds"])):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = joined[-1][0], max(joined[-1][1], start + seconds)
-        else:
-            joined.append((start, start + seconds))
-    return joined
+def calls(job: Job) -> pd.DataFrame:
+    """Return how often each rank called each collective, send and receive in the traced step.
+
+    A barrier carries no data, and is left out.
+
+    Returns:
+        int64, a row per rank, a column per operation that any rank called, in the order of the first calls.
+
+    Errors: ValueError if no step was traced.
+    """
+    _require_traced(job)
+    comm = job.comm[job.comm["op"] != "barrier"]
+    table = pd.crosstab(comm["rank"], comm["op"]).reindex(range(job.ranks), fill_value=0)
+    return table[list(comm["op"].unique())].rename_axis(index="rank", columns="op")
 
 
-def _seconds(intervals: Intervals) -> float:
-    return sum(end - start for start, end in intervals)
+def step_seconds(job: Job) -> pd.Series:
+    """Return the seconds of each timed step, of its slowest rank: the others wait for it sooner or later.
+
+    Of these numbers take the median for a usual step, and the smallest for the least disturbed one.
+
+    Returns:
+        float64, index `step`.
+
+    Errors: ValueError if no step was timed.
+    """
+    instance("job", job, Job, "what run returns")
+    timed = job.steps.dropna(subset="seconds")
+    if timed.empty:
+        raise ValueError(f"{job.label} has timed no step: run three steps or more, each inside measure.step.")
+    return timed.groupby("step")["seconds"].max()
+
+
+def _require_traced(job: Job) -> None:
+    instance("job", job, Job, "what run returns")
+    if not (job.steps["phase"] == "traced").any():
+        raise ValueError(
+            f"{job.label} has traced no step: run two steps or more, each inside `with measure.step(model,"
+            " optimizer):`; the second one is traced."
+        )
+
+
+def _per_rank(job: Job, values: pd.Series) -> pd.Series:
+    return values.astype(float).reindex(range(job.ranks), fill_value=0.0).rename_axis("rank")

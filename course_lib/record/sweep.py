@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from course_lib.record.job import Job
+from course_lib.record.readings import step_seconds
 
 __all__ = ["Sweep"]
 
@@ -63,5 +64,4 @@ def _step_seconds(job: Job) -> tuple[float, int]:
     timed = job.steps[job.steps["phase"] == "timed"]
     if timed.empty:
         return max(job.records["seconds"]), 0
-    samples = timed.groupby("step")["samples"].sum().median()
-    return float(timed.groupby("step")["seconds"].max().median()), int(samples)
+    return float(step_seconds(job).median()), int(timed.groupby("step")["samples"].sum().median())

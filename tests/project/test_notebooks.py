@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
+from course_lib import record
+
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = sorted(FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
@@ -135,6 +137,18 @@ def test_every_figure_is_announced_and_read(path):
 @each_notebook
 def test_code_cells_are_short(path):
     assert not broken(read(path), lambda cell: not 0 < len(cell.source.splitlines()) <= LONGEST_CELL)
+
+
+def test_no_function_is_written_in_two_chapters():
+    """What two chapters need lives in the library; each may train in its own way."""
+    homes: dict[str, set[str]] = {}
+    for path in CHAPTERS:
+        for cell in code_cells(read(path)):
+            if "exercise" not in tags(cell):
+                for name in re.findall(r"^(?:def|class) (\w+)", cell.source, re.MULTILINE):
+                    homes.setdefault(name, set()).add(path.name)
+    assert {name: where for name, where in homes.items() if len(where) > 1}.keys() <= {"train"}
+    assert not {*record.__all__, "error", "per_parameter", "compare"} & homes.keys(), "a reading of its own"
 
 
 @each_notebook

@@ -621,8 +621,8 @@ def test_output_without_end_after_the_function_stops_the_job(nothing_left, tmp_p
     with pytest.warns(
         RankWarning,
         match=(
-            r"Ranks? (0 and )?1 had returned, and still worked when the job was stopped \(faults.py, line \d+, in"
-            r" print_on\). "
+            r"Ranks? (0 and )?1 had returned, and still worked when the job was stopped"
+            r" \(faults.py, line \d+, in print_on\). "
             r"Rank 1 has printed more than 5 MB: print less, or not in every step. What was not done is lost."
         ),
     ) as heard:

@@ -1,0 +1,37 @@
+"""The tables of a job's ledger: the columns of each, and their dtypes. What they mean stands at `Job`.
+
+A rank writes rows without `rank`, which is added when the rows of all ranks come together. A new column, or a
+new table, is entered here, where the rank writes it (`measure/ledger.py`, `measure/tracing.py`) and at `Job`.
+"""
+
+__all__ = ["COLUMNS"]
+
+COLUMNS: dict[str, dict[str, str]] = {
+    "steps": {
+        "rank": "int64",
+        "step": "int64",
+        "phase": "object",
+        "seconds": "float64",
+        "samples": "Int64",
+        "wire_bytes": "Int64",
+    },
+    "comm": {
+        "rank": "int64",
+        "op": "object",
+        "dtype": "object",
+        "payload_bytes": "int64",
+        "algorithm_bytes": "float64",
+        "group_size": "int64",
+        "group": "object",
+        "start_s": "float64",
+        "seconds": "float64",
+    },
+    "memory": {"rank": "int64", "category": "object", "bytes": "int64"},
+    "timeline": {
+        "rank": "int64",
+        "kind": "object",
+        "name": "object",
+        "start_s": "float64",
+        "seconds": "float64",
+    },
+}

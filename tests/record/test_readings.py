@@ -1,0 +1,89 @@
+"""What is read off a job's tables, on a job that can be worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+from saved_job import job
+
+from course_lib.record import calls, held, sent, step_seconds
+
+NOT_COUNTED = {"wire bytes": "NCCL moves bytes past the counters"}
+
+
+def bare(**tables):
+    """A job of which only these tables have rows."""
+    return replace(job(), records={"seconds": [1.0, 2.0], **tables})
+
+
+def test_sent_is_the_median_of_all_steps_but_the_warm_up():
+    # steps 1 to 4 of 100, 200, 300 and 400 bytes, and one byte more on rank 1
+    assert sent(job()).to_dict() == {0: 250.0, 1: 251.0}
+    assert sent(job()).name == "wire_bytes" and sent(job()).index.name == "rank"
+
+
+@pytest.mark.parametrize("steps, of_rank_0", [([1], 100), ([2, 3], 250), (range(2, 5), 300), ([0], 0)])
+def test_sent_in_given_steps(steps, of_rank_0):
+    assert sent(job(), steps).to_dict() == {0: of_rank_0, 1: of_rank_0 + 1}
+
+
+def test_sent_by_the_textbook():
+    by_textbook = sent(job(), layer="algorithm")
+    assert by_textbook.to_dict() == {0: 192.0, 1: 64.0} and by_textbook.name == "algorithm_bytes"
+
+
+def test_where_the_wire_is_not_counted_sent_is_the_textbooks_and_says_so():
+    not_counted = job(NOT_COUNTED)
+    assert sent(not_counted).equals(sent(not_counted, layer="algorithm"))
+    assert sent(not_counted, [2]).isna().all()
+
+
+def test_sent_of_a_rank_that_measured_no_such_step():
+    steps = [row for row in job().records["steps"] if row["rank"] == 0]
+    assert sent(bare(steps=steps)).to_dict() == {0: 250.0, 1: 0.0}
+
+
+def test_held_has_a_row_per_rank_and_the_categories_in_order():
+    table = held(job())
+    assert table.to_dict("index") == {
+        0: {"params": 40, "grads": 20, "activations": 7, "peak": 90},
+        1: {"params": 41, "grads": 21, "activations": 8, "peak": 91},
+    }
+    assert list(table) == ["params", "grads", "activations", "peak"] and all(table.dtypes == "int64")
+
+
+def test_calls_are_counted_per_rank_without_barriers():
+    assert calls(job()).to_dict("index") == {
+        0: {"all_reduce": 2, "broadcast": 0},
+        1: {"all_reduce": 0, "broadcast": 1},
+    }
+
+
+def test_calls_of_a_job_without_any():
+    assert calls(bare(steps=job().records["steps"])).shape == (2, 0)
+
+
+def test_step_seconds_are_those_of_the_slowest_rank():
+    assert step_seconds(job()).round(6).to_dict() == {2: 0.21, 3: 0.31, 4: 0.41}
+
+
+@pytest.mark.parametrize(
+    "read, words",
+    [
+        (lambda: sent(bare()), "has traced no step"),
+        (lambda: calls(bare(steps=job().records["steps"][:1])), "run two steps or more"),
+        (lambda: held(bare(steps=job().records["steps"])), "counted no memory"),
+        (lambda: step_seconds(bare()), "has timed no step"),
+        (lambda: sent(job(), [9]), r"no step with a number of \[9\]"),
+        (lambda: sent(job(), [1], layer="algorithm"), "collectives are traced in one step only"),
+        (lambda: sent(job(), layer="payload"), "'wire', 'algorithm'"),
+    ],
+)
+def test_what_was_not_measured_cannot_be_read(read, words):
+    with pytest.raises(ValueError, match=words):
+        read()
+
+
+def test_readings_take_a_job():
+    for read in (sent, held, calls, step_seconds):
+        with pytest.raises(TypeError, match="it must be a Job, what run returns"):
+            read(None)
