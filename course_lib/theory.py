@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from course_lib.arguments import number, one_of, whole
+from course_lib.collectives import COLLECTIVES
 
 __all__ = [
     "collective_bytes",
@@ -35,37 +36,6 @@ __all__ = [
 ]
 
 PUBLISHED_FILE = Path(__file__).resolve().parents[1] / "data" / "published.json"
-
-# Bytes that one rank sends, over S. Where ranks send different amounts (a root, a leaf), the mean over the
-# ranks.
-_SENT = {
-    "all_reduce": lambda n: 2 * (n - 1) / n,  # reduce-scatter, then all-gather
-    "reduce_scatter": lambda n: (n - 1) / n,
-    "all_gather": lambda n: (n - 1) / n,
-    "all_to_all": lambda n: (n - 1) / n,  # keeps 1/n of S for itself
-    "broadcast": lambda n: (n - 1) / n,  # n-1 ranks receive S once: (n-1) S in all
-    "reduce": lambda n: (n - 1) / n,  # the same tree, the other way round
-    "gather": lambda n: (n - 1) / n**2,  # n-1 ranks send S/n each: (n-1)/n S in all
-    "scatter": lambda n: (n - 1) / n**2,
-    "send": lambda n: 1,
-    "recv": lambda n: 0,
-    "barrier": lambda n: 0,  # carries no data
-}
-_BUSBW = {
-    "all_reduce": lambda n: 2 * (n - 1) / n,
-    "broadcast": lambda n: 1,
-    "reduce": lambda n: 1,
-    "send": lambda n: 1,
-    "recv": lambda n: 1,
-    **dict.fromkeys(
-        ("reduce_scatter", "all_gather", "all_to_all", "gather", "scatter"), lambda n: (n - 1) / n
-    ),
-}
-_RING_STEPS = {
-    "all_reduce": lambda n: 2 * (n - 1),
-    "reduce_scatter": lambda n: n - 1,
-    "all_gather": lambda n: n - 1,
-}
 
 # Bytes sent in one training step, over r P.
 _STEP = {
@@ -101,7 +71,7 @@ def collective_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms", section 3; Thakur and Gropp
         2003, section 4.
     """
-    factor = one_of("op", op, _SENT)(whole("group_size", group_size))
+    factor = one_of("op", op, COLLECTIVES).sent(whole("group_size", group_size))
     return float(number("payload_bytes", payload_bytes) * factor)
 
 
@@ -119,7 +89,7 @@ def gloo_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     """
     if op == "reduce":
         return _gloo_reduce_bytes(number("payload_bytes", payload_bytes), whole("group_size", group_size))
-    return collective_bytes("all_reduce" if op == "reduce_scatter" else op, payload_bytes, group_size)
+    return collective_bytes(one_of("op", op, COLLECTIVES).gloo, payload_bytes, group_size)
 
 
 def _gloo_reduce_bytes(payload_bytes: float, group_size: int) -> float:
@@ -143,7 +113,7 @@ def bandwidth(op: str, payload_bytes: float, seconds: float, group_size: int) ->
     (Some tools report 2 S/t for an all_reduce; this is S/t.) Source: nccl-tests, doc/PERFORMANCE.md; gather
     and scatter from its sources.
     """
-    factor = one_of("op", op, _BUSBW)(whole("group_size", group_size))
+    factor = one_of("op", op, _known("busbw"))(whole("group_size", group_size))
     algbw = number("payload_bytes", payload_bytes) / number("seconds", seconds, above=True)
     return algbw, algbw * factor
 
@@ -161,9 +131,9 @@ def ring_seconds(
     Source: Thakur and Gropp 2003, "Improving the performance of collective operations in MPICH", sections 3
         and 4.
     """
-    steps = one_of("op", op, _RING_STEPS)(whole("group_size", group_size))
+    steps = one_of("op", op, _known("ring_steps"))(whole("group_size", group_size))
     chunk_bytes = number("payload_bytes", payload_bytes) / group_size
-    added_bytes = 0 if op == "all_gather" else (group_size - 1) * chunk_bytes
+    added_bytes = (group_size - 1) * chunk_bytes if COLLECTIVES[op].kind == "sum" else 0
     return steps * (
         number("alpha_s", alpha_s) + chunk_bytes * number("beta_s", beta_s)
     ) + added_bytes * number("gamma_s", gamma_s)
@@ -374,6 +344,11 @@ def published(name: str) -> dict:
     """
     table = one_of("name", name, json.loads(PUBLISHED_FILE.read_text(encoding="utf-8")))
     return {**table, "rows": [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]}
+
+
+def _known(what: str) -> dict:
+    """What the rows of collectives say of it, by name, where they say something."""
+    return {op: told for op, row in COLLECTIVES.items() if (told := getattr(row, what)) is not None}
 
 
 def _numel(param) -> int:

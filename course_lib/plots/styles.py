@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from course_lib.arguments import instance, number, one_of
+from course_lib.collectives import COLLECTIVES
 
 __all__ = ["panel", "MEASURED", "SLEEPS", "MODELLED", "PUBLISHED", "COLORS"]
 
@@ -25,17 +26,7 @@ PUBLISHED = {
     "markerfacecolor": "none",
 }
 COLORS = {
-    "all_reduce": "#D55E00",
-    "reduce_scatter": "#E69F00",
-    "all_gather": "#F0E442",
-    "all_to_all": "#882255",
-    "broadcast": "#CC79A7",
-    "reduce": "#AA4499",
-    "gather": "#999933",
-    "scatter": "#DDCC77",
-    "send": "#5B3A8C",
-    "recv": "#C9BEDD",
-    "barrier": "#000000",
+    **{op: row.color for op, row in COLLECTIVES.items()},
     "wire": "#6E7781",
     "params": "#0072B2",
     "grads": "#D55E00",

@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from course_lib import plots
+from course_lib.collectives import COLLECTIVES
 from course_lib.ranks import devices
 from course_lib.record import Job, Sweep
 
@@ -482,9 +483,7 @@ def test_the_styles_never_look_alike_and_every_op_has_a_color():
         == 4
     )
     assert plots.PUBLISHED["markerfacecolor"] == "none"
-    from course_lib.measure.tracing import _COLLECTIVES
-
-    assert {op for op, _, _ in _COLLECTIVES.values()} <= set(plots.COLORS)
+    assert set(COLLECTIVES) <= set(plots.COLORS)
     ax = plots.panel("Own figure", make_job().where, xlabel="n", ylabel="s")
     for style in (plots.MEASURED, plots.SLEEPS, plots.MODELLED, plots.PUBLISHED):
         ax.plot([1, 2], [1, 2], **style)
