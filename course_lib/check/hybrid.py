@@ -149,7 +149,7 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
 
         rank, count = dist.get_rank(), dist.get_world_size()
         store, real, calls = (
-            dist.PrefixStore("check", dist.distributed_c10d._get_default_store()),
+            on_rank.store(),
             dist.new_group,
             [],
         )

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from course_lib import torch_internals
 from course_lib.check.stillness import looking, still_at
+from course_lib.torch_internals import TorchDispatchMode, tree_leaves
 
 __all__ = [
     "private_seed",
@@ -37,6 +37,7 @@ __all__ = [
     "wait_until",
     "come_late",
     "is_back",
+    "store",
     "Calls",
     "late",
     "NewTensors",
@@ -161,30 +162,29 @@ def come_late(call: str, at_most_s: float = LATE_S) -> None:
     """This rank comes late to a call of the answer: when all others have come back from it, who have then not
     waited for this rank, or when they do wait, as they should, and stand still; after `at_most_s` anyhow.
     """
-    store = _store()
+    told = store()
     others = [f"back/{call}/{other}" for other in range(dist.get_world_size()) if other != dist.get_rank()]
-    wait_until(lambda: store.check(others), at_most_s, SOON_LOOKS)
+    wait_until(lambda: told.check(others), at_most_s, SOON_LOOKS)
 
 
 def is_back(call: str) -> None:
     """This rank has come back from a call of the answer, and has kept what it then found: `come_late` need
     not wait for it any longer.
     """
-    _store().set(f"back/{call}/{dist.get_rank()}", "")
+    store().set(f"back/{call}/{dist.get_rank()}", "")
 
 
-def _store() -> dist.Store:
-    return dist.PrefixStore("check", dist.distributed_c10d._get_default_store())
+def store() -> dist.Store:
+    """What the ranks of a job can tell each other beside torch.distributed, whatever an answer does there."""
+    return dist.PrefixStore("check", torch_internals.default_store())
 
 
 class Calls:
-    """Every collective, send and receive that this rank calls, in whichever thread: `with Calls() as calls:
-    ...; calls.rows`, each with op, dtype,
-    payload_bytes, algorithm_bytes.
+    """Every collective, send and receive that this rank calls: `with Calls() as calls: ...; calls.rows`, as
+    `measure.calls.listen` tells of them, which has `before`, too.
 
     Unlike the ledger it looks at any call, and not at the traced step alone: small tensors may go another
-    way. Not inside of a traced step. `before(row)` is called before each of them goes on, and may let it
-    wait.
+    way. Not inside of a traced step.
     """
 
     def __init__(self, before: Callable[[dict], None] | None = None):
@@ -192,29 +192,14 @@ class Calls:
 
     def __enter__(self) -> "Calls":
         # here: a rank has loaded it, and who only tests this module need not
-        from course_lib.measure import tracing
+        from course_lib.measure.calls import listen
 
-        self._library = torch.library.Library("c10d", "IMPL")
-        below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
-        for name, (op, which, work) in tracing._COLLECTIVES.items():
-            if packet := getattr(torch.ops.c10d, name, None):
-
-                def kernel(keyset, *args, operator=packet.default, op=op, which=which, work=work):
-                    noted = tracing._note(op, which, work, args)
-                    self.rows.append(
-                        row := {
-                            name: noted[name] for name in ("op", "dtype", "payload_bytes", "algorithm_bytes")
-                        }
-                    )
-                    if self._before:
-                        self._before(row)
-                    return operator.redispatch(keyset & below, *args)
-
-                self._library.impl(name, kernel, "BackendSelect", with_keyset=True)
+        self._listening = listen(self._before)
+        self.rows = self._listening.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self._library._destroy()
+        self._listening.__exit__(*error)
 
 
 def late(call: str, calls: int = 8) -> Callable[[dict], None]:

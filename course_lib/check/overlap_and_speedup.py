@@ -105,7 +105,7 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
         net = SleepingNet(LAYERS, LAYER_BYTES, backward_s=0.001)
         rank, last = dist.get_rank(), dist.get_world_size() - 1
         store, calls, arrived, looking = (
-            dist.PrefixStore("check", dist.distributed_c10d._get_default_store()),
+            on_rank.store(),
             on_rank.Calls(),
             0,
             "",

@@ -284,7 +284,7 @@ def _trial(
         rank, size = dist.get_rank(), dist.get_world_size()
         graphs, messages = [0, 0], [0, 0]  # how many are alive now, and at most
         order, hold = [], None  # what this rank has run; what holds it up
-        store = dist.PrefixStore("check", dist.distributed_c10d._get_default_store())
+        store = on_rank.store()
 
         class Token:  # lives as long as what it is tied to
             def __init__(self, live):

@@ -14,16 +14,11 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from course_lib import torch_internals
 from course_lib.measure.instruments import why
 from course_lib.measure.storages import held_by, storages_of
 
 __all__ = ["SavedForBackward"]
-
-_top, _push, _pop = (
-    torch._C._autograd._top_saved_tensors_default_hooks,
-    torch._C._autograd._push_saved_tensors_default_hooks,
-    torch._C._autograd._pop_saved_tensors_default_hooks,
-)
 
 
 class SavedForBackward:
@@ -46,7 +41,7 @@ class SavedForBackward:
         """Look from now on, until what is returned is called."""
         graph = torch.autograd.graph
         enter, disable = graph.saved_tensors_hooks.__enter__, graph.disable_saved_tensors_hooks
-        around = _top(True)  # entered by the learner, around the step
+        around = torch_internals.saved_hooks(tracing=True)  # entered by the learner, around the step
         ours = (
             self._counting(*around)
             if around
@@ -54,35 +49,35 @@ class SavedForBackward:
         )
 
         def enter_counted(hooks) -> None:
-            _push(*self._counting(hooks.pack_hook, hooks.unpack_hook))
+            torch_internals.push_saved_hooks(*self._counting(hooks.pack_hook, hooks.unpack_hook))
 
         @contextlib.contextmanager
         def step_aside(message: str):
             """torch.func wants that there are no hooks at all."""
-            aside = _is(_top(True), ours)
+            aside = _is(torch_internals.saved_hooks(tracing=True), ours)
             if aside:
-                _pop()
+                torch_internals.pop_saved_hooks()
                 self.unknown = "torch.func does not let anyone see what it saves for backward"
             try:
                 with disable(message):
                     yield
             finally:
                 if aside:
-                    _push(*ours)
+                    torch_internals.push_saved_hooks(*ours)
 
         def detach() -> None:
             graph.saved_tensors_hooks.__enter__, graph.disable_saved_tensors_hooks = enter, disable
             above = []
             # entered in the step, and not left yet
-            while (top := _top(True)) is not None and not _is(top, ours):
+            while (top := torch_internals.saved_hooks(tracing=True)) is not None and not _is(top, ours):
                 above.append(top)
-                _pop()
+                torch_internals.pop_saved_hooks()
             if top is not None:
-                _pop()
+                torch_internals.pop_saved_hooks()
             for hooks in reversed(above):
-                _push(*hooks)
+                torch_internals.push_saved_hooks(*hooks)
 
-        _push(*ours)
+        torch_internals.push_saved_hooks(*ours)
         graph.saved_tensors_hooks.__enter__, graph.disable_saved_tensors_hooks = enter_counted, step_aside
         return detach
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from course_lib import torch_internals
 from course_lib.arguments import instance, listed
 from course_lib.measure import memory
+from course_lib.torch_internals import TorchDispatchMode, tree_leaves
 
 __all__ = ["watch", "Allocations", "draw"]
 
@@ -129,20 +129,23 @@ class Allocations(TorchDispatchMode):
         super().__exit__(*error)
         self._note("")
         for weak in self._made:
-            torch.UntypedStorage._free_weak_ref(weak)
+            torch_internals.let_go(weak)
         self._made = {}
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         # a DTensor, say: what it does with tensors of this rank comes by next
-        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+        if any(map(torch_internals.is_wrapper, types)):
             return NotImplemented
         result = operation(*args, **(kwargs or {}))
-        made = [storage for storage in self._storages(result) if storage._cdata not in self._made]
+        number = torch_internals.storage_number
+        made = [storage for storage in self._storages(result) if number(storage) not in self._made]
         # or seen for the first time: a view of what was there before
         if made:
-            given = {storage._cdata for storage in self._storages((args, kwargs))}
+            given = {number(storage) for storage in self._storages((args, kwargs))}
             # so the number is not used again
-            self._made |= {storage._weak_ref(): None for storage in made if storage._cdata not in given}
+            self._made |= {
+                torch_internals.hold_weakly(storage): None for storage in made if number(storage) not in given
+            }
         live = self._live()
         if live > self._peak:  # the worst moment so far, or so it seems
             self._note("")
@@ -160,12 +163,12 @@ class Allocations(TorchDispatchMode):
     def _live(self) -> int:
         live = 0
         for weak in [*self._made]:
-            storage = torch.UntypedStorage._new_with_weak_ptr(weak)
-            if storage is None:
-                torch.UntypedStorage._free_weak_ref(weak)
+            count = torch_internals.bytes_if_alive(weak)
+            if count is None:
+                torch_internals.let_go(weak)
                 del self._made[weak]
             else:
-                live += storage.nbytes()
+                live += count
         return live
 
     def _note(self, mark: str) -> None:

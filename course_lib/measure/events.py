@@ -2,15 +2,17 @@
 rank computed when.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Event", "read", "give_times", "spans", "computing", "BACKWARD", "SPAN", "GLOO"]
+from course_lib.torch_internals import AUTOGRAD, COLLECTIVE, COMPUTES, GLOO, OPTIMIZER
+
+__all__ = ["Event", "read", "give_times", "spans", "computing", "BACKWARD", "SPAN"]
 
 # names in the record; a span's goes on with its kind and its name
-BACKWARD, SPAN, GLOO = "course_lib: backward", "course_lib span of ", "gloo:"
-_AUTOGRAD, _OPTIMIZER = "autograd::engine", "Optimizer."
+BACKWARD, SPAN = "course_lib: backward", "course_lib span of "
 _GAP_S = 150e-6  # computing that pauses for less than this is drawn as one piece
 _CLOCKS_AGREE_S = 1e-3  # ours and the profiler's, at worst
 
@@ -29,11 +31,9 @@ class Event:
     above: tuple[str, ...] = ()
 
 
-def read(results, mark: str, mark_s: float) -> list[Event]:
-    """The raw record of a profiler, in order of time; the event `mark` began at `mark_s`. (Profiler.events()
-    takes seven times as long: it adds up
-    much that is not looked at here.)"""
-    rows = [(e.start_ns(), -e.duration_ns(), e.name(), e) for e in results.events()] if results else []
+def read(recorded: Iterable, mark: str, mark_s: float) -> list[Event]:
+    """What a profiler has recorded, in order of time; the event `mark` began at `mark_s`."""
+    rows = [(e.start_ns(), -e.duration_ns(), e.name(), e) for e in recorded]
     marked_ns = next((start_ns for start_ns, _, name, _ in rows if name == mark), 0)
     # thread -> events that have begun and not ended, outermost first
     found, open_on = [], {}
@@ -106,24 +106,24 @@ def computing(events: list[Event], thread: int, calls: list[dict]) -> list[dict]
     for event in events:
         if event.name.startswith(SPAN):  # parts what comes before it from what comes after
             pieces.append([event.start_s, event.end_s, "span"])
-        if not event.name.startswith("aten::"):
+        if not event.name.startswith(COMPUTES):
             continue
         # which works on a GPU from a thread of its own
-        by_autograd = any(name.startswith(_AUTOGRAD) for name in event.above)
-        if any(name.startswith(("aten::", "c10d::", SPAN)) for name in event.above) or not (
+        by_autograd = any(name.startswith(AUTOGRAD) for name in event.above)
+        if any(name.startswith((COMPUTES, COLLECTIVE, SPAN)) for name in event.above) or not (
             by_autograd or event.thread == thread
         ):
             continue
         kind = (
             "optimizer"
-            if any(name.startswith(_OPTIMIZER) for name in event.above)
+            if any(name.startswith(OPTIMIZER) for name in event.above)
             else "backward"
             if by_autograd or BACKWARD in event.above
             else "forward"
         )
         pieces.append([event.start_s, event.end_s, kind])
     _after_backward(
-        pieces, [event.start_s for event in events if event.name.startswith(_OPTIMIZER + "step")], calls
+        pieces, [event.start_s for event in events if event.name.startswith(OPTIMIZER + "step")], calls
     )
     joined: list[list] = []
     for begin, end, kind in sorted(pieces):

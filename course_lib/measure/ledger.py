@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from course_lib import torch_internals
 from course_lib.arguments import whole
 from course_lib.measure import memory, tracing, wire
 from course_lib.measure.instruments import Attached, why
@@ -32,7 +33,7 @@ class Ledger:
         self._attached = Attached({})
         self._report, self._meet, self._reported = report, meet, 0.0
         self._cuda = torch.get_default_device().type == "cuda"
-        self._nccl = dist.is_initialized() and "nccl" in str(dist.get_backend_config())
+        self._nccl = dist.is_initialized() and torch_internals.uses_nccl()
         self.absent = self._what_is_absent()
         self._open = False
         self._peak = memory.Peak(self._cuda)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from course_lib import torch_internals
 from course_lib.measure.activations import SavedForBackward
 from course_lib.measure.instruments import Instrument, why
 from course_lib.measure.storages import storage_bytes, tensors_in
@@ -115,7 +116,8 @@ def after_each_step(optimizer, call: Callable[[], None]) -> Callable[[], None]:
     # a learning rate scheduler puts one there
     own = vars(optimizer).get("step") if hasattr(optimizer, "__dict__") else None
     by_class = inspect.getattr_static(type(optimizer), "step", None)
-    if own is None and isinstance(optimizer, torch.optim.Optimizer) and getattr(by_class, "hooked", False):
+    by_hook = isinstance(optimizer, torch.optim.Optimizer) and torch_internals.calls_step_hooks(by_class)
+    if own is None and by_hook:
         return register_optimizer_step_post_hook(
             lambda stepped, *_: call() if stepped is optimizer else None
         ).remove

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import numpy
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from course_lib import torch_internals
 
 __all__ = ["storage_bytes", "storages_of", "tensors_in", "held_by"]
 
@@ -55,11 +56,12 @@ def storages_of(tensor: Tensor) -> Iterable[tuple[int, int]]:
 
     Errors: torch's own, for a tensor that nobody can look into, such as one of MKL-DNN.
     """
-    if is_traceable_wrapper_subclass(tensor):
-        for inner in tensors_in([getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]):
+    if (wrapped := torch_internals.wrapped_by(tensor)) is not None:
+        for inner in tensors_in(wrapped):
             yield from storages_of(inner)
     elif tensor.layout is torch.sparse_coo:  # such as the gradient of Embedding(sparse=True)
-        yield from (*storages_of(tensor._indices()), *storages_of(tensor._values()))
+        for part in torch_internals.sparse_parts(tensor):
+            yield from storages_of(part)
     elif tensor.layout in _ROWS_COMPRESSED:
         yield from (
             *storages_of(tensor.crow_indices()),

@@ -3,6 +3,8 @@
 from collections import defaultdict
 from math import prod
 
+from course_lib import torch_internals
+from course_lib.collectives import COLLECTIVES
 from course_lib.ranks import places
 from course_lib.ranks.launch import RankState
 from course_lib.ranks.where import RECORDED
@@ -24,8 +26,6 @@ NEW_GROUP = (
     "Every rank must call new_group for every group, also for one of which it is no member, with the same"
     " ranks, in the same order."
 )
-_REDUCTIONS = {"all_reduce", "reduce", "reduce_scatter"}
-_SIZES_MAY_DIFFER = {"gather", "scatter", "all_to_all", "barrier"}
 
 
 def deadlock(states: list[RankState]) -> str | None:
@@ -141,7 +141,7 @@ def suspicious_sites(states: list[RankState]) -> str | None:
     for _, by_rank in _matched(states):
         sites = {rank: tuple(call["site"][:2]) for rank, call in by_rank.items() if call["site"]}
         if (
-            next(iter(by_rank.values()))["op"] in _REDUCTIONS
+            _is("sum", next(iter(by_rank.values()))["op"])
             and len(sites) == len(by_rank)
             and len(set(sites.values())) > 1
         ):
@@ -232,7 +232,7 @@ def waits_in_words(state: RankState) -> str:
             (
                 name
                 for filename, _, name in reversed(state.error["frames"])
-                if filename.endswith("distributed_c10d.py")
+                if torch_internals.is_of_distributed(filename)
             ),
             "",
         )
@@ -246,8 +246,8 @@ def waits_in_words(state: RankState) -> str:
             return f"{call['op']} {'to' if call['op'] == 'send' else 'from'} rank {call['peer']}" + (
                 f" of {call['tensor']}" if call["tensor"] else ""
             )
-        if call["op"] == "barrier":
-            return "barrier"
+        if _is("meeting", call["op"]):
+            return call["op"]
         if call["op"] == "wait":
             return call_in_words(pending[0]) if pending else "wait() of a message"
         return call["op"] + (f" of {call['tensor']}" if call["tensor"] else "")
@@ -261,7 +261,7 @@ def under_way(state: RankState) -> list[dict]:
 
 def call_in_words(call: dict) -> str:
     """One collective of the Flight Recorder: "all_reduce of float32[3]"."""
-    if call["op"] == "barrier" or not call["sizes"]:
+    if _is("meeting", call["op"]) or not call["sizes"]:
         return call["op"]
     return f"{call['op']} of {call['dtypes'][0]}{call['sizes'][0]}"
 
@@ -283,8 +283,14 @@ def _op_of(state: RankState, call: dict) -> str:
     return own["op"] if own and own["op"] != "wait" and pending and pending[-1] is call else call["op"]
 
 
+def _is(kind: str, op: str) -> bool:
+    """Whether a collective is of this kind. The backend may have a name of its own for it, of no kind."""
+    return op in COLLECTIVES and COLLECTIVES[op].kind == kind
+
+
 def _shape_of_call(call: dict) -> tuple:
     """What must be equal on all ranks of a group."""
-    if call["op"] in _SIZES_MAY_DIFFER or not call["sizes"]:
+    row = COLLECTIVES.get(call["op"])
+    if (row is not None and row.sizes_may_differ) or not call["sizes"]:
         return (call["op"],)
     return call["op"], call["dtypes"][0], sum(prod(size) for size in call["sizes"])

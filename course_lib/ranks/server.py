@@ -42,8 +42,6 @@ PRELOAD = (
     "torch",
     "torch.distributed",
     "torch.profiler",
-    # any optimizer imports it on first use: a second per rank if it weren't here
-    "torch._dynamo",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
     "torch.distributed.optim",
@@ -71,6 +69,7 @@ def main() -> None:
     control, environ = socket.socket(fileno=int(sys.argv[1])), dict(os.environ)
     for name in PRELOAD:
         importlib.import_module(name)
+    importlib.import_module("course_lib.torch_internals").preload()
     os.environ.clear()
     # a library may have added to it, and the kernel tells ranks only what differs from what it gave
     os.environ.update(environ)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import cloudpickle.cloudpickle as cloudpickle
 import torch
 
+from course_lib import torch_internals
+
 __all__ = ["culprit", "belongs_to_notebook"]
 
 _NOTEBOOKS_OWN = {
@@ -116,9 +118,7 @@ def _parts(value, name: str) -> Iterator[tuple[str, object]]:
         yield from ((f"a key of {name}", key) for key in value)
     elif isinstance(value, torch.nn.Module):
         yield type(value).__name__, type(value)
-        for n, part in vars(value).items():
-            kept = part if n in ("_parameters", "_buffers", "_modules") else {n: part}
-            yield from ((f"{name}.{own}", one) for own, one in kept.items())
+        yield from ((f"{name}.{n}", part) for n, part in torch_internals.held_by_module(value).items())
     else:
         yield from _parts_of_instance(value, name)
 

@@ -4,7 +4,6 @@ rank.
 
 import ctypes
 import dis
-import pickle
 import signal
 import sys
 import threading
@@ -14,9 +13,9 @@ from collections.abc import Callable
 from itertools import islice
 
 import torch
-import torch.distributed as dist
-from torch._C import _distributed_c10d
 
+from course_lib import torch_internals
+from course_lib.collectives import COLLECTIVES
 from course_lib.measure import wire
 from course_lib.ranks import places
 
@@ -25,58 +24,9 @@ __all__ = ["whereabouts", "collectives", "tell_before_abort"]
 RECORDED = 64  # how many collectives the Flight Recorder keeps
 FRAMES = 200  # of the innermost frames, how many are told
 
-_CALLS = {
-    "all_reduce",
-    "broadcast",
-    "reduce",
-    "all_gather",
-    "gather",
-    "scatter",
-    "reduce_scatter",
-    "all_to_all",
-    "all_to_all_single",
-    "barrier",
-    "all_gather_into_tensor",
-    "all_gather_single",
-    "reduce_scatter_tensor",
-    "reduce_scatter_single",
-    "all_gather_object",
-    "broadcast_object_list",
-    "gather_object",
-    "scatter_object_list",
-    "send",
-    "recv",
-    "send_object_list",
-    "recv_object_list",
-    "monitored_barrier",
-    "new_group",
-    "batch_isend_irecv",
-}
-_ARGUMENTS = (
-    "tensor",
-    "input",
-    "input_tensor",
-    "input_list",
-    "input_tensor_list",
-    "tensor_list",
-    "scatter_list",
-    "output",
-)
-_DTYPES = {
-    "Float": "float32",
-    "Double": "float64",
-    "Half": "float16",
-    "BFloat16": "bfloat16",
-    "Long": "int64",
-    "Int": "int32",
-    "Short": "int16",
-    "Char": "int8",
-    "Byte": "uint8",
-    "Bool": "bool",
-}
+# where a rank may wait besides, in torch.distributed
+_MORE_CALLS = ("monitored_barrier", "new_group", "batch_isend_irecv")
 _NOT_FOR_EVER = {"monitored_barrier"}  # gives up by itself
-# where torch itself waits for a collective, in C++
-_WAIT_INSIDE = ("torch/distributed/", "torch/autograd/graph.py", "torch/_ops.py")
 _handlers = []  # what ctypes has handed to the C library must stay alive
 
 
@@ -102,10 +52,7 @@ def whereabouts() -> dict:
         "collectives": collectives(),
         "groups": _groups() | _group_in_the_making(frame),
         "free": (
-            call is None
-            and bool(frames)
-            and not any(part in frames[-1][0] for part in _WAIT_INSIDE)
-            and _on_cpus()
+            call is None and bool(frames) and not torch_internals.waits_inside(frames[-1][0]) and _on_cpus()
         ),
         "blocked": (
             call is not None
@@ -128,14 +75,7 @@ def _groups_wait_long() -> bool:
     """Whether no process group was given a shorter timeout than the job's: where one was, the wait ends by
     itself.
     """
-    try:
-        timeouts = [
-            group._get_backend(torch.device("cpu")).options._timeout
-            for group in dist.distributed_c10d._world.pg_map
-            if group.size() > 1
-        ]
-    except (AttributeError, RuntimeError):
-        return False
+    timeouts = torch_internals.group_timeouts()
     return bool(timeouts) and min(timeouts) >= timeouts[0]
 
 
@@ -148,35 +88,24 @@ def collectives() -> list[dict]:
     gloo's own name stands for the operation: its reduce_scatter shows as the all_reduce that it is. Empty
     where there is no recorder.
     """
-    try:
-        entries = pickle.loads(_distributed_c10d._dump_fr_trace(True, True, False)).get("entries", [])
-    except (AttributeError, RuntimeError, TypeError):  # an older torch
-        return []
     return [
         {
-            "op": entry["profiling_name"].split(":")[-1],
-            "sizes": [list(size) for size in entry["input_sizes"]],
-            "dtypes": [_DTYPES.get(dtype, dtype) for dtype in entry["input_dtypes"]],
-            "group": _group_ranks(entry["process_group"][0]),
-            "name": entry["process_group"][0],
-            "seq": entry["collective_seq_id"],
-            "done": bool(entry["retired"]),
-            "site": _site(entry.get("frames", [])),
+            **{name: record[name] for name in ("op", "sizes", "dtypes", "seq", "done")},
+            "group": _group_ranks(record["group"]),
+            "name": record["group"],
+            "site": _site(record["frames"]),
         }
-        for entry in entries
-        if not entry["is_p2p"]
+        for record in torch_internals.flight_records()
     ]
 
 
-def _site(frames: list[dict]) -> tuple[str, int, str] | None:
+def _site(frames: list[tuple[str, int, str]]) -> tuple[str, int, str] | None:
     """The learner's frame from which a collective was called (frames innermost first). None where torch calls
     it for a rank that has run out
     of inputs (`join`): there another line than its peers' is as it should be."""
-    if any(frame["filename"].endswith("algorithms/join.py") for frame in frames):
+    if any(torch_internals.is_of_join(filename) for filename, _, _ in frames):
         return None
-    return places.learners_frame(
-        [(frame["filename"], frame["line"], frame["name"]) for frame in reversed(frames)]
-    )
+    return places.learners_frame(frames[::-1])
 
 
 def tell_before_abort(tell: Callable[[], None]) -> None:
@@ -201,24 +130,18 @@ def _call(frame) -> dict | None:
     """The torch.distributed call in which a frame waits: op and its tensors as text; None if it is in
     none.
     """
-    innermost = frame
+    innermost, calls = frame, {name for row in COLLECTIVES.values() for name in row.functions}
     while frame is not None:
         name = frame.f_code.co_name
-        if name in _CALLS and frame.f_code.co_filename.endswith("distributed_c10d.py"):
-            values = frame.f_locals
-            shown = next(
-                (_tensor_in_words(values[a]) for a in _ARGUMENTS if a in values and _is_tensors(values[a])),
-                "",
-            )
-            peer = next(
-                (
-                    values[a]
-                    for a in ("dst", "src")
-                    if name in ("send", "recv") and isinstance(values.get(a), int)
-                ),
-                None,
-            )
-            return {"op": name, "tensor": shown, "peer": peer}
+        if (name in calls or name in _MORE_CALLS) and torch_internals.is_of_distributed(
+            frame.f_code.co_filename
+        ):
+            tensors, peer = torch_internals.tensors_and_peer(frame)
+            return {
+                "op": name,
+                "tensor": "" if tensors is None else _tensor_in_words(tensors),
+                "peer": peer if name in COLLECTIVES and COLLECTIVES[name].kind == "message" else None,
+            }
         frame = frame.f_back
     return (
         {"op": "wait", "tensor": "", "peer": None} if innermost is not None and _in_wait(innermost) else None
@@ -228,18 +151,14 @@ def _call(frame) -> dict | None:
 def _group_in_the_making(frame) -> dict[str, str]:
     """The group for which this rank waits in new_group."""
     while frame is not None:
-        values = frame.f_locals if frame.f_code.co_name == "_new_group_with_tag" else {}
-        if values.get("group_name") and values.get("ranks"):
-            return {values["group_name"]: ",".join(map(str, values["ranks"]))}
+        if (made := torch_internals.group_in_the_making(frame)) is not None:
+            return {made[0]: ",".join(map(str, made[1]))}
         frame = frame.f_back
     return {}
 
 
 def _groups() -> dict[str, str]:
-    try:
-        return {name: _group_ranks(name) for name in list(dist.distributed_c10d._world.pg_names.values())}
-    except (AttributeError, RuntimeError):
-        return {}
+    return {name: _group_ranks(name) for name in torch_internals.group_names()}
 
 
 def _in_wait(frame) -> bool:
@@ -257,12 +176,6 @@ def _in_wait(frame) -> bool:
     )
 
 
-def _is_tensors(value) -> bool:
-    return isinstance(value, torch.Tensor) or (
-        isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], torch.Tensor)
-    )
-
-
 def _tensor_in_words(value) -> str:
     if isinstance(value, (list, tuple)):
         return f"{len(value)} x {_tensor_in_words(value[0])}"
@@ -270,9 +183,5 @@ def _tensor_in_words(value) -> str:
 
 
 def _group_ranks(name: str) -> str:
-    try:
-        return ",".join(
-            map(str, dist.get_process_group_ranks(_distributed_c10d._resolve_process_group(name)))
-        )
-    except (AttributeError, RuntimeError, ValueError, KeyError, TypeError):
-        return f"group {name}"
+    ranks = torch_internals.ranks_of_group(name)
+    return f"group {name}" if ranks is None else ",".join(map(str, ranks))

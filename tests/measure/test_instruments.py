@@ -388,11 +388,11 @@ def broken(*args, **kwargs):
 
 # layer -> what breaks, in the middle of it where there is one, and what is absent
 FAILING = {
-    "activations": ("course_lib.measure.activations._push", broken, {"activations"}),
+    "activations": ("course_lib.torch_internals.push_saved_hooks", broken, {"activations"}),
     "model states": ("course_lib.measure.memory.register_optimizer_step_post_hook", broken, {"model states"}),
     "collectives": ("torch.library.Library.impl", third(torch.library.Library.impl), {"collectives"}),
     "timeline": ("torch.profiler.profile.__enter__", broken, {"timeline", "collective times"}),
-    "one call": ("course_lib.measure.tracing._note", broken, {"collectives"}),
+    "one call": ("course_lib.measure.calls._look_at", broken, {"collectives"}),
     "the record": (
         "course_lib.measure.tracing.read",
         broken,
@@ -451,7 +451,7 @@ def interrupted_at(target: str):
 @pytest.mark.parametrize(
     "target",
     [
-        "course_lib.measure.activations._push",
+        "course_lib.torch_internals.push_saved_hooks",
         "course_lib.measure.memory.after_each_step",
         "torch.library.Library.impl",
         "course_lib.measure.tracing.profile",

@@ -1,0 +1,443 @@
+"""Every private place of torch that this library uses, each behind one function: the file to read when torch
+has a new release.
+
+Seen in torch 2.13. A place counts as private if torch's documentation does not promise it, whether or not
+its name begins with an underscore. Each function says what it gives, and what to do where a release has moved
+it: something public in its place; or nothing, and then what was to be measured is reported as absent, with
+the error as the reason. Nothing happens on import.
+"""
+
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+# There is no public place for these.
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = [
+    "TorchDispatchMode",
+    "tree_leaves",
+    "tree_map_only",
+    "watch_collectives",
+    "process_group_in",
+    "asked_by_ddp",
+    "is_profiling",
+    "of_all_threads",
+    "recorded_events",
+    "wrap_backward",
+    "when_backward_ends",
+    "saved_hooks",
+    "push_saved_hooks",
+    "pop_saved_hooks",
+    "version_of",
+    "hooks_after_gradient",
+    "calls_step_hooks",
+    "held_by_module",
+    "without_subclass",
+    "is_wrapper",
+    "wrapped_by",
+    "sparse_parts",
+    "storage_number",
+    "hold_weakly",
+    "bytes_if_alive",
+    "let_go",
+    "uses_nccl",
+    "default_store",
+    "flight_records",
+    "ranks_of_group",
+    "group_names",
+    "group_timeouts",
+    "is_of_distributed",
+    "is_of_join",
+    "waits_inside",
+    "tensors_and_peer",
+    "group_in_the_making",
+    "preload",
+]
+
+# Collectives
+
+
+def watch_collectives(told: Mapping[str, Callable[[tuple], None]]) -> Callable[[], None]:
+    """Call `told[operator](arguments)` before each call of that operator of c10d, until what is returned is
+    called.
+
+    All collectives pass there, whoever asks: torch's dispatcher calls one operator for each,
+    `c10d::allreduce_` and so on. Each gets a kernel at the dispatcher's last stop before the backend's own,
+    which every call reaches, also from inside a DTensor operation. An operator that this version has not is
+    left out.
+
+    No public way sees what C++ asks for.
+    """
+    library = torch.library.Library("c10d", "IMPL")
+    try:
+        below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
+        for name, tell in told.items():
+            if packet := getattr(torch.ops.c10d, name, None):
+                kernel = _telling_kernel(packet.default, below, tell)
+                library.impl(name, kernel, "BackendSelect", with_keyset=True)
+    except BaseException:
+        library._destroy()
+        raise
+    return library._destroy
+
+
+def _telling_kernel(operator, below, tell: Callable[[tuple], None]) -> Callable:
+    def kernel(keyset, *args):
+        tell(args)
+        return operator.redispatch(keyset & below, *args)
+
+    return kernel
+
+
+def process_group_in(arguments: tuple) -> dist.ProcessGroup:
+    """The process group among the arguments of an operator of c10d. No public way."""
+    boxed = next(argument for argument in arguments if isinstance(argument, torch.ScriptObject))
+    return dist.ProcessGroup.unbox(boxed)
+
+
+def asked_by_ddp() -> bool:
+    """Within `told` of `watch_collectives`: whether torch's DDP asks for this collective in a backward, from
+    C++ or by a communication hook.
+
+    It looks at what autograd's engine has called: our kernel itself, or a hook that was given a bucket. No
+    public way.
+    """
+    engine = torch.autograd.graph._engine_run_backward.__code__
+    frame, above = sys._getframe(), None
+    while frame is not None and frame.f_code is not engine:
+        frame, above = frame.f_back, frame
+    if frame is None:
+        return False
+    code = above.f_code
+    return (
+        (code.co_name == "kernel" and code.co_filename == __file__)
+        or "bucket" in code.co_varnames[: code.co_argcount]
+        and isinstance(above.f_locals["bucket"], dist.GradBucket)
+    )
+
+
+# What torch.profiler records
+
+# beginnings of names: of what gloo runs; of backward, on a thread of autograd; of what an optimizer does; of
+# an operator that computes; of a collective
+GLOO, AUTOGRAD, OPTIMIZER, COMPUTES, COLLECTIVE = (
+    "gloo:",
+    "autograd::engine",
+    "Optimizer.",
+    "aten::",
+    "c10d::",
+)
+
+
+def is_profiling() -> bool:
+    """Whether a profiler runs in this process. No public way; False where nobody knows."""
+    return getattr(torch.autograd.profiler, "_is_profiler_enabled", False)
+
+
+def of_all_threads():
+    """For torch.profiler.profile(experimental_config=...): record threads that were there before it began,
+    too. Where there is no such thing: None, the public default, which records this thread alone.
+    """
+    try:
+        return torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    except (AttributeError, TypeError):
+        return None
+
+
+def recorded_events(profiler: torch.profiler.profile) -> Iterable:
+    """The raw record of a profiler that has ended. The public `events()` gives other objects, and takes seven
+    times as long: it adds up much that is not looked at here.
+    """
+    results = profiler.profiler.kineto_results
+    return results.events() if results else ()
+
+
+# Autograd
+
+
+def wrap_backward(wrap: Callable[[Callable], Callable]) -> Callable[[], None]:
+    """Put `wrap(torch.autograd.backward)` in its place, until what is returned is called.
+
+    That Tensor.backward looks it up there is torch's own business. No public way.
+    """
+    own = torch.autograd.backward
+    torch.autograd.backward = wrapped = wrap(own)
+
+    def detach() -> None:
+        if torch.autograd.backward is wrapped:  # else the learner has put another one there
+            torch.autograd.backward = own
+
+    return detach
+
+
+def when_backward_ends(call: Callable[[], None]) -> None:
+    """Within a backward: `call()` when it ends. torch's own DDP and fully_shard do it like this. No public
+    way.
+    """
+    torch.autograd.Variable._execution_engine.queue_callback(call)
+
+
+def saved_hooks(tracing: bool = False) -> tuple[Callable, Callable] | None:
+    """The innermost pair of hooks on what autograd saves for backward, as (pack, unpack), or None.
+
+    `tracing`: also while a graph is traced, where torch lets them rest. No public way.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(tracing)
+
+
+def push_saved_hooks(pack: Callable, unpack: Callable) -> None:
+    """Enter a pair of hooks on what autograd saves. In public: torch.autograd.graph.saved_tensors_hooks, as
+    long as nobody has changed what it does.
+    """
+    torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+def pop_saved_hooks() -> None:
+    """Leave the innermost pair."""
+    torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor's memory was written to in place, as autograd counts it. No public way."""
+    return tensor._version
+
+
+def hooks_after_gradient(parameter: nn.Parameter) -> list[Callable]:
+    """Hooks from register_post_accumulate_grad_hook that are there. No public way."""
+    return list((parameter._post_accumulate_grad_hooks or {}).values())
+
+
+def calls_step_hooks(step) -> bool:
+    """Whether a step method of an optimizer's class is one that torch has put its hooks around. No public
+    way; False where nobody knows.
+    """
+    return getattr(step, "hooked", False)
+
+
+def held_by_module(module: nn.Module) -> dict[str, object]:
+    """All that a module holds, by name: parameters, buffers and modules, and what else was set on it. No
+    public way gives all.
+    """
+    held = {}
+    for name, value in vars(module).items():
+        held |= value if name in ("_parameters", "_buffers", "_modules") else {name: value}
+    return held
+
+
+# Tensors
+
+# Names of operators: the beginning of those for many tensors at once, which torch.nn.utils.clip_grad_norm_
+# and clip_grad_value_ call; and GradScaler's own.
+FOREACH, UNSCALE = "_foreach_", "_amp_foreach_non_finite_check_and_unscale_"
+
+
+def without_subclass():
+    """A context in which a Tensor subclass's __torch_function__ is not asked. Documented in "Extending
+    PyTorch", under this name and no other.
+    """
+    return torch._C.DisableTorchFunctionSubclass()
+
+
+def is_wrapper(kind: type) -> bool:
+    """Whether tensors of this class hold other tensors, and no memory of their own: DTensor, say."""
+    return hasattr(kind, "__tensor_flatten__")
+
+
+def wrapped_by(tensor: Tensor) -> list | None:
+    """What a wrapper holds; None for a tensor that is none."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return None
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+
+
+def sparse_parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and values of a torch.sparse_coo tensor, as they are. The public indices() and values() want
+    one that is coalesced.
+    """
+    return tensor._indices(), tensor._values()
+
+
+# Storages that are followed and not kept: by number, which is free for another one after `let_go`. In public
+# there is torch.multiprocessing.reductions.StorageWeakRef, which does not tell of the bytes.
+
+
+def storage_number(storage: torch.UntypedStorage) -> int:
+    """The number of a storage, while it exists."""
+    return storage._cdata
+
+
+def hold_weakly(storage: torch.UntypedStorage) -> int:
+    """Its number, which is not used again until `let_go`."""
+    return storage._weak_ref()
+
+
+def bytes_if_alive(number: int) -> int | None:
+    """Bytes of a storage that is held weakly; None if it is gone."""
+    storage = torch.UntypedStorage._new_with_weak_ptr(number)
+    return None if storage is None else storage.nbytes()
+
+
+def let_go(number: int) -> None:
+    """Once for each `hold_weakly`."""
+    torch.UntypedStorage._free_weak_ref(number)
+
+
+# Process groups
+
+
+def uses_nccl(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether a group's GPU tensors travel by NCCL. The function is public, but it answers in text."""
+    return "nccl" in str(dist.get_backend_config(group))
+
+
+def default_store() -> dist.Store:
+    """The store through which all ranks have met. In public there is none, but what one makes oneself."""
+    return dist.distributed_c10d._get_default_store()
+
+
+_DTYPES = {
+    "Float": "float32",
+    "Double": "float64",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+}
+
+
+def flight_records() -> list[dict]:
+    """The last collectives of this process, oldest first, from torch's Flight Recorder; sends and receives
+    are not among them. [] where there is no recorder, or it tells other things.
+
+    Each with op (as the backend calls it), sizes, dtypes (as torch spells them), group (its name), seq (the
+    collective's number in the group), done, and frames, innermost first: (filename, line number, function).
+    """
+    try:
+        dump = torch._C._distributed_c10d._dump_fr_trace(True, True, False)
+        return [_flight_record(entry) for entry in pickle.loads(dump)["entries"] if not entry["is_p2p"]]
+    except (AttributeError, RuntimeError, TypeError, KeyError):
+        return []
+
+
+def _flight_record(entry: dict) -> dict:
+    return {
+        "op": entry["profiling_name"].split(":")[-1],
+        "sizes": [list(size) for size in entry["input_sizes"]],
+        "dtypes": [_DTYPES.get(dtype, dtype) for dtype in entry["input_dtypes"]],
+        "group": entry["process_group"][0],
+        "seq": entry["collective_seq_id"],
+        "done": bool(entry["retired"]),
+        "frames": [(frame["filename"], frame["line"], frame["name"]) for frame in entry.get("frames", [])],
+    }
+
+
+def ranks_of_group(name: str) -> list[int] | None:
+    """Ranks of a group that this process is a member of, by the group's name; None if they are not known."""
+    try:
+        return dist.get_process_group_ranks(torch._C._distributed_c10d._resolve_process_group(name))
+    except (AttributeError, RuntimeError, ValueError, KeyError, TypeError):
+        return None
+
+
+def group_names() -> list[str]:
+    """Names of all groups that this process is a member of; [] where nobody knows."""
+    try:
+        return list(dist.distributed_c10d._world.pg_names.values())
+    except (AttributeError, RuntimeError):
+        return []
+
+
+def group_timeouts() -> list[timedelta]:
+    """After how long a collective on the CPU gives up, of each group with more than one rank, oldest first;
+    [] where nobody knows.
+    """
+    try:
+        return [
+            group._get_backend(torch.device("cpu")).options._timeout
+            for group in dist.distributed_c10d._world.pg_map
+            if group.size() > 1
+        ]
+    except (AttributeError, RuntimeError):
+        return []
+
+
+# The stack of a rank that waits: files, functions and variables of torch
+
+_DISTRIBUTED, _JOIN = "distributed_c10d.py", "algorithms/join.py"
+_WAIT_INSIDE = ("torch/distributed/", "torch/autograd/graph.py", "torch/_ops.py")
+_TENSORS = (
+    "tensor",
+    "input",
+    "input_tensor",
+    "input_list",
+    "input_tensor_list",
+    "tensor_list",
+    "scatter_list",
+    "output",
+)
+_PEERS = ("dst", "src")
+
+
+def is_of_distributed(filename: str) -> bool:
+    """Whether a file is the one that has torch.distributed.all_reduce and its like."""
+    return filename.endswith(_DISTRIBUTED)
+
+
+def is_of_join(filename: str) -> bool:
+    """Whether a file is torch's own for `Join`: there it calls collectives for a rank that has run out of
+    inputs.
+    """
+    return filename.endswith(_JOIN)
+
+
+def waits_inside(filename: str) -> bool:
+    """Whether a file is one in which torch waits for a collective, in C++."""
+    return any(part in filename for part in _WAIT_INSIDE)
+
+
+def tensors_and_peer(
+    frame: FrameType,
+) -> tuple[Tensor | list[Tensor] | tuple[Tensor, ...] | None, int | None]:
+    """What a function of torch.distributed was given, by the names of its variables: the tensor, or a list of
+    them, and the rank that it sends to or receives from. None for what is not there.
+    """
+    values = frame.f_locals
+    tensors = next((values[name] for name in _TENSORS if _is_tensors(values.get(name))), None)
+    peer = next((values[name] for name in _PEERS if isinstance(values.get(name), int)), None)
+    return tensors, peer
+
+
+def _is_tensors(value) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], Tensor)
+    )
+
+
+def group_in_the_making(frame: FrameType) -> tuple[str, list[int]] | None:
+    """Name and ranks of the group that a frame is making, in torch.distributed.new_group; None if it makes
+    none.
+    """
+    values = frame.f_locals if frame.f_code.co_name == "_new_group_with_tag" else {}
+    name, ranks = values.get("group_name"), values.get("ranks")
+    return (name, ranks) if name and ranks else None
+
+
+# Imports
+
+
+def preload() -> None:
+    """Import what torch itself imports late: with the first optimizer, for a second, in each rank."""
+    importlib.import_module("torch._dynamo")
