@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib import arguments
+from course_lib import arguments, torch_internals
 from course_lib.arguments import function, instance, number
 from course_lib.mini.ddp import refusals as refuse
 
@@ -143,11 +143,11 @@ class DistributedDataParallel(nn.Module):
         backward has an end of its own.
         """
         if self._sync:
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+            torch_internals.when_backward_ends(self._finish)
             if not self._in_backward:
                 self._in_backward, self._versions = (
                     True,
-                    {parameter: parameter._version for parameter in self._bucket_of},
+                    {parameter: torch_internals.version_of(parameter) for parameter in self._bucket_of},
                 )
 
     def _arrive(self, parameter: nn.Parameter) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from course_lib import torch_internals
+
 __all__ = [
     "COPY",
     "other_modules",
@@ -57,7 +59,7 @@ def wrappers_of(parameters: Iterable[nn.Parameter]) -> list:
     owners = {
         getattr(hook, "__self__", None)
         for parameter in parameters
-        for hook in (parameter._post_accumulate_grad_hooks or {}).values()
+        for hook in torch_internals.hooks_after_gradient(parameter)
     }
     return [owner for owner in owners if isinstance(owner, DistributedDataParallel)]
 
@@ -107,7 +109,7 @@ def touched_parameters(
     if touched := [
         parameter
         for parameter, view in views.items()
-        if parameter.grad is not view or parameter._version != versions[parameter]
+        if parameter.grad is not view or torch_internals.version_of(parameter) != versions[parameter]
     ]:
         raise RuntimeError(
             f"{_names(module, touched)} changed, or lost its gradient, within backward, before gradients were"

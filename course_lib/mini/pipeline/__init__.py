@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib import arguments, measure
+from course_lib import arguments, measure, torch_internals
 from course_lib.arguments import function, instance, listed, whole
 from course_lib.mini.pipeline import refusals as refuse
 from course_lib.mini.pipeline.schedules import (
@@ -322,7 +322,7 @@ class _Post:
             num_stages,
             device,
         )
-        self._nccl = device.type == "cuda" and "nccl" in str(dist.get_backend_config(group))
+        self._nccl = device.type == "cuda" and torch_internals.uses_nccl(group)
         self._position = {
             instruction: index for instructions in lists for index, instruction in enumerate(instructions)
         }

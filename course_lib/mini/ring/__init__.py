@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from course_lib import torch_internals
 from course_lib.arguments import dense, process_group
 
 __all__ = ["all_reduce", "reduce_scatter", "all_gather"]
@@ -206,7 +207,7 @@ def _flat(tensor: Tensor, group: Group) -> Tensor:
     """The tensor as [numel] in memory that can be sent: its own if it is contiguous, else a copy. (gloo sends
     from the CPU's memory only.)
     """
-    if tensor.is_cuda and "nccl" not in str(dist.get_backend_config(group)):
+    if tensor.is_cuda and not torch_internals.uses_nccl(group):
         tensor = tensor.cpu()
     return tensor.contiguous().view(-1)
 

@@ -9,10 +9,11 @@ a norm, and refuses everything else. (torch's DTensor does this for every operat
 
 from typing import TYPE_CHECKING
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+
+from course_lib import torch_internals
+from course_lib.torch_internals import tree_leaves, tree_map_only
 
 if TYPE_CHECKING:
     from course_lib.mini.zero.unit import Unit
@@ -39,13 +40,13 @@ LOOKS = {
     "stride",
     "untyped_storage",
 }
-NORMS = {"norm", "vector_norm", "linalg_vector_norm", "_foreach_norm"}
+NORMS = {"norm", "vector_norm", "linalg_vector_norm", torch_internals.FOREACH + "norm"}
 ELEMENT_BY_ELEMENT = {
     prefix + name
-    for prefix in ("", "_foreach_")
+    for prefix in ("", torch_internals.FOREACH)
     for name in ("mul_", "div_", "clamp_", "clamp_min_", "clamp_max_", "zero_")
 } | {"__imul__", "__itruediv__", "nan_to_num_"}
-UNSCALE = "_amp_foreach_non_finite_check_and_unscale_"
+UNSCALE = torch_internals.UNSCALE
 
 
 class Spread(Tensor):
@@ -74,7 +75,7 @@ class Spread(Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         name = function.__name__
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch_internals.without_subclass():
             if name in LOOKS:
                 result = function(*args, **(kwargs or {}))
                 # .data, .detach() and the like

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from course_lib import torch_internals
 from course_lib.arguments import function, instance, process_group
 from course_lib.mini.zero.gradients import LOOKS
 
@@ -64,7 +65,7 @@ class Away(nn.Parameter):
             "register_hook",
             "register_post_accumulate_grad_hook",
         }:
-            with torch._C.DisableTorchFunctionSubclass():
+            with torch_internals.without_subclass():
                 return function(*args, **(kwargs or {}))
         raise RuntimeError(
             f"{name} on a parameter that is not whole now: in stage 3 it is while the forward of its module,"
@@ -171,7 +172,7 @@ def _param_groups(model: nn.Module, params) -> list[dict]:
         )
     if not any(parameter.requires_grad for parameter in given):
         raise ValueError("model: it has no parameter that learns.")
-    if any(parameter._post_accumulate_grad_hooks for parameter in given):
+    if any(torch_internals.hooks_after_gradient(parameter) for parameter in given):
         raise ValueError(
             "model: its gradients have hooks already, from another `shard`, say, or from DDP: make the model"
             " anew and wrap it once."

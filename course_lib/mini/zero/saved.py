@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from course_lib import torch_internals
+
 if TYPE_CHECKING:
     from course_lib.mini.zero.unit import Unit
 
@@ -25,7 +27,7 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
     def __init__(self, units: list["Unit"], gather: Callable) -> None:
         # they are whole now
         unit_of = {unit.full.untyped_storage().data_ptr(): unit for unit in units}
-        others = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        others = torch_internals.saved_hooks()
 
         def pack(tensor: Tensor):
             # by it a unit is found again: what is packed holds the tensor, and nothing of the unit
@@ -33,11 +35,11 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
             if others:
                 return address, 0, others[0](tensor)
             saved = tensor.detach()
-            return address, watched(address, saved)._version, saved
+            return address, torch_internals.version_of(watched(address, saved)), saved
 
         def unpack(packed) -> Tensor:
             address, version, saved = packed
-            if not others and watched(address, saved)._version != version:
+            if not others and torch_internals.version_of(watched(address, saved)) != version:
                 raise RuntimeError(
                     "a tensor that backward needs was changed in place after forward had saved it."
                 )
