@@ -1,10 +1,11 @@
 """Every private place of torch that this library uses, each behind one function: the file to read when torch
 has a new release.
 
-Seen in torch 2.13. A place counts as private if torch's documentation does not promise it, whether or not
-its name begins with an underscore. Each function says what it gives, and what to do where a release has moved
-it: something public in its place; or nothing, and then what was to be measured is reported as absent, with
-the error as the reason. Nothing happens on import.
+All were seen at work in torch 2.13, and stand under the same names in the sources of 2.11 and 2.14. A place
+counts as private if torch's documentation does not promise it, whether or not its name begins with an
+underscore. Each function says what it gives, and what is to be had where a release has moved it: something
+public in its place; or nothing, and then what was to be measured is reported as absent, with the error as the
+reason. Nothing happens on import.
 """
 
 import importlib
