@@ -1,12 +1,46 @@
-"""Check arguments: each function returns the value, or raises a ValueError that says in one sentence what is
-allowed.
+"""Check arguments: each function returns the value, or raises an error that says in one sentence what is
+allowed. `takes` has them called before the body of a function begins.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from typing import TypeVar
 
-__all__ = ["whole", "number", "one_of", "instance", "listed", "function", "process_group", "dense"]
+__all__ = ["takes", "whole", "number", "one_of", "instance", "listed", "function", "process_group", "dense"]
+
+Body = TypeVar("Body", bound=Callable)
+
+
+def takes(**checks: type | Callable[[str, object], object]) -> Callable[[Body], Body]:
+    """Decorate a function so that its arguments are checked, in this order, before its body begins.
+
+        @takes(tensor=dense, size=partial(whole, most=8), module=nn.Module)
+        def send(tensor, size, module=None): ...
+
+    Args:
+        checks: for each parameter a type, or a function of its name and value that raises an error if the
+            value cannot be, as those below do. What is not given, and so has its default, is not looked at.
+    """
+
+    def decorate(body: Body) -> Body:
+        names = list(inspect.signature(body).parameters)
+
+        @functools.wraps(body)
+        def checked(*args, **kwargs):
+            given = dict(zip(names, args)) | kwargs
+            for name, check in checks.items():
+                if name in given and isinstance(check, type):
+                    instance(name, given[name], check)
+                elif name in given:
+                    check(name, given[name])
+            return body(*args, **kwargs)
+
+        return checked
+
+    return decorate
 
 
 def whole(name: str, value, least: int = 1, most: int = 2**62) -> int:
