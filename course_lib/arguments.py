@@ -9,7 +9,18 @@ from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import TypeVar
 
-__all__ = ["takes", "whole", "number", "one_of", "instance", "listed", "function", "process_group", "dense"]
+__all__ = [
+    "takes",
+    "whole",
+    "number",
+    "one_of",
+    "instance",
+    "listed",
+    "function",
+    "process_group",
+    "dense",
+    "summable",
+]
 
 Body = TypeVar("Body", bound=Callable)
 
@@ -102,10 +113,8 @@ def process_group(name: str, value):
     return value
 
 
-def dense(name: str, value, added: bool = False):
-    """A tensor whose elements lie in memory one by one, as they are sent; if they are to be added up, of a
-    dtype that can be.
-    """
+def dense(name: str, value):
+    """A tensor whose elements lie in memory one by one, as they are sent."""
     from torch import Tensor, strided
 
     instance(name, value, Tensor)
@@ -114,14 +123,18 @@ def dense(name: str, value, added: bool = False):
             f"{name} is sparse, quantized or a conjugate view: only dense tensors are sent, so call"
             " to_dense(), dequantize() or resolve_conj()."
         )
-    if added:
-        try:
-            value.new_zeros(1).add_(value.new_zeros(1))
-        except RuntimeError:
-            raise TypeError(
-                f"{name} is {value.dtype}, which torch cannot add up: convert it first, to torch.bfloat16"
-                " say."
-            ) from None
+    return value
+
+
+def summable(name: str, value):
+    """A dense tensor of a dtype that can be added up."""
+    dense(name, value)
+    try:
+        value.new_zeros(1).add_(value.new_zeros(1))
+    except RuntimeError:
+        raise TypeError(
+            f"{name} is {value.dtype}, which torch cannot add up: convert it first, to torch.bfloat16 say."
+        ) from None
     return value
 
 
