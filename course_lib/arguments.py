@@ -13,6 +13,7 @@ __all__ = [
     "takes",
     "whole",
     "number",
+    "at_least_0",
     "one_of",
     "instance",
     "listed",
@@ -76,6 +77,11 @@ def number(name: str, value, above: bool = False, finite: bool = True) -> float:
             f"{name}={_shown(value)}: it must be a number {'above 0' if above else 'of at least 0'}."
         )
     return value
+
+
+def at_least_0(name: str, value) -> float:
+    """A number of at least 0, or float("inf")."""
+    return number(name, value, finite=False)
 
 
 def one_of(name: str, value, allowed):

@@ -1,22 +1,23 @@
 """What mini.ddp refuses: whatever would leave other weights than those of one process, without a word. The
-ideas themselves are in ddp.py.
+idea itself is in `mini.ddp`.
 
 Each function raises an error of one sentence, which says what happened and what to do, or returns.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib import torch_internals
+if TYPE_CHECKING:
+    from course_lib.mini.ddp.buckets import Bucket
 
 __all__ = [
     "COPY",
     "other_modules",
-    "wrappers_of",
     "changed_parameters",
     "gradient",
     "touched_parameters",
@@ -50,20 +51,6 @@ def other_modules(module: nn.Module, group: dist.ProcessGroup | None) -> None:
                 )
 
 
-def wrappers_of(parameters: Iterable[nn.Parameter]) -> list:
-    """The DistributedDataParallels whose hooks are on these parameters. (They would average too: a gradient
-    divided twice.)
-    """
-    from course_lib.mini.ddp import DistributedDataParallel
-
-    owners = {
-        getattr(hook, "__self__", None)
-        for parameter in parameters
-        for hook in torch_internals.hooks_after_gradient(parameter)
-    }
-    return [owner for owner in owners if isinstance(owner, DistributedDataParallel)]
-
-
 def changed_parameters(module: nn.Module, bucket_of: Mapping) -> None:
     """Parameters that learn and have no place in a bucket would drift apart."""
     parameters = set(module.parameters())
@@ -81,9 +68,9 @@ def changed_parameters(module: nn.Module, bucket_of: Mapping) -> None:
         )
 
 
-def gradient(module: nn.Module, parameter: nn.Parameter, arrived: bool) -> None:
+def gradient(module: nn.Module, parameter: nn.Parameter, bucket: "Bucket") -> None:
     """Look at a gradient that has arrived in `parameter.grad`."""
-    if arrived:
+    if parameter not in bucket.missing:
         problem = (
             "has got a second gradient in one backward, as in two reentrant checkpoints: use checkpoint(...,"
             " use_reentrant=False), or, if a backward failed before, call forward again"
@@ -103,13 +90,15 @@ def gradient(module: nn.Module, parameter: nn.Parameter, arrived: bool) -> None:
 
 
 def touched_parameters(
-    module: nn.Module, views: Mapping[nn.Parameter, Tensor], versions: Mapping[nn.Parameter, int]
+    module: nn.Module, buckets: Sequence["Bucket"], versions: Mapping[nn.Parameter, int]
 ) -> None:
     """Look whether somebody stepped, with gradients of this rank alone, while backward ran."""
     if touched := [
         parameter
-        for parameter, view in views.items()
-        if parameter.grad is not view or torch_internals.version_of(parameter) != versions[parameter]
+        for bucket in buckets
+        for parameter, view in bucket.views.items()
+        if parameter not in bucket.missing
+        and (parameter.grad is not view or parameter._version != versions[parameter])
     ]:
         raise RuntimeError(
             f"{_names(module, touched)} changed, or lost its gradient, within backward, before gradients were"
