@@ -1,5 +1,5 @@
-"""When the units of ZeRO come together and go apart: hooks of modules and of autograd that call
-`mini.zero_unit.Unit`.
+"""When the units of ZeRO come together and go apart: hooks of modules and of autograd that call a
+`Unit`.
 """
 
 import torch

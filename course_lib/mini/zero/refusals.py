@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from course_lib import torch_internals
-from course_lib.arguments import function, instance, process_group
+from course_lib.arguments import function, instance
 from course_lib.mini.zero.gradients import LOOKS
 
 if TYPE_CHECKING:
@@ -18,11 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Away",
+    "one_to_three",
     "arguments",
     "changed",
     "late",
     "second_order",
     "unfinished",
+    "before_step",
     "unused",
     "added",
     "copied",
@@ -65,7 +66,7 @@ class Away(nn.Parameter):
             "register_hook",
             "register_post_accumulate_grad_hook",
         }:
-            with torch_internals.without_subclass():
+            with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **(kwargs or {}))
         raise RuntimeError(
             f"{name} on a parameter that is not whole now: in stage 3 it is while the forward of its module,"
@@ -85,24 +86,18 @@ class Away(nn.Parameter):
         )
 
 
+def one_to_three(name: str, stage: int) -> None:
+    """A stage of ZeRO."""
+    if not isinstance(stage, int) or stage not in (1, 2, 3):
+        raise ValueError(f"{name}={stage!r}: it must be 1, 2 or 3.")
+
+
 def arguments(
-    model: nn.Module,
-    stage: int,
-    optimizer_class: Callable,
-    params,
-    units,
-    groups: Iterable,
-    elementwise: bool,
-    defaults: dict,
+    model: nn.Module, stage: int, optimizer_class: Callable, params, units, elementwise: bool, defaults: dict
 ) -> tuple[list[nn.Module], list[dict]]:
-    """Look at the arguments of `shard`; returns units as a list, and params as a list of dicts with a list of
+    """Look at arguments of `shard`; returns units as a list, and params as a list of dicts with a list of
     parameters each.
     """
-    if not isinstance(stage, int) or stage not in (1, 2, 3):
-        raise ValueError(f"stage={stage!r}: it must be 1, 2 or 3.")
-    instance("model", model, nn.Module)
-    for name, group in zip(("process_group", "replicas"), groups):
-        process_group(name, group)
     _optimizer(optimizer_class, elementwise, defaults)
     units = (
         ([model] if stage == 1 else [])
@@ -172,7 +167,7 @@ def _param_groups(model: nn.Module, params) -> list[dict]:
         )
     if not any(parameter.requires_grad for parameter in given):
         raise ValueError("model: it has no parameter that learns.")
-    if any(torch_internals.hooks_after_gradient(parameter) for parameter in given):
+    if any(parameter._post_accumulate_grad_hooks for parameter in given):
         raise ValueError(
             "model: its gradients have hooks already, from another `shard`, say, or from DDP: make the model"
             " anew and wrap it once."
@@ -234,6 +229,14 @@ def unfinished(hooks: "Hooks") -> None:
         raise RuntimeError(
             "the last backward did not come to its end: call optimizer.zero_grad() and begin the step anew."
         )
+
+
+def before_step(model: nn.Module, hooks: "Hooks", optimizer: torch.optim.Optimizer) -> None:
+    """Look at the model, unless its forward did, and at parameters without a gradient."""
+    if not hooks.looked:
+        changed(model, hooks.units)
+    hooks.looked = False
+    unused(model, hooks.units, optimizer)
 
 
 def unused(model: nn.Module, units: list["Unit"], optimizer: torch.optim.Optimizer) -> None:

@@ -25,8 +25,8 @@ class Unit:
 
     Attributes:
         module, key: whose parameters they are, and "shard_k". k counts the units of a module: one for each
-            param group and dtype, and one for
-            frozen parameters. In stage 3, the shard is the module's parameter of this name.
+            param group and dtype, and one for frozen parameters. In stage 3, the shard is the module's
+            parameter of this name.
         name: the module's name in the model, and key.
         views: each parameter's place in `full`, in the parameter's shape.
         full: [n * ceil(numel / n)]: parameters, then padding. In stage 3 it has no memory, unless it is
@@ -50,14 +50,8 @@ class Unit:
         process_group: dist.ProcessGroup | None,
         replicas: dist.ProcessGroup | None = None,
     ) -> None:
-        self.module, self.key, self.name, self.stage, self.process_group, self.replicas = (
-            module,
-            key,
-            key,
-            stage,
-            process_group,
-            replicas,
-        )
+        self.module, self.key, self.name, self.stage = module, key, key, stage
+        self.process_group, self.replicas = process_group, replicas
         rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
         self.numel = sum(parameter.numel() for parameter in parameters)
         shard_numel = -(-self.numel // self.size)
