@@ -397,10 +397,10 @@ def optimizers(stage: int) -> dict:
     """Each that is let in without a word: three steps, the last of them from a checkpoint, against one
     process.
     """
-    from course_lib.mini.zero import refusals as zero_refusals
+    from course_lib.mini.zero import given
 
     told = {}
-    for kind in sorted(zero_refusals.ELEMENTWISE, key=lambda kind: kind.__name__):
+    for kind in sorted(given.ELEMENTWISE, key=lambda kind: kind.__name__):
 
         def train(model, optimizer, batches):
             state = optimizer.state_dict()

@@ -15,7 +15,7 @@ whole by all_gather (r P): in stages 1 and 2 once, after the optimizer's step; i
 module's forward and again before its backward.
 
 Read on in `unit` (how a unit is cut, gathered, freed and averaged) and `hooks` (who calls it when). Beside:
-`dealing`, `everyday` (clipping, whole models), `gradients`, `saved`, `checkpoint`, `refusals`.
+`given` and `dealing` (what `shard` gets), `everyday`, `gradients`, `saved`, `checkpoint`, `refusals`.
 
 Source: Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward training trillion parameter models",
     sections 5 and 7.
@@ -32,13 +32,14 @@ from course_lib.mini.first_rank import copy_from_first_rank
 from course_lib.mini.zero import refusals as refuse
 from course_lib.mini.zero.dealing import make_units
 from course_lib.mini.zero.everyday import Everyday
+from course_lib.mini.zero.given import one_to_three, units_and_groups
 from course_lib.mini.zero.hooks import Hooks
 from course_lib.mini.zero.unit import Unit
 
 __all__ = ["shard", "ZeroOptimizer", "Unit"]
 
 
-@takes(stage=refuse.one_to_three, model=nn.Module, process_group=process_group, replicas=process_group)
+@takes(stage=one_to_three, model=nn.Module, process_group=process_group, replicas=process_group)
 def shard(
     model: nn.Module,
     stage: int,
@@ -76,7 +77,7 @@ def shard(
     Errors: ValueError for a stage, units, params or an optimizer that cannot be; RuntimeError, in forward,
         backward or step, for what one process could do and this cannot: each says what to do.
     """
-    modules, groups = refuse.arguments(model, stage, optimizer_class, params, units, elementwise, defaults)
+    modules, groups = units_and_groups(model, stage, optimizer_class, params, units, elementwise, defaults)
     for ranks in (process_group,) if replicas is None else (process_group, replicas):
         copy_from_first_rank([*model.parameters(), *model.buffers()], ranks)
     needs, unit_of, shards = make_units(model, stage, modules, groups, process_group, replicas)

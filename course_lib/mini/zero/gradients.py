@@ -2,9 +2,9 @@
 GradScaler see the whole model's.
 
 A rank that takes the norm of its own part gets another number than its neighbour, scales by another factor,
-and nothing says so. So between backward
-and zero_grad a gradient is a `Spread`: it computes element by element on this rank's part, asks all ranks for
-a norm, and refuses everything else. (torch's DTensor does this for every operation there is.)
+and nothing says so. So between backward and zero_grad a gradient is a `Spread`: it computes element by
+element on this rank's part, asks all ranks for a norm, and refuses everything else. (torch's DTensor does
+this for every operation there is.)
 """
 
 from typing import TYPE_CHECKING

@@ -1,24 +1,20 @@
-"""What `mini.zero` refuses, and why: each in one sentence, at the first moment at which it shows. Nothing of
-ZeRO's idea is here.
+"""What `mini.zero` refuses while it trains, and why: each in one sentence, at the first moment at which it
+shows. Nothing of ZeRO's idea is here.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from course_lib.arguments import function, instance
-from course_lib.mini.zero.gradients import LOOKS
+from course_lib.mini.zero.away import Away
 
 if TYPE_CHECKING:
     from course_lib.mini.zero.hooks import Hooks
     from course_lib.mini.zero.unit import Unit
 
 __all__ = [
-    "Away",
-    "one_to_three",
-    "arguments",
     "changed",
     "late",
     "second_order",
@@ -29,150 +25,6 @@ __all__ = [
     "copied",
     "guard",
 ]
-
-# These update each element by itself. Not SparseAdam (it wants sparse gradients), nor LBFGS, Adafactor and
-# Muon (they look at whole tensors).
-ELEMENTWISE = tuple(
-    getattr(torch.optim, name)
-    for name in (
-        "SGD",
-        "Adam",
-        "AdamW",
-        "Adamax",
-        "NAdam",
-        "RAdam",
-        "Adagrad",
-        "Adadelta",
-        "RMSprop",
-        "Rprop",
-        "ASGD",
-    )
-)
-
-
-class Away(nn.Parameter):
-    """A parameter in stage 3 while it is not whole: whoever computes with it is told so, where it would be
-    found empty, or worse.
-    """
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        name = "data" if function == Tensor.data.__get__ else function.__name__
-        if name in LOOKS - {"detach"} | {
-            "__set__",
-            "__delete__",
-            "__repr__",
-            "__format__",
-            "register_hook",
-            "register_post_accumulate_grad_hook",
-        }:
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **(kwargs or {}))
-        raise RuntimeError(
-            f"{name} on a parameter that is not whole now: in stage 3 it is while the forward of its module,"
-            " or of its unit, computes. Put the modules that use it into one unit (units=[...]), call the"
-            " unit itself, look at it within optimizer.gathered(), and convert a model before `shard`."
-        )
-
-    def __deepcopy__(self, memo):
-        raise RuntimeError(
-            "a model in stage 3 can be copied within optimizer.gathered() only: else its parameters are"
-            " shards."
-        )
-
-    def __reduce_ex__(self, protocol):
-        raise RuntimeError(
-            "a model in stage 3 cannot be pickled: save its state_dict() within optimizer.gathered()."
-        )
-
-
-def one_to_three(name: str, stage: int) -> None:
-    """A stage of ZeRO."""
-    if not isinstance(stage, int) or stage not in (1, 2, 3):
-        raise ValueError(f"{name}={stage!r}: it must be 1, 2 or 3.")
-
-
-def arguments(
-    model: nn.Module, stage: int, optimizer_class: Callable, params, units, elementwise: bool, defaults: dict
-) -> tuple[list[nn.Module], list[dict]]:
-    """Look at arguments of `shard`; returns units as a list, and params as a list of dicts with a list of
-    parameters each.
-    """
-    _optimizer(optimizer_class, elementwise, defaults)
-    units = (
-        ([model] if stage == 1 else [])
-        if units is None
-        else list(instance("units", units, Iterable, "of modules of the model"))
-    )
-    if foreign := [type(module).__name__ for module in units if module not in list(model.modules())]:
-        raise ValueError(f"units: {', '.join(foreign)} is no part of the model.")
-    return units, _param_groups(model, params)
-
-
-def _optimizer(optimizer_class: Callable, elementwise: bool, defaults: dict) -> None:
-    if isinstance(function("optimizer_class", optimizer_class), type) and not issubclass(
-        optimizer_class, torch.optim.Optimizer
-    ):
-        raise TypeError(f"optimizer_class={optimizer_class.__name__}: it must be one of torch's optimizers.")
-    if defaults.get("differentiable"):
-        raise ValueError(
-            "differentiable=True: shards are updated in place, and no gradient goes through that."
-        )
-    if elementwise:
-        return
-    kind = getattr(optimizer_class, "func", optimizer_class)  # of a functools.partial
-    kind = (
-        kind if isinstance(kind, type) else type(optimizer_class([nn.Parameter(torch.zeros(1))], **defaults))
-    )
-    if kind not in ELEMENTWISE:
-        raise ValueError(
-            f"optimizer_class={kind.__name__}: it would see parts of flattened parameters, and goes wrong in"
-            " silence if it looks at a tensor as a whole (its shape, its norm), as Adafactor, Muon, LAMB,"
-            " Shampoo and LBFGS do. If you know that it treats each element for itself, pass"
-            " elementwise=True."
-        )
-
-
-def _param_groups(model: nn.Module, params) -> list[dict]:
-    groups = list(
-        model.parameters()
-        if params is None
-        else instance("params", params, Iterable, "of parameters, or of dicts with them")
-    )
-    groups = groups if groups and isinstance(groups[0], dict) else [{"params": groups}]
-    if not all(isinstance(group, dict) and isinstance(group.get("params"), Iterable) for group in groups):
-        raise ValueError("params: groups of parameters must be dicts with the key 'params'.")
-    groups = [
-        {
-            **group,
-            "params": [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"]),
-        }
-        for group in groups
-    ]
-    given = [parameter for group in groups for parameter in group["params"]]
-    if not all(isinstance(parameter, nn.Parameter) for parameter in given):
-        raise ValueError("params: it must be parameters of the model, or groups of them as dicts.")
-    if not set(given) <= set(model.parameters()):
-        raise ValueError("params: some are no parameters of the model.")
-    if len(set(given)) < len(given):
-        raise ValueError("params: a parameter is there twice.")
-    if missing := [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter not in set(given)
-    ]:
-        raise ValueError(
-            f"params has no {', '.join(missing)}: one optimizer has all that learns, so freeze them"
-            " (requires_grad_(False)), or make them a group of their own."
-        )
-    if not any(parameter.requires_grad for parameter in given):
-        raise ValueError("model: it has no parameter that learns.")
-    if any(parameter._post_accumulate_grad_hooks for parameter in given):
-        raise ValueError(
-            "model: its gradients have hooks already, from another `shard`, say, or from DDP: make the model"
-            " anew and wrap it once."
-        )
-    return groups
 
 
 def changed(model: nn.Module, units: list["Unit"]) -> None:

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from course_lib.mini import ring
+from course_lib.mini.zero.away import Away
 from course_lib.mini.zero.gradients import Spread, plain
-from course_lib.mini.zero.refusals import Away
 
 __all__ = ["Unit"]
 
