@@ -1,5 +1,6 @@
 """From scratch: each kind of parallelism in about a hundred lines of plain PyTorch, as the chapters arrive at
-it.
+it. One folder an idea: its `__init__` is the idea, right for the plain case; speed, odd cases, checkpoints
+and refusals stand in files beside it.
 
     module            what it is                                                                   chapter
     data_parallel     DataParallel, the star: replicas in threads; and its sums between processes  02
@@ -12,6 +13,7 @@ it.
     hybrid            a mesh of ranks: coordinates, and the process groups of each axis            10
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
+What several share is in `first_rank`: all ranks start alike.
 """
 
 from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero

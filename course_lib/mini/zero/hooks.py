@@ -5,13 +5,12 @@
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
+from torch.utils._pytree import tree_leaves
 
-from course_lib import torch_internals
-from course_lib.mini.zero import refusals as zero_refusals
+from course_lib.mini.zero import refusals as refuse
 from course_lib.mini.zero.gradients import dropped, show, take_back
 from course_lib.mini.zero.saved import Saved
 from course_lib.mini.zero.unit import Unit
-from course_lib.torch_internals import tree_leaves
 
 __all__ = ["Hooks"]
 
@@ -43,8 +42,8 @@ class Hooks:
 
     def arrive(self, parameter: nn.Parameter, unit: Unit) -> None:
         """Autograd calls this when it has written `parameter.grad`."""
-        zero_refusals.late(unit, self)
-        zero_refusals.second_order()
+        refuse.late(unit, self)
+        refuse.second_order()
         unit.put(parameter)
         if self.stage > 1 and not unit.missing:
             unit.reduce()
@@ -54,7 +53,7 @@ class Hooks:
         """Ask autograd for a call when this backward ends."""
         if not self.in_backward:
             self.in_backward = True
-            torch_internals.when_backward_ends(self.finish)
+            torch.autograd.Variable._execution_engine.queue_callback(self.finish)
             self.notice_dropped()
 
     def finish(self) -> None:
@@ -120,7 +119,7 @@ class Hooks:
                     tensor.register_hook(before_backward)
 
         def before_backward(grad):
-            zero_refusals.second_order()
+            refuse.second_order()
             self.expect_end()
             gather()
 
