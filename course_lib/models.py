@@ -2,6 +2,9 @@
 
 None has dropout or batch normalisation by default: both make n ranks differ from one process, and the
 chapters prove that they are equal. `MLP` and `CNN` return class scores; `TinyGPT` returns its loss.
+
+A model says itself where a pipeline can cut it, by `stages()`, which mini.pipeline.split reads; and a model
+of your own can say the same.
 """
 
 from collections.abc import Sequence
@@ -38,6 +41,12 @@ class MLP(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return scores [batch, sizes[-1]] for inputs [batch, ...] of sizes[0] values each."""
         return self.layers(inputs.flatten(1))
+
+    def stages(self) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+        """Return what stands before the layers, the layers between which a pipeline can cut, and what stands
+        after them.
+        """
+        return [nn.Flatten()], list(self.layers), []
 
 
 def digit_mlp() -> MLP:
@@ -204,6 +213,12 @@ class TinyGPT(nn.Module):
         logits = self.logits(tokens[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
+    def stages(self) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+        """Return what stands before the blocks, the blocks, between which a pipeline can cut, and what stands
+        after them: together, `logits`.
+        """
+        return [_Embed(self)], list(self.blocks), [self.norm, self.head]
+
 
 class GPTScores(TinyGPT):
     """A TinyGPT that returns scores as `F.cross_entropy` takes them, like a model of images does."""
@@ -211,3 +226,13 @@ class GPTScores(TinyGPT):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [batch, vocab_size, time] for tokens int64 [batch, time <= context]."""
         return self.logits(tokens).mT
+
+
+class _Embed(nn.Module):
+    """`TinyGPT.embed` as a layer: int64 [batch, time] in, [batch, time, dim] out."""
+
+    def __init__(self, model: TinyGPT) -> None:
+        super().__init__()
+        self.embedding, self.position = model.embedding, model.position
+
+    forward = TinyGPT.embed

@@ -174,3 +174,10 @@ def test_more_tokens_than_the_context_are_refused():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="multiple of heads"):
         TinyGPT(dim=10, heads=3)
+
+
+def test_the_stages_of_a_model_do_together_what_it_does():
+    model, mlp = TinyGPT(tied=False), MLP((4, 8, 8, 2))
+    tokens, x = next(text_batches(2, 15, 1)), torch.randn(3, 2, 2)
+    for parts, given, wanted in ((model.stages(), tokens, model.logits(tokens)), (mlp.stages(), x, mlp(x))):
+        assert torch.equal(nn.Sequential(*(layer for part in parts for layer in part))(given), wanted)

@@ -204,6 +204,33 @@ def test_split_cuts_anywhere_and_copies_nothing():
     )
 
 
+class Own(nn.Module):
+    """A model that the library does not know, and that says how it is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(2, 4), nn.Linear(4, 2)
+        self.middle = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        for layer in self.middle:
+            x = layer(x)
+        return self.leave(x)
+
+    def stages(self) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+        return [self.enter], list(self.middle), [self.leave]
+
+
+@pytest.mark.parametrize("sizes", [None, (3, 0), (0, 3), (1, 1, 1)])
+def test_split_cuts_a_model_that_says_how(sizes):
+    model, x = Own(), torch.randn(5, 2)
+    stages = split(model, len(sizes or (0, 0)), sizes)
+    assert torch.equal(nn.Sequential(*stages)(x), model(x))
+    owned = [parameter for stage in stages for parameter in stage.parameters()]
+    assert len(owned) == len(set(owned)) and set(owned) == set(model.parameters())
+
+
 def shared_blocks() -> TinyGPT:
     model = TinyGPT(layers=3, dim=8, heads=2, tied=False)
     model.blocks[2].attention.q.weight = model.blocks[0].attention.q.weight

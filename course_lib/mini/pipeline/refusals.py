@@ -1,12 +1,52 @@
 """What mini.pipeline refuses, each in one sentence that says what happened and what to do. The ideas
-themselves are in pipeline.py.
+themselves are in __init__.py and stages.py.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["shared_weights", "other_outputs", "other_losses"]
+from course_lib.arguments import instance, listed, whole
+from course_lib.mini.pipeline.schedules import Instruction, Schedule, validate
+
+__all__ = [
+    "other_models",
+    "other_sizes",
+    "empty_stages",
+    "shared_weights",
+    "other_stages",
+    "other_schedules",
+    "other_batches",
+    "other_outputs",
+    "other_losses",
+    "no_gradient",
+]
+
+
+def other_models(name: str, model) -> None:
+    """A model that does not say how it can be cut."""
+    if not isinstance(model, nn.Sequential) and not callable(getattr(model, "stages", None)):
+        raise TypeError(
+            "split knows how to cut an nn.Sequential, and a model that says by its `stages()` how, not"
+            f" {type(model).__name__}."
+        )
+
+
+def other_sizes(sizes: Sequence[int], num_stages: int, num_layers: int) -> None:
+    """Every layer goes to one stage."""
+    for size in instance("sizes", sizes, Sequence, "of numbers of layers"):
+        whole("each of sizes", size, least=-num_layers)
+    if len(sizes) != num_stages or sum(sizes) != num_layers or min(sizes) < 0:
+        raise ValueError(
+            f"sizes={list(sizes)}: it must be {num_stages} numbers that sum to {num_layers}, the model's"
+            " layers."
+        )
+
+
+def empty_stages(parts: list[list[nn.Module]], num_layers: int) -> None:
+    """A stage must have something to do."""
+    if not all(parts):
+        raise ValueError(f"{num_layers} layers leave nothing for stage {parts.index([])} of {len(parts)}.")
 
 
 def shared_weights(stages: Sequence[nn.Module]) -> None:
@@ -17,8 +57,37 @@ def shared_weights(stages: Sequence[nn.Module]) -> None:
             if stage_of.setdefault(tensor, stage) != stage:
                 raise ValueError(
                     f"stages {stage_of[tensor]} and {stage} share a weight, {name} of stage {stage}, and"
-                    " would be on two ranks: untie it, or cut elsewhere, with sizes."
+                    " would be on two ranks: untie it (with tied=False, where a model has that), or cut"
+                    " elsewhere, with sizes."
                 )
+
+
+def other_stages(name: str, stages) -> None:
+    """A rank has one stage or several, and each is a module."""
+    modules = list(stages) if isinstance(stages, (list, tuple, nn.ModuleList)) else [stages]
+    listed(name, modules, "a module, or a list of modules", lambda stage: isinstance(stage, nn.Module))
+
+
+def other_schedules(schedule: Schedule, size: int, num_stages: int) -> int:
+    """A schedule that these ranks cannot run. Returns the number of its micro-batches."""
+    instance("schedule", schedule, Sequence, "of one list of instructions per rank")
+    if len(schedule) != size:
+        raise ValueError(f"the schedule has lists for {len(schedule)} ranks, and the group has {size}.")
+    lists = [instructions for instructions in schedule if isinstance(instructions, Sequence)]
+    instructions = [one for instructions in lists for one in instructions if isinstance(one, Instruction)]
+    num_microbatches = 1 + max((instruction.microbatch for instruction in instructions), default=0)
+    validate(schedule, num_stages, num_microbatches)
+    return num_microbatches
+
+
+def other_batches(name: str, batch: Tensor | None, num_microbatches: int, stage: int, rank: int) -> None:
+    """A batch is dealt out evenly to micro-batches."""
+    count = len(batch) if isinstance(batch, Tensor) and batch.dim() else None
+    if not count or count % num_microbatches:
+        raise ValueError(
+            f"rank {rank} needs {name}, for stage {stage}: a tensor with a number of samples that is a"
+            f" multiple of {num_microbatches} micro-batches, not {count}."
+        )
 
 
 def other_outputs(output, stage: int, rank: int) -> None:
@@ -38,3 +107,10 @@ def other_losses(loss) -> Tensor:
             f"loss_fn returned {shape}: it must be one number, the mean over the samples, as a tensor."
         )
     return loss
+
+
+def no_gradient(grad: Tensor | None, stage: int) -> Tensor:
+    """The stage before waits for one."""
+    if grad is None:
+        raise RuntimeError(f"stage {stage} has no gradient for its input: its output does not depend on it.")
+    return grad

@@ -21,7 +21,7 @@ from numbers import Integral
 
 import torch
 
-from course_lib.arguments import instance, whole
+from course_lib.arguments import instance, takes, whole
 
 __all__ = [
     "Instruction",
@@ -44,8 +44,7 @@ class Instruction:
         op: "forward" or "backward".
         microbatch: number of the micro-batch, from 0.
         stage: number of the stage, from 0. Stage s lives on rank s mod p. None: the stage with the number of
-            the rank; right wherever each
-            rank has one stage.
+            the rank; right wherever each rank has one stage.
     """
 
     op: str
@@ -71,29 +70,30 @@ def backward(microbatch: int, stage: int | None = None) -> Instruction:
     return Instruction("backward", microbatch, stage)
 
 
+@takes(num_stages=whole, num_microbatches=whole)
 def naive(num_stages: int, num_microbatches: int) -> Schedule:
     """Return the schedule F0 B0 F1 B1 ...: a micro-batch sets out when the one before is back, so one rank
     works at a time.
     """
-    _whole(num_stages=num_stages, num_microbatches=num_microbatches)
     return [[op(k) for k in range(num_microbatches) for op in (forward, backward)] for _ in range(num_stages)]
 
 
+@takes(num_stages=whole, num_microbatches=whole)
 def gpipe(num_stages: int, num_microbatches: int) -> Schedule:
     """Return the schedule of GPipe: all forwards, then all backwards."""
-    _whole(num_stages=num_stages, num_microbatches=num_microbatches)
     return [[op(k) for op in (forward, backward) for k in range(num_microbatches)] for _ in range(num_stages)]
 
 
+@takes(num_stages=whole, num_microbatches=whole)
 def one_f_one_b(num_stages: int, num_microbatches: int) -> Schedule:
     """Return the schedule 1F1B: as few forwards as fill the pipeline, then one forward and one backward in
     turn, then the backwards that are left.
     """
-    _whole(num_stages=num_stages, num_microbatches=num_microbatches)
     forwards, backwards = ([op(k) for k in range(num_microbatches)] for op in (forward, backward))
     return [_alternate(forwards, backwards, warm_up=num_stages - 1 - rank) for rank in range(num_stages)]
 
 
+@takes(num_ranks=whole, num_microbatches=whole, chunks=whole)
 def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Schedule:
     """Return interleaved 1F1B: each rank has `chunks` stages, rank r the stages r, r + p, r + 2p, ...
 
@@ -102,7 +102,6 @@ def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Schedule:
     rounds are a little longer.) The idle share is that of the table from m = p on: fewer don't fill the
     pipeline.
     """
-    _whole(num_ranks=num_ranks, num_microbatches=num_microbatches, chunks=chunks)
     rounds = [
         part.tolist()
         for part in torch.arange(num_microbatches, device="cpu").tensor_split(
@@ -122,11 +121,6 @@ def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Schedule:
     return schedule
 
 
-def _whole(**sizes: int) -> None:
-    for name, size in sizes.items():
-        whole(name, size)
-
-
 def _alternate(forwards: list[Instruction], backwards: list[Instruction], warm_up: int) -> list[Instruction]:
     """`warm_up` forwards, then one forward and one backward in turn, then the other backwards."""
     warm_up = min(warm_up, len(forwards))
@@ -142,13 +136,12 @@ def validate(schedule: Schedule, num_stages: int, num_microbatches: int) -> None
 
     Args:
         schedule: one list per rank.
-        num_stages: how many stages there are: a multiple of the number of ranks. num_microbatches: how many
-            micro-batches.
+        num_stages: how many stages there are: a multiple of the number of ranks.
+        num_microbatches: how many micro-batches.
 
     Errors: ValueError that names the rank, the position in its list (from 0) and the instruction: a wrong
-        stage or micro-batch, one that is
-        repeated, one that is skipped, a backward before its forward, or a deadlock (then of each rank that is
-        stuck, and what it waits for).
+        stage or micro-batch, one that is repeated, one that is skipped, a backward before its forward, or a
+        deadlock (then of each rank that is stuck, and what it waits for).
     """
     instance("schedule", schedule, Sequence, "of one list of instructions per rank")
     for instructions in schedule:
