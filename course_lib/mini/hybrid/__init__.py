@@ -18,45 +18,46 @@ Source: Narayanan et al. 2021, "Efficient large-scale language model training", 
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch.distributed as dist
 
-from course_lib.arguments import instance, whole
+from course_lib.arguments import takes, whole
+from course_lib.mini.hybrid import refusals as refuse
 
 __all__ = ["coordinates", "axis_groups", "make_groups"]
 
 
+@takes(rank=partial(whole, least=0), sizes=refuse.other_sizes)
 def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:
     """Return where a rank stands, as a dict of axis -> coordinate.
 
     Errors: ValueError if there is no such rank in the mesh.
     """
-    if not 0 <= whole("rank", rank, least=0) < _count(sizes):
-        raise ValueError(f"rank={rank}: a mesh of {_in_words(sizes)} has the ranks 0 to {_count(sizes) - 1}.")
+    refuse.other_ranks(rank, sizes)
     place = {}
-    # the last axis first: as the digits of a number, from the right
-    for axis in reversed(sizes):
+    for axis in reversed(sizes):  # the last axis first: as the digits of a number, from the right
         rank, place[axis] = divmod(rank, sizes[axis])
     return {axis: place[axis] for axis in sizes}
 
 
+@takes(sizes=refuse.other_sizes)
 def axis_groups(axis: str, sizes: Mapping[str, int]) -> list[list[int]]:
     """Return the groups of one axis, each with its ranks in order of their coordinate; the groups are ordered
     by their first rank.
 
     Errors: ValueError if the mesh has no such axis.
     """
-    ranks = range(_count(sizes))
-    if not isinstance(axis, str) or axis not in sizes:
-        raise ValueError(f"axis={axis!r}: the axes of this mesh are {', '.join(map(repr, sizes))}.")
+    refuse.other_axes(axis, sizes)
     groups: dict[tuple, list[int]] = {}
-    for rank in ranks:
+    for rank in range(math.prod(sizes.values())):
         place = coordinates(rank, sizes)
         others = tuple(place[name] for name in sizes if name != axis)
         groups.setdefault(others, []).append(rank)
     return list(groups.values())
 
 
+@takes(sizes=refuse.other_sizes)
 def make_groups(sizes: Mapping[str, int]) -> dict[str, dist.ProcessGroup]:
     """Make the process groups of all axes and return this rank's own, as a dict of axis -> group; every rank
     must call this.
@@ -66,11 +67,7 @@ def make_groups(sizes: Mapping[str, int]) -> dict[str, dist.ProcessGroup]:
 
     Errors: ValueError if the mesh has another number of ranks than the job.
     """
-    if _count(sizes) != dist.get_world_size():
-        raise ValueError(
-            f"a mesh of {_in_words(sizes)} needs {_count(sizes)} ranks, and this job has"
-            f" {dist.get_world_size()}."
-        )
+    refuse.other_jobs(sizes, dist.get_world_size())
     mine = {}
     for axis in sizes:
         for ranks in axis_groups(axis, sizes):
@@ -78,15 +75,3 @@ def make_groups(sizes: Mapping[str, int]) -> dict[str, dist.ProcessGroup]:
             if dist.get_rank() in ranks:
                 mine[axis] = group
     return mine
-
-
-def _count(sizes: Mapping[str, int]) -> int:
-    """How many ranks a mesh has."""
-    return math.prod(
-        whole(f"the size of {axis}", size, most=2**20)
-        for axis, size in instance("sizes", sizes, Mapping, "of axis -> size").items()
-    )
-
-
-def _in_words(sizes: Mapping[str, int]) -> str:
-    return " x ".join(f"{axis} {size}" for axis, size in sizes.items())
