@@ -3,8 +3,11 @@
 None has dropout or batch normalisation by default: both make n ranks differ from one process, and the
 chapters prove that they are equal. `MLP` and `CNN` return class scores; `TinyGPT` returns its loss.
 
-A model says itself where a pipeline can cut it, by `stages()`, which mini.pipeline.split reads; and a model
-of your own can say the same.
+A model says itself how it can be cut, and a model of your own can say the same:
+
+    stages()                where a pipeline can cut it; read by mini.pipeline.split
+    tensor_parallel_plan    what tensor parallelism does with each of its parts; read by
+                            mini.tensor_parallel.parallelize
 """
 
 from collections.abc import Sequence
@@ -26,6 +29,8 @@ class MLP(nn.Module):
     Args:
         sizes: width of the input, of each hidden layer and of the output.
     """
+
+    tensor_parallel_plan = {"layers": "parts"}
 
     def __init__(self, sizes: Sequence[int] = (64, 128, 10)) -> None:
         super().__init__()
@@ -99,6 +104,8 @@ class Attention(nn.Module):
     `out`.
     """
 
+    tensor_parallel_plan = {"q": "heads", "k": "heads", "v": "heads", "out": "row"}
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         if whole("dim", dim, most=65536) % whole("heads", heads):
@@ -122,6 +129,13 @@ class Block(nn.Module):
     Normalisation comes before attention and before the MLP, as in GPT-2: Radford et al. 2019, "Language
     Models are Unsupervised Multitask Learners", section 2.3. It has 12 dim^2 + 13 dim parameters.
     """
+
+    tensor_parallel_plan = {
+        "attention_norm": "whole",
+        "attention": "parts",
+        "mlp_norm": "whole",
+        "mlp": "parts",
+    }
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -153,6 +167,15 @@ class TinyGPT(nn.Module):
             Improve Language Models", section 3). A pipeline then has it on two stages.
     """
 
+    tensor_parallel_plan = {
+        "embedding": "vocab",
+        "position": "whole",
+        "blocks": "parts",
+        "norm": "whole",
+        "head": "column",  # each rank has the scores of its own tokens
+        "loss": "vocab",  # and the loss puts together what it needs of them
+    }
+
     def __init__(
         self,
         *,
@@ -176,6 +199,7 @@ class TinyGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.loss = nn.CrossEntropyLoss()
         if tied:
             self.head.weight = self.embedding.weight
         for module in self.modules():
@@ -211,7 +235,7 @@ class TinyGPT(nn.Module):
             tokens: int64 [batch, time], where time is from 2 to context + 1.
         """
         logits = self.logits(tokens[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        return self.loss(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     def stages(self) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
         """Return what stands before the blocks, the blocks, between which a pipeline can cut, and what stands

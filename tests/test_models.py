@@ -1,13 +1,17 @@
 """The models learn, have as many parameters as their docstrings say, and can be taken apart."""
 
+import ast
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import course_lib.mini
+from course_lib import models
 from course_lib.datasets import digit_batches, digits, text_batches
 from course_lib.models import CNN, MLP, Attention, GPTScores, TinyGPT, digit_mlp, frozen_cnn
 
@@ -174,6 +178,18 @@ def test_more_tokens_than_the_context_are_refused():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="multiple of heads"):
         TinyGPT(dim=10, heads=3)
+
+
+def test_models_say_how_they_are_cut_and_mini_knows_none_of_them():
+    files = sorted(Path(course_lib.mini.__file__).parent.rglob("*.py"))
+    assert len(files) > 10
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "module", None)]
+            names += [
+                part for alias in getattr(node, "names", ()) for part in getattr(alias, "name", "").split(".")
+            ]
+            assert not {*models.__all__, "course_lib.models", "models"} & set(names), (file, names)
 
 
 def test_the_stages_of_a_model_do_together_what_it_does():

@@ -27,6 +27,51 @@ def gpt(tied: bool = True) -> TinyGPT:
     return TinyGPT(vocab_size=VOCAB, context=TIME, dim=DIM, heads=HEADS, tied=tied)
 
 
+class Own(nn.Module):
+    """A model that the library does not know, and that says how it is cut: attention, then a gated MLP."""
+
+    tensor_parallel_plan = {
+        "norm": "whole",
+        "attention": "parts",
+        "gated.gate": "column",
+        "gated.up": "column",
+        "gated.down": "row",
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(DIM), OwnHeads()
+        self.gated = nn.ModuleDict(
+            {
+                "gate": nn.Linear(DIM, 2 * DIM),
+                "up": nn.Linear(DIM, 2 * DIM, bias=False),
+                "down": nn.Linear(2 * DIM, DIM),
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm(x))
+        return x + self.gated["down"](F.silu(self.gated["gate"](x)) * self.gated["up"](x))
+
+
+class OwnHeads(nn.Module):
+    """Attention with names of its own, and one Linear for keys and values at once."""
+
+    tensor_parallel_plan = {"queries": "heads", "both": "heads", "back": "row"}
+    head_dim = DIM // HEADS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.both, self.back = (nn.Linear(DIM, DIM) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, kv = (
+            layer(x).unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
+            for layer in (self.queries, self.both)
+        )
+        return self.back(F.scaled_dot_product_attention(q, kv, kv).transpose(-3, -2).flatten(-2))
+
+
 def make(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
     """A model with random weights everywhere: also in biases and norms, which would start at 0 and 1."""
     torch.manual_seed(seed)
@@ -39,6 +84,7 @@ def make(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Mod
         "block": lambda: Block(DIM, HEADS),
         "GPT": gpt,
         "GPT, untied": lambda: gpt(tied=False),
+        "own": Own,
     }[name]().to(dtype)
     for parameter in model.parameters():
         parameter.detach().normal_(std=0.3)
@@ -83,7 +129,7 @@ def mine(x: Tensor, cut: bool) -> Tensor:
 # Values
 
 
-MODELS = ("pair", "pair without biases", "frozen", "MLP", "attention", "block", "GPT", "GPT, untied")
+MODELS = ("pair", "pair without biases", "frozen", "MLP", "attention", "block", "GPT", "GPT, untied", "own")
 
 
 def against_one_process() -> dict:
@@ -332,6 +378,42 @@ def refusals() -> list[str]:
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
             told.append(f"{type(error).__name__}: {error}")
     return told
+
+
+def other_plans() -> list[str]:
+    """What is said of models whose plans cannot be followed, on 2 ranks."""
+
+    class Unnamed(nn.Module):
+        tensor_parallel_plan = {"up": "column", "down": "row"}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.act, self.down, self.norm = (
+                nn.Linear(8, 8),
+                nn.GELU(),
+                nn.Linear(8, 8),
+                nn.LayerNorm(8),
+            )
+
+    class Misspelt(Unnamed):
+        tensor_parallel_plan = {"up": "columns", "down": "row", "norm": "whole"}
+
+    class Inherited(TinyGPT):
+        def logits(self, tokens: Tensor) -> Tensor:
+            return 2 * super().logits(tokens)
+
+    smooth, tied_alike = gpt(), nn.Sequential(*pair(8), nn.GELU(), *pair(8))
+    smooth.loss.label_smoothing = 0.1
+    told = []
+    for model in (Unnamed(), Misspelt(), Inherited(), smooth):
+        try:
+            tp.parallelize(model)
+            told.append("nothing")
+        except (ValueError, TypeError) as error:
+            told.append(f"{type(error).__name__}: {error}")
+    tied_alike[4].weight = tied_alike[0].weight  # both are cut by columns: one slice
+    cut = tp.parallelize(tied_alike)
+    return told + [f"one slice: {cut[4].weight is cut[0].weight}"]
 
 
 # Dropout

@@ -88,7 +88,7 @@ def test_what_cannot_be_cut_is_refused():
     assert hidden == "ValueError: 90 features cannot be dealt out evenly to 4 ranks."
     assert odd.startswith("ValueError: an odd number of Linear layers")
     assert norm.startswith("TypeError: cannot cut a LayerNorm between the two Linear layers of a pair")
-    assert conv.startswith("TypeError: cannot cut a Conv2d: it must be a TinyGPT")
+    assert conv.startswith("TypeError: cannot cut a Conv2d: it must be a model that says by its `tensor_par")
     assert vocabulary == "ValueError: 50 tokens of the vocabulary cannot be dealt out evenly to 4 ranks."
     assert tokens == "ValueError: 9 tokens cannot be dealt out evenly to 4 ranks."
     assert all("Error" in found for rank in told for found in rank[-4:]), (
@@ -113,8 +113,22 @@ def test_what_cannot_be_cut_is_refused():
     assert (
         "an Embedding with padding_idx" in padded
         and "with max_norm" in clipped
-        and "attention is a ParallelAttention" in twice
+        and "linear=ColumnParallelLinear(weight [2, 8], one of 4): it must be a Linear." in twice
     )
+
+
+def test_a_plan_names_all_parts_by_words_that_are_known_and_is_that_of_the_class_itself():
+    unnamed, misspelt, inherited, smooth, tied_alike = run(workers.other_plans, ranks=2).results[0]
+    assert unnamed == (
+        "TypeError: cannot cut a LayerNorm that Unnamed has as norm, and its `tensor_parallel_plan` does not"
+        " name."
+    )
+    assert misspelt.startswith(
+        "ValueError: tensor_parallel_plan: up is 'columns', and must be one of 'column'"
+    )
+    assert inherited.startswith("TypeError: tinygpt is an Inherited, and its plan is that of a plain TinyGPT")
+    assert smooth.startswith("TypeError: loss is CrossEntropyLoss(), and the cut would leave a plain")
+    assert tied_alike == "one slice: True"
 
 
 def test_all_ranks_start_from_the_first_ones_weights_under_the_models_names():

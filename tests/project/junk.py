@@ -64,7 +64,6 @@ def good_calls() -> dict:
     maker of its arguments.
     """
     from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
-    from course_lib.models import Attention
 
     n, ones, everyone = dist.get_world_size(), lambda *shape: torch.ones(*shape), dist.group.WORLD
     net = lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))  # noqa: E731
@@ -171,10 +170,6 @@ def good_calls() -> dict:
         "tensor_parallel.RowParallelLinear": (
             tensor_parallel.RowParallelLinear,
             lambda: dict(linear=nn.Linear(2 * n, 3), region=region),
-        ),
-        "tensor_parallel.ParallelAttention": (
-            tensor_parallel.ParallelAttention,
-            lambda: dict(attention=Attention(8, 2 * n), region=region),
         ),
         "tensor_parallel.VocabParallelEmbedding": (
             tensor_parallel.VocabParallelEmbedding,

@@ -4,14 +4,13 @@ it is left.
 Each is a function for forward and another for backward, and the two together are what the chain rule asks
 for:
 
-                                  forward           backward
-    f   copy_to_group             x itself          all_reduce        each rank's part adds something to the
-    gradient of x g   reduce_from_group         all_reduce        gradient itself   a sum hands its gradient
-    on to every addend
+                                  forward          backward
+    f   copy_to_group             x itself         all_reduce       each rank's part adds to the gradient of x
+    g   reduce_from_group         all_reduce       gradient itself  a sum hands it on to every addend
 
     under sequence parallelism, where each rank has a slice of the tokens outside of the cut part:
-    f   gather_from_group         all_gather        reduce_scatter
-    g   reduce_scatter_to_group   reduce_scatter    all_gather
+    f   gather_from_group         all_gather       reduce_scatter
+    g   reduce_scatter_to_group   reduce_scatter   all_gather
 
 All ranks of the group must call them together, and run the same backward.
 
@@ -26,7 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib.arguments import function, instance, process_group
+from course_lib.arguments import process_group, takes
+from course_lib.mini.tensor_parallel import refusals as refuse
 
 __all__ = ["copy_to_group", "reduce_from_group", "gather_from_group", "reduce_scatter_to_group", "Region"]
 
@@ -35,37 +35,37 @@ Group = dist.ProcessGroup | None
 ReduceScatter = Callable[..., object]
 
 
+@takes(x=Tensor, group=process_group)
 def copy_to_group(x: Tensor, group: Group = None) -> Tensor:
     """f: forward x itself; backward the sum of its gradient over the ranks. For what all ranks have the same,
     and each uses differently.
     """
-    _look(x, group)
     return _Operator.apply(x, lambda x: x.view_as(x), lambda grad: _sum(grad, group))
 
 
+@takes(x=Tensor, group=process_group)
 def reduce_from_group(x: Tensor, group: Group = None) -> Tensor:
     """g: forward the sum of x over the ranks; backward the gradient itself."""
-    _look(x, group)
     return _Operator.apply(x, lambda x: _sum(x, group), lambda grad: grad)
 
 
+@takes(x=refuse.other_shapes, group=process_group, reduce_scatter=refuse.other_sums)
 def gather_from_group(x: Tensor, group: Group = None, reduce_scatter: ReduceScatter | None = None) -> Tensor:
     """f under sequence parallelism: forward all ranks' slices [..., time / n, dim] as [..., time, dim];
     backward the sum of its own slice.
     """
-    _look(x, group, reduce_scatter, dims=2)
     return _Operator.apply(
         x, lambda x: all_slices(x, group, -2), lambda grad: _sum_slice(grad, group, reduce_scatter)
     )
 
 
+@takes(x=refuse.other_shapes, group=process_group, reduce_scatter=refuse.other_sums)
 def reduce_scatter_to_group(
     x: Tensor, group: Group = None, reduce_scatter: ReduceScatter | None = None
 ) -> Tensor:
     """g under sequence parallelism: forward this rank's slice [..., time / n, dim] of the sum of x over the
     ranks; backward all slices.
     """
-    _look(x, group, reduce_scatter, dims=2)
     return _Operator.apply(
         x, lambda x: _sum_slice(x, group, reduce_scatter), lambda grad: all_slices(grad, group, -2)
     )
@@ -85,8 +85,7 @@ class Region:
 
     def __post_init__(self) -> None:
         process_group("group", self.group)
-        if self.reduce_scatter is not None:
-            function("reduce_scatter", self.reduce_scatter)
+        refuse.other_sums("reduce_scatter", self.reduce_scatter)
 
     def enter(self, x: Tensor) -> Tensor:
         """f: [..., time (or time / n), dim] in, [..., time, dim] out."""
@@ -125,12 +124,6 @@ class _Operator(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return ctx.of_gradient(grad), None, None
-
-
-def _look(x: Tensor, group: Group, reduce_scatter: ReduceScatter | None = None, dims: int = 0) -> None:
-    instance("x", x, Tensor), Region(group, reduce_scatter=reduce_scatter)
-    if x.dim() < dims:
-        raise ValueError(f"x has the shape {list(x.shape)}: it must be [..., time, dim].")
 
 
 def _sum(x: Tensor, group: Group) -> Tensor:

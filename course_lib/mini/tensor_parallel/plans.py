@@ -1,0 +1,80 @@
+"""What is done with each part of a model. It says so by `tensor_parallel_plan`, a dict of name -> word:
+
+    "column"    a Linear that makes this rank's features of all of x: a pair is entered
+    "row"       a Linear that sums over all ranks' features: the pair is left
+    "heads"     "column" for several layers of one x, as the queries, keys and values of an attention: they
+                are entered together. Each rank gets whole heads, of the width that its `head_dim` says
+    "vocab"     an Embedding cut by its rows, the tokens; or the CrossEntropyLoss of scores cut like that
+    "whole"     on every rank; under sequence parallelism, for this rank's tokens (a LayerNorm, a Dropout, or
+                the Embedding of positions)
+    "features"  a Dropout of features that are cut
+    "parts"     as this part says itself; a ModuleList one by one, a Sequential of Linear layers in pairs
+
+A name may have dots ("mlp.0"), as in torch's parallelize_module. What is not named must treat each element
+alone. For a gated MLP, say: {"gate": "column", "up": "column", "down": "row"}.
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from course_lib.mini.tensor_parallel import refusals as refuse
+from course_lib.mini.tensor_parallel.operators import Region, share
+
+__all__ = ["cut", "plan_of"]
+
+ELEMENTWISE = nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity
+
+
+def cut(model: nn.Module, region: Region, words: Mapping[str, Callable]) -> nn.Module:
+    """Put in place of each part what its word makes of it: `words` has a function of part and region."""
+    words = {**words, "parts": lambda part, region: cut(part, region, words)}
+    plan = plan_of(model)
+    if heads := [name for name, word in plan.items() if word == "heads"]:
+        _enter_together(model, heads, region)
+    for name, word in plan.items():
+        refuse.other_words(name, word, words)
+        model.set_submodule(name, words[word](model.get_submodule(name), region))
+    return model
+
+
+def _enter_together(model: nn.Module, heads: list[str], region: Region) -> None:
+    """Apply f once, to what all these layers are given: three would cost three all_reduces backward."""
+    for name in heads:
+        linear = model.get_submodule(name)
+        refuse.other_than_plain("linear", linear, nn.Linear)
+        share(linear.out_features // model.head_dim, "heads", region.group)
+    model.register_forward_pre_hook(lambda model, inputs: (region.enter(inputs[0]), *inputs[1:]))
+
+
+def plan_of(model: nn.Module) -> dict[str, str]:
+    """Return the plan of a model, its own, or the one that can be read off a list of layers."""
+    if isinstance(model, nn.Sequential):
+        return _plan_of_pairs(model)
+    if isinstance(model, nn.ModuleList):
+        return dict.fromkeys(model._modules, "parts")
+    plan = refuse.other_models(model).tensor_parallel_plan
+    named = {name.partition(".")[0] for name in plan}
+    for name, part in model.named_children():
+        if name not in named and not isinstance(part, ELEMENTWISE):
+            refuse.unnamed(model, name, part)
+    return plan
+
+
+def _plan_of_pairs(layers: nn.Sequential) -> dict[str, str]:
+    """The first Linear by columns, the second by rows, and so on."""
+    refuse.other_than_plain("layers", layers, nn.Sequential)
+    refuse.odd(sum(isinstance(layer, nn.Linear) for layer in layers))
+    plan, inside = {}, False
+    # named_children() would leave out an activation that stands there twice
+    for name, layer in layers._modules.items():
+        if isinstance(layer, nn.Linear):
+            plan[name] = "row" if inside else "column"
+            inside = not inside
+        elif isinstance(layer, nn.Dropout):
+            plan[name] = "features" if inside else "whole"
+        elif isinstance(layer, nn.LayerNorm) and not inside:
+            plan[name] = "whole"
+        elif not isinstance(layer, ELEMENTWISE):
+            refuse.other_layers(layer, inside, ELEMENTWISE)
+    return plan
