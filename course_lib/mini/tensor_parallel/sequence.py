@@ -1,7 +1,14 @@
-"""What stands between pairs: whole on every rank. Under sequence parallelism, for this rank's tokens alone.
+"""What stands between pairs: whole on every rank; under sequence parallelism, for this rank's tokens alone.
 
-Each rank then uses the same parameters for other tokens, so that their gradients are summed (by
-`Region.outside`), and dropout needs another mask on every rank.
+Between pairs (norms, dropout, residual sums) all ranks do the same work on the same x. Instead each can keep
+a slice of the tokens. Then f and g are an all_gather and a reduce_scatter, the two halves of an all_reduce:
+the bytes are the same, and what norms and residual sums keep for backward is cut too. (A pair still keeps its
+gathered input whole, for the gradients of its weights. Megatron keeps the slice and gathers once more in
+backward.) Each rank uses the same norms for other tokens, so their gradients are summed (`Region.outside`);
+and dropout needs a mask of its own on every rank.
+
+Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models", section
+    4.2.2.
 """
 
 import torch

@@ -74,11 +74,11 @@ def retie(cut: nn.Module, whole: nn.Module) -> nn.Module:
     for name, parameter in whole.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
     for names in places.values():
-        owners = [(cut.get_submodule(path), name) for path, _, name in (n.rpartition(".") for n in names)]
         if len(names) > 1:
+            owners = [(cut.get_submodule(path), name) for path, _, name in (n.rpartition(".") for n in names)]
             refuse.other_cuts(names, [getattr(owner, "cut_dims", {}).get(name) for owner, name in owners])
-        for owner, name in owners[1:]:
-            setattr(owner, name, getattr(*owners[0]))
+            for owner, name in owners[1:]:
+                setattr(owner, name, getattr(*owners[0]))
     return cut
 
 
