@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from course_lib.arguments import process_group, takes
+from course_lib.mini.first_rank import copy_from_first_rank
 from course_lib.mini.tensor_parallel import refusals as refuse
 from course_lib.mini.tensor_parallel.operators import Group, Region, all_slices, share
 
@@ -55,16 +56,12 @@ def own(count: int, what: str, group: Group) -> slice:
     return slice(rank * width, (rank + 1) * width)
 
 
-@torch.no_grad()
 def as_on_first_rank(model: nn.Module, group: Group) -> nn.Module:
     """A copy with the weights of the group's first rank: slices of other weights on each rank would be no
     model at all.
     """
     model = copy.deepcopy(model)
-    for parameter in model.parameters():
-        dense = parameter.contiguous()
-        dist.broadcast(dense, group_src=0, group=group)
-        parameter.copy_(dense)
+    copy_from_first_rank(model.parameters(), group)
     return model
 
 
