@@ -107,9 +107,14 @@ def test_hybrid_sharding(stage):
     assert max(results(workers.in_hybrid, stage, ranks=4)) < 1e-9
 
 
-def test_tensor_parallel_inside():
-    assert "units=[...]" in results(workers.tensor_parallel_inside, True, ranks=4)[0]
-    assert max(results(workers.tensor_parallel_inside, False, ranks=4)) < 1e-6
+@pytest.mark.parametrize("default_units", [True, False])
+def test_tensor_parallel_inside(default_units):
+    assert max(results(workers.tensor_parallel_inside, default_units, ranks=4)) < 1e-6
+
+
+def test_a_weight_that_is_used_outside_of_its_module():
+    assert "units=[...]" in results(workers.used_elsewhere, True)[0]
+    assert max(results(workers.used_elsewhere, False)) < 1e-6
 
 
 WHOLE = "it would see parts of flattened parameters"

@@ -755,21 +755,44 @@ def refused(stage: int) -> dict[str, str]:
 def tensor_parallel_inside(default_units: bool) -> str | float:
     """A TinyGPT cut by tensor parallelism, sharded by stage 3 over the other axis."""
     groups = hybrid.make_groups({"dp": 2, "tp": 2})
+
+    def make():
+        return tensor_parallel.parallelize(TinyGPT(dim=16, heads=2, layers=1, context=8), groups["tp"])
+
+    return _stage_3_from_1(make, torch.arange(18).view(2, 9), groups["dp"], default_units)
+
+
+def used_elsewhere(default_units: bool) -> str | float:
+    """A model whose forward uses the weight of one of its modules, and does not call that module."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions, self.out = nn.Embedding(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.out(x + self.positions.weight).square().mean()
+
+    return _stage_3_from_1(Net, torch.ones(3, 4, 6), None, default_units)
+
+
+def _stage_3_from_1(make, batch, group, default_units: bool) -> str | float:
+    """How far the loss of stage 3 is from that of stage 1, after a step; or why it is refused."""
     losses = []
     for stage in (1, 3):
         torch.manual_seed(0)
-        net = tensor_parallel.parallelize(TinyGPT(dim=16, heads=2, layers=1, context=8), groups["tp"])
+        net = make()
         try:
             model, optimizer = zero.shard(
                 net,
                 stage,
                 torch.optim.SGD,
                 lr=0.1,
-                process_group=groups["dp"],
+                process_group=group,
                 units=None if default_units else [net],
             )
             for _ in range(2):
-                loss = model(torch.arange(18).view(2, 9))
+                loss = model(batch)
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()

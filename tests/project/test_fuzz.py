@@ -145,6 +145,7 @@ def test_every_public_function_is_fuzzed():
         "Unit",
         "ZeroOptimizer",
         "Instruction",
+        "Schedule",
         "forward",
         "backward",
         "naive",
