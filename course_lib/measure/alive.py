@@ -14,7 +14,7 @@ import functools
 import gc
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from course_lib.arguments import instance, listed
 from course_lib.measure import memory
 from course_lib.torch_internals import TorchDispatchMode, tree_leaves
 
-__all__ = ["watch", "Allocations", "draw"]
+__all__ = ["watch", "Allocations"]
 
 GLOO_PATIENCE_S = 10.0  # in one block
 
@@ -41,7 +41,7 @@ def watch(layers: Iterable[nn.Module]) -> list[Moment]:
 
     Returns:
         A list that grows: ("F2", [bytes of layer 0, ...]) in the forward of layer 2, and ("B2", [...]) as its
-        backward begins.
+        backward begins. `plots.alive` draws it.
     """
     instance("layers", layers, Iterable, "of modules")
     layers, moments = (
@@ -95,14 +95,6 @@ def _full_bytes(layer: nn.Module, names: Sequence[str]) -> int:
         t.numel() * t.element_size()
         for t in tensors
         if memory.storage_bytes([t]) >= t.numel() * t.element_size()
-    )
-
-
-def _are_moments(rows) -> bool:
-    return (
-        isinstance(rows, list)
-        and bool(rows)
-        and all(isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], list) for row in rows)
     )
 
 
@@ -222,84 +214,3 @@ def _gloo_is_awake() -> bool:
     except OSError:  # a thread has ended meanwhile: nothing is sure
         return sys.platform == "linux"
     return any("gloo_runloop" in name and state.split()[0] == "R" for name, _, state in threads)
-
-
-def draw(moments: Mapping[str, Sequence[Moment]], where: str, figsize: tuple[float, float] = (10, 4.6)):
-    """Draw for each entry which layers were alive when (a dot: the one that works), and above it the bytes of
-    all that were.
-
-    Args:
-        moments: title -> what `watch` noted in one forward and backward.
-        where: on what it was measured, as `job.where` says it.
-
-    Returns:
-        The Axes, an array [2, entries]: bytes above, layers below.
-    """
-    import matplotlib.pyplot as plt
-
-    from course_lib import plots
-    from course_lib.plots import styles
-
-    listed(
-        "moments",
-        list(instance("moments", moments, Mapping, "of title -> moments").values()),
-        "lists of moments, as watch notes them",
-        _are_moments,
-    )
-    instance("where", where, str)
-    if (
-        len(
-            listed(
-                "figsize",
-                figsize,
-                "width and height in inches",
-                lambda side: isinstance(side, (int, float)) and 0 < side < 100,
-            )
-        )
-        != 2
-    ):
-        raise ValueError(f"figsize={figsize!r}: it must be width and height in inches.")
-
-    figure, axes = plt.subplots(
-        2,
-        len(moments),
-        figsize=figsize,
-        layout="constrained",
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        height_ratios=(1, 1.3),
-    )
-    figure.get_layout_engine().set(w_pad=0.08)
-    top = max(sum(alive) for rows in moments.values() for _, alive in rows)
-    scale, unit = styles.unit_for(top)
-    for (upper, lower), (title, rows) in zip(axes.T, moments.items()):
-        names, x = [name for name, _ in rows], range(len(rows))
-        plots.panel(title, where, upper, ylabel=f"full parameters ({unit})")
-        live = [sum(alive) for _, alive in rows]
-        upper.step(x, live, where="mid", **{**plots.MEASURED, "marker": "", "color": plots.COLORS["params"]})
-        upper.fill_between(x, live, step="mid", color=plots.COLORS["params"], alpha=0.15, linewidth=0)
-        upper.set_ylim(0, top * 1.1)
-        styles.ticks_in_units(upper.yaxis, scale)
-        plots.panel(
-            "", "", lower, xlabel="which layer works: F forward, B backward", ylabel="layer", grid="x"
-        )
-        for number in range(len(rows[0][1])):
-            lower.bar(x, 0.84, 0.9, bottom=number - 0.42, color=styles.FAINT)
-            alive = [moment for moment in x if rows[moment][1][number]]
-            lower.bar(alive, 0.84, 0.9, bottom=number - 0.42, color=plots.COLORS["params"])
-            working = [moment for moment in x if int(names[moment][1:]) == number]
-            lower.plot(
-                working,
-                [number] * len(working),
-                linestyle="",
-                marker="o",
-                markersize=4.5,
-                color=styles.PAPER,
-                markeredgecolor=styles.INK,
-            )
-        lower.set_xticks(list(x), names, fontsize=styles.SMALL if len(rows) <= 16 else 6)
-        lower.set_yticks(range(len(rows[0][1])))
-        lower.set_ylim(len(rows[0][1]) - 0.5, -0.5)
-        lower.grid(False)
-    return axes

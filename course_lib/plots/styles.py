@@ -6,7 +6,6 @@ import textwrap
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from course_lib.arguments import instance, number, one_of
 from course_lib.collectives import COLLECTIVES
@@ -101,35 +100,6 @@ def panel(
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#C4C9CF")
     return ax
-
-
-def unit_for(largest: float) -> tuple[float, str]:
-    return next(
-        ((size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if largest >= size),
-        (1.0, "bytes"),
-    )
-
-
-def in_unit(value: float, scale: float, unit: str) -> str:
-    """Three significant digits; whole bytes as they are."""
-    number = (
-        f"{value:,.0f}"
-        if scale == 1 or value == 0
-        else f"{value / scale:#.3g}".rstrip(".")
-        if value < 999.5 * scale
-        else f"{value / scale:,.0f}"
-    )
-    return f"{number} {unit}".strip()
-
-
-def range_text(values, scale: float, unit: str) -> str:
-    low, high = in_unit(min(values), scale, ""), in_unit(max(values), scale, "")
-    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
-
-
-def ticks_in_units(axis, scale: float) -> None:
-    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:,.6g}"))
 
 
 def legend(ax: Axes, reverse: bool = False, last: str = "") -> None:

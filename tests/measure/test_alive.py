@@ -2,7 +2,6 @@
 
 import gc
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
@@ -158,25 +157,3 @@ def test_an_unknown_mark_is_an_error():
     for look in (held.at, held.peak_bytes):
         with pytest.raises(ValueError, match="there is no mark 'there'; there are 'here'"):
             look("there")
-
-
-def test_draw_has_one_bar_per_layer_that_is_alive():
-    moments = [("F0", [8, 0]), ("F1", [8, 8]), ("B1", [0, 8])]
-    axes = alive.draw({"one": moments, "two": moments}, "1 rank")
-    upper, lower = axes[:, 0]
-    assert axes.shape == (2, 2) and list(upper.lines[0].get_ydata()) == [8, 16, 8]
-    alive_bars = [
-        bar
-        for bar in lower.patches
-        if bar.get_facecolor()[:3] == pytest.approx(plt.matplotlib.colors.to_rgb("#0072B2"))
-    ]
-    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in lower.lines] == [
-        ([0], [0]),
-        ([1, 2], [1, 1]),
-    ], "a dot where a layer works"
-    assert len(alive_bars) == 4 and [label.get_text() for label in lower.get_xticklabels()] == [
-        "F0",
-        "F1",
-        "B1",
-    ]
-    plt.close("all")

@@ -1,6 +1,7 @@
 """The figures say what the ledger says: artists are read, not pixels, from jobs that are made of records."""
 
 import json
+import re
 from dataclasses import replace
 
 import matplotlib
@@ -11,6 +12,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
 from course_lib import plots
 from course_lib.collectives import COLLECTIVES
@@ -141,6 +143,7 @@ DRAW = {
     "memory": lambda **k: plots.memory(make_job(), **k),
     "timeline": lambda **k: plots.timeline(make_job(), **k),
     "speedup": lambda **k: plots.speedup(make_sweep({1: [0.2], 2: [0.1]}), **k),
+    "alive": lambda **k: plots.alive(MOMENTS, "train: layers", make_job().where, **k),
 }
 
 
@@ -157,7 +160,8 @@ def test_axes_in_axes_out(name):
 def test_every_figure_says_where_it_was_measured_and_fits_on_its_paper(name):
     ax = DRAW[name]()
     assert "2 ranks, gloo on CPU (2 cores, a processor)" in texts(ax)
-    assert ax.get_title(loc="left").startswith("train: ") and ax.get_xlabel()
+    assert ax.get_title(loc="left").startswith("train: ")
+    assert any(part.get_xlabel() for part in (ax, *ax.child_axes))
     ax.figure.draw_without_rendering()
     paper, drawn = ax.figure.bbox, ax.figure.get_tightbbox().transformed(ax.figure.dpi_scale_trans)
     assert drawn.x0 >= paper.x0 and drawn.x1 <= paper.x1 and drawn.y0 >= paper.y0 and drawn.y1 <= paper.y1
@@ -168,20 +172,10 @@ def test_figures_are_light_with_dark_ink_in_a_dark_setting_too(name):
     with plt.style.context("dark_background"):
         _, given = plt.subplots()
         for ax in (DRAW[name](), DRAW[name](ax=given)):
-            assert to_hex(ax.get_facecolor()) == to_hex(ax.figure.get_facecolor()) == "#ffffff"
-            labels = [
-                *ax.texts,
-                *ax.get_legend().get_texts(),
-                *ax.get_xticklabels(),
-                *ax.get_yticklabels(),
-                ax.xaxis.label,
-                ax.yaxis.label,
-            ]
-            assert all(
-                sum(matplotlib.colors.to_rgb(text.get_color())) < 1.5
-                for text in labels
-                if text.get_text() not in ("F0", "B12", "load 3")
-            )
+            assert {to_hex(part.get_facecolor()) for part in (ax.figure, ax, *ax.child_axes)} == {"#ffffff"}
+            words = [text for text in ax.findobj(Text) if text.get_text() not in ("", "F0", "B12", "load 3")]
+            assert len(words) > 8
+            assert all(sum(matplotlib.colors.to_rgb(text.get_color())) < 1.5 for text in words)
 
 
 # -- what is absent, and what a learner changes
@@ -390,21 +384,32 @@ def test_speedup_does_not_guess_the_kind_of_scaling():
         DRAW["speedup"](scaling="big")
 
 
-def test_speedup_marks_more_ranks_than_cores_only_for_this_machine():
-    many = devices.usable_cores() + 1
-    here = make_sweep({1: [0.1], many: [0.1]}, hardware=devices.cpu_name())
-    there = make_sweep({1: [0.1], many: [0.1]})
-    assert "more ranks than cores" in texts(plots.speedup(here))
-    assert "more ranks than cores" not in texts(plots.speedup(there))
+@pytest.mark.parametrize(
+    "hardware, device, marked_from",
+    [
+        ("2 cores, a processor", "cpu", [2]),
+        ("1 core, a processor", "cpu", [1]),
+        ("3 cores, a processor", "cpu", []),
+        ("a processor", "cpu", []),
+        ("2 cores, a processor", "cuda", []),
+    ],
+)
+def test_speedup_marks_more_ranks_than_the_jobs_own_machine_has_cores(hardware, device, marked_from):
+    ax = plots.speedup(make_sweep({1: [0.1], 3: [0.1]}, hardware=hardware, device=device))
+    assert [patch.get_x() for patch in ax.patches] == marked_from
+    assert ("more ranks than cores" in texts(ax)) == bool(marked_from)
+
+
+def test_the_hardware_of_a_job_on_the_cpu_begins_with_its_cores():
+    assert re.match(rf"{devices.usable_cores()} cores?, ", devices.cpu_name())
 
 
 def test_speedup_of_compute_that_sleeps_says_so_and_looks_so():
-    many = devices.usable_cores() + 1
-    sweep = make_sweep({1: [0.1], many: [0.1]}, hardware=devices.cpu_name())
+    sweep = make_sweep({1: [0.1], 3: [0.1]}, hardware="2 cores, a processor")
     asleep, awake = plots.speedup(sweep, sleeps=True), plots.speedup(sweep)
     # sleeping ranks need no core
     assert "compute sleeps" in texts(asleep) and "more ranks than cores" not in texts(asleep)
-    assert "compute sleeps" not in texts(awake)
+    assert "compute sleeps" not in texts(awake) and "more ranks than cores" in texts(awake)
     styles = [
         next(line.get_linestyle() for line in ax.lines if line.get_label() == "median (efficiency in %)")
         for ax in (asleep, awake)
@@ -417,6 +422,38 @@ def test_speedup_of_other_ranges(ranks):
     ax = plots.speedup(make_sweep({n: [0.1, 0.2] for n in ranks}))
     assert [int(tick.get_text()) for tick in ax.get_xticklabels()] == list(ranks)
     assert f"({ranks[0]} ranks count as {ranks[0]})" in ax.get_ylabel() or ranks[0] == 1
+
+
+# -- which layers are alive
+
+MOMENTS = [("F0", [8, 0]), ("F1", [8, 80]), ("B1", [0, 80])]
+
+
+def test_alive_has_one_bar_per_layer_that_is_alive_and_the_bytes_of_all_above():
+    above, below = plots.alive(MOMENTS, "train", "1 rank").child_axes
+    assert list(above.lines[0].get_ydata()) == [8, 88, 80] and above.get_ylabel() == "full parameters (bytes)"
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in below.lines] == [
+        ([0], [0]),
+        ([1, 2], [1, 1]),
+    ], "a dot where a layer works"
+    params = [bar for bar in below.patches if to_hex(bar.get_facecolor()).upper() == plots.COLORS["params"]]
+    middles = sorted((round(bar.get_x() + 0.45), round(bar.get_y() + 0.42)) for bar in params)
+    assert middles == [(0, 0), (1, 0), (1, 1), (2, 1)]
+    assert [label.get_text() for label in below.get_xticklabels()] == ["F0", "F1", "B1"]
+    assert below.get_ylim() == (1.5, -0.5), "layer 0 is on top"
+
+
+def test_alive_has_one_scale_for_all_runs_of_a_model():
+    few = [("F0", [8, 0]), ("F1", [0, 80]), ("B1", [0, 80])]
+    scales = [plots.alive(moments, "", "").child_axes[0].get_ylim() for moments in (MOMENTS, few)]
+    assert scales == [(0, pytest.approx(1.1 * 88))] * 2
+
+
+@pytest.mark.parametrize("moments", [[], "F0", [("F0", 8)], [("F0", [8]), ("F1", [8, 8])], [("F", [8])]])
+def test_alive_refuses_what_is_no_list_of_moments(moments):
+    with pytest.raises(ValueError, match="^moments"):
+        plots.alive(moments, "", "")
+    assert not plt.get_fignums()
 
 
 # -- jobs that cannot be drawn, and jobs from a file
