@@ -1,5 +1,8 @@
 """Pictures of who holds what say what the ranks returned: artists are read, not pixels."""
 
+import base64
+from html.parser import HTMLParser
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -90,25 +93,64 @@ def test_notes_of_ranks_become_steps():
         pictures.ring_steps([notes[0], notes[1][:1]])
 
 
-def test_slider_draws_each_picture_once_and_leaves_one_line_for_readers(monkeypatch):
-    from ipywidgets.widgets.widget import _instances
+@pytest.fixture
+def shown(monkeypatch) -> list[dict]:
+    """What `display` got, by MIME type."""
+    bundles = []
+    monkeypatch.setattr("IPython.display.display", lambda *given, **options: bundles.extend(given))
+    return bundles
 
-    shown, drawn = [], []
-    monkeypatch.setattr("IPython.display.display", lambda *bundles, **options: shown.extend(bundles))
 
-    def draw(number):
-        drawn.append(number)
-        return pictures.ring(pictures.RingStep(f"picture {number}", START, None))
+class Tags(HTMLParser):
+    """The tags of a text in HTML with their attributes, by name."""
 
-    pictures.slider(draw, 3)
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: dict[str, list[dict]] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.setdefault(tag, []).append(dict(attributes))
+
+
+def draw_step(number: int):
+    return pictures.ring(pictures.RingStep(f"picture <{number}>", START, None), "3 ranks")
+
+
+def test_slider_draws_each_picture_once_and_needs_no_kernel_and_no_network(shown):
+    drawn = []
+    pictures.slider(lambda number: drawn.append(number) or draw_step(number), 3)
     (bundle,) = shown
-    assert bundle["text/plain"] == "(run this cell in JupyterLab: a slider steps through 3 pictures)"
-    box = _instances[bundle["application/vnd.jupyter.widget-view+json"]["model_id"]]
-    (play, step), image = box.children[0].children, box.children[1]
-    first = bytes(image.value)
-    step.value = 2
-    assert bytes(image.value) != first and bytes(image.value).startswith(b"\x89PNG")
-    step.value = 0
-    assert bytes(image.value) == first and drawn == [0, 2]
-    assert (play.min, play.max) == (step.min, step.max) == (0, 2)
+    assert drawn == [0, 1, 2]
+    tags = Tags(bundle["text/html"]).found
+    files = [image["src"].removeprefix("data:image/png;base64,") for image in tags["img"]]
+    assert len(set(files)) == 3 and all(base64.b64decode(file).startswith(b"\x89PNG") for file in files)
+    assert [("hidden" in image) for image in tags["img"]] == [False, True, True]
+    (bar,) = tags["input"]
+    assert (bar["type"], bar["min"], bar["max"], bar["value"]) == ("range", "0", "2", "0")
+    assert "http" not in bundle["text/html"] and "script" not in tags
+    assert bundle["image/png"] == files[0], "where no HTML is shown"
     assert not plt.get_fignums(), "a figure that stays open is shown a second time under the cell"
+
+
+def test_slider_can_be_read_aloud_and_hides_its_controls_where_they_cannot_work(shown):
+    pictures.slider(draw_step, 2)
+    tags = Tags(shown[0]["text/html"]).found
+    assert [image["alt"] for image in tags["img"]] == [
+        f"picture <{number}>, 3 ranks, rank 0, 1, 2, 3, rank 1, 10, 20, 30, rank 2, 100, 200, 300"
+        for number in (0, 1)
+    ]
+    assert tags["input"][0]["aria-label"] and "aria-valuetext" in tags["input"][0]["oninput"]
+    assert "hidden" in tags["div"][0] and "hidden = false" in tags["img"][0]["onload"]
+    assert shown[0]["text/plain"] == "(a slider steps through 2 pictures)"
+
+
+def test_slider_is_small_enough_to_be_stored(shown):
+    pictures.slider(draw_step, 7)
+    assert sum(map(len, shown[0].values())) < 1_000_000
+
+
+def test_slider_refuses_what_draws_no_axes(shown):
+    with pytest.raises(TypeError, match="^what draw returns=3: it must be an Axes"):
+        pictures.slider(lambda number: 3, 2)
+    assert not shown

@@ -1,0 +1,52 @@
+"""What the pictures are made of: numbers in boxes, and arrows between them."""
+
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from course_lib.arguments import number
+from course_lib.plots.styles import INK, NORMAL, PAPER, SMALL
+
+__all__ = ["sources", "box", "arrow", "frame"]
+
+WIDTH, HEIGHT = 1.0, 0.62  # of a box
+# by rank, light enough to write on
+_RANK_COLORS = ("#8EC5EA", "#F3C36B", "#7FD1B5", "#E3A7C8", "#F19C79", "#D9D36A", "#B9A6E0", "#B7BDC4")
+
+
+def sources(value: float) -> list[int]:
+    """Return the ranks whose pieces are in a number: the places of its digits that are not 0."""
+    number("value", value)
+    return [rank for rank, digit in enumerate(reversed(str(round(value)))) if digit not in "0-"]
+
+
+def box(ax: Axes, x: float, y: float, value: float, changed: bool = False) -> None:
+    """Draw one piece: its number over the colours of the ranks that are in it, with a strong frame if it has
+    just changed.
+    """
+    ranks = sources(value)
+    bottom = y - HEIGHT / 2
+    for place, rank in enumerate(ranks):
+        width = WIDTH / len(ranks)
+        color = _RANK_COLORS[rank % len(_RANK_COLORS)]
+        ax.add_patch(Rectangle((x + place * width, bottom), width, HEIGHT, facecolor=color, linewidth=0))
+    if ranks:
+        size = SMALL if len(ranks) < 5 else SMALL - 2
+        ax.text(x + WIDTH / 2, y, f"{value:.0f}", ha="center", va="center", fontsize=size, color=INK)
+    look = {"edgecolor": PAPER if ranks else "#C4C9CF", "linewidth": 1.0, "zorder": 2}
+    if changed:
+        look = {"edgecolor": INK, "linewidth": 2.0, "zorder": 3}
+    ax.add_patch(Rectangle((x, bottom), WIDTH, HEIGHT, fill=False, **look))
+
+
+def arrow(ax: Axes, x: float, y: float, length: float) -> None:
+    """Draw an arrow downwards."""
+    look = {"arrowstyle": "-|>", "mutation_scale": 11, "color": INK, "linewidth": 1.3}
+    ax.add_patch(FancyArrowPatch((x, y), (x, y + length), shrinkA=1, shrinkB=1, zorder=4, **look))
+
+
+def frame(ax: Axes, left: float, right: float, top: float, bottom: float) -> None:
+    """Leave nothing but the boxes: no axis, no grid; rank 0 on top."""
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)
+    ax.tick_params(labelsize=NORMAL)
+    ax.set_axis_off()
