@@ -48,10 +48,9 @@ def slider(draw: Callable[[int], Axes], count: int) -> None:
         + (" hidden>" if number else f' onload="{_IF_SCRIPTS_RUN}">')
         for number, (alt, picture) in enumerate(pictures)
     ]
-    controls = (
-        f'<div hidden><button type="button" style="width: 5em" onclick="{_PLAY}">Play</button> <input'
-        f' type="range" min="0" max="{count - 1}" value="0" aria-label="picture" oninput="{_SHOW}"></div>'
-    )
+    bar = f'<input type="range" min="0" max="{count - 1}" value="0" style="width: 300px" aria-label="picture"'
+    button = f'<button type="button" style="width: 5em" onclick="{_PLAY}">Play</button>'
+    controls = f'<div hidden>{button} {bar} oninput="{_SHOW}"></div>'
     output = {
         "text/html": "\n".join(['<figure style="margin: 0">', *images, controls, "</figure>"]),
         "image/png": pictures[0][1],
