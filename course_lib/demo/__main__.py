@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+import pandas as pd
 from matplotlib import pyplot as plt
 
 from course_lib import plots, theory
@@ -154,37 +155,26 @@ def _train(options: argparse.Namespace) -> tuple[list[Ran], float]:
 
 def _table(shown: list[Ran], link: float) -> str:
     """One line per strategy, columns aligned."""
-    rows = [
-        ("", "", "test", "samples", "batches", "calls", "sent per", "of the", "states", "activations"),
-        ("strategy", "ranks", "accuracy", "/s", "/s", "/s", "step, rank", "link", "per rank", "per rank"),
-        None,
-    ]
+    rows = {
+        "": ("", "test", "samples", "batches", "calls", "sent per", "of the", "states", "activations"),
+        "strategy": ("ranks", "accuracy", "/s", "/s", "/s", "step, rank", "link", "per rank", "per rank"),
+    }
     for ran in shown:
         steps_per_s = 1 / ran.step_s
-        rows.append(
-            (
-                ran.strategy.name,
-                str(ran.ranks),
-                f"{ran.jobs[0].results[0]['accuracy']:.1%}",
-                f"{steps_per_s * BATCH_SIZE:,.0f}",
-                f"{steps_per_s:.1f}",
-                f"{steps_per_s * ran.calls:.0f}",
-                _megabytes(ran.sent_bytes) if ran.ranks > 1 else "-",
-                f"{ran.sent_bytes * steps_per_s / link:.1%}" if ran.ranks > 1 else "-",
-                _megabytes(ran.held_bytes(*STATES)),
-                _megabytes(ran.held_bytes("activations")),
-            )
+        rows[ran.strategy.name] = (
+            str(ran.ranks),
+            f"{ran.jobs[0].results[0]['accuracy']:.1%}",
+            f"{steps_per_s * BATCH_SIZE:,.0f}",
+            f"{steps_per_s:.1f}",
+            f"{steps_per_s * ran.calls:.0f}",
+            _megabytes(ran.sent_bytes) if ran.ranks > 1 else "-",
+            f"{ran.sent_bytes * steps_per_s / link:.1%}" if ran.ranks > 1 else "-",
+            _megabytes(ran.held_bytes(*STATES)),
+            _megabytes(ran.held_bytes("activations")),
         )
-    widths = [max(len(row[column]) for row in rows if row) for column in range(len(rows[0]))]
-    lines = [
-        (
-            ["-" * width for width in widths]
-            if row is None
-            else [f"{cell:>{width}}" for cell, width in zip(row, widths)]
-        )
-        for row in rows
-    ]
-    return "\n".join("  ".join([f"{line[0].strip():<{widths[0]}}", *line[1:]]) for line in lines)
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    lines = table.to_string(header=False, formatters=[" {}".format] * table.shape[1]).splitlines()
+    return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:]])
 
 
 def _megabytes(count: float) -> str:
