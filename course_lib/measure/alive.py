@@ -4,8 +4,9 @@ The ledger of `measure.step` looks at one moment, right after `optimizer.step()`
 the worst moment, which may be another one. Here are two instruments that look at all of them, whoever shards
 (a notebook, mini.zero, fully_shard):
 
-    watch(layers)    in every forward and backward of a layer: which layers have all their parameters on this
-    rank? Allocations()    all memory of a block of code: what exists after each operation, whoever holds it
+    watch(layers)    in every forward and backward of a layer: which layers have all their parameters on
+                     this rank?
+    Allocations()    all memory of a block of code: what exists after each operation, whoever holds it
 
 Neither is meant for steps that are timed.
 """
@@ -103,10 +104,10 @@ class Allocations(TorchDispatchMode):
     held: ...`.
 
     After every operation (forward, backward, optimizer, communication) it looks at the storages that were
-    made in the block and really exist,
-    whoever holds them. Nothing depends on when things happen: garbage that Python has not yet collected does
-    not count, and gloo's threads get the time to let go of what they have sent. What was allocated before
-    does not count, nor what an operation needs inside, nor what another thread makes.
+    made in the block and really exist, whoever holds them. Nothing depends on when things happen: garbage
+    that Python has not yet collected does not count, and gloo's threads get the time to let go of what they
+    have sent. What was allocated before does not count, nor what an operation needs inside, nor what another
+    thread makes.
     """
 
     def __init__(self) -> None:
