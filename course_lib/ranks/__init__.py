@@ -1,6 +1,7 @@
 """Real processes: start them warm, watch them, stop them, explain what went wrong.
 
 one_job.py           one job from the call to its Job
+options.py           how many ranks, which backend, how long: checked once
 launch.py            the kernel's side: ask for ranks, listen to them, end them
 server.py            the fork server and the supervisor of one job (processes beside the kernel)
 worker.py            what one rank does, from fork to exit
@@ -8,6 +9,7 @@ folder.py            a job's private directory: made and locked, removed, swept 
 sending.py           what travels: the call on its way out, results on their way home
 unsendable.py        the name of the variable that cannot travel
 threads.py           names of a rank's threads, for other processes
+settings.py          torch's global settings, which do not travel
 imports.py           a rank imports what the notebook has imported, from the same file
 main_of_children.py  the notebook's names for processes that a rank spawns
 devices.py           which backend and device each rank gets

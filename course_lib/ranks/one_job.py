@@ -12,11 +12,11 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
-import torch
-
-from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending
+from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending, settings
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import (
     RankError,
@@ -29,6 +29,7 @@ from course_lib.ranks.errors import (
     remember,
 )
 from course_lib.ranks.launch import NO_PROCESS, Group, server_is_ready
+from course_lib.ranks.options import Options
 from course_lib.record import Job
 from course_lib.record.tables import COLUMNS
 
@@ -38,27 +39,25 @@ GRACE_S = 0.3  # after a first failure: the true cause may be the second to be h
 ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0  # how often ranks without progress are asked where they are
 OUTPUT_LIMIT_BYTES = 100_000  # of each rank's output, what a Job keeps; longer output is saved whole
 OUTPUT_MOST_BYTES = 200_000_000  # a rank that prints more is stopped, before it fills the disk
-_OPTIONS = ("ranks", "backend", "timeout", "threads", "label")
 
 
 def carry_out(
-    fn, args, kwargs, ranks, backend, timeout, threads, label, show, of_learner: bool = True
+    fn: Callable, args: tuple, kwargs: dict, options: Options, show: Callable, of_learner: bool = True
 ) -> Job:
-    """Start the ranks, follow them to the end, and gather what they have sent. of_learner: the function is
-    the learner's own, and no check's.
+    """Start the ranks, follow them to the end, and gather what they have sent.
+
+    Args:
+        options: as `Options.checked` has made them.
+        show: called with what the job is doing, in words, and how much of its time is over (0 to 1, or None).
+        of_learner: the function is the learner's own, and no check's.
     """
-    placement = devices.place(ranks, backend)
+    ranks, timeout, label = options.ranks, options.timeout, options.label
+    placement = devices.place(ranks, options.backend)
     call = _pack(fn, args, kwargs, label)
     # the learner may call this while an error of their own is being handled
     outside = sys.exc_info()[1]
-    content, group = (
-        {
-            "call": call,
-            "cwd": _working_directory(label),
-            "imports": imports.of_the_notebook(),
-        },
-        None,
-    )
+    content = {"call": call, "cwd": _working_directory(label), "imports": imports.of_the_notebook()}
+    group = None
     try:
         try:
             _wait_for_server(label, show)
@@ -69,7 +68,7 @@ def carry_out(
                         "ranks": ranks,
                         "backend": placement.backend,
                         "devices": placement.devices,
-                        "threads": threads,
+                        "threads": options.threads,
                         "timeout": timeout,
                         "loopback": devices.loopback(),
                     },
@@ -93,8 +92,8 @@ def carry_out(
             output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
             if stopped is None:
                 _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
-                if of_learner:
-                    _warn_of_settings(group.states[0].records["settings"])
+                for told in settings.lost(group.states[0].records["settings"]) if of_learner else ():
+                    warnings.warn(told, RankWarning, stacklevel=3)
             else:
                 raise remember(
                     _name_a_limit(
@@ -173,7 +172,7 @@ def _pack(fn, args, kwargs, label: str) -> bytes:
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
-            taken = [name for name in _OPTIONS if name in signature.parameters]
+            taken = [option.name for option in fields(Options) if option.name in signature.parameters]
             raise TypeError(
                 f"{label} cannot be called with these arguments: {error}."
                 + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)"
@@ -288,27 +287,6 @@ def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> 
             )
     if suspicious:
         warnings.warn(suspicious, RankWarning, stacklevel=4)
-
-
-_FRESH = {
-    "set_default_dtype": torch.float32,
-    "set_float32_matmul_precision": "highest",
-    "use_deterministic_algorithms": False,
-}
-
-
-def _warn_of_settings(in_rank: dict) -> None:
-    """What a cell has set inside torch does not reach the ranks: say so where their function has not set it
-    either.
-    """
-    for name, here in sending.settings().items():
-        if here != _FRESH[name] == in_rank[name]:
-            warnings.warn(
-                f"torch.{name}({here!r}) was called in the notebook, and did not reach the ranks: they had"
-                f" {in_rank[name]!r}. Call it in the function that they run.",
-                RankWarning,
-                stacklevel=4,
-            )
 
 
 def _follow(group: Group, deadline: float, show) -> dict | None:

@@ -22,7 +22,7 @@ import torch
 
 from course_lib.ranks.unsendable import belongs_to_notebook, culprit
 
-__all__ = ["pack_call", "open_call", "pack_result", "settings"]
+__all__ = ["pack_call", "open_call", "pack_result"]
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _WITHOUT_STORAGE_CLASS = {
@@ -98,15 +98,6 @@ def pack_result(result, rank: int) -> bytes:
         f" ({f'{name}: ' if name != 'result' else ''}{why}). Return numbers, text, lists, dicts or plain"
         " tensors."
     )
-
-
-def settings() -> dict[str, object]:
-    """What torch's global settings are in this process. They do not travel."""
-    return {
-        "set_default_dtype": torch.get_default_dtype(),
-        "set_float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-    }
 
 
 class _Pickler(cloudpickle.Pickler):

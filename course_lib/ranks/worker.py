@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from course_lib import measure
-from course_lib.ranks import imports, sending, threads, where
+from course_lib.ranks import imports, sending, settings, threads, where
 
 MEETING_S = 2.0  # how long a rank waits at a meeting point within a job
 _DEFAULTS = {
@@ -94,7 +94,7 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
             kernel.send(
                 "result",
                 sending.pack_result(result, rank),
-                {**records, "seconds": seconds, "settings": sending.settings()},
+                {**records, "seconds": seconds, "settings": settings.here()},
                 where.collectives(),
             )
             returned = True

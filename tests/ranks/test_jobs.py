@@ -1,6 +1,8 @@
 """run and sweep: what comes back, what is refused, and in which words."""
 
+import dataclasses
 import functools
+import inspect
 import math
 import threading
 import warnings
@@ -13,6 +15,7 @@ import workers
 import course_lib
 from course_lib import Job, run, sweep
 from course_lib.ranks import devices
+from course_lib.ranks.options import Options
 
 FACTOR = 7
 
@@ -173,6 +176,15 @@ def test_bad_arguments_of_run(arguments, error, words):
     with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
         run(workers.nothing, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_the_options_of_run_are_those_that_are_checked():
+    parameters = inspect.signature(run).parameters
+    own = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    checked = inspect.signature(Options.checked).parameters
+    assert own == {name: p.default for name, p in checked.items() if name != "fn"}
+    assert list(own) == [field.name for field in dataclasses.fields(Options)]
+    assert Options.checked(workers.nothing, ranks=3) == Options(3, "auto", 60.0, 1, "nothing")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
