@@ -103,9 +103,10 @@ def refusal(error: Exception, ranks: int, label: str) -> Exception:
             f"{label} could not run, because the supervisor of its ranks failed ({error}). The next run"
             " starts a new one."
         )
+    reason = getattr(error, "strerror", None) or error
     return OSError(
         f"{label} cannot start, because its files cannot be written to the folder for temporary files"
-        f" ({error.strerror or error}). Free some space there, or set the environment variable TMPDIR to"
+        f" ({reason}). Free some space there, or set the environment variable TMPDIR to"
         " another folder."
     )
 

@@ -59,7 +59,7 @@ class RankReport:
     output: str = ""
 
 
-class _Told:
+class _Told(BaseException):
     """What RankError and RankInterrupt share: a headline and one report per rank, as text, as a panel, as
     HTML.
     """

@@ -44,14 +44,14 @@ class RankState:
     pid: int = 0
     phase: str = "starting"  # starting, running, finished (result is here), failed (error is here)
     step: int | None = None  # the last step that measure.step has seen
-    result: bytes | None = None  # a pickle
+    result: bytes = b""  # a pickle
     records: dict = field(default_factory=dict)
     error: dict | None = None  # worker._describe
     # how the process ended: an exit code, or minus the signal; None while it lives
     status: int | None = None
     start_bytes: int = 0  # resident memory when the function began: Python, torch, a process group
     peak_bytes: int = 0  # resident high-water mark, from the operating system
-    where: dict | None = None  # where.whereabouts, when last asked
+    where: dict = field(default_factory=dict)  # where.whereabouts, when last asked; empty before
     collectives: list[dict] = field(default_factory=list)  # where.collectives, as last told
     answers: int = 0  # how often it has told where it is
     # monotonic; since when its answers say that it is blocked and that nothing moves
@@ -296,12 +296,12 @@ class Group:
                 sock.setblocking(True)
 
 
-def _nothing_moved(before: dict | None, now: dict) -> bool:
+def _nothing_moved(before: dict, now: dict) -> bool:
     """Whether a rank was blocked at the same place all the time between two answers, and neither sent nor
     worked in the background.
     """
     return (
-        before is not None
+        bool(before)
         and now["blocked"]
         and now["written_bytes"] is not None
         and now["cpu_s"] - before["cpu_s"] < STILL_CPU_S
@@ -446,11 +446,16 @@ def _server() -> _Server:
     with _the_server_lock:
         if _the_server is None or not _the_server.usable:
             if _the_server is None:
-                atexit.register(lambda: _the_server and _the_server.stop())
+                atexit.register(_stop_the_server)
             else:
                 _the_server.stop()
             _the_server = _Server()
         return _the_server
+
+
+def _stop_the_server() -> None:
+    if _the_server:
+        _the_server.stop()
 
 
 assert MAX_RANKS + 2 <= 253  # what one message can carry (SCM_MAX_FD)

@@ -320,9 +320,7 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
             group.ask_and_wait()
             return {"timed_out": True}
         leaving = any(state.phase == "finished" for state in group.states)
-        blocked = all(
-            state.phase == "finished" or (state.where or {}).get("blocked") for state in group.states
-        )
+        blocked = all(state.phase == "finished" or state.where.get("blocked") for state in group.states)
         if now - asked_at >= (ASK_AFTER_S if leaving or suspicion or blocked else pause):
             finding = diagnose.deadlock(group.states) or diagnose.standstill(group.states)
             if finding and finding == suspicion:  # twice the same: no message was merely on its way

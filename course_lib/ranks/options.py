@@ -67,4 +67,6 @@ class Options:
         warning = budget.look(ranks, threads, budget.Machine.here())
         if warning:
             warnings.warn(warning, RankWarning, stacklevel=3)
-        return cls(ranks, backend, timeout, threads, label or getattr(fn, "__name__", type(fn).__name__))
+        if not label:
+            label = getattr(fn, "__name__", type(fn).__name__)
+        return cls(ranks, backend, timeout, threads, label)

@@ -6,6 +6,7 @@ When the job is over one static line stays, the same on every machine, so that n
 import html
 import sys
 import time
+from typing import Any
 
 QUIET_S = 1.0  # shorter jobs show nothing while they run
 REFRESH_S = 0.2
@@ -18,7 +19,9 @@ class Progress:
     def __init__(self, title: str):
         """`title`: the static line, for example "train on 4 ranks"."""
         self.title, self._begin, self._last = title, time.monotonic(), 0.0
-        self._in_kernel, self._handle, self._widget, self._drawn = _in_kernel(), None, None, False
+        self._in_kernel, self._drawn = _in_kernel(), False
+        self._handle: Any = None  # IPython's of what is shown, and the widget in it
+        self._widget: Any = None
 
     def __enter__(self) -> "Progress":
         return self

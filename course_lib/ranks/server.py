@@ -75,7 +75,7 @@ def main() -> None:
     os.environ.update(environ)
     with contextlib.suppress(OSError):
         folder.sweep(tempfile.gettempdir())
-    for finalizer in list(weakref.finalize._registry):
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         # what the libraries here would clear away at their end is no work for each rank
         finalizer.atexit = False
     gc.collect()
@@ -208,7 +208,8 @@ def _watch(job: socket.socket, ranks: dict[int, int], wake_r: int) -> bool:
     """
     listening = True
     while ranks:
-        ready, _, _ = select.select([wake_r, job] if listening else [wake_r], [], [])
+        asked: list[int | socket.socket] = [wake_r, job] if listening else [wake_r]
+        ready, _, _ = select.select(asked, [], [])
         if job in ready:
             order = _read_line(job)
             if order == "":  # the kernel has closed the job, or is gone

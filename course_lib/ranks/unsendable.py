@@ -6,7 +6,7 @@ import contextlib
 import functools
 import pickle
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import cloudpickle.cloudpickle as cloudpickle
 import torch
@@ -23,7 +23,7 @@ _DEEPEST = 20  # steps from the variable to its part
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, types.ModuleType)
 
 
-def culprit(named: list[tuple[str, object]], pickler: type[pickle.Pickler]) -> tuple[str, object, str]:
+def culprit(named: Iterable[tuple[str, object]], pickler: type[pickle.Pickler]) -> tuple[str, object, str]:
     """Its name, the innermost part that `pickler` cannot take, and why.
 
     Args:

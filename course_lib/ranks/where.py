@@ -27,7 +27,7 @@ FRAMES = 200  # of the innermost frames, how many are told
 # where a rank may wait besides, in torch.distributed
 _MORE_CALLS = ("monitored_barrier", "new_group", "batch_isend_irecv")
 _NOT_FOR_EVER = {"monitored_barrier"}  # gives up by itself
-_handlers = []  # what ctypes has handed to the C library must stay alive
+_handlers: list = []  # what ctypes has handed to the C library must stay alive
 
 
 def whereabouts() -> dict:
@@ -41,7 +41,7 @@ def whereabouts() -> dict:
         a transfer that moves shows in them.
     """
     threads = sys._current_frames()
-    frame = threads.get(threading.main_thread().ident)
+    frame = threads.get(threading.main_thread().ident or 0)
     # traceback's own extracts read the sources, which costs memory
     inwards = reversed(list(islice(traceback.walk_stack(frame), FRAMES))) if frame else []
     frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in inwards]

@@ -58,7 +58,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         stacks = open(os.path.join(request["directory"], f"rank{rank}.stack"), "w")
     # for a rank whose threads cannot answer
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
-    sys.stdout.reconfigure(line_buffering=True)  # what was printed before a crash is not lost
+    # what was printed before a crash is not lost
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _seed(request["devices"][rank])
     kernel, own_pid, returned = _Kernel(channel), os.getpid(), False
     where.tell_before_abort(lambda: kernel.send("aborted", where.whereabouts()))
@@ -145,7 +146,7 @@ def _end_as_python_does() -> None:
     fork ends without that.)
     """
     try:
-        threading._shutdown()
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     finally:
         sys.stdout.flush()

@@ -44,7 +44,7 @@ class Job:
     results: list
     output: list[str]
     absent: dict[str, str] = field(default_factory=dict)
-    records: dict[str, list[dict]] = field(default_factory=dict, repr=False)
+    records: dict[str, list] = field(default_factory=dict, repr=False)
 
     @property
     def steps(self) -> pd.DataFrame:
@@ -129,7 +129,7 @@ class Job:
 
     @classmethod
     def _checked(cls, content: dict, path) -> "Job":
-        wanted = {
+        wanted: dict[str, type | tuple[type, ...]] = {
             "label": str,
             "ranks": int,
             "backend": str,
