@@ -451,3 +451,19 @@ def fills_the_folder():
     line = "x" * 100_000
     while True:
         print(line)
+
+
+def saves(root, step, killed=False):
+    """Save a checkpoint as chapter 06 is solved; rank 1 may be killed before its file is there."""
+    from answers_zero_stage_1 import save
+
+    if killed and dist.get_rank() == 1:
+        torch.save = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+    save(root, step, {"params": torch.full((2,), float(step))}, 4)
+
+
+def loads(root):
+    from answers_zero_stage_1 import load
+
+    step, shard = load(root, 4)
+    return step, shard["params"].tolist()

@@ -808,6 +808,15 @@ def test_no_room_for_temporary_files(nothing_left, monkeypatch):
         run(faults.addresses)
 
 
+def test_row_15_the_last_complete_checkpoint_is_found_after_a_kill(nothing_left, tmp_path):
+    root = tmp_path / "saved"
+    run(faults.saves, root, 9)
+    error = fails(faults.saves, root, 10, killed=True)
+    assert "was killed" in error.reports[1].state
+    assert len(list(root.iterdir())) == 2, "nothing of the second save is there: it was not interrupted"
+    assert run(faults.loads, root).results == [(9, [9.0, 9.0])] * 2
+
+
 def test_row_16_nobody_can_connect(nothing_left, tmp_path):
     job = run(faults.addresses, ranks=3)
     assert all(

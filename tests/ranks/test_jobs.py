@@ -172,7 +172,7 @@ def test_nothing_heavy_is_imported_by_a_rank():
         (dict(label=3), TypeError, "label=3"),
     ],
 )
-def test_bad_arguments_of_run(arguments, error, words):
+def test_row_14_bad_arguments_of_run(arguments, error, words):
     with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
         run(workers.nothing, **arguments)
     assert "\n" not in str(caught.value)
@@ -188,14 +188,14 @@ def test_the_options_of_run_are_those_that_are_checked():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_nccl_without_gpus():
+def test_row_14_nccl_without_gpus():
     with pytest.raises(
         ValueError, match="backend='nccl' needs one GPU per rank, and there are no GPUs for 2 ranks"
     ):
         run(workers.nothing, backend="nccl")
 
 
-def test_things_that_cannot_be_sent(tmp_path):
+def test_row_14_things_that_cannot_be_sent(tmp_path):
     with pytest.raises(TypeError, match="run needs a function.*got NoneType"):
         run(None)
     with open(tmp_path / "file", "w") as file, pytest.raises(TypeError, match="cannot be sent to the ranks"):
@@ -210,7 +210,7 @@ def test_things_that_cannot_be_sent(tmp_path):
         run(lambda: torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2)))
 
 
-def test_arguments_that_the_function_does_not_take():
+def test_row_14_arguments_that_the_function_does_not_take():
     def mine(ranks, x=1):
         return ranks + x
 
@@ -256,7 +256,7 @@ def test_a_rank_cannot_start_ranks():
         (dict(backend="x"), "backend='x'"),
     ],
 )
-def test_bad_arguments_of_sweep(arguments, words):
+def test_row_14_bad_arguments_of_sweep(arguments, words):
     with pytest.raises((ValueError, TypeError), match=words.replace("(", r"\(")):
         sweep(workers.nothing, **arguments)
 
