@@ -9,17 +9,19 @@ PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab test demo notebooks bench clean
+.PHONY: help env lab lint test test-quick demo notebooks bench clean
 
 help:
-	@echo "make env        build the virtual environment in $(VENV)"
-	@echo "make lab        open JupyterLab on the first notebook"
-	@echo "make test       run the tests, then every notebook against its stored outputs"
-	@echo "make demo       run the main experiment without a browser"
-	@echo "make notebooks  run every notebook again and store its outputs"
-	@echo "make bench      run the measurements in tests/bench"
-	@echo "make clean      remove the environment and everything else that make built"
-	@echo "make help       show this list (as make alone does)"
+	@echo "make env         build the virtual environment in $(VENV)"
+	@echo "make lab         open JupyterLab on the first notebook"
+	@echo "make test        look at style and types, run all tests, and every notebook against its stored outputs"
+	@echo "make test-quick  the part of it that answers in three minutes, for who changes code"
+	@echo "make lint        look at style and types only"
+	@echo "make demo        run the main experiment without a browser"
+	@echo "make notebooks   run every notebook again and store its outputs"
+	@echo "make bench       run the measurements in tests/bench"
+	@echo "make clean       remove the environment and everything else that make built"
+	@echo "make help        show this list (as make alone does)"
 	@echo
 	@echo "PYTHON=python3.13   the Python to build with: 3.11, 3.12 or 3.13 (now: $(PYTHON))"
 	@echo "PIP_ARGS='...'      more arguments for pip, for example to choose the CPU build of PyTorch"
@@ -39,9 +41,18 @@ $(STAMP): pyproject.toml constraints.txt
 lab: env
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb $(LAB_ARGS)
 
+lint: env
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
 # Four files at a time, each from top to bottom: ranks that wait or sleep leave a core to others.
-test: env
+test: lint
 	$(PY) -m pytest -n 4 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks
+
+# Without the notebooks, and without the files that tests/conftest.py calls slow.
+test-quick: lint
+	$(PY) -m pytest -n 3 --dist loadscope -m "not slow" tests
 
 demo: env
 	$(PY) -m course_lib.demo
@@ -53,5 +64,5 @@ bench: env
 	@for script in tests/bench/[a-z]*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
 
 clean:
-	rm -rf $(VENV) build demo_output *.egg-info .pytest_cache .coverage
+	rm -rf $(VENV) build demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
 	find course_lib tests notebooks data \( -name __pycache__ -o -name .ipynb_checkpoints -o -name .pytest_cache \) -prune -exec rm -rf {} +

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.12", "3.13")
-TARGETS = {"env", "lab", "test", "demo", "notebooks", "bench", "clean", "help"}
+TARGETS = {"env", "lab", "lint", "test", "test-quick", "demo", "notebooks", "bench", "clean", "help"}
 
 
 def read(name: str) -> str:
@@ -127,8 +127,15 @@ def test_python_versions_agree():
     (conda_python,) = re.findall(r"^ +- python=([\d.]+)$", read("environment.yml"), re.MULTILINE)
     assert conda_python in PYTHONS
     tested = re.findall(r'"(3\.\d+)"', read(".github/workflows/test.yml"))
-    assert set(tested) <= set(PYTHONS) and {PYTHONS[0], PYTHONS[-1]} <= set(tested)
+    assert set(tested) == set(PYTHONS)
+    assert project()["requires-python"] == f">={PYTHONS[0]},<3.{int(PYTHONS[-1][2:]) + 1}"
     assert f"(3, {PYTHONS[0][2:]}) <= v < (3, {int(PYTHONS[-1][2:]) + 1})" in read("Makefile")
+
+
+def test_the_oldest_torch_that_is_promised_is_tested():
+    (torch,) = [requirement for requirement in direct_dependencies() if requirement.name == "torch"]
+    (oldest,) = re.findall(r'torch: "torch==(\d+\.\d+)\.\*"', read(".github/workflows/test.yml"))
+    assert f">={oldest}" in str(torch.specifier).split(",")
 
 
 def test_conda_installs_the_same_pinned_set_as_make():
@@ -165,17 +172,46 @@ def test_no_file_names_a_package_index():
 
 def test_make_has_every_target_and_help_lists_it():
     phony = set(re.search(r"^\.PHONY:(.*)$", read("Makefile"), re.MULTILINE).group(1).split())
-    rules = set(re.findall(r"^([a-z]+):(?!=)", read("Makefile"), re.MULTILINE))
-    listed = set(re.findall(r"^make (\w+)  ", make().stdout, re.MULTILINE))
+    rules = set(re.findall(r"^([a-z-]+):(?!=)", read("Makefile"), re.MULTILINE))
+    listed = set(re.findall(r"^make ([a-z-]+)  ", make().stdout, re.MULTILINE))
     assert phony == rules == listed == TARGETS
 
 
 def test_make_test_runs_the_tests_and_the_notebooks_strictly():
+    *lint, last = recipe("test").splitlines()
     assert (
-        recipe("test").strip()
-        == ".venv/bin/python -m pytest -n 3 --dist loadscope --nbval --nbval-current-env"
+        lint
+        == recipe("lint").splitlines()
+        == [f".venv/bin/python -m {tool}" for tool in ("ruff format --check .", "ruff check .", "mypy")]
+    )
+    assert last == (
+        ".venv/bin/python -m pytest -n 3 --dist loadscope --nbval --nbval-current-env"
         " --nbval-cell-timeout=60 tests notebooks"
     )
+
+
+def test_the_quick_tests_are_a_part_of_all():
+    *lint, last = recipe("test-quick").splitlines()
+    assert lint == recipe("lint").splitlines()
+    assert last == '.venv/bin/python -m pytest -n 3 --dist loadscope -m "not slow" tests'
+
+
+def test_the_course_is_looked_at_with_the_settings_of_this_project():
+    tools = tomllib.loads(read("pyproject.toml"))["tool"]
+    assert tools["ruff"]["line-length"] == 110
+    assert set(tools["ruff"]["lint"]["select"]) == {"E", "F", "I", "B", "UP"}
+    assert {"course_lib/record", "course_lib/ranks", "course_lib/theory.py"} <= set(tools["mypy"]["files"])
+
+
+def test_hooks_run_the_pinned_tools():
+    """pre-commit takes ruff from the environment, so that its version is the one in constraints.txt."""
+    hooks = read(".pre-commit-config.yaml")
+    assert re.findall(r"entry: (.*)$", hooks, re.MULTILINE) == [
+        ".venv/bin/python -m ruff check",
+        ".venv/bin/python -m ruff format",
+    ]
+    ignored = [line for line in read(".git-blame-ignore-revs").splitlines() if not line.startswith("#")]
+    assert ignored and all(re.fullmatch("[0-9a-f]{40}", line) for line in ignored if line)
 
 
 def test_the_other_targets_run_what_they_say():
@@ -244,6 +280,8 @@ def test_continuous_integration_runs_make_test_from_anywhere(tmp_path):
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in script.read_text()
     assert "run: .ci/run" in read(".github/workflows/test.yml")
+    for action in re.findall(r"uses: (.*)$", read(".github/workflows/test.yml"), re.MULTILINE):
+        assert re.fullmatch(r"[\w/-]+@v\d+\.\d+\.\d+", action), f"{action} is not pinned"
     (tmp_path / ".ci").mkdir()
     shutil.copy(script, tmp_path / ".ci" / "run")
     (tmp_path / "Makefile").write_text("test:\n\t@echo tested in $(CURDIR)\n")
