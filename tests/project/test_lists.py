@@ -83,8 +83,9 @@ def test_every_exercise_has_a_check_and_every_check_an_exercise():
     checks = set()
     for path in (LIBRARY / "check").glob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and "exercise" in map(ast.unparse, node.decorator_list):
-                checks.add(node.name)
+            for decorator in getattr(node, "decorator_list", ()):
+                if re.match(r"exercise\b", ast.unparse(decorator)):
+                    checks.add(node.name)
     assert checks and checks <= set(check.__all__)
     called = set(re.findall(r"\bcheck\.(\w+)\(", code_of_notebooks()))
     assert checks <= called <= set(check.__all__)
@@ -96,3 +97,19 @@ def test_every_row_of_the_table_of_faults_has_a_test():
     assert rows == list(range(1, len(rows) + 1)) and rows
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert {int(number) for number in re.findall(r"def test_row_(\d+)_", tests)} == set(rows)
+
+
+def test_the_layout_in_the_design_names_every_room_of_the_library():
+    layout = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Layout")[1]
+    for path in LIBRARY.iterdir():
+        if path.suffix == ".py" or (path / "__init__.py").exists():
+            assert re.search(rf"(^|\s){path.name}{'/' * path.is_dir()}\s", layout), path.name
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/style.md", "docs/faults.md"])
+def test_files_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https:)([^)]+)\)", text)
+    paths = re.findall(r"`((?:tests|docs|data|course_lib|notebooks)/[\w./]*)`", text)
+    names = {name for name in (*links, *paths) if "name" not in name}  # NN_name.ipynb stands for any
+    assert names and [name for name in names if not (ROOT / name).exists()] == []
