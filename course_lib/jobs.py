@@ -84,7 +84,8 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         plan = []
         for count in ranks:  # no comprehension: a warning counts the frames up to the learner's line
             plan.append(Options.checked(fn, count, **taken))
-    label, jobs, total = plan[0].label, [], repeats * len(plan)
+    label, total = plan[0].label, repeats * len(plan)
+    jobs: list[Job] = []
     with (
         told_in_one_line(),
         Progress(f"{label} on {', '.join(map(str, ranks))} ranks, {repeats} times each") as progress,

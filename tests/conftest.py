@@ -25,3 +25,22 @@ def kernel_manager(**options) -> KernelManager:
 
 
 nbval.kernel.KernelManager = kernel_manager
+
+# What `make test-quick` leaves out: files that take long beside what they find first; and of the tests of
+# checks, all but the stub and the first right answer.
+SLOW = {
+    "test_demo.py",
+    "test_execute_notebooks.py",
+    "test_faults.py",
+    "test_fuzz.py",
+    "test_kernel.py",
+    "test_mini_zero_everyday.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        case = item.callspec.params if hasattr(item, "callspec") else {}
+        other_answer = case.get("like") not in (None, case.get("answers"))
+        if item.path.name in SLOW or other_answer or "test_wrong_answers" in item.name:
+            item.add_marker(pytest.mark.slow)
