@@ -187,8 +187,7 @@ def _module_by_name(module: types.ModuleType):
     """A module of a subclass of ModuleType, such as torch.classes, torch.backends.cudnn and torch.ops.aten,
     or one that cannot be imported, such as
     that of torch's C++ functions: the name says it all."""
-    parent = module.__name__
-    attributes: list[str] = []
+    parent, attributes = module.__name__, []
     # torch.ops.aten is no module that can be imported, and an attribute of one
     while parent and parent not in sys.modules:
         parent, _, last = parent.rpartition(".")

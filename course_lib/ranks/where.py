@@ -27,7 +27,7 @@ FRAMES = 200  # of the innermost frames, how many are told
 # where a rank may wait besides, in torch.distributed
 _MORE_CALLS = ("monitored_barrier", "new_group", "batch_isend_irecv")
 _NOT_FOR_EVER = {"monitored_barrier"}  # gives up by itself
-_handlers: list = []  # what ctypes has handed to the C library must stay alive
+_handlers = []  # what ctypes has handed to the C library must stay alive
 
 
 def whereabouts() -> dict:
