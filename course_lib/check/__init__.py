@@ -1,11 +1,13 @@
 """One check per exercise: it runs the learner's answer as a real job and judges values and resources.
 
     from course_lib import check
+    check.demands("ping_pong")          # what the exercise asks for
     check.ping_pong(my_ping_pong)       # the last line of a cell: shows the verdict
 
-A check never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one calm line,
-a wrong answer the reasons, and an answer that is right but wasteful is refused too. Every try has other
-numbers in it (`Judge.seed`).
+A check is a trial on ranks, cases to try, and demands (`rubric.py`); `judge.py` runs the one and judges it
+by the others. It never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one
+calm line and the list of demands, a wrong answer the reasons, and an answer that is right but wasteful is
+refused too. Every try has other numbers in it (`Judge.seed`).
 
 What a check does not defend against: an answer that changes the course's own code while it runs (the judge,
 the ledger, torch below the dispatcher), or that looks up what is asked for in the check itself. Who does that
@@ -29,11 +31,13 @@ _CHECKS = {
     "pipeline": ("schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"),
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
     "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
-    "judge": ("Judge", "Verdict", "exercise"),
 }
-_HOMES = {name: module for module, names in _CHECKS.items() for name in names}
+_TOOLS = {"judge": ("Judge", "Note", "Verdict", "exercise", "demands")}
+_HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}
 
-__all__ = [*_HOMES]
+EXERCISES = tuple(name for names in _CHECKS.values() for name in names)
+
+__all__ = ["EXERCISES", *_HOMES]
 
 
 def __getattr__(name: str):

@@ -12,12 +12,12 @@ import torch.distributed as dist
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.rubric import BYTES_LIMIT, Demand
 from course_lib.ranks.errors import RankError
 from course_lib.record import Job
 
 __all__ = ["ring_all_reduce", "chain_broadcast", "doubling_all_reduce"]
 
-BYTES_LIMIT = 1.02  # times what the textbook algorithm sends
 LARGE = 1_000_003  # elements; no number of ranks divides it
 LARGE_BYTES = 4 * LARGE
 PIECES = 8  # the least number of pieces of a broadcast
@@ -33,7 +33,56 @@ LIMITS = {"float32": 2**20, "float64": 2**49, "int64": 2**59, "bfloat16": 10}
 Case = tuple[tuple[int, ...], str]  # shape and dtype of one tensor
 
 
-@exercise
+def _sends_and_receives(job: Job) -> str:
+    """Sends and receives alone were used, whatever the size, and they were seen."""
+    used = [
+        {call["op"] for rank in job.results for call in rank[number]["calls"]}
+        for number in range(len(job.results[0]))
+    ]
+    others = sorted(set().union(*used) - {"send", "recv"})
+    some = " for tensors of some sizes" if others and not all(ops - {"send", "recv"} for ops in used) else ""
+    if others:
+        return (
+            f"you called {', '.join(others)}{some}. Build the collective yourself, from dist.isend and"
+            " dist.irecv"
+        )
+    if "send" not in set().union(*used):
+        return "no rank called a send: use dist.isend and dist.irecv of torch.distributed"
+    return ""
+
+
+ONLY_MESSAGES = Demand("only sends and receives were used", _sends_and_receives)
+
+
+def _too_much(job: Job, limit_bytes: float, formula: str, advice: Callable[[list[float]], str]) -> str:
+    """Who has sent more than 2% above the limit for the large tensor: by the sends, or of collectives by
+    the system's count.
+    """
+    number = next(number for number, case in enumerate(job.results[0]) if case["large"])
+    wire = job.steps[job.steps["step"] == number + 2].set_index("rank")["wire_bytes"]
+    calls = [results[number]["calls"] for results in job.results]
+    by_calls = wire.isna().any() or all(call["op"] in ("send", "recv") for its in calls for call in its)
+    sent = [
+        sum(call["algorithm_bytes"] for call in its) if by_calls else float(wire[rank])
+        for rank, its in enumerate(calls)
+    ]
+    most = max(sent)
+    if most <= BYTES_LIMIT * limit_bytes:
+        return ""
+    return f"rank {sent.index(most)} sends {most / limit_bytes:.2f} times {formula}. {advice(sent)}"
+
+
+def _ring_advice(sent: list[float]) -> str:
+    if min(sent) < 0.7 * max(sent):
+        return "The others send less, and wait for this rank"
+    return "All ranks send this much: does a whole tensor travel where a chunk would do, or a larger dtype?"
+
+
+@exercise(
+    values="every rank has the sum over all ranks, whatever the size and the dtype of the tensor",
+    messages=ONLY_MESSAGES,
+    bytes=f"no rank sends more than {BYTES_LIMIT} times 2(n-1)/n S",
+)
 def ring_all_reduce(judge: Judge, answer: Callable) -> None:
     """`answer(tensor)` sums a tensor over all ranks in place: any size, only sends and receives, at most 2 r
     S bytes from any rank.
@@ -48,58 +97,82 @@ def ring_all_reduce(judge: Judge, answer: Callable) -> None:
             ((2, 5), "bfloat16"),
         ]
         job = _trial(judge, answer, [*cases, _any_size(judge)], ranks)
-        values = _judge_values(judge, job, cases, "the sum over all ranks")
-        _judge_calls(judge, job)
+        right = _judge_values(judge, job, cases, "the sum over all ranks")
+        judge.look(job)
         limit = theory.collective_bytes("all_reduce", LARGE_BYTES, ranks)
-        _judge_bytes(judge, job, limit, f"2(n-1)/n S = {limit / LARGE_BYTES:.2f} S", _ring_advice)
-        if not values:
+        formula = f"2(n-1)/n S = {limit / LARGE_BYTES:.2f} S"
+        said = f"no rank sends more than {BYTES_LIMIT} times {formula}"
+        judge.demand("bytes", _too_much(job, limit, formula, _ring_advice), said)
+        if not right:
             return
 
 
-@exercise
+def _sends(results: list[dict]) -> list[dict]:
+    """What one rank sent, in cases of its own."""
+    return [call for case in results for call in case["calls"] if call["op"] == "send"]
+
+
+def _small_pieces(job: Job) -> str:
+    large = [call for results in job.results for call in _sends([case for case in results if case["large"]])]
+    largest = max((call["payload_bytes"] for call in large), default=0)
+    if largest <= BYTES_LIMIT * LARGE_BYTES / PIECES:
+        return ""
+    return (
+        f"your largest message is {largest / LARGE_BYTES:.2f} S, and the next rank waits until all of it has"
+        f" come. With pieces of S/{PIECES} or less, a rank passes on one piece while the next one is on"
+        " its way"
+    )
+
+
+@exercise(
+    values="every rank has the root's tensor, whatever its size and dtype",
+    messages=ONLY_MESSAGES,
+    bytes=f"no rank sends more than {BYTES_LIMIT} times S",
+    pieces=Demand(f"no message is larger than S/{PIECES}", _small_pieces),
+    passed_on="pieces are passed on while others are on their way",
+)
 def chain_broadcast(judge: Judge, answer: Callable) -> None:
     """`answer(tensor, root)` gives every rank the root's tensor, in pieces that are passed on: at most S
     bytes from any rank, no message above S / 8.
     """
+    advice = "A rank of a chain sends each piece once, to its right neighbour, in the tensor's own dtype"
     for ranks, root in ((4, 0), (3, 1)):
         cases = [((10, 7), "float32"), ((LARGE,), "float32"), ((3,), "int64")]
         job, hoards = _trial_of_a_chain(judge, answer, [*cases, _any_size(judge)], ranks, root)
-        values = _judge_values(judge, job, cases, f"the tensor of rank {root}, the root")
-        _judge_calls(judge, job)
-        _judge_bytes(
-            judge,
-            job,
-            LARGE_BYTES,
-            "S",
-            lambda sent, most: (
-                "A rank of a chain sends each piece once, to its right neighbour, in the tensor's own dtype"
-            ),
-        )
-        large = [case for rank in job.results for case in rank if case["large"]]
-        largest = max(
-            (call["payload_bytes"] for case in large for call in case["calls"] if call["op"] == "send"),
-            default=0,
-        )
-        small = judge.demand(
-            largest <= BYTES_LIMIT * LARGE_BYTES / PIECES,
-            f"{ranks} ranks: no message is larger than S/{PIECES}",
-            f"{ranks} ranks: your largest message is {largest / LARGE_BYTES:.2f} S, and the next rank waits"
-            f" until all of it has come. With pieces of S/{PIECES} or less, a rank passes on one piece while"
-            " the next one is on its way",
-        )
-        if small:
-            judge.demand(
-                hoards is None,
-                f"{ranks} ranks: pieces are passed on while others are on their way",
-                f"{ranks} ranks: rank {hoards} keeps what it has received, and waits for more before it"
-                " passes on the first pieces. So the pieces save no time. Pass on each piece before you wait"
-                " for the next one",
+        right = _judge_values(judge, job, cases, f"the tensor of rank {root}, the root")
+        judge.look(job, "messages")
+        judge.demand("bytes", _too_much(job, LARGE_BYTES, "S", lambda sent: advice))
+        if judge.look(job, "pieces"):
+            why = (
+                f"rank {hoards} keeps what it has received, and waits for more before it passes on the first"
+                " pieces. So the pieces save no time. Pass on each piece before you wait for the next one"
             )
-        if not values or hoards is not None:
+            judge.demand("passed_on", "" if hoards is None else why)
+        if not right or hoards is not None:
             return
 
 
-@exercise
+def _largest(job: Job) -> str:
+    largest = max(
+        call["payload_bytes"] / case["bytes"]
+        for results in job.results
+        for case in results
+        for call in _sends([case])
+    )
+    if largest <= 1:
+        return ""
+    return (
+        f"your largest message is {largest:.1f} S. Add what comes to your tensor, and send the sum, in the"
+        " tensor's own dtype: it is never larger than S"
+    )
+
+
+@exercise(
+    values="every rank has the sum over all ranks",
+    messages=ONLY_MESSAGES,
+    steps="every rank sends log2(n) messages",
+    largest=Demand("no message is larger than S", _largest),
+)
 def doubling_all_reduce(judge: Judge, answer: Callable) -> None:
     """`answer(tensor)` sums a small tensor over 2, 4 or 8 ranks in place, in log2(ranks) steps: so many
     messages of S bytes from every rank.
@@ -107,44 +180,31 @@ def doubling_all_reduce(judge: Judge, answer: Callable) -> None:
     for ranks in (2, 4, 8):
         cases = [((10, 7), "float32"), ((1,), "int64")]
         job = _trial(judge, answer, [*cases, ((1,), "float64"), ((33,), "bfloat16"), _any_size(judge)], ranks)
-        if not _judge_values(judge, job, cases, "the sum over all ranks") or not _judge_calls(judge, job):
+        right = _judge_values(judge, job, cases, "the sum over all ranks")
+        if not right or not judge.look(job, "messages"):
             return
-        rounds, worst = ranks.bit_length() - 1, ""
-        for number in range(len(job.results[0])):
-            sends = [
-                [call["payload_bytes"] for call in results[number]["calls"] if call["op"] == "send"]
-                for results in job.results
-            ]
-            most, fewest = (pick(range(ranks), key=lambda rank: len(sends[rank])) for pick in (max, min))
-            if len(sends[most]) > rounds:
-                worst = (
-                    f"rank {most} sends {_messages(len(sends[most]))}, and log2({ranks}) = {rounds} is"
-                    " enough: with every exchange a rank can double the number of ranks whose sum it holds"
-                )
-            elif len(sends[fewest]) < rounds:
-                worst = (
-                    f"rank {fewest} sends {_messages(len(sends[fewest]))} only. To be ready after"
-                    f" log2({ranks}) = {rounds} steps, every rank must send in each of them. Along a tree,"
-                    " half of the steps go up and half come down, and most ranks wait"
-                )
-            if worst:
-                break
-        judge.demand(
-            not worst, f"{ranks} ranks: every rank sends {_messages(rounds)}", f"{ranks} ranks: {worst}"
+        steps = ranks.bit_length() - 1
+        why = next((why for case in zip(*job.results) if (why := _wrong_steps(case, steps))), "")
+        judge.demand("steps", why, f"every rank sends {_messages(steps)}")
+        judge.look(job, "largest")
+
+
+def _wrong_steps(case: Sequence[dict], steps: int) -> str:
+    """`case`: what each rank tells of it."""
+    ranks, counts = len(case), [len(_sends([results])) for results in case]
+    most, fewest = max(counts), min(counts)
+    if most > steps:
+        return (
+            f"rank {counts.index(most)} sends {_messages(most)}, and log2({ranks}) = {steps} is enough: with"
+            " every exchange a rank can double the number of ranks whose sum it holds"
         )
-        largest = max(
-            call["payload_bytes"] / case["bytes"]
-            for rank in job.results
-            for case in rank
-            for call in case["calls"]
-            if call["op"] == "send"
+    if fewest < steps:
+        return (
+            f"rank {counts.index(fewest)} sends {_messages(fewest)} only. To be ready after log2({ranks}) ="
+            f" {steps} steps, every rank must send in each of them. Along a tree, half of the steps go up and"
+            " half come down, and most ranks wait"
         )
-        judge.demand(
-            largest <= 1,
-            f"{ranks} ranks: no message is larger than S",
-            f"{ranks} ranks: your largest message is {largest:.1f} S. Add what comes to your tensor, and send"
-            " the sum, in the tensor's own dtype: it is never larger than S",
-        )
+    return ""
 
 
 def _any_size(judge: Judge) -> Case:
@@ -170,10 +230,7 @@ def _trial_of_a_chain(
     sends = {
         rank
         for rank, results in enumerate(job.results)
-        for case in results
-        if case["large"]
-        for call in case["calls"]
-        if call["op"] == "send"
+        if _sends([case for case in results if case["large"]])
     }
     # a star has no rank that passes on: the bytes tell what that costs
     return job, next((rank for rank in held if rank in sends), None)
@@ -310,7 +367,6 @@ def _trial(
             )
         return found
 
-    trial.__name__ = "your function"
     try:
         return judge.run(trial, ranks=ranks)
     except RankError as error:
@@ -327,71 +383,21 @@ def _trial(
 
 
 def _judge_values(judge: Judge, job: Job, cases: Sequence[Case], wanted: str) -> bool:
-    """Demand that nothing is wrong on any rank in any case; one line, which names the first problem. `cases`:
-    those that are named.
+    """Demand that nothing is wrong on any rank in any case; one line, which names the first problem, or the
+    sizes of `cases`.
     """
-    for number, case in enumerate([*cases, *[None] * (len(job.results[0]) - len(cases))]):
-        for rank, results in enumerate(job.results):
-            if results[number]["problem"]:
-                shape, dtype = case or (results[number]["shape"], results[number]["dtype"])
-                return judge.demand(
-                    False,
-                    "",
-                    f"{job.ranks} ranks, a tensor of shape {shape} and dtype {dtype}: on rank {rank} it must"
-                    f" be {wanted}, and it {results[number]['problem']}",
-                )
+    ranks, why = f"{job.ranks} ranks", ""
     *smaller, largest = sorted({torch.Size(shape).numel() for shape, _ in cases})
-    sizes = f"{', '.join(map(str, smaller))} and {largest}"
-    return judge.demand(True, f"{job.ranks} ranks, tensors of {sizes} elements: every rank has {wanted}", "")
-
-
-def _judge_calls(judge: Judge, job: Job) -> bool:
-    """Demand that sends and receives alone were used, whatever the size, and that they were seen."""
-    used = [
-        {call["op"] for rank in job.results for call in rank[number]["calls"]}
-        for number in range(len(job.results[0]))
-    ]
-    others = sorted(set().union(*used) - {"send", "recv"})
-    some = " for tensors of some sizes" if others and not all(ops - {"send", "recv"} for ops in used) else ""
-    otherwise = (
-        f"you called {', '.join(others)}{some}. Build the collective yourself, from dist.isend and dist.irecv"
-        if others
-        else "no rank called a send: use dist.isend and dist.irecv of torch.distributed"
-    )
-    return judge.demand(
-        not others and "send" in set().union(*used),
-        f"{job.ranks} ranks: only sends and receives were used",
-        f"{job.ranks} ranks: {otherwise}",
-    )
-
-
-def _judge_bytes(
-    judge: Judge, job: Job, limit_bytes: float, formula: str, advice: Callable[[list[float], float], str]
-) -> None:
-    """Demand that no rank has sent more than 2% above the limit for the large tensor: by the sends, or of
-    other collectives by the system's count.
-    """
-    number = next(number for number, case in enumerate(job.results[0]) if case["large"])
-    wire = job.steps[job.steps["step"] == number + 2].set_index("rank")["wire_bytes"]
-    calls = [results[number]["calls"] for results in job.results]
-    by_calls = wire.isna().any() or all(call["op"] in ("send", "recv") for its in calls for call in its)
-    sent = [
-        sum(call["algorithm_bytes"] for call in its) if by_calls else float(wire[rank])
-        for rank, its in enumerate(calls)
-    ]
-    most = max(sent)
-    judge.demand(
-        most <= BYTES_LIMIT * limit_bytes,
-        f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times {formula}",
-        f"{job.ranks} ranks: rank {sent.index(most)} sends {most / limit_bytes:.2f} times {formula}."
-        f" {advice(sent, most)}",
-    )
-
-
-def _ring_advice(sent: list[float], most: float) -> str:
-    if min(sent) < 0.7 * most:
-        return "The others send less, and wait for this rank"
-    return "All ranks send this much: does a whole tensor travel where a chunk would do, or a larger dtype?"
+    judge.case = f"{ranks}, tensors of {', '.join(map(str, smaller))} and {largest} elements"
+    for case in zip(*job.results):
+        wrong = [(rank, found["problem"]) for rank, found in enumerate(case) if found["problem"]]
+        if wrong:
+            judge.case = f"{ranks}, a tensor of shape {case[0]['shape']} and dtype {case[0]['dtype']}"
+            why = "on rank {} it must be {wanted}, and it {}".format(*wrong[0], wanted=wanted)
+            break
+    met = judge.demand("values", why, f"every rank has {wanted}")
+    judge.case = ranks
+    return met
 
 
 def _messages(count: int) -> str:

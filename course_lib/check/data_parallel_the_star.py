@@ -9,6 +9,7 @@ from course_lib import measure
 from course_lib.check import on_rank
 from course_lib.check.counted import sent_bytes
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.rubric import Demand
 from course_lib.ranks.errors import RankError
 from course_lib.record import Job
 
@@ -27,9 +28,26 @@ LARGE_SHAPE = (100, 10_000)
 OUTSIDE_LIMIT = 1.2
 TREES = (4, 8)  # ranks
 PIECES = ((12, 3), (10, 4), (3, 4))  # images, threads
+GRADIENTS = {  # what is said of the gradients that the model has got
+    "yes": "",
+    "no": "the output has no graph, so backward is impossible",
+    "none": (
+        "the model got no gradient. It stayed in the replicas: copy so that autograd knows where the copy"
+        " came from"
+    ),
+    "wrong": (
+        "the model's gradient is not that of the whole batch. Does the gradient of every replica find its way"
+        " back?"
+    ),
+}
 
 
-@exercise
+@exercise(
+    sum="every rank has the sum",
+    messages=Demand("only sends and receives are used", quiet=True),
+    bytes="the root sends and receives (n-1) S, the others 1 S",
+    held="the root held one extra tensor at most",
+)
 def star_all_reduce(judge: Judge, answer: Callable) -> None:
     """`answer(tensor, root)` sums in place over all ranks: the root moves (n-1) S each way, the others S, and
     one extra tensor is enough.
@@ -88,12 +106,11 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
             )
         return problem, held, calls
 
-    reduce.__name__ = "your function"
     seed = judge.seed
     shapes = ((1 + seed % 9, 3), STAR_SHAPE, (1 + seed % 30,), LARGE_SHAPE)
     S = 4 * STAR_SHAPE[0] * STAR_SHAPE[1]
     for ranks, root in STARS:
-        case = f"{ranks} ranks, root {root}"
+        judge.case = f"{ranks} ranks, root {root}"
         try:
             job = judge.run(reduce, answer, root, ranks=ranks)
         except RankError as error:
@@ -109,29 +126,22 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
                 error.reports,
                 error.label,
             ) from None
-        bad = [(rank, text) for rank, (text, *_) in enumerate(job.results) if text]
-        if not judge.demand(
-            not bad,
-            f"{case}: every rank has the sum",
-            "; ".join(f"{case}: rank {rank} {text}" for rank, text in bad),
-        ):
+        bad = [f"rank {rank} {text}" for rank, (text, *_) in enumerate(job.results) if text]
+        if not judge.demand("sum", f"; {judge.case}: ".join(bad)):
             return
-        if others := sorted(
+        others = sorted(
             {*job.comm["op"], *(op for *_, calls in job.results for op in calls)} - {"send", "recv"}
-        ):
+        )
+        why = ""
+        if others:
             sent = sent_bytes(job)
-            judge.demand(
-                False,
-                "",
-                f"{case}: you used {', '.join(others)}, and rank {int(sent.idxmax())} sent"
-                f" {sent.max() / S:.2f} S. In a star, every message goes to the root or comes from it: send"
-                " and recv are enough",
+            why = (
+                f"you used {', '.join(others)}, and rank {int(sent.idxmax())} sent {sent.max() / S:.2f} S. In"
+                " a star, every message goes to the root or comes from it: send and recv are enough"
             )
-            return
-        if job.comm.empty:
-            judge.demand(
-                False, "", f"{case}: no rank called a send: use dist.send and dist.recv of torch.distributed"
-            )
+        elif job.comm.empty:
+            why = "no rank called a send: use dist.send and dist.recv of torch.distributed"
+        if not judge.demand("messages", why):
             return
         sent, received = _in_messages(job, "send"), _in_messages(job, "recv")
         demands = [(root, sent, "sent", ranks - 1), (root, received, "received", ranks - 1)]
@@ -142,28 +152,32 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
             for bytes_, verb in ((sent, "sent"), (received, "received"))
         ]
         wrong = [
-            f"{case}: {'the root' if rank == root else f'rank {rank}'} {verb} {bytes_[rank] / S:.2f} S, and"
+            f"{'the root' if rank == root else f'rank {rank}'} {verb} {bytes_[rank] / S:.2f} S, and"
             f" {limit} S {'is' if limit == 1 else 'are'} enough"
             for rank, bytes_, verb, limit in demands
             if bytes_[rank] > limit * S
         ]
-        light = judge.demand(
-            not wrong,
-            f"{case}: the root sent and received {ranks - 1} S, the others 1 S",
-            wrong[0] if wrong else "",
-        )
+        said = f"the root sent and received {ranks - 1} S, the others 1 S"
+        light = judge.demand("bytes", wrong[0] if wrong else "", said)
         held = job.results[root][1]
-        judge.demand(
-            held <= LIMIT,
-            f"{case}: the root held one extra tensor at most",
-            f"{case}: the root held {held:.1f} S of new tensors at once. One is enough: receive, add, and use"
-            " it again",
+        why = (
+            f"the root held {held:.1f} S of new tensors at once. One is enough: receive, add, and use it"
+            " again"
         )
+        judge.demand("held", why if held > LIMIT else "")
         if not light:
             return
 
 
-@exercise
+@exercise(
+    unchanged=Demand("the model and the images stay as they were", quiet=True),
+    outputs="the outputs of the whole batch, in order",
+    pieces="each image goes through one replica, and no replica gets more than its share",
+    at_once="all threads are at work at once",
+    own_weights="each replica has weights of its own",
+    gradient="the model got the gradient of the whole batch",
+    no_grad="under torch.no_grad() no graph is built",
+)
 def forward_in_threads(judge: Judge, answer: Callable) -> None:
     """`answer(model, images, num_threads)` is the model's output, computed by replicas in threads, through
     which gradients reach the model.
@@ -271,86 +285,62 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
                 break
         return rows
 
-    examine.__name__, seed = "your function", judge.seed
+    seed = judge.seed
     rows = judge.run(examine, answer, ranks=1).results[0]
     for (size, threads), row in zip(PIECES, rows):
-        case = f"{size} images, {threads} threads"
+        judge.case = f"{size} images, {threads} threads"
+        why = (
+            "the model or the images that you were given have changed. Leave them alone: what they hold, and"
+            " the mode of training"
+        )
+        if not judge.demand("unchanged", why if row["changed"] else ""):
+            return
         hint = " It has the right rows in the wrong order." if row["sorted"] else ""
-        if row["changed"]:
-            judge.demand(
-                False,
-                "",
-                f"{case}: the model or the images that you were given have changed. Leave them alone: what"
-                " they hold, and the mode of training",
-            )
-            return
-        if not judge.demand(
-            row["output"],
-            f"{case}: the outputs of the whole batch, in order",
-            f"{case}: the outputs of the whole batch, in order, are asked for, and you returned"
-            f" {row['what']}.{hint}",
-        ):
-            return
-        sizes, count, largest = (
-            [length for _, length, _ in row["calls"]],
-            min(size, threads),
-            -(-size // threads),
+        why = (
+            f"the outputs of the whole batch, in order, are asked for, and you returned {row['what']}.{hint}"
         )
+        if not judge.demand("outputs", why if not row["output"] else ""):
+            return
+        sizes = [length for _, length, _ in row["calls"]]
+        count, largest = min(size, threads), -(-size // threads)
         if not sizes:
-            judge.demand(
-                False,
-                "",
-                f"{case}: the model was never called. Call a replica of it with each piece of the images",
-            )
-            return
-        judge.demand(
-            min(sizes) > 0 and max(sizes) <= largest and sum(sizes) == size,
-            f"{case}: each image went through one replica, at most {largest} through each",
-            f"{case}: the model was called with {', '.join(map(str, sizes))} images. "
-            + (
-                "Don't call it with none."
-                if min(sizes) == 0
-                else f"Each image goes through one replica, and at most {largest} through each."
-            ),
+            judge.refuse("the model was never called. Call a replica of it with each piece of the images")
+        why = f"the model was called with {', '.join(map(str, sizes))} images. " + (
+            "Don't call it with none."
+            if min(sizes) == 0
+            else f"Each image goes through one replica, and at most {largest} through each."
         )
-        judge.demand(
-            row["most"] >= count and len({thread for thread, _, _ in row["calls"]}) >= count,
-            f"{case}: {count} threads were at work at once",
-            f"{case}: {row['most']} of {count} replicas were at work at once. Start all threads before you"
-            " wait for one",
+        dealt_out = min(sizes) > 0 and max(sizes) <= largest and sum(sizes) == size
+        said = f"each image went through one replica, at most {largest} through each"
+        judge.demand("pieces", "" if dealt_out else why, said)
+        together = row["most"] >= count and len({thread for thread, _, _ in row["calls"]}) >= count
+        why = (
+            f"{row['most']} of {count} replicas were at work at once. Start all threads before you wait"
+            " for one"
         )
+        judge.demand("at_once", "" if together else why, f"{count} threads were at work at once")
         places = [place for _, _, place in row["calls"]]
-        judge.demand(
-            len(set(places)) == len(places),
-            f"{case}: each replica has weights of its own",
-            f"{case}: {len(places)} replicas share {len(set(places))} set of weights. On GPUs each needs a"
-            " copy in its own memory",
+        why = (
+            f"{len(places)} replicas share {len(set(places))} set of weights. On GPUs each needs a copy in"
+            " its own memory"
         )
-        judge.demand(
-            row["grads"] == "yes",
-            f"{case}: the model got the gradient of the whole batch",
-            f"{case}: "
-            + {
-                "no": "the output has no graph, so backward is impossible",
-                "none": (
-                    "the model got no gradient. It stayed in the replicas: "
-                    "copy so that autograd knows where the copy came from"
-                ),
-                "wrong": (
-                    "the model's gradient is not that of the whole batch. "
-                    "Does the gradient of every replica find its way back?"
-                ),
-            }.get(row["grads"], ""),
-        )
-    judge.demand(
-        not any(row["graph"] for row in rows),
-        "under torch.no_grad() no graph is built",
+        judge.demand("own_weights", why if len(set(places)) != len(places) else "")
+        judge.demand("gradient", GRADIENTS[row["grads"]])
+    judge.case = ""
+    why = (
         "under torch.no_grad() your output has a graph. Each thread has its own switch for gradients: set it"
-        " to that of the caller",
+        " to that of the caller"
     )
+    judge.demand("no_grad", why if any(row["graph"] for row in rows) else "")
 
 
-@exercise
+@exercise(
+    sum="every rank has the sum",
+    over_link=Demand("all bytes go over `link`", quiet=True),
+    total="2(n-1) S are sent in all",
+    each="no rank sends more than log2(n) S",
+    time="done after the time of 2 log2(n) messages",
+)
 def tree_all_reduce(judge: Judge, answer: Callable) -> None:
     """`answer(tensor, link)` sums in place along a binomial tree: 2 log2(n) messages after one another,
     2(n-1) S in all.
@@ -404,51 +394,45 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
             )
         return found
 
-    reduce.__name__, seed = "your function", judge.seed
+    seed = judge.seed
     for ranks in TREES:
-        case, depth = f"{ranks} ranks", (ranks - 1).bit_length()
+        judge.case, depth = f"{ranks} ranks", (ranks - 1).bit_length()
         job = judge.run(reduce, answer, ranks=ranks)
         bad = [rank for rank, found in enumerate(job.results) if any(problem for problem, *_ in found)]
         near = any(problem == "nearly" for found in job.results for problem, *_ in found)
         why = ". It is near it, or overflows: send and add in the tensor's own dtype" if near else ""
-        if not judge.demand(
-            not bad,
-            f"{case}: every rank has the sum",
-            f"{case}: rank {', '.join(map(str, bad))} does not hold the sum of all tensors{why}",
-        ):
+        bad = ", ".join(map(str, bad))
+        if not judge.demand("sum", bad and f"rank {bad} does not hold the sum of all tensors{why}"):
             return
         cases = list(zip(*job.results))  # of each size, what each rank tells
         ops = [[op for *_, its in found for op in its] for found in cases]
-        if any(
+        elsewhere = any(
             set(its) - {"send", "recv"}
             or its.count("send") != 2 * sum(messages for _, _, messages, _, _ in found)
             for its, found in zip(ops, cases)
-        ):
-            judge.demand(
-                False, "", f"{case}: some bytes did not go over `link`. Use link.send and link.recv only"
-            )
+        )
+        why = "some bytes did not go over `link`. Use link.send and link.recv only"
+        if not judge.demand("over_link", why if elsewhere else ""):
             return
         sent = [max(its) for its in zip(*([sent for *_, sent, _ in found] for found in cases))]
-        judge.demand(
-            sum(sent) <= LIMIT * 2 * (ranks - 1),
-            f"{case}: {2 * (ranks - 1)} S were sent in all",
-            f"{case}: {sum(sent):.1f} S were sent in all, and 2(n-1) S = {2 * (ranks - 1)} S are enough",
+        total, enough = sum(sent), 2 * (ranks - 1)
+        why = f"{total:.1f} S were sent in all, and 2(n-1) S = {enough} S are enough"
+        judge.demand("total", why if total > LIMIT * enough else "", f"{enough} S were sent in all")
+        most = max(sent)
+        why = (
+            f"rank {sent.index(most)} sent {most:.1f} S, and log2(n) S = {depth} S must be enough for every"
+            " rank"
         )
-        judge.demand(
-            max(sent) <= LIMIT * depth,
-            f"{case}: no rank sent more than {depth} S",
-            f"{case}: rank {sent.index(max(sent))} sent {max(sent):.1f} S, and log2(n) S = {depth} S must be"
-            " enough for every rank",
-        )
+        judge.demand("each", why if most > LIMIT * depth else "", f"no rank sent more than {depth} S")
         time = max(clock for found in cases for _, clock, *_ in found)
-        judge.demand(
-            time <= LIMIT * 2 * depth,
-            f"{case}: done after the time of {2 * depth} messages",
-            f"{case}: done after the time of {time:.0f} messages, and 2 log2(n) = {2 * depth} must be enough."
-            " Let several pairs of ranks talk at the same time; on the way back, serve the rank with the"
-            " most ranks behind it first",
+        why = (
+            f"done after the time of {time:.0f} messages, and 2 log2(n) = {2 * depth} must be enough. Let"
+            " several pairs of ranks talk at the same time; on the way back, serve the rank with the most"
+            " ranks behind it first"
         )
-        if not judge.verdict():
+        said = f"done after the time of {2 * depth} messages"
+        judge.demand("time", why if time > LIMIT * 2 * depth else "", said)
+        if not judge.met:
             return
 
 

@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -11,25 +12,121 @@ from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
-from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, it_is, sends, used, values
 from course_lib.datasets import digits
 from course_lib.models import MLP, TinyGPT
 from course_lib.record import Job
 
 __all__ = ["own_ddp", "one_synchronisation", "checkpoint"]
 
-# relative, in float64: rounding stays a thousand times below it, and no mistake does
-ERROR_LIMIT = 1e-9
-BYTES_LIMIT = 1.02  # times what a ring all_reduce of the gradients sends
+UPDATES = 4  # with the own DDP
 
 
-@exercise
+def _start(job: Job) -> str:
+    apart = [rank for rank, found in enumerate(job.results) if found["start"] > 0]
+    if not apart:
+        return ""
+    return (
+        f"rank {max(apart)} does not start with the weights of rank 0. Broadcast them from rank 0 when the"
+        " wrapper is made: ranks that start apart stay apart, however well their gradients are averaged."
+    )
+
+
+def _buffers(job: Job) -> str | None:
+    if _start(job):
+        return None
+    if all(found["buffers"] for found in job.results):
+        return ""
+    return "the parameters start equal, but a buffer does not. `module.buffers()` must be broadcast too."
+
+
+def _left_alone(job: Job) -> str:
+    if max(found["moved"] for found in job.results) < ERROR_LIMIT:
+        return ""
+    return (
+        "your wrapper changes the weights during forward or backward. It averages weights, and it should"
+        " average gradients: the hook gets the parameter, and the gradient is its `.grad`. (Averaged weights"
+        " equal averaged gradients for plain SGD only, and this is Adam.)"
+    )
+
+
+def _ring(job: Job) -> float:
+    """Bytes of one ring all_reduce of the gradients."""
+    return theory.collective_bytes("all_reduce", job.results[0]["P"], job.ranks)
+
+
+def _gathers(job: Job) -> bool:
+    return "all_gather" in set(job.comm["op"]) and "reduce_scatter" not in set(job.comm["op"])
+
+
+def _once(job: Job) -> str | None:
+    """In the traced step. Whoever gathers all gradients is told of the bytes alone."""
+    if _gathers(job):
+        return None
+    # buffers may travel beside the gradients
+    calls = job.comm[~job.comm["op"].isin(["broadcast", "barrier"])]
+    times = calls.groupby("rank")["algorithm_bytes"].sum().max() / _ring(job) if len(calls) else 0.0
+    if 0.98 <= times <= BYTES_LIMIT:
+        return ""
+    if times == 0:
+        why = "nothing was summed: the gradients of the other ranks cannot have come into yours"
+    else:
+        ops = used(Counter(calls[calls["rank"] == 0]["op"]))
+        why = f"the gradients travelled {times:.2f} times ({ops})"
+        if 0.95 < times / job.results[0]["micro_batches"] < 1.05:
+            why += (
+                ": once in every micro-batch. Under `no_sync` nothing may be sent: gradients add up in"
+                " `.grad`, and the last backward sends the sum"
+            )
+    return f"exactly one synchronisation per update, but {why}."
+
+
+def _wasteful(job: Job) -> str:
+    if _gathers(job):
+        return (
+            " An all_gather brings the gradient of every rank to every rank, to be added up there; an"
+            " all_reduce sends sums."
+        )
+    if {"reduce", "broadcast"} <= set(job.comm["op"]):
+        return (
+            " The rank to which all reduce, and which sends the sums to all, has more to send than the"
+            " others: an all_reduce shares that out."
+        )
+    return ""
+
+
+ONE_SYNCHRONISATION = {
+    "once": Demand("exactly one synchronisation per update", _once),
+    "bytes": sends(
+        "2(n-1)/n P",
+        _ring,
+        "a rank sent {times:.1f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce.",
+        _wasteful,
+    ),
+}
+
+
+@exercise(
+    start=Demand("all ranks start with the weights of rank 0", _start),
+    buffers=Demand("and with its buffers", _buffers),
+    left_alone=Demand("forward and backward leave the weights alone", _left_alone),
+    gradient=values(
+        "every gradient is that of the whole batch", "the gradient is not that of the whole batch", "gradient"
+    ),
+    weights=values(
+        f"after {UPDATES} updates with Adam, the weights are those of one process",
+        f"after {UPDATES} updates the weights are not those of one process",
+        "weights",
+        advice=it_is,
+        after="gradient",
+    ),
+    **ONE_SYNCHRONISATION,
+)
 def own_ddp(judge: Judge, make_ddp: Callable) -> None:
     """`make_ddp(module)` starts all ranks from rank 0's weights, and averages the gradients once per update,
     in the last micro-batch's backward.
     """
-    UPDATES = 4
 
     class Scaled(MLP):
         """An MLP with a buffer that matters: one factor per pixel."""
@@ -84,7 +181,8 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
             "looks": "",
             "buffers": all(map(torch.equal, module.buffers(), one.buffers())),
             "P": flat(learning(one)).nbytes,
-            "other": "",
+            "micro_batches": k,
+            "stopped": "",
         }
         module.load_state_dict(one.state_dict())  # so that each step of the exercise is judged by itself
         optimizer, optimizer_of_one = (torch.optim.Adam(learning(model), 0.003) for model in (module, one))
@@ -118,7 +216,7 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
                 )
             )
             if problem := on_rank.first_problem(problem):
-                return found | {"other": problem}
+                return found | {"stopped": problem}
             for p, g in zip(learning(module), now):
                 p.grad = g
             grad, full = flat(now), gradient(whole)
@@ -143,9 +241,7 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
                         n ** (k - i) * sum(by_rank) / n for i, by_rank in enumerate(by_micro_batch)
                     ),
                 }
-                found["looks"] = next(
-                    (text for text, guess in guesses.items() if apart(grad, guess) < 1e-6), ""
-                )
+                found["looks"] = on_rank.looks(grad, guesses)
             found["gradient"] = max(found["gradient"], apart(grad, full))
             optimizer.step()
             for p, part in zip(learning(one), full.split([p.numel() for p in learning(one)])):
@@ -154,114 +250,81 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
         return found | {"weights": apart(flat(module.parameters()), flat(one.parameters()))}
 
     seed = judge.seed
-    train.__name__ = "your DDP"
     for what, make_model, ranks, k in (
         ("an MLP with a buffer", Scaled, 2, 3),
         ("a TinyGPT with tied and frozen weights", gpt, 3, 2),
     ):
-        job = judge.run(train, make_model, make_ddp, k, ranks=ranks)
-        case = f"{what}, {ranks} ranks"
-        _judge_start(judge, case, job.results)
-        if _judge_values(judge, case, job, UPDATES):
-            _judge_bytes(judge, f"{case}, {k} micro-batches", job, job.results[0]["P"], k)
+        judge.case = f"{what}, {ranks} ranks"
+        job = judge.run(train, make_model, make_ddp, k, ranks=ranks, label="your DDP")
+        judge.look(job, "start", "buffers")
+        if stopped := job.results[0]["stopped"]:
+            judge.demand("gradient", f"{stopped}.")
+            continue
+        judge.look(job, "left_alone", "gradient", "weights")
+        judge.case += f", {k} micro-batches"
+        judge.look(job, *ONE_SYNCHRONISATION)
 
 
-def _judge_start(judge: Judge, case: str, results: list[dict]) -> None:
-    apart = [rank for rank, found in enumerate(results) if found["start"] > 0]
-    if judge.demand(
-        not apart,
-        f"{case}: all ranks start with the weights of rank 0",
-        f"{case}: rank {max(apart, default=0)} does not start with the weights of rank 0. Broadcast them from"
-        " rank 0 when the wrapper is made: ranks that start apart stay apart, however well their gradients"
-        " are averaged.",
-    ):
-        judge.demand(
-            all(found["buffers"] for found in results),
-            f"{case}: and with its buffers",
-            f"{case}: the parameters start equal, but a buffer does not. `module.buffers()` must be broadcast"
-            " too.",
+def _updated(job: Job) -> str:
+    first = job.results[0]
+    if max(found["error"] for found in job.results) < ERROR_LIMIT:
+        return ""
+    if len({found["sum"] for found in job.results}) > 1:
+        return "the ranks have different weights: " + (
+            "DDP decides in a forward what the next backward will do, so call each backward right after its"
+            " forward."
+            if _most_waiting(job) > 1
+            else "their last backward must not be under `no_sync`, or nobody averages."
         )
-
-
-def _judge_values(judge: Judge, case: str, job: Job, updates: int) -> bool:
-    """Returns whether the training came to its end."""
-    wrong = next((found["other"] for found in job.results if found["other"]), "")
-    if wrong:
-        return judge.demand(False, "", f"{case}: {wrong}.")
-    moved, error = (max(found[name] for found in job.results) for name in ("moved", "gradient"))
-    judge.demand(
-        moved < ERROR_LIMIT,
-        f"{case}: forward and backward leave the weights alone",
-        f"{case}: your wrapper changes the weights during forward or backward. It averages weights, and it"
-        " should average gradients: the hook gets the parameter, and the gradient is its `.grad`. (Averaged"
-        " weights equal averaged gradients for plain SGD only, and this is Adam.)",
-    )
-    looks = next((f" It is {found['looks']}." for found in job.results if found["looks"]), "")
-    if judge.demand(
-        error < ERROR_LIMIT,
-        f"{case}: every gradient is that of the whole batch",
-        f"{case}: the gradient is not that of the whole batch (relative error"
-        f" {error:.2g}).{looks or on_rank.rounding(error)}",
-    ):
-        weights = max(found["weights"] for found in job.results)
-        judge.demand(
-            weights < ERROR_LIMIT,
-            f"{case}: after {updates} updates with Adam, the weights are those of one process",
-            f"{case}: after {updates} updates the weights are not those of one process (relative error"
-            f" {weights:.2g}).",
+    if first["first"] < ERROR_LIMIT:
+        return (
+            "the first update is right, and a later one is not: does anything of the update before still"
+            " count, or the number of micro-batches?"
         )
-    return True
-
-
-def _judge_bytes(judge: Judge, case: str, job: Job, gradient_bytes: int, micro_batches: int) -> None:
-    """Demand one synchronisation in the traced step, and no more bytes than one ring all_reduce of the
-    gradients.
-    """
-    ring = theory.collective_bytes("all_reduce", gradient_bytes, job.ranks)
-    # buffers may travel beside the gradients
-    calls = job.comm[~job.comm["op"].isin(["broadcast", "barrier"])]
-    times = calls.groupby("rank")["algorithm_bytes"].sum().max() / ring if len(calls) else 0.0
-    used = ", ".join(f"{count} {op}" for op, count in calls[calls["rank"] == 0]["op"].value_counts().items())
-    gathers = "all_gather" in set(calls["op"]) and "reduce_scatter" not in set(calls["op"])
-    if not gathers:
-        why = (
-            "nothing was summed: the gradients of the other ranks cannot have come into yours"
-            if times == 0
-            else f"the gradients travelled {times:.2f} times ({used})"
-            + (
-                ": once in every micro-batch. Under `no_sync` nothing may be sent: gradients "
-                "add up in `.grad`, and the last backward sends the sum"
-                if micro_batches * 0.95 < times < micro_batches * 1.05
-                else ""
-            )
+    if first["left"]:
+        return (
+            "the gradients of the update before are still there when the first backward adds to them: zero"
+            " them before the first backward, and not only at the end."
         )
-        judge.demand(
-            0.98 <= times <= BYTES_LIMIT,
-            f"{case}: exactly one synchronisation per update",
-            f"{case}: exactly one synchronisation per update, but {why}.",
+    if hint := on_rank.rounding(first["first"]):
+        return f"the first update misses that of one process by {first['first']:.2g} of its length.{hint}"
+    if first["factor"] is None:
+        return (
+            f"the first update misses that of one process by {first['first']:.0%} of its length. A"
+            " micro-batch counts by its samples: divide the sum of all losses by the number of this rank's"
+            " samples. And zero the gradients once, before the first backward."
         )
-    each = sent_bytes(job)
-    sent, beside = each.max(), (each - header_bytes(job)).max()
-    hint = (
-        " An all_gather brings the gradient of every rank to every rank, to be added up there; an all_reduce"
-        " sends sums."
-        if gathers
-        else (
-            " The rank to which all reduce, and which sends the sums to all, has more to send than the"
-            " others: an all_reduce shares that out."
-            if {"reduce", "broadcast"} <= set(job.comm["op"])
-            else ""
-        )
-    )
-    judge.demand(
-        beside <= BYTES_LIMIT * ring,
-        f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
-        f"{case}: a rank sent {sent / ring:.1f} times the 2(n-1)/n P = {ring:,.0f} bytes of one"
-        f" all_reduce.{hint}",
+    if abs(first["factor"]) < 1e-6:
+        return "the first update leaves the weights as they were."
+    return (
+        f"the first update is {first['factor']:.3g} times that of one process: by what do you divide the"
+        " losses? (DDP itself divides by the number of ranks)."
     )
 
 
-@exercise
+def _forwards(job: Job) -> str:
+    return next((f"the model ran {found['forwards']}." for found in job.results if found["forwards"]), "")
+
+
+def _most_waiting(job: Job) -> int:
+    return max(found["most_waiting"] for found in job.results)
+
+
+def _backwards(job: Job) -> str:
+    if _most_waiting(job) <= 1:
+        return ""
+    return (
+        f"{_most_waiting(job)} forwards wait for one backward, and the activations of all their micro-batches"
+        " are in memory at once. Call backward after each forward: gradients add up in `.grad`."
+    )
+
+
+@exercise(
+    weights=Demand("the weights are those of one process", _updated),
+    forwards=Demand("one forward per micro-batch", _forwards),
+    backwards=Demand("each backward follows its forward", _backwards),
+    **ONE_SYNCHRONISATION,
+)
 def one_synchronisation(judge: Judge, update: Callable) -> None:
     """`update(ddp, optimizer, micro_batches)`: one update with torch's DDP from micro-batches of different
     sizes, one at a time, and one synchronisation.
@@ -287,7 +350,8 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
         )
         # of one update: forwards that have run, that wait for their backward, and at most
         forwards, waiting, most_waiting = 0, 0, 0
-        found = {"P": flat(one.parameters()).nbytes, "forwards": "", "most_waiting": 0, "looks": ""}
+        found = {"P": flat(one.parameters()).nbytes, "micro_batches": len(updates[1])}
+        found |= {"forwards": "", "most_waiting": 0}
 
         def after_forward(module, inputs, output):
             nonlocal forwards, waiting, most_waiting
@@ -336,67 +400,20 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
         weights = flat(module.parameters())
         return found | {"error": apart(weights, flat(one.parameters())), "sum": weights.sum().item()}
 
-    train.__name__ = "your function"
     for ranks in (2, 3):
-        job = judge.run(train, update, ranks=ranks)
-        case, first = f"{ranks} ranks, micro-batches of different sizes", job.results[0]
-        error, most_waiting = (
-            max(found[name] for found in job.results) for name in ("error", "most_waiting")
-        )
-        if len({found["sum"] for found in job.results}) > 1:
-            why = (
-                "the ranks have different weights: DDP decides in a forward what the next backward will do,"
-                " so call each backward right after its forward"
-                if most_waiting > 1
-                else (
-                    "the ranks have different weights: their last backward must not be under `no_sync`, or"
-                    " nobody averages"
-                )
-            )
-        elif first["first"] < ERROR_LIMIT:
-            why = (
-                "the first update is right, and a later one is not: does anything of the update before still"
-                " count, or the number of micro-batches?"
-            )
-        elif first["left"]:
-            why = (
-                "the gradients of the update before are still there when the first backward adds to them:"
-                " zero them before the first backward, and not only at the end"
-            )
-        elif hint := on_rank.rounding(first["first"]):
-            missed = f"the first update misses that of one process by {first['first']:.2g} of its length."
-            why = f"{missed}{hint}".removesuffix(".")
-        elif first["factor"] is None:
-            why = (
-                f"the first update misses that of one process by {first['first']:.0%} of its length. A"
-                " micro-batch counts by its samples: divide the sum of all losses by the number of this"
-                " rank's samples. And zero the gradients once, before the first backward"
-            )
-        else:
-            why = (
-                "the first update leaves the weights as they were"
-                if abs(first["factor"]) < 1e-6
-                else (
-                    f"the first update is {first['factor']:.3g} times that of one process: by what do you"
-                    " divide the losses? (DDP itself divides by the number of ranks)"
-                )
-            )
-        judge.demand(error < ERROR_LIMIT, f"{case}: the weights are those of one process", f"{case}: {why}.")
-        forwards = next((found["forwards"] for found in job.results if found["forwards"]), "")
-        judge.demand(
-            not forwards, f"{case}: one forward per micro-batch", f"{case}: the model ran {forwards}."
-        )
-        judge.demand(
-            most_waiting <= 1,
-            f"{case}: each backward follows its forward",
-            f"{case}: {most_waiting} forwards wait for one backward, and the activations of all their"
-            " micro-batches are in memory at once. Call backward after each forward: gradients add up in"
-            " `.grad`.",
-        )
-        _judge_bytes(judge, case, job, first["P"], len(updates[1]))
+        judge.tried(f"{ranks} ranks, micro-batches of different sizes", train, update, ranks=ranks)
 
 
-@exercise
+@exercise(
+    saves="rank 0 alone saves, once",
+    awaited="when `save` returns on any rank, the file is there",
+    unchanged="saving changes nothing",
+    plain="a plain model can load it, without DDP",
+    step="`load` returns the step",
+    resumed="training goes on as if it had never stopped",
+    map_location="`map_location` says where the tensors go",
+    no_code="code that is hidden in a file does not run",
+)
 def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
     """`save(path, ddp, optimizer, step)` by rank 0 alone and awaited by all; `load(path, ddp, optimizer)`
     returns the step and runs no code of the file.
@@ -498,7 +515,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             return ""
 
         rank, turn, sleep = dist.get_rank(), 0, time.sleep
-        found = {"saves": 0, "loads": [], "problem": "", "complete": True, "changed": False}
+        found = {"saves": 0, "loads": [], "lost": "", "complete": True, "changed": False}
         images, labels = digits()
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         images, labels = images[order], labels[order]
@@ -532,7 +549,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 dist.barrier()
                 there = os.path.exists(path)
                 if problem := on_rank.first_problem("" if there else "it was not written."):
-                    return found | {"problem": problem.removeprefix("on rank 0 ")}
+                    return found | {"lost": problem.removeprefix("on rank 0 ")}
                 found["complete"] &= then == content()
                 found["changed"] |= not same(before, (ddp.state_dict(), optimizer.state_dict()))
                 if turn == 0:
@@ -540,7 +557,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                     optimizer.param_groups[0]["lr"] = 0.003
                     steps(ddp, optimizer, 3, 5)
             if problem := on_rank.first_problem(problem_of_the_file()):
-                return found | {"problem": problem.removeprefix("on rank 0 ")}
+                return found | {"lost": problem.removeprefix("on rank 0 ")}
             straight = steps(ddp, optimizer, 5, 8)
             ddp, optimizer = make(seed + 1)
             torch.load = noted_load
@@ -579,62 +596,46 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             pass  # as it should be
         return os.path.exists(f"{path}.mark")
 
-    train.__name__ = code_runs.__name__ = "your function"
     with tempfile.TemporaryDirectory() as folder:
         job = judge.run(train, save, load, f"{folder}/checkpoint.pt", ranks=2)
         zero, other = job.results
-        wanted = 1 if zero["problem"] == "it was not written." else 2
-        judge.demand(
-            (zero["saves"], other["saves"]) == (wanted, 0),
-            "rank 0 alone saves, once",
+        wanted = 1 if zero["lost"] == "it was not written." else 2
+        why = (
             f"rank 0 must call torch.save once for each checkpoint and rank 1 never, and for {wanted} they"
             f" called it {zero['saves']} and {other['saves']} times. All ranks have the same weights, and two"
-            " that write one file damage it.",
+            " that write one file damage it."
         )
-        judge.demand(
-            other["complete"],
-            "when `save` returns on any rank, the file is there",
+        judge.demand("saves", why if (zero["saves"], other["saves"]) != (wanted, 0) else "")
+        why = (
             "`save` returned on rank 1 before the file was there, and complete. The others must wait until"
-            " rank 0 has written it: a barrier, after torch.save, on every rank.",
+            " rank 0 has written it: a barrier, after torch.save, on every rank."
         )
-        judge.demand(
-            not (zero["changed"] or other["changed"]),
-            "saving changes nothing",
-            "after `save`, the model or the optimizer's state is another one than before.",
-        )
-        if not judge.demand(
-            not zero["problem"], "a plain model can load it, without DDP", f"the file: {zero['problem']}"
-        ):
+        judge.demand("awaited", why if not other["complete"] else "")
+        why = "after `save`, the model or the optimizer's state is another one than before."
+        judge.demand("unchanged", why if zero["changed"] or other["changed"] else "")
+        if not judge.demand("plain", zero["lost"] and f"the file: {zero['lost']}"):
             return
         wrong = [found["step"] for found in job.results if on_rank.whole(found["step"]) != last_step]
-        judge.demand(
-            not wrong,
-            "`load` returns the step",
+        why = (
             f"`load` must return the step, {last_step}, on every rank, and returned"
-            f" {wrong[0] if wrong else None!r:.60}.",
+            f" {wrong[0] if wrong else None!r:.60}."
         )
+        judge.demand("step", why if wrong else "")
         resumed = max(found["resumed"] for found in job.results)
-        judge.demand(
-            resumed < 1e-6,
-            "training goes on as if it had never stopped",
+        why = (
             f"training does not go on as before: three steps later the weights are {resumed:.2g} away"
             " (relative). Restore the optimizer's state too, all of it, on every"
-            f" rank.{on_rank.rounding(resumed)}",
+            f" rank.{on_rank.rounding(resumed)}"
         )
+        judge.demand("resumed", why if not resumed < 1e-6 else "")
         loads = zero["loads"] + other["loads"]
-        judge.demand(
-            loads and all(loads),
-            "`map_location` says where the tensors go",
-            (
-                "torch.load was called without `map_location`. A tensor that was saved from the GPU of rank 0"
-                " would then be loaded to that GPU by every rank."
-                if loads
-                else "torch.load was not called."
-            ),
+        why = (
+            "torch.load was called without `map_location`. A tensor that was saved from the GPU of rank 0"
+            " would then be loaded to that GPU by every rank."
+            if loads
+            else "torch.load was not called."
         )
+        judge.demand("map_location", why if not loads or not all(loads) else "")
         planted = judge.run(code_runs, load, f"{folder}/planted.pt", ranks=1).results[0]
-    judge.demand(
-        not planted,
-        "code that is hidden in a file does not run",
-        "a file with code in it was loaded, and the code ran. Load with `weights_only=True`.",
-    )
+    why = "a file with code in it was loaded, and the code ran. Load with `weights_only=True`."
+    judge.demand("no_code", why if planted else "")

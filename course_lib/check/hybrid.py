@@ -13,14 +13,13 @@ from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, sends, values
 from course_lib.mini import hybrid, tensor_parallel
 from course_lib.models import TinyGPT
+from course_lib.record import Job
 
 __all__ = ["mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"]
 
-# relative, in float64: rounding stays a thousand times below it, and no mistake does
-ERROR_LIMIT = 1e-9
-BYTES_LIMIT = 1.02  # times what a ring all_reduce of a rank's gradients sends
 UPDATES = 3
 
 
@@ -28,7 +27,11 @@ def _in_words(sizes: dict[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in sizes.items())
 
 
-@exercise
+@exercise(
+    places="every rank has its place",
+    groups="the groups of each axis are right",
+    drawn="and so on 8 meshes that were drawn",
+)
 def mesh(judge: Judge, coordinates: Callable, axis_groups: Callable) -> None:
     """`coordinates(rank, sizes)` and `axis_groups(axis, sizes)` of meshes with one to four axes, the last
     axis being the fastest.
@@ -67,22 +70,21 @@ def mesh(judge: Judge, coordinates: Callable, axis_groups: Callable) -> None:
     )
     groups = iter(judge.call(listed, [(axis, sizes) for sizes in meshes for axis in sizes]))
     for sizes in meshes:
-        case = f"mesh {_in_words(sizes)}"
+        judge.case, named_one = f"mesh {_in_words(sizes)}", sizes in named
         wanted = [hybrid.coordinates(rank, sizes) for rank in range(math.prod(sizes.values()))]
         found = [on_rank.plain(next(places)) for _ in wanted]
-        if found != wanted:
-            judge.demand(False, "", f"{case}: {_wrong_place(found, wanted, sizes)}")
+        problem = _wrong_place(found, wanted, sizes) if found != wanted else ""
+        if problem or named_one:  # of those that were drawn, only what is wrong is told
+            judge.demand("places", problem)
+        if problem:
             return
-        if sizes in named:
-            judge.demand(True, f"{case}: every rank has its place", "")
-        for axis in sizes:
-            problem = _wrong_groups(next(groups), axis, sizes)
-            if problem:
-                judge.demand(False, "", f"{case}: {problem}")
-                return
-        if sizes in named:
-            judge.demand(True, f"{case}: the groups of each axis are right", "")
-    judge.demand(True, f"and so on {len(drawn)} meshes that were drawn", "")
+        problem = next(filter(None, (_wrong_groups(next(groups), axis, sizes) for axis in sizes)), "")
+        if problem or named_one:
+            judge.demand("groups", problem)
+        if problem:
+            return
+    judge.case = ""
+    judge.demand("drawn", "")
 
 
 def _wrong_place(found: list, wanted: list[dict[str, int]], sizes: dict[str, int]) -> str:
@@ -132,7 +134,10 @@ def _wrong_groups(found, axis: str, sizes: dict[str, int]) -> str:
     return f"{shown}, and they must be {wanted}."
 
 
-@exercise
+@exercise(
+    same_calls="every rank makes every group, in the same order",
+    groups="every rank has its group of each axis",
+)
 def process_groups(judge: Judge, make_groups: Callable) -> None:
     """`make_groups(sizes)` runs on every rank and returns its group of each axis; all ranks make all groups,
     in the same order.
@@ -141,18 +146,14 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
     MEETING_S = 12.0
 
     def trial(make_groups, sizes):
-        """What this rank's groups are, by axis, or under "problem" what went wrong. The ranks' calls of
+        """What this rank's groups are, by axis, or under "wrong" what is. The ranks' calls of
         new_group are compared, so that none waits.
         """
         import json
         import time
 
         rank, count = dist.get_rank(), dist.get_world_size()
-        store, real, calls = (
-            on_rank.store(),
-            dist.new_group,
-            [],
-        )
+        store, real, calls = on_rank.store(), dist.new_group, []
 
         class Mismatch(Exception):
             pass
@@ -187,91 +188,65 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
         try:
             groups = make_groups(dict(sizes))
         except Mismatch as mismatch:
-            return {"problem": str(mismatch), "unequal": True}
+            return {"wrong": str(mismatch), "unequal": True}
         finally:
             dist.new_group = real
             store.set(f"calls/{rank}", str(len(calls)))
         if not isinstance(groups, dict) or set(groups) != set(sizes):
             return {
-                "problem": f"rank {rank} must return a dict with the keys {', '.join(sizes)}, not {groups!r}"
+                "wrong": f"rank {rank} must return a dict with the keys {', '.join(sizes)}, not {groups!r}"
             }
         found = {}
         for axis, group in groups.items():
+            wrong = ""
             if group is None:
-                return {
-                    "problem": (
-                        f"rank {rank} returns None for {axis!r}, and to a collective None means all ranks."
-                        " Make a group, also of one rank"
-                    )
-                }
-            if group is dist.GroupMember.NON_GROUP_MEMBER:
-                return {"problem": f"rank {rank} returns for {axis!r} a group that it is not in"}
-            if not isinstance(group, dist.ProcessGroup):
-                return {
-                    "problem": (
-                        f"rank {rank} returns {group!r} for {axis!r}, and it must be a process group, as"
-                        " `dist.new_group` returns it"
-                    )
-                }
-            found[axis] = dist.get_process_group_ranks(group)
-            if rank not in found[axis]:
-                return {
-                    "problem": f"rank {rank} returns for {axis!r} a group that it is not in, {found[axis]}"
-                }
+                wrong = (
+                    f"rank {rank} returns None for {axis!r}, and to a collective None means all ranks. Make a"
+                    " group, also of one rank"
+                )
+            elif group is dist.GroupMember.NON_GROUP_MEMBER:
+                wrong = f"rank {rank} returns for {axis!r} a group that it is not in"
+            elif not isinstance(group, dist.ProcessGroup):
+                wrong = (
+                    f"rank {rank} returns {group!r} for {axis!r}, and it must be a process group, as"
+                    " `dist.new_group` returns it"
+                )
+            else:
+                found[axis] = dist.get_process_group_ranks(group)
+                if rank not in found[axis]:
+                    wrong = f"rank {rank} returns for {axis!r} a group that it is not in, {found[axis]}"
+            if wrong:
+                return {"wrong": wrong}
         for other in range(count):
             if not seen(f"calls/{other}"):
-                return {
-                    "problem": (
-                        f"rank {rank} has made its groups, and rank {other} still waits for another rank"
-                    ),
-                    "unequal": True,
-                }
-            if int(store.get(f"calls/{other}")) != len(calls):
-                return {
-                    "problem": (
-                        f"rank {rank} makes {len(calls)} groups, and rank {other} makes"
-                        f" {int(store.get(f'calls/{other}'))}"
-                    ),
-                    "unequal": True,
-                }
+                wrong = f"rank {rank} has made its groups, and rank {other} still waits for another rank"
+                return {"wrong": wrong, "unequal": True}
+            if (theirs := int(store.get(f"calls/{other}"))) != len(calls):
+                wrong = f"rank {rank} makes {len(calls)} groups, and rank {other} makes {theirs}"
+                return {"wrong": wrong, "unequal": True}
         return found
 
-    trial.__name__ = "your function"
     for sizes in ({"dp": 2, "tp": 2}, {"dp": 3, "pp": 1, "tp": 2}):
-        case = f"mesh {_in_words(sizes)}"
+        judge.case = f"mesh {_in_words(sizes)}"
         results = judge.run(trial, make_groups, sizes, ranks=math.prod(sizes.values())).results
-        problem = next((found for found in results if "problem" in found), None)
-        equal = problem is None or not problem.get("unequal")
-        judge.demand(
-            equal,
-            f"{case}: every rank makes every group, in the same order",
-            f"{case}: {problem and problem['problem']}. `new_group` is a collective of all ranks: every rank"
-            " must make every group, in the same order, also those that it is not in. Otherwise ranks wait"
-            " for each other, or take each other's messages.",
+        first = next((found for found in results if "wrong" in found), {})
+        why = (
+            f"{first.get('wrong')}. `new_group` is a collective of all ranks: every rank must make every"
+            " group, in the same order, also those that it is not in. Otherwise ranks wait for each other,"
+            " or take each other's messages."
         )
-        if not equal:
+        if not judge.demand("same_calls", why if first.get("unequal") else ""):
             return
-        if problem:
-            judge.demand(False, "", f"{case}: {problem['problem']}.")
-            return
+        if first:
+            judge.refuse(f"{first['wrong']}.")
         for axis in sizes:
-            wrong = next(
-                (
-                    rank
-                    for rank, found in enumerate(results)
-                    if sorted(found[axis]) != _own(hybrid.axis_groups(axis, sizes), rank)
-                ),
-                None,
-            )
-            why = (
-                ""
-                if wrong is None
-                else _wrong_groups(_distinct(results, axis), axis, sizes)
-                or f"rank {wrong} has the group of another rank."
-            )
-            if not judge.demand(
-                wrong is None, f"{case}: every rank has its group of {axis}", f"{case}: {why}"
-            ):
+            groups = hybrid.axis_groups(axis, sizes)
+            wrong = [rank for rank, found in enumerate(results) if sorted(found[axis]) != _own(groups, rank)]
+            why = ""
+            if wrong:
+                why = _wrong_groups(_distinct(results, axis), axis, sizes)
+                why = why or f"rank {wrong[0]} has the group of another rank."
+            if not judge.demand("groups", why, f"every rank has its group of {axis}"):
                 return
 
 
@@ -295,7 +270,36 @@ def _gpt() -> Callable[[], TinyGPT]:
     return make
 
 
-@exercise
+def _of_dp(job: Job) -> str:
+    """Every collective is within a group of dp; a message of two ranks is nobody else's business."""
+    sizes = job.results[0]["sizes"]
+    columns = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("dp", sizes)}
+    return _strange(
+        job.comm[~job.comm["group"].isin(columns) & ~job.comm["op"].isin(["send", "recv"])], sizes
+    )
+
+
+@exercise(
+    groups=Demand("every collective is within a group of dp", _of_dp),
+    gradient=values(
+        "every gradient is that of the whole batch", "the gradient is not that of the whole batch", "gradient"
+    ),
+    weights=values(
+        f"after {UPDATES} updates, the weights are those of one process",
+        f"after {UPDATES} updates, the weights are not those of one process",
+        "weights",
+        advice=it_is,
+        after="gradient",
+    ),
+    bytes=sends(
+        "2(n-1)/n of its gradients",
+        lambda job: theory.collective_bytes(
+            "all_reduce", job.results[0]["held"], job.results[0]["sizes"]["dp"]
+        ),
+        "a rank sends {times:.2f} times the {limit:,.0f} bytes of one all_reduce of its gradients over dp.",
+        lambda job: f" {_wasteful(job.comm)}",
+    ),
+)
 def hybrid_weights(judge: Judge, average: Callable) -> None:
     """`average(model, groups)` makes the gradients of a model that is cut over groups["tp"] those of the
     whole batch: over groups["dp"] alone.
@@ -346,7 +350,7 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
             if problem := on_rank.first_problem(
                 "a parameter has no gradient afterwards, or one of another shape" if strange else ""
             ):
-                return found | {"problem": problem}
+                return {"problem": problem}
             for p, grad in zip(cut.parameters(), now):
                 p.grad = grad
             grad = put_together()
@@ -365,9 +369,7 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
                     if update == 2 and found["gradient"] < ERROR_LIMIT
                     else ""
                 )
-                found["looks"] = next(
-                    (text for text, guess in guesses.items() if apart(grad, guess) < 1e-6), late
-                )
+                found["looks"] = on_rank.looks(grad, guesses) or late
             found["gradient"] = max(found["gradient"], apart(grad, full))
             optimizer.step()
             optimizer_of_one.step()
@@ -377,54 +379,13 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
         return found | {
             "weights": apart(flat(full[name] for name in names), flat(one.parameters())),
             "held": flat(cut.parameters()).nbytes,
+            "sizes": sizes,
         }
 
-    trial.__name__ = "your function"
     for sizes in ({"dp": 3, "tp": 2}, {"dp": 2, "tp": 2}):
-        case = _in_words(sizes)
-        job = judge.run(trial, average, sizes, judge.seed, ranks=math.prod(sizes.values()))
-        if problem := job.results[0].get("problem"):
-            judge.demand(False, "", f"{case}: {problem}.")
-            return
-        columns = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("dp", sizes)}
-        # a message of two ranks is nobody else's business
-        strange = job.comm[~job.comm["group"].isin(columns) & ~job.comm["op"].isin(["send", "recv"])]
-        met = judge.demand(
-            strange.empty,
-            f"{case}: every collective is within a group of dp",
-            f"{case}: {_strange(strange, sizes)}",
-        )
-        error, looks = (
-            max(found["gradient"] for found in job.results),
-            next((found["looks"] for found in job.results if found["looks"]), ""),
-        )
-        if judge.demand(
-            error < ERROR_LIMIT,
-            f"{case}: every gradient is that of the whole batch",
-            f"{case}: the gradient is not that of the whole batch (relative error {error:.2g})."
-            f"{f' It is {looks}.' if looks else on_rank.rounding(error)}",
-        ):
-            weights = max(found["weights"] for found in job.results)
-            met &= judge.demand(
-                weights < ERROR_LIMIT,
-                f"{case}: after {UPDATES} updates, the weights are those of one process",
-                f"{case}: after {UPDATES} updates, the weights are not those of one process (relative error"
-                f" {weights:.2g}).",
-            )
-        met &= error < ERROR_LIMIT
-        ring, each = (
-            theory.collective_bytes("all_reduce", job.results[0]["held"], sizes["dp"]),
-            sent_bytes(job),
-        )
-        sent, beside = each.max(), (each - header_bytes(job)).max()
-        met &= judge.demand(
-            beside <= BYTES_LIMIT * ring,
-            f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n of its gradients",
-            f"{case}: a rank sends {sent / ring:.2f} times the {ring:,.0f} bytes of one all_reduce of its"
-            f" gradients over dp. {_wasteful(job.comm)}",
-        )
-        if not met:  # the other mesh would say it again
-            return
+        ranks = math.prod(sizes.values())
+        if not judge.tried(_in_words(sizes), trial, average, sizes, judge.seed, ranks=ranks):
+            return  # the other mesh would say it again
 
 
 def _wasteful(calls) -> str:
@@ -472,13 +433,39 @@ def _strange(calls, sizes: dict[str, int]) -> str:
     return f"your {op} goes over the ranks {group}, which are no group of dp."
 
 
-@exercise
+LIMIT_BYTES = 100  # that a norm may cost
+
+
+def _norm(job: Job) -> str:
+    # One number, rounded to float32, may be right to nine digits by chance; not to twelve.
+    wrong = [rank for rank, found in enumerate(job.results) if not found["error"] < ERROR_LIMIT / 1000]
+    if not wrong:
+        return ""
+    found = job.results[wrong[0]]
+    looks = f" It is {found['looks']}." if found["looks"] else on_rank.rounding(found["error"])
+    return f"on rank {wrong[0]} it is not the norm that one process has.{looks}"
+
+
+def _few_bytes(job: Job) -> str:
+    most = float(job.comm.groupby("rank")["algorithm_bytes"].sum().max()) if len(job.comm) else 0.0
+    most = max(most, (sent_bytes(job) - header_bytes(job)).max())
+    if most <= LIMIT_BYTES:
+        return ""
+    return (
+        f"a rank sends {most:,.0f} bytes. Gradients need not travel: add up their squares on each rank, and"
+        " send the sum, a number."
+    )
+
+
+@exercise(
+    norm=Demand("every rank has the norm of one process", _norm),
+    bytes=Demand(f"no rank sends more than {LIMIT_BYTES} bytes", _few_bytes),
+)
 def gradient_norm(judge: Judge, norm: Callable) -> None:
     """`norm(model, groups)` returns the norm of the whole gradient of a model that is cut over groups["tp"],
     on every rank; only numbers travel.
     """
     make = _gpt()
-    LIMIT_BYTES = 100
 
     def trial(norm, sizes, seed):
         torch.set_default_dtype(torch.float64)
@@ -551,33 +538,13 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
         )
         return {"error": max(abs(found[-1] - right), 0.0) / right, "looks": looks}
 
-    trial.__name__ = "your function"
-    job = judge.run(trial, norm, {"dp": 3, "tp": 2}, judge.seed, ranks=6)
-    if problem := job.results[0].get("problem"):
-        judge.demand(False, "", f"{problem}.")
-        return
-    # One number, rounded to float32, may be right to nine digits by chance; not to twelve.
-    wrong = next(
-        (rank for rank, found in enumerate(job.results) if not found["error"] < ERROR_LIMIT / 1000), None
-    )
-    found = job.results[wrong or 0]
-    looks = f" It is {found['looks']}." if found["looks"] else on_rank.rounding(found["error"])
-    judge.demand(
-        wrong is None,
-        "every rank has the norm of one process",
-        f"on rank {wrong} it is not the norm that one process has.{looks}",
-    )
-    most = float(job.comm.groupby("rank")["algorithm_bytes"].sum().max()) if len(job.comm) else 0.0
-    most = max(most, (sent_bytes(job) - header_bytes(job)).max())
-    judge.demand(
-        most <= LIMIT_BYTES,
-        f"no rank sends more than {LIMIT_BYTES} bytes",
-        f"a rank sends {most:,.0f} bytes. Gradients need not travel: add up their squares on each rank, and"
-        " send the sum, a number.",
-    )
+    judge.tried("", trial, norm, {"dp": 3, "tp": 2}, judge.seed, ranks=6)
 
 
-@exercise
+@exercise(
+    sizes="the sizes fit the GPUs, the server, the layers and the memory, and cut no more than they must",
+    paper="the models of the Megatron paper are cut as they were there",
+)
 def mesh_plan(judge: Judge, plan: Callable) -> None:
     """`plan(numel, layers, gpus)`: the sizes of dp, pp and tp, with at most 40 GB of model states on a GPU
     and as little model parallelism as that needs.
@@ -607,22 +574,16 @@ def mesh_plan(judge: Judge, plan: Callable) -> None:
             some, judge.call(plan, [(row["model"] * 1e9, row["layers"], row["gpus"]) for row in some])
         ):
             model, layers, gpus = row["model"], row["layers"], row["gpus"]
-            case = f"{model}B parameters, {layers} layers, {gpus} GPUs"
             if problem := _wrong_plan(found, model * 1e9, layers, gpus, MEMORY, SERVER):
-                judge.demand(False, "", f"{case}: {problem}")
+                judge.case = f"{model}B parameters, {layers} layers, {gpus} GPUs"
+                judge.demand("sizes", problem)
                 return
             agree += "tp_size" in row and (found["tp"], found["pp"]) == (row["tp_size"], row["pp_size"])
-    judge.demand(
-        True,
-        f"{len(rows)} models: the sizes fit the GPUs, the server, the layers and the memory, and cut no more"
-        " than they must",
-        "",
-    )
-    judge.demand(
-        agree == len(published),
-        f"{agree} of {len(published)} models are cut as in the Megatron paper",
-        f"{agree} of {len(published)} models are cut as in the Megatron paper.",
-    )
+    judge.case = f"{len(rows)} models"
+    judge.demand("sizes", "")
+    judge.case = ""
+    said = f"{agree} of {len(published)} models are cut as in the Megatron paper"
+    judge.demand("paper", f"{said}." if agree != len(published) else "", said)
 
 
 def _possible(numel: float, layers: int, gpus: int, memory: float, server: int) -> list[tuple[int, int]]:

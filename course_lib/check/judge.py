@@ -1,20 +1,26 @@
 """The one way in which all checks run and judge."""
 
 import functools
+import importlib
 import inspect
 import secrets
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
+from course_lib.arguments import one_of
 from course_lib.check import on_rank
+from course_lib.check.rubric import Demand
 from course_lib.jobs import run_quietly
 from course_lib.ranks import places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import RankError
 from course_lib.record import Job
 
-__all__ = ["Judge", "Verdict", "exercise"]
+__all__ = ["Judge", "Note", "Verdict", "exercise", "demands"]
+
+RUNS = "runs"  # the key of what every exercise asks for: the answer runs, and returns what can be judged
 
 TIMEOUT_S = 60.0  # of a job; long, for how busy the machine is says nothing of an answer
 CALL_S = 40.0  # all calls of `Judge.call` together; long, because the machine may be busy
@@ -22,19 +28,36 @@ SHOWN_OUTPUT = 2_000  # characters of what an answer printed
 
 
 @dataclass(frozen=True)
+class Note:
+    """What is said of one demand in one case.
+
+    Attributes:
+        key: of the demand; with the name of the exercise it says which one for good, whatever its words.
+        met: whether it is met.
+        text: one line; empty where nothing is said.
+    """
+
+    key: str
+    met: bool
+    text: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The judgement of one answer.
 
     Attributes:
-        exercise: its name.
+        exercise: the name of its check.
         passed: whether every demand was met.
         untouched: whether the stub was still there.
-        lines: one line per demand, or the one calm line.
+        notes: what was found, demand by demand and case by case; nothing, of a stub.
+        lines: the same as text; of a stub the one calm line, and what is asked for.
     """
 
     exercise: str
     passed: bool
     untouched: bool
+    notes: tuple[Note, ...]
     lines: tuple[str, ...]
 
     def __bool__(self) -> bool:
@@ -42,42 +65,112 @@ class Verdict:
 
     def __repr__(self) -> str:
         if self.untouched:
-            return self.lines[0]
-        head = "solved" if self.passed else "not yet"
-        return "\n".join((f"{self.exercise}: {head}", *(f"  {line}" for line in self.lines)))
+            return "\n  ".join(self.lines)
+        head = f"{_in_words(self.exercise)}: {'solved' if self.passed else 'not yet'}"
+        return "\n  ".join((head, *self.lines))
+
+
+class Demands(list):
+    """What an exercise asks for, one sentence per demand; it prints as a list."""
+
+    def __init__(self, exercise: str, asked: dict[str, Demand]):
+        self.exercise = exercise
+        super().__init__(demand.words.format(n="n") for demand in asked.values())
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(f"-  {sentence}" for sentence in self)
+
+    def __repr__(self) -> str:
+        return "\n  ".join((f"{_in_words(self.exercise)} asks for:", *self.lines))
+
+
+def demands(exercise: str | Callable) -> Demands:
+    """What an exercise asks for, to be read before the first try: a list of sentences.
+
+    Args:
+        exercise: the check, as in `check.demands(check.own_ddp)`, or its name, "own_ddp".
+    """
+    if isinstance(exercise, str):
+        home = importlib.import_module("course_lib.check")
+        one_of("exercise", exercise, home.EXERCISES)
+        exercise = getattr(home, exercise)
+    if not hasattr(exercise, "demands"):
+        raise TypeError(
+            f"demands of {_shown((exercise,))}: give it a check, such as check.average, or its name."
+        )
+    return Demands(exercise.__name__, exercise.demands)
 
 
 class Judge:
-    """Collects what one answer is asked for.
+    """Runs one answer, case by case, and notes which demands it meets.
 
     Attributes:
-        exercise: its name.
+        exercise: the name of the check.
+        demands: what is asked for, by key.
         seed: drawn anew in every try. Cases are made from it, so that no answer can know them; what is said
             of an answer that passes does not depend on it.
+        case: words for the case that is being judged; they stand before all that is said of it.
+        met: whether nothing is missed so far.
     """
 
-    def __init__(self, exercise: str):
-        self.exercise, self.seed, self._lines, self._passed = exercise, secrets.randbelow(2**31), [], True
+    def __init__(self, exercise: str, demands: dict[str, Demand] | None = None):
+        self.exercise, self.demands, self.case = exercise, demands or {}, ""
+        self.seed, self._notes = secrets.randbelow(2**31), []
 
-    def demand(self, met: bool, demand: str, otherwise: str) -> bool:
-        """Note one demand: `demand` says what was asked and met; `otherwise` says what was found instead, and
-        helps.
-        """
-        self._lines.append(f"yes  {demand}" if met else f"no   {otherwise}")
-        self._passed &= bool(met)
-        return bool(met)
+    @property
+    def met(self) -> bool:
+        return all(note.met for note in self._notes)
 
-    def run(self, fn: Callable, *args, **options) -> Job:
-        """Run a job as `course_lib.run` does, without its line. If it fails, the answer is refused with the
-        reason.
+    def demand(self, key: str, missed: str, said: str = "") -> bool:
+        """Note one demand in the case at hand, and return whether it is met.
+
+        Args:
+            missed: what was found instead, and helps; "" if it is met.
+            said: what a verdict says of it where it is met, if not the words of the demand.
         """
+        demand = self.demands[key]
+        text = missed or ("" if demand.quiet else said or demand.words)
+        self._notes.append(Note(key, not missed, f"{self.case}: {text}" if self.case and text else text))
+        return not missed
+
+    def refuse(self, why: str) -> NoReturn:
+        """End the check: an answer that cannot be judged any further."""
+        raise Refused(f"{self.case}: {why}" if self.case else why)
+
+    def tried(self, case: str, trial: Callable, *args, **options) -> bool:
+        """Run a trial as one case, and make all demands that its job can tell of. Are they met?"""
+        self.case = case
+        return self.look(self.run(trial, *args, **options))
+
+    def look(self, job: Job, *keys: str) -> bool:
+        """Make of a finished trial the demands with these keys, or all that it can tell of. Are they met?"""
+        met = True
+        for key in keys or self.demands:
+            demand = self.demands[key]
+            missed = demand.missed(job) if demand.missed else None
+            if missed is not None:
+                met &= self.demand(key, missed, demand.words.format(n=job.ranks))
+        return met
+
+    def run(self, fn: Callable, *args, label: str = "your function", **options) -> Job:
+        """Run a job as `course_lib.run` does, without its line.
+
+        If it fails, the answer is refused with the reason, which names the function by its `label`. The same
+        if a rank returns a dict with a "problem": there is nothing then that could be judged.
+        """
+        fn.__name__ = label
         try:
-            return run_quietly(fn, *args, **{"timeout": TIMEOUT_S} | options)
+            job = run_quietly(fn, *args, **{"timeout": TIMEOUT_S} | options)
         except RankError as error:
             raise _without_the_check(error) from None
         # it cannot be sent, or the machine cannot hold it: the words say it all
         except (TypeError, ValueError, RuntimeError, OSError) as error:
-            raise _Told(str(error)) from None
+            raise Refused(str(error)) from None
+        for found in job.results:
+            if isinstance(found, dict) and found.get("problem"):
+                self.refuse(f"{found['problem']}.")
+        return job
 
     def call(self, fn: Callable, cases: Sequence[tuple], timeout: float = CALL_S) -> list:
         """What `fn(*case)` returns, case by case, for answers that need no ranks.
@@ -89,7 +182,6 @@ class Judge:
         def each(fn, cases):
             return [fn(*case) for case in cases]
 
-        each.__name__ = "your function"
         try:
             job = self.run(each, fn, list(cases), ranks=1, timeout=timeout)
         except RankError as error:
@@ -97,7 +189,7 @@ class Judge:
             if report.state == "raised NotImplementedError":
                 raise NotImplementedError from None
             late = "timeout=" in error.headline
-            raise _Told(
+            raise Refused(
                 (
                     f"your function had not finished after {timeout:g} s"
                     if late
@@ -109,8 +201,18 @@ class Judge:
         print(job.output[0][-SHOWN_OUTPUT:], end="")
         return job.results[0]
 
-    def verdict(self) -> Verdict:
-        return Verdict(self.exercise, self._passed and bool(self._lines), False, tuple(self._lines))
+    def verdict(self, refused: str = "") -> Verdict:
+        """The judgement so far; `refused`: why it ends here, if the answer could not be judged further."""
+        notes = [*self._notes, Note(RUNS, False, refused)] if refused else self._notes
+        lines = [f"{'yes ' if note.met else 'no  '} {note.text}" for note in notes if note.text]
+        passed = bool(notes) and all(note.met for note in notes)
+        return Verdict(self.exercise, passed, False, tuple(notes), tuple(lines))
+
+    def untouched(self) -> Verdict:
+        """The calm line that a stub gets, and what is asked for."""
+        calm = "not attempted yet. Replace the line `raise NotImplementedError` with your answer."
+        asked = Demands(self.exercise, self.demands).lines
+        return Verdict(self.exercise, False, True, (), (f"{_in_words(self.exercise)}: {calm}", *asked))
 
 
 def _without_the_check(error: RankError) -> RankError:
@@ -135,7 +237,7 @@ def _without_the_check(error: RankError) -> RankError:
     )
 
 
-class _Told(Exception):
+class Refused(Exception):
     """Why an answer failed, in words, with the learner's own line below."""
 
     def __init__(self, text: str, place: str = "", line: str = ""):
@@ -144,7 +246,7 @@ class _Told(Exception):
         )
 
 
-def _where(error: BaseException) -> _Told:
+def _where(error: BaseException) -> Refused:
     """An error in this process, told with the line of the answer that raised it; or as the check's own, if no
     answer was at work.
     """
@@ -153,56 +255,55 @@ def _where(error: BaseException) -> _Told:
         [(frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     )
     if frame:
-        return _Told(f"your code raised {what}", places.place_in_words(frame), places.line_of(frame))
-    return _Told(f"the check cannot judge what your function returned, or was given ({what})")
+        return Refused(f"your code raised {what}", places.place_in_words(frame), places.line_of(frame))
+    return Refused(f"the check cannot judge what your function returned, or was given ({what})")
 
 
-def exercise(check: Callable) -> Callable[..., Verdict]:
-    """Make a check of a function `check(judge, answer, ...)`: what it demands of the judge becomes the
-    verdict.
+def exercise(**asked: Demand | str) -> Callable[[Callable], Callable[..., Verdict]]:
+    """Make a check of a function `check(judge, answer, ...)`, which runs the answer and makes these demands.
+
+    Args:
+        asked: the demands, by keys that stay; words alone for one that the check judges itself.
     """
-    name = check.__name__.replace("_", " ")
-    wanted = len(inspect.signature(check).parameters) - 1
+    asked = {key: Demand(one) if isinstance(one, str) else one for key, one in asked.items()}
 
-    @functools.wraps(check)
-    def checked(*answers) -> Verdict:
-        judge = Judge(name)
-        if len(answers) != wanted or not all(map(callable, answers)):
-            functions = "your function" if wanted == 1 else f"your {wanted} functions"
-            judge.demand(
-                False,
-                "",
-                f"check.{check.__name__} takes {functions} by name, without brackets, and was given"
-                f" {_shown(answers)}",
-            )
+    def make(check: Callable) -> Callable[..., Verdict]:
+        wanted = len(inspect.signature(check).parameters) - 1
+
+        @functools.wraps(check)
+        def checked(*answers) -> Verdict:
+            judge = Judge(check.__name__, asked)
+            if len(answers) != wanted or not all(map(callable, answers)):
+                functions = "your function" if wanted == 1 else f"your {wanted} functions"
+                return judge.verdict(
+                    f"check.{check.__name__} takes {functions} by name, without brackets, and was given"
+                    f" {_shown(answers)}"
+                )
+            try:
+                check(judge, *answers)
+            except RankError as error:
+                if any(report.state == "raised NotImplementedError" for report in error.reports):
+                    return judge.untouched()
+                return judge.verdict(str(error))
+            except Refused as refused:
+                return judge.verdict(str(refused))
+            # in this process: of an answer that is called here, or of the check, over a value that it did not
+            # expect
+            except (Exception, SystemExit) as error:
+                # torch's own have a message: a module without forward, say
+                if isinstance(error, NotImplementedError) and not error.args:
+                    return judge.untouched()
+                return judge.verdict(str(_where(error)))
             return judge.verdict()
-        try:
-            check(judge, *answers)
-        except RankError as error:
-            if any(report.state == "raised NotImplementedError" for report in error.reports):
-                return _untouched(name)
-            judge.demand(False, "", str(error))
-        except _Told as told:
-            judge.demand(False, "", str(told))
-        # in this process: of an answer that is called here, or of the check, over a value that it did not
-        # expect
-        except (Exception, SystemExit) as error:
-            # torch's own have a message: a module without forward, say
-            if isinstance(error, NotImplementedError) and not error.args:
-                return _untouched(name)
-            judge.demand(False, "", str(_where(error)))
-        return judge.verdict()
 
-    return checked
+        checked.demands = asked
+        return checked
+
+    return make
 
 
-def _untouched(name: str) -> Verdict:
-    return Verdict(
-        name,
-        False,
-        True,
-        (f"{name}: not attempted yet. Replace the line `raise NotImplementedError` with your answer.",),
-    )
+def _in_words(exercise: str) -> str:
+    return exercise.replace("_", " ")
 
 
 def _shown(answers: tuple) -> str:

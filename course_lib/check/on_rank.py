@@ -31,6 +31,7 @@ __all__ = [
     "flat",
     "apart",
     "times",
+    "looks",
     "rounding",
     "everyone",
     "first_problem",
@@ -110,6 +111,11 @@ def times(found: Tensor, wanted: Tensor, within: float) -> float | None:
     """
     factor = ((found @ wanted) / (wanted @ wanted)).item()
     return factor if (found - factor * wanted).norm() < within * wanted.norm() else None
+
+
+def looks(found: Tensor | None, guesses: dict[str, Tensor], within: float = 1e-6) -> str:
+    """What wrong numbers look like: the words of the first guess that fits them; "" if none does."""
+    return next((words for words, guess in guesses.items() if apart(found, guess) < within), "")
 
 
 def rounding(error: float) -> str:

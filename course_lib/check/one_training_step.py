@@ -9,23 +9,27 @@ from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
-from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.rubric import Demand, calls, it_is, sends, values
 from course_lib.datasets import digits
 from course_lib.models import CNN, MLP, TinyGPT
+from course_lib.record import Job
 
 __all__ = ["memory_ledger", "uneven_accumulation", "weighted_average"]
 
 CATEGORIES = ("params", "grads", "optimizer_states")
 RELATIVE_ERROR = 1e-5  # float32 gradients, summed in another order, differ by about 1e-7
 ACTIVATIONS_LIMIT = 1.1  # times the activations of the largest micro-batch
-BYTES_LIMIT = 1.02  # times what a ring all_reduce of the gradients sends
-CALLS_LIMIT = 2
 # of Python objects: sets of addresses, say; lists of all numbers of a TinyGPT are larger
 UNSEEN_BYTES = 1_000_000
 
 
-@exercise
+@exercise(
+    exact=(
+        "exact for every model: frozen or tied, with buffers, in views of one flat buffer, with any optimizer"
+    ),
+    looks="it only looks: it makes no tensors of its own",
+)
 def memory_ledger(judge: Judge, ledger: Callable) -> None:
     """`ledger(model, optimizer)` returns the bytes of params, grads and optimizer_states: exact, shared
     storages once, nothing copied.
@@ -136,25 +140,24 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             )
         return rows
 
-    examine.__name__ = "your ledger"
     # above 2**26, float32 rounds to multiples of 8
     width, spare = 80 + 2 * (judge.seed % 20), 2**24 + 1 + 2 * (judge.seed % 100)
-    rows = judge.run(examine, ledger, width, spare, ranks=1).results[0]
+    rows = judge.run(examine, ledger, width, spare, ranks=1, label="your ledger").results[0]
     for name, expected, found, _ in rows:
-        judge.demand(found == expected, f"exact for {name}", f"{name}: {_difference(expected, found)}")
+        difference = _difference(expected, found)
+        judge.demand("exact", difference and f"{name}: {difference}", f"exact for {name}")
         if not isinstance(found, dict) or set(found) != set(expected):
             return  # the same for all others
     copied = max(new for *_, new in rows)
-    judge.demand(
-        copied <= 1000,
-        "it only looks: it makes no tensors of its own",
+    why = (
         f"the ledger itself made {copied:,} bytes of new tensors. A ledger only looks: ask a tensor for its"
-        " storage, copy nothing.",
+        " storage, copy nothing."
     )
+    judge.demand("looks", why if copied > 1000 else "")
 
 
 def _difference(expected: dict, found) -> str:
-    """What is wrong with one answer, in words."""
+    """What is wrong with one answer, in words; "" if nothing."""
     if not isinstance(found, dict):
         return (
             f"the ledger returned a value of type {found}, and not a dict with the keys"
@@ -177,7 +180,37 @@ def _difference(expected: dict, found) -> str:
     return "; ".join(wrong)
 
 
-@exercise
+def _held(job: Job) -> str:
+    held = int(job.memory.set_index("category")["bytes"]["activations"])
+    largest = job.results[0]["largest_bytes"]
+    if held <= ACTIVATIONS_LIMIT * largest:
+        return ""
+    return (
+        f"at its peak your step held {held:,} bytes of activations, {held / largest:.1f} times those of the"
+        " largest micro-batch. Call backward for one micro-batch before the forward of the next."
+    )
+
+
+def _forwards(job: Job) -> str:
+    found = job.results[0]
+    if found["forwards"] == found["micro_batches"]:
+        return ""
+    return (
+        f"the model ran {found['forwards']} times for {found['micro_batches']} micro-batches. One forward for"
+        " each is enough, and each is needed."
+    )
+
+
+@exercise(
+    gradient=values(
+        "the gradient is that of the whole batch",
+        "the gradient is not that of the whole batch",
+        within=RELATIVE_ERROR,
+        advice=it_is,
+    ),
+    activations=Demand("never more activations than the largest micro-batch needs", _held),
+    forwards=Demand("one forward per micro-batch", _forwards),
+)
 def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
     """`accumulate(model, micro_batches)` leaves the whole batch's gradient in `.grad`, and holds one
     micro-batch's activations at a time.
@@ -207,18 +240,14 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
             with measure.step(model):
                 accumulate(model, list(micro_batches))
         if any(not torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters())):
-            return None, "the parameters have changed; leave them alone", len(calls)
+            return {"problem": "the parameters have changed; leave them alone"}
         if not (
             torch.equal(torch.cat([x for x, _ in micro_batches]), images)
             and torch.equal(torch.cat([y for _, y in micro_batches]), labels)
         ):
-            return None, "the images or labels of a micro-batch have changed; leave them alone", len(calls)
+            return {"problem": "the images or labels of a micro-batch have changed; leave them alone"}
         if any(p.grad is None for p in model.parameters()):
-            return (
-                None,
-                "a parameter has no gradient; call backward, and leave the result in .grad",
-                len(calls),
-            )
+            return {"problem": "a parameter has no gradient; call backward, and leave the result in .grad"}
         found = on_rank.flat(p.grad for p in model.parameters())
         guesses = {
             "the sum of the micro-batches' gradients: nothing was divided": sum(parts),
@@ -227,41 +256,51 @@ def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
             "the sum over all samples, not their mean": full * sum(sizes),
             "the gradient of the last micro-batch alone": parts[-1],
         }
-        near = next((text for text, guess in guesses.items() if on_rank.apart(found, guess) < 1e-3), "")
-        return on_rank.apart(found, full), near, len(calls)
+        return {
+            "error": on_rank.apart(found, full),
+            "looks": on_rank.looks(found, guesses, 1e-3),
+            "forwards": len(calls),
+            "micro_batches": len(sizes),
+            "largest_bytes": max(sizes) * (4 * sum(widths) + 8) + 4,  # as section 2 of the chapter predicts
+        }
 
-    step.__name__ = "your function"
     for sizes in ([10, 7, 4, 3], [1, 16, 2]):
-        job = judge.run(step, sizes, accumulate, judge.seed, ranks=1)
-        error, near, calls = job.results[0]
-        name = f"micro-batches of {', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
-        if error is None:
-            judge.demand(False, "", f"{name}: {near}.")
-            continue
-        looks = f" It is {near}." if near else ""
-        judge.demand(
-            error < RELATIVE_ERROR,
-            f"{name}: the gradient is that of the whole batch",
-            f"{name}: the gradient is not that of the whole batch (relative error {error:.2g}).{looks}",
-        )
-        held = int(job.memory.set_index("category")["bytes"]["activations"])
-        largest = max(sizes) * (4 * sum(widths) + 8) + 4  # as section 2 of the chapter predicts
-        judge.demand(
-            held <= ACTIVATIONS_LIMIT * largest,
-            f"{name}: never more activations than the largest micro-batch needs",
-            f"{name}: at its peak your step held {held:,} bytes of activations, {held / largest:.1f} times"
-            " those of the largest micro-batch. Call backward for one micro-batch before the forward of the"
-            " next.",
-        )
-        judge.demand(
-            calls == len(sizes),
-            f"{name}: one forward per micro-batch",
-            f"{name}: the model ran {calls} times for {len(sizes)} micro-batches. One forward for each is"
-            " enough, and each is needed.",
-        )
+        case = f"micro-batches of {', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
+        judge.tried(case, step, sizes, accumulate, judge.seed, ranks=1)
 
 
-@exercise
+def _averaged(job: Job) -> str:
+    for rank, found in enumerate(job.results):
+        if problem := found["unlike"]:
+            return f"on rank {rank}, {problem}."
+        if not found["error"] < RELATIVE_ERROR:
+            looks = f". It is {found['looks']}" if found["looks"] else ""
+            return f"on rank {rank}, the gradient has a relative error of {found['error']:.2g}{looks}."
+    return ""
+
+
+def _by_reduce_scatter(job: Job) -> str:
+    if job.backend != "gloo" or "reduce_scatter" not in set(job.comm["op"]):
+        return ""
+    return " On gloo a reduce_scatter sends as much as an all_reduce: it is one, and keeps one part."
+
+
+@exercise(
+    gradient=Demand("every rank has the gradient of the whole batch", _averaged),
+    calls=calls(
+        "at most 2 collectives",
+        lambda ops: 0 < ops.total() <= 2,
+        "a rank called {count} collectives ({used}); 2 are enough: put all gradients into one flat tensor.",
+        none="no rank called a collective; 2 are enough: put all gradients into one flat tensor.",
+    ),
+    bytes=sends(
+        "the bytes of one ring all_reduce",
+        lambda job: theory.collective_bytes("all_reduce", job.results[0]["gradient_bytes"], job.ranks),
+        "a rank sent {sent:,.0f} bytes, {times:.2f} times what one ring all_reduce of the gradients sends"
+        " ({limit:,.0f} bytes).",
+        _by_reduce_scatter,
+    ),
+)
 def weighted_average(judge: Judge, average_gradients: Callable) -> None:
     """`average_gradients(model, num_samples)` gives every rank the whole batch's gradient, in two collectives
     and the bytes of one all_reduce.
@@ -293,18 +332,18 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
             average_gradients(model, sizes[rank])
         lost = any(p.grad is None or p.grad.shape != p.shape for p in params)
         # at once: who has not waited for it does not have it
-        found = None if lost else flat(p.grad for p in params)
+        found = None if lost else flat(p.grad for p in params).double()
         on_rank.is_back("average")
         own = [gradient.double() for gradient in on_rank.everyone(mine)]
-        full, problem, near = sum(size * gradient for size, gradient in zip(sizes, own)) / total, "", ""
+        full, unlike = sum(size * gradient for size, gradient in zip(sizes, own)) / total, ""
         if model.layers[0].bias.grad is not None:
-            problem = "the frozen parameter has got a gradient"
+            unlike = "the frozen parameter has got a gradient"
         elif not torch.equal(flat(model.parameters()), before):
-            problem = "the parameters have changed; leave them alone"
+            unlike = "the parameters have changed; leave them alone"
         elif lost:
-            problem = "a parameter has lost its gradient, or its gradient has another shape"
-        if problem:
-            return None, problem, mine.nbytes
+            unlike = "a parameter has lost its gradient, or its gradient has another shape"
+        if unlike:
+            return {"unlike": unlike, "gradient_bytes": mine.nbytes}
         guesses = {
             "the plain mean over ranks, which gives a sample on a rank with few samples more weight": (
                 sum(own) / len(own)
@@ -313,55 +352,15 @@ def weighted_average(judge: Judge, average_gradients: Callable) -> None:
             "the sum over all samples, not their mean": full * total,
             "this rank's own gradient, unchanged": own[rank],
         }
-        near = next((text for text, guess in guesses.items() if apart(found.double(), guess) < 1e-3), "")
-        if not near and 1e-5 < apart(found.double(), full) < 0.02:
-            near = "near the right one: were the gradients sent or added in a smaller dtype?"
-        return apart(found.double(), full), near, mine.nbytes
+        error, looks = apart(found, full), on_rank.looks(found, guesses, 1e-3)
+        if not looks and 1e-5 < error < 0.02:
+            looks = "near the right one: were the gradients sent or added in a smaller dtype?"
+        return {"unlike": "", "error": error, "looks": looks, "gradient_bytes": mine.nbytes}
 
-    step.__name__ = "your function"
     for ranks in (2, 4):
         sizes = random.Random(judge.seed).sample(range(1, 12), ranks)  # no two of them equal
-        name = f"{ranks} ranks with different numbers of samples"
+        judge.case = f"{ranks} ranks with different numbers of samples"
         job = judge.run(step, sizes, average_gradients, judge.seed, ranks=ranks)
-        bad = [
-            (rank, error, text)
-            for rank, (error, text, _) in enumerate(job.results)
-            if error is None or not error < RELATIVE_ERROR
-        ]
-        if bad:
-            rank, error, text = bad[0]
-            found = (
-                text
-                if error is None
-                else f"the gradient has a relative error of {error:.2g}" + (f". It is {text}" if text else "")
-            )
-            judge.demand(False, "", f"{name}: on rank {rank}, {found}.")
-        else:
-            judge.demand(True, f"{name}: every rank has the gradient of the whole batch", "")
-        calls = int(job.comm.groupby("rank").size().max()) if len(job.comm) else 0
-        used = ", ".join(
-            f"{count} {op}" for op, count in job.comm[job.comm["rank"] == 0]["op"].value_counts().items()
-        )
-        judge.demand(
-            0 < calls <= CALLS_LIMIT,
-            f"{name}: at most {CALLS_LIMIT} collectives",
-            f"{name}:"
-            f" {f'a rank called {calls} collectives ({used})' if calls else 'no rank called a collective'};"
-            f" {CALLS_LIMIT} are enough: put all gradients into one flat tensor.",
-        )
-        if not calls:
-            continue
-        ring = theory.collective_bytes("all_reduce", job.results[0][2], ranks)
-        each = sent_bytes(job)
-        sent, beside = each.max(), (each - header_bytes(job)).max()
-        why = (
-            " On gloo a reduce_scatter sends as much as an all_reduce: it is one, and keeps one part."
-            if "reduce_scatter" in used and job.backend == "gloo"
-            else ""
-        )
-        judge.demand(
-            beside <= BYTES_LIMIT * ring,
-            f"{name}: no rank sends more than {BYTES_LIMIT} times the bytes of one ring all_reduce",
-            f"{name}: a rank sent {sent:,.0f} bytes, {sent / ring:.2f} times what one ring all_reduce of the"
-            f" gradients sends ({ring:,.0f} bytes).{why}",
-        )
+        judge.look(job, "gradient", "calls")
+        if len(job.comm):
+            judge.look(job, "bytes")

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.rubric import BYTES_LIMIT
 from course_lib.models import MLP
 from course_lib.record import Job
 from course_lib.stand_ins.sleeping import SleepingNet
@@ -27,7 +28,12 @@ PATIENCE_S = 12.0
 HALF_ERROR = 1e-3
 
 
-@exercise
+@exercise(
+    gradient="every gradient is the average, in each step, with a frozen parameter and a late rank",
+    calls="one all_reduce per full bucket",
+    once="each gradient is sent once",
+    overlap="a full bucket leaves at once, and backward waits for none",
+)
 def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
     """`bucketed(model, bucket_bytes)` registers hooks and returns `finish`: averages in few calls, which
     leave at once, while backward goes on.
@@ -104,12 +110,7 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
         torch.manual_seed(judge_seed)
         net = SleepingNet(LAYERS, LAYER_BYTES, backward_s=0.001)
         rank, last = dist.get_rank(), dist.get_world_size() - 1
-        store, calls, arrived, looking = (
-            on_rank.store(),
-            on_rank.Calls(),
-            0,
-            "",
-        )
+        store, calls, arrived, looking = on_rank.store(), on_rank.Calls(), 0, ""
         late = blocked = ""
 
         def before_the_hooks(p):
@@ -176,37 +177,27 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
         return worst, on_rank.first_problem(blocked)
 
     judge_seed = judge.seed
-    uneven.__name__ = equal.__name__ = "training with your buckets"
-    job = judge.run(uneven, bucketed, ranks=3)
-    problem = _gradient_problem(job)
-    if not judge.demand(
-        not problem,
-        "3 ranks, uneven layers, one frozen: every gradient is the average, in each of 3 steps",
-        f"3 ranks, uneven layers: {problem}",
-    ):
+    label = "training with your buckets"
+    judge.case = "3 ranks, uneven layers"
+    problem = _gradient_problem(judge.run(uneven, bucketed, ranks=3, label=label))
+    judge.case += ", one frozen" if not problem else ""
+    if not judge.demand("gradient", problem, "every gradient is the average, in each of 3 steps"):
         return
     for layers_per_bucket in (2, 3):
-        job = judge.run(equal, bucketed, layers_per_bucket, ranks=4)
-        name, error = (
-            f"{LAYERS} equal layers, buckets of {layers_per_bucket}",
-            max(worst for worst, _ in job.results),
+        judge.case = f"{LAYERS} equal layers, buckets of {layers_per_bucket}"
+        job = judge.run(equal, bucketed, layers_per_bucket, ranks=4, label=label)
+        error = max(worst for worst, _ in job.results)
+        why = (
+            f"a gradient is not the average over the ranks (relative error {error:.2g}). One rank comes late"
+            " on purpose: `finish` must wait for it"
         )
         met = judge.demand(
-            error < RELATIVE_ERROR,
-            f"{name}: every gradient is the average",
-            f"{name}: a gradient is not the average over the ranks (relative error {error:.2g}). One rank"
-            " comes late on purpose: `finish` must wait for it",
+            "gradient", why if not error < RELATIVE_ERROR else "", "every gradient is the average"
         )
-        met &= _judge_calls(judge, name, job, math.ceil(LAYERS / layers_per_bucket))
+        met &= _judge_calls(judge, job, math.ceil(LAYERS / layers_per_bucket))
         why = job.results[0][1]
-        if (
-            not judge.demand(
-                not why,
-                f"{name}: a full bucket leaves at once, and backward waits for none",
-                f"{name}: communication cannot hide behind backward: {why}",
-            )
-            or not met
-        ):
+        met &= judge.demand("overlap", why and f"communication cannot hide behind backward: {why}")
+        if not met:
             return
 
 
@@ -228,33 +219,37 @@ def _gradient_problem(job: Job) -> str:
     return ""
 
 
-def _judge_calls(judge: Judge, name: str, job: Job, wanted: int) -> bool:
+def _judge_calls(judge: Judge, job: Job, wanted: int) -> bool:
     mine = job.comm[job.comm["rank"] == 0]
-    others = sorted(set(mine["op"]) - {"all_reduce"})
-    P = LAYERS * LAYER_BYTES
-    count = len(mine)
+    ops, count = sorted(set(mine["op"])), len(mine)
     hint = ""
-    if not others:
-        hint = {0: "", 1: ": everything in one, at the end?", LAYERS: ": one for each parameter?"}.get(
+    if ops == ["all_reduce"]:
+        hint = {1: ": everything in one, at the end?", LAYERS: ": one for each parameter?"}.get(
             count,
             ": a bucket is full as soon as it holds `bucket_bytes` bytes or more" if count < wanted else "",
         )
-    met = judge.demand(
-        count == wanted and not others,
-        f"{name}: {wanted} all_reduce calls",
-        f"{name}: one step takes {wanted} all_reduce calls, and you made {count} call{'s' * (count != 1)}"
-        f" ({', '.join(sorted(set(mine['op']))) or 'none'}){hint}",
+    why = (
+        f"one step takes {wanted} all_reduce calls, and you made {count} call{'s' * (count != 1)}"
+        f" ({', '.join(ops) or 'none'}){hint}"
     )
-    sent, least = mine["algorithm_bytes"].sum(), theory.collective_bytes("all_reduce", P, job.ranks)
-    return met & judge.demand(
-        0.98 * least <= sent <= 1.02 * least,
-        f"{name}: each gradient is sent once",
-        f"{name}: each rank sends {sent:,.0f} bytes, {sent / least:.2f} times what an all_reduce of all"
-        f" gradients sends ({least:,.0f})",
+    right = count == wanted and ops == ["all_reduce"]
+    met = judge.demand("calls", "" if right else why, f"{wanted} all_reduce calls")
+    sent = mine["algorithm_bytes"].sum()
+    least = theory.collective_bytes("all_reduce", LAYERS * LAYER_BYTES, job.ranks)
+    why = (
+        f"each rank sends {sent:,.0f} bytes, {sent / least:.2f} times what an all_reduce of all gradients"
+        f" sends ({least:,.0f})"
     )
+    return met & judge.demand("once", "" if 0.98 * least <= sent <= BYTES_LIMIT * least else why)
 
 
-@exercise
+@exercise(
+    time=(
+        "right for buckets of all sizes: equal, one alone, a large one first or last, and many that were"
+        " drawn"
+    ),
+    real="a real step with uneven buckets does not disagree (compute sleeps)",
+)
 def finish_time(judge: Judge, answer: Callable) -> None:
     """`answer(ready_s, send_s)` returns when the last bucket has arrived."""
     cases = {
@@ -273,19 +268,12 @@ def finish_time(judge: Judge, answer: Callable) -> None:
         drawn.append((ready_s, [draw.choice([0.1, 1, 4]) * draw.uniform(0, 0.02) for _ in ready_s]))
     for (name, case), said in zip(cases.items(), judge.call(answer, list(cases.values()))):
         problem = _time_problem(said, *case)
-        if not judge.demand(not problem, name, f"{name}: {problem}"):
+        if not judge.demand("time", problem and f"{name}: {problem}", name):
             return
-    problem = next(
-        (
-            problem
-            for case, said in zip(drawn, judge.call(answer, drawn))
-            if (problem := _time_problem(said, *case))
-        ),
-        "",
-    )
-    if not judge.demand(
-        not problem, f"{len(drawn)} lists that were drawn", f"lists that were drawn: {problem}"
-    ):
+    problems = (_time_problem(said, *case) for case, said in zip(drawn, judge.call(answer, drawn)))
+    problem = next(filter(None, problems), "")
+    said = f"{len(drawn)} lists that were drawn"
+    if not judge.demand("time", problem and f"lists that were drawn: {problem}", said):
         return
 
     layers = [8, 1, 1, 4, 2]  # MiB
@@ -319,11 +307,7 @@ def finish_time(judge: Judge, answer: Callable) -> None:
         if (problem := _time_problem(said, *case)) or 1 / 4 < measured / _finish(*case) < 4:
             # on a machine that is too busy to compare, the answer is right by what each bucket took alone
             break
-    judge.demand(
-        not problem,
-        "a real step with uneven buckets does not disagree (compute sleeps)",
-        f"a real step with uneven buckets: {problem}",
-    )
+    judge.demand("real", problem and f"a real step with uneven buckets: {problem}")
 
 
 def _time_problem(said, ready_s: list[float], send_s: list[float]) -> str:
@@ -374,7 +358,12 @@ def _finish(ready_s: list[float], send_s: list[float]) -> float:
     return end
 
 
-@exercise
+@exercise(
+    average="the average, with the precision of fp16, of small gradients and of very large ones",
+    fp32="as a flat fp32 tensor",
+    payload="the payload is half of P",
+    calls="one all_reduce per bucket",
+)
 def half_precision_hook(judge: Judge, hook: Callable) -> None:
     """`hook(state, bucket)` averages a bucket through float16: half the bytes, one call, no overflow."""
     widths = (64, 512, 10)
@@ -439,52 +428,49 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
         )
 
     seed = judge.seed
-    train.__name__ = "training with your hook"
     for name, scale in (("gradients of usual size", 1.0), ("gradients up to 40,000", 40_000.0)):
-        job = judge.run(train, hook, scale, ranks=4)
+        judge.case = name
+        job = judge.run(train, hook, scale, ranks=4, label="training with your hook")
         error, factor, finite, strange, buckets = max(
             job.results, key=lambda result: result[0] if result[2] else math.inf
         )
         if not finite:
-            judge.demand(
-                False,
-                "",
-                f"{name}: the result has inf or nan. The sum over 4 ranks is above 65,504, the largest fp16"
-                " number: divide before you send",
+            why = (
+                "the result has inf or nan. The sum over 4 ranks is above 65,504, the largest fp16 number:"
+                " divide before you send"
             )
+        elif not error < HALF_ERROR:
+            why = f"the relative error is {error:.2g}, and {HALF_ERROR} is asked."
+            if factor is not None and abs(factor - 1) > 0.01:
+                why += f" It is {factor:.3g} times the average: by what do you divide?"
         else:
-            looks = (
-                f" It is {factor:.3g} times the average: by what do you divide?"
-                if factor is not None and abs(factor - 1) > 0.01
-                else ""
-            )
-            judge.demand(
-                error < HALF_ERROR,
-                f"{name}: the average, with the precision of fp16",
-                f"{name}: the relative error is {error:.2g}, and {HALF_ERROR} is asked.{looks}",
-            )
-        judge.demand(not strange, f"{name}: as a flat fp32 tensor", f"{name}: {strange}")
+            why = ""
+        judge.demand("average", why, "the average, with the precision of fp16")
+        judge.demand("fp32", strange)
         # in its second step DDP tells all ranks its order of buckets
         mine = job.comm[(job.comm["rank"] == 0) & (job.comm["op"] != "broadcast")]
         sent = int(mine["payload_bytes"].sum())
-        judge.demand(
-            sent == 2 * numel,
-            f"{name}: the payload is half of P, {2 * numel:,} bytes",
-            f"{name}: the payload of a step is {sent:,} bytes"
+        why = (
+            f"the payload of a step is {sent:,} bytes"
             f" ({', '.join(sorted(set(mine['dtype']))) or 'nothing was sent'}), and half of P is"
-            f" {2 * numel:,}",
+            f" {2 * numel:,}"
         )
-        others = sorted(set(mine["op"]) - {"all_reduce"})
-        if not judge.demand(
-            not others and len(mine) == buckets,
-            f"{name}: one all_reduce per bucket",
-            f"{name}: one all_reduce per bucket is enough, and for {buckets} buckets you call"
-            f" {', '.join(mine['op']) or 'none'}",
-        ):
+        said = f"the payload is half of P, {2 * numel:,} bytes"
+        judge.demand("payload", why if sent != 2 * numel else "", said)
+        one_each = not set(mine["op"]) - {"all_reduce"} and len(mine) == buckets
+        why = (
+            f"one all_reduce per bucket is enough, and for {buckets} buckets you call"
+            f" {', '.join(mine['op']) or 'none'}"
+        )
+        if not judge.demand("calls", "" if one_each else why):
             return
 
 
-@exercise
+@exercise(
+    samples_per_s="samples_per_s, of all ranks, by the median step of the slowest rank",
+    collectives_per_s="collectives_per_s, of one rank",
+    sent_per_s="sent_per_s, of one rank, by the algorithm",
+)
 def quoted_rates(judge: Judge, rates: Callable) -> None:
     """`rates(job)` returns samples_per_s, collectives_per_s and sent_per_s of a job whose ranks are not
     alike.
@@ -499,7 +485,7 @@ def quoted_rates(judge: Judge, rates: Callable) -> None:
                     dist.all_reduce(torch.zeros(30_000))
 
     job = judge.run(uneven, ranks=3)
-    if _judge_rates(judge, job, *judge.call(rates, [(job,)]), "") and judge.verdict():
+    if _judge_rates(judge, job, *judge.call(rates, [(job,)]), "") and judge.met:
         other = _another(job, random.Random(judge.seed))
         _judge_rates(
             judge, other, *judge.call(rates, [(other,)]), "of a job with other numbers, made from that one, "
@@ -564,17 +550,15 @@ def _judge_rates(judge: Judge, job: Job, found, which: str) -> bool:
         "the time of the whole job, its start included": job.seconds,
     }
     if not isinstance(found, dict) or set(found) != set(wanted):
-        return judge.demand(
-            False,
-            "",
-            f"return a dict with the keys {', '.join(wanted)}, not {' '.join(repr(found).split())[:80]}",
+        judge.refuse(
+            f"return a dict with the keys {', '.join(wanted)}, not {' '.join(repr(found).split())[:80]}"
         )
     met = True
     for name, value in wanted.items():
         got = _number(found[name])
         if math.isnan(got):
             met = judge.demand(
-                False, "", f"{name} must be a number, and is {' '.join(repr(found[name]).split())[:60]}"
+                name, f"{name} must be a number, and is {' '.join(repr(found[name]).split())[:60]}"
             )
             continue
         guesses = {text: value * step_s / seconds for text, seconds in other_steps.items()}
@@ -605,7 +589,6 @@ def _judge_rates(judge: Judge, job: Job, found, which: str) -> bool:
         right = abs(got - value) <= 1e-6 * value
         # of the other job nothing is said where all is right
         if not which or not right:
-            met &= judge.demand(
-                right, name, f"{which}{name} is {got / value:.4g} times what it should be{looks}"
-            )
+            why = f"{which}{name} is {got / value:.4g} times what it should be{looks}"
+            met &= judge.demand(name, "" if right else why, name)
     return met

@@ -28,19 +28,42 @@ RELATIVE_ERROR = 1e-9  # of gradients in float64; a right answer is at 1e-15
 HOLD_S = 12.0
 
 
-@exercise
+GRADIENTS = "the gradients of one process over the whole batch"
+BUSY = (
+    "no rank waits where it could work, and so the bubble is (p-1)/(m+p-1), and not (p-1)/p (compute sleeps)"
+)
+
+
+def _of_a_schedule(in_flight: str) -> dict[str, str]:
+    return {
+        "complete": "every forward and backward once, and nobody waits for ever",
+        "gradients": GRADIENTS,
+        "busy": BUSY,
+        "in_flight": f"{in_flight} micro-batches in flight",
+        "paper": f"on paper, for any size: as short as can be, and {in_flight} micro-batches in flight",
+    }
+
+
+@exercise(**_of_a_schedule("m"))
 def schedule_gpipe(judge: Judge, answer: Callable) -> None:
     """`answer(num_stages, num_microbatches)` returns GPipe's list of instructions for each rank."""
     _judge_schedule(judge, answer, "gpipe")
 
 
-@exercise
+@exercise(**_of_a_schedule("min(p - stage, m)"))
 def schedule_1f1b(judge: Judge, answer: Callable) -> None:
     """`answer(num_stages, num_microbatches)` returns the list of instructions of 1F1B for each rank."""
     _judge_schedule(judge, answer, "1f1b")
 
 
-@exercise
+@exercise(
+    gradients=GRADIENTS,
+    messages="one tensor per cut, direction and micro-batch, and no byte more",
+    busy=BUSY,
+    in_flight="as many micro-batches in flight as the list says",
+    order="in the order of the list",
+    let_go="what a backward has used is let go",
+)
 def pipeline_worker(judge: Judge, answer: Callable) -> None:
     """`answer(instructions, stage, inputs, targets, loss_fn, like)` executes one rank's list, with sends and
     receives, and nothing else.
@@ -51,24 +74,21 @@ def pipeline_worker(judge: Judge, answer: Callable) -> None:
 
     draw = random.Random(judge.seed)
     for stages, micro_batches, schedule in ((4, 8, "1f1b"), (3, 4, "gpipe")):
-        name, lists = (
-            f"{stages} ranks, {micro_batches} micro-batches, {schedule}",
-            mini.one_f_one_b(stages, micro_batches),
-        )
+        judge.case = f"{stages} ranks, {micro_batches} micro-batches, {schedule}"
+        lists = mini.one_f_one_b(stages, micro_batches)
         if schedule == "gpipe":
-            name, lists = f"{name} in another order", [_shuffled(range(micro_batches), draw)] * stages
+            judge.case += " in another order"
+            lists = [_shuffled(range(micro_batches), draw)] * stages
         job = _trial(judge, execute, lists, micro_batches)
-        if not _judge_gradients(judge, name, job):
+        if not judge.demand("gradients", _wrong_gradients(job)):
             return
         together = _looks_busy(job, micro_batches) or _works_ahead(judge, execute, lists, micro_batches)
-        met = [
-            _judge_messages(judge, name, job, micro_batches),
-            _judge_idle(judge, name, job, micro_batches, together),
-            _judge_in_flight(judge, name, job, schedule, micro_batches),
-            _judge_order(judge, name, job, lists),
-            _judge_held(judge, name, job, schedule, micro_batches),
-        ]
-        if not all(met):  # the other sizes would say it again
+        judge.demand("messages", _wrong_messages(job, micro_batches))
+        judge.demand("busy", "" if together else _waits(job, micro_batches))
+        _judge_in_flight(judge, job, schedule, micro_batches)
+        judge.demand("order", _wrong_order(job, lists))
+        judge.demand("let_go", _kept(job, schedule, micro_batches))
+        if not judge.met:  # the other sizes would say it again
             return
 
 
@@ -79,7 +99,10 @@ def _shuffled(numbers: Sequence[int], draw: random.Random) -> list[mini.Instruct
     return [mini.forward(k) for k in forwards] + [mini.backward(k) for k in backwards]
 
 
-@exercise
+@exercise(
+    named="the slowest stage is as fast as can be: of equal layers, a heavy one, growing ones",
+    drawn=f"{DRAWN_MODELS} models that were drawn: the slowest stage is as fast as can be, in each",
+)
 def balanced_stages(judge: Judge, answer: Callable) -> None:
     """`answer(costs, num_stages)` returns how many layers each stage gets, such that the slowest stage is as
     fast as can be.
@@ -108,11 +131,11 @@ def balanced_stages(judge: Judge, answer: Callable) -> None:
     for (name, case), sizes in zip(named.items(), judge.call(answer, list(named.values()))):
         problem = _sizes_problem(sizes, *case)
         judge.demand(
-            not problem,
+            "named",
+            problem and f"{name}, {case[0]} on {case[1]}: {sizes!r:.60} {problem}",
             f"{name}: the slowest stage takes {_least_slowest(*case):g}",
-            f"{name}, {case[0]} on {case[1]}: {sizes!r:.60} {problem}",
         )
-    if not judge.verdict():
+    if not judge.met:
         return
     worse = [
         (case, sizes, problem)
@@ -120,12 +143,11 @@ def balanced_stages(judge: Judge, answer: Callable) -> None:
         if (problem := _sizes_problem(sizes, *case))
     ]
     (costs, num_stages), sizes, problem = min(worse, key=lambda one: len(one[0][0]), default=((0, 0), 0, 0))
-    judge.demand(
-        not worse,
-        f"{len(drawn)} models that were drawn: the slowest stage is as fast as can be, in each",
+    why = (
         f"{len(worse)} of {len(drawn)} models that were drawn could be faster; the shortest is {costs} on"
-        f" {num_stages}: {sizes!r:.60} {problem}",
+        f" {num_stages}: {sizes!r:.60} {problem}"
     )
+    judge.demand("drawn", why if worse else "")
 
 
 def _judge_schedule(judge: Judge, answer: Callable, schedule: str) -> None:
@@ -137,15 +159,10 @@ def _judge_schedule(judge: Judge, answer: Callable, schedule: str) -> None:
         except TypeError:
             return lists
 
-    listed.__name__, schedules = "your function", {}
+    schedules = {}
     for (stages, micro_batches), lists in zip(SIZES, judge.call(listed, SIZES)):
-        name = _size_in_words(stages, micro_batches)
-        problem = _list_problem(lists, stages, micro_batches)
-        if not judge.demand(
-            not problem,
-            f"{name}: every forward and backward once, and nobody waits for ever",
-            f"{name}: {problem}",
-        ):
+        judge.case = _size_in_words(stages, micro_batches)
+        if not judge.demand("complete", _list_problem(lists, stages, micro_batches)):
             return
         schedules[stages, micro_batches] = lists
 
@@ -155,39 +172,30 @@ def _judge_schedule(judge: Judge, answer: Callable, schedule: str) -> None:
         worker = mini.Pipeline(stage, lists, loss_fn)
         worker.step(torch.cat(inputs), torch.cat(targets))
 
-    name = f"{stages} ranks, {micro_batches} micro-batches"
+    judge.case = f"{stages} ranks, {micro_batches} micro-batches"
     job = _trial(judge, execute, lists, micro_batches)
-    _judge_gradients(judge, name, job)
-    _judge_idle(
-        judge,
-        name,
-        job,
-        micro_batches,
-        _looks_busy(job, micro_batches) or not _paper_problem(lists, schedule, stages, micro_batches),
-    )
-    _judge_in_flight(judge, name, job, schedule, micro_batches)
+    judge.demand("gradients", _wrong_gradients(job))
+    together = _looks_busy(job, micro_batches) or not _paper_problem(lists, schedule, stages, micro_batches)
+    judge.demand("busy", "" if together else _waits(job, micro_batches))
+    _judge_in_flight(judge, job, schedule, micro_batches)
     for (stages, micro_batches), lists in schedules.items():
-        name, problem = (
-            _size_in_words(stages, micro_batches),
-            _paper_problem(lists, schedule, stages, micro_batches),
-        )
-        judge.demand(
-            not problem,
-            f"{name}, on paper: as short as can be, and {_numbers(_peaks(schedule, stages, micro_batches))}"
-            " micro-batches in flight",
-            f"{name}: {problem}",
-        )
-    if not judge.verdict():
+        problem = _paper_problem(lists, schedule, stages, micro_batches)
+        judge.case = _size_in_words(stages, micro_batches) + (", on paper" if not problem else "")
+        peaks = _numbers(_peaks(schedule, stages, micro_batches))
+        judge.demand("paper", problem, f"as short as can be, and {peaks} micro-batches in flight")
+    if not judge.met:
         return
     draw = random.Random(judge.seed)
     drawn = [(draw.randint(1, 7), draw.randint(1, 12)) for _ in range(DRAWN_SIZES)]
     for (stages, micro_batches), lists in zip(drawn, judge.call(listed, drawn)):
+        judge.case = _size_in_words(stages, micro_batches)
         if problem := _list_problem(lists, stages, micro_batches) or _paper_problem(
             lists, schedule, stages, micro_batches
         ):
-            judge.demand(False, "", f"{_size_in_words(stages, micro_batches)}: {problem}")
+            judge.demand("paper", problem)
             return
-    judge.demand(True, f"{len(drawn)} sizes that were drawn, on paper: the same", "")
+    judge.case = f"{len(drawn)} sizes that were drawn, on paper"
+    judge.demand("paper", "", "the same")
 
 
 def _size_in_words(stages: int, micro_batches: int) -> str:
@@ -400,55 +408,37 @@ def _trial(
                 problem = problem or f"it differs by {error:.2g}{looks or '.' + on_rank.rounding(error)}"
         return problem, graphs[1], messages[1], inputs.chunk(micro_batches)[0].nbytes, order
 
-    trial.__name__ = "your pipeline"
-    return judge.run(trial, ranks=len(lists))
+    return judge.run(trial, ranks=len(lists), label="your pipeline")
 
 
-def _judge_gradients(judge: Judge, name: str, job: Job) -> bool:
-    rank, problem = next(
-        ((rank, problem) for rank, (problem, *_) in enumerate(job.results) if problem), (0, "")
-    )
-    return judge.demand(
-        not problem,
-        f"{name}: the gradients of one process over the whole batch",
-        f"{name}: on rank {rank}, the gradient is wrong: {problem.removesuffix('.')}",
-    )
+def _wrong_gradients(job: Job) -> str:
+    for rank, (problem, *_) in enumerate(job.results):
+        if problem:
+            return f"on rank {rank}, the gradient is wrong: {problem.removesuffix('.')}"
+    return ""
 
 
-def _judge_messages(judge: Judge, name: str, job: Job, micro_batches: int) -> bool:
-    others = sorted(set(job.comm["op"]) - {"send", "recv"})
-    one_bytes = job.results[0][3]
-    sent = (
-        job.comm[job.comm["op"] == "send"]
-        .groupby("rank")["payload_bytes"]
-        .sum()
-        .reindex(range(job.ranks), fill_value=0)
-    )
-    wanted = [micro_batches * one_bytes * ((rank > 0) + (rank < job.ranks - 1)) for rank in range(job.ranks)]
-    problem = (
-        f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and"
-        " recv"
-        if others
-        else "".join(
-            (
-                f"rank {rank} sends {sent[rank] / want:.2f} times the bytes of one tensor per cut, direction"
-                " and micro-batch. "
-                if want and sent[rank] != want
-                else ""
-            )
-            for rank, want in enumerate(wanted)
+def _wrong_messages(job: Job, micro_batches: int) -> str:
+    if others := sorted(set(job.comm["op"]) - {"send", "recv"}):
+        return (
+            f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and"
+            " recv"
         )
-    )
-    return judge.demand(
-        not problem,
-        f"{name}: one tensor per cut, direction and micro-batch, and no byte more",
-        f"{name}: {problem}",
-    )
+    sent = job.comm[job.comm["op"] == "send"].groupby("rank")["payload_bytes"].sum()
+    told = ""
+    for rank in range(job.ranks):
+        want = micro_batches * job.results[0][3] * ((rank > 0) + (rank < job.ranks - 1))
+        if want and sent.get(rank, 0) != want:
+            told += (
+                f"rank {rank} sends {sent.get(rank, 0) / want:.2f} times the bytes of one tensor per cut,"
+                " direction and micro-batch. "
+            )
+    return told
 
 
-def _judge_idle(judge: Judge, name: str, job: Job, micro_batches: int, together: bool) -> bool:
-    """`together`: whether the ranks work at the same time. A busy machine adds idle time; so where the clock
-    does not show it, something must that needs none.
+def _waits(job: Job, micro_batches: int) -> str:
+    """Of ranks that do not work at the same time. A busy machine adds idle time; so it is not the clock alone
+    that says whether they do.
     """
     least, idle = theory.bubble_fraction(job.ranks, micro_batches), _idle(job)
     why = (
@@ -459,16 +449,13 @@ def _judge_idle(judge: Judge, name: str, job: Job, micro_batches: int, together:
             " waits for"
         )
     )
-    return judge.demand(
-        together,
-        f"{name}: no rank waits where it could work, and so the bubble is (p-1)/(m+p-1), and not (p-1)/p"
-        " (compute sleeps)",
-        f"{name}: the ranks are idle for {idle:.0%} of the step, and (p-1)/(m+p-1) is {least:.0%} (measured,"
-        f" compute sleeps). {why}",
+    return (
+        f"the ranks are idle for {idle:.0%} of the step, and (p-1)/(m+p-1) is {least:.0%} (measured, compute"
+        f" sleeps). {why}"
     )
 
 
-def _judge_in_flight(judge: Judge, name: str, job: Job, schedule: str, micro_batches: int) -> bool:
+def _judge_in_flight(judge: Judge, job: Job, schedule: str, micro_batches: int) -> None:
     kinds = [_kinds(_asleep(job, rank)["name"]) for rank in range(job.ranks)]
     found, wanted = list(map(_peak, kinds)), _peaks(schedule, job.ranks, micro_batches)
     formula = "m" if schedule == "gpipe" else "min(p - stage, m)"
@@ -487,35 +474,24 @@ def _judge_in_flight(judge: Judge, name: str, job: Job, schedule: str, micro_bat
                 f" (measured), and {micro_batches} micro-batches need one of each: call `stage` once for each"
                 ' "forward" of the list'
             )
-    return judge.demand(
-        not wrong,
-        f"{name}: {_numbers(wanted)} micro-batches in flight, which is {formula} (measured)",
-        f"{name}: {wrong}",
-    )
+    said = f"{_numbers(wanted)} micro-batches in flight, which is {formula} (measured)"
+    judge.demand("in_flight", wrong, said)
 
 
-def _judge_order(judge: Judge, name: str, job: Job, lists: Sequence[Sequence[mini.Instruction]]) -> bool:
+def _wrong_order(job: Job, lists: Sequence[Sequence[mini.Instruction]]) -> str:
     """Which micro-batch ran where; a stage knows it by its values."""
-    wrong = next(
-        (
-            (rank, found, wanted)
-            for rank, (*_, order) in enumerate(job.results)
-            for found, wanted in zip(order, map(repr, lists[rank]))
-            if found != wanted
-        ),
-        None,
-    )
-    rank, found, wanted = wrong or (0, "", "")
-    what = "something that is no micro-batch" if "?" in found else found
-    return judge.demand(
-        wrong is None,
-        f"{name}: in the order of the list",
-        f"{name}: rank {rank} runs {what} where its list says {wanted}. Each instruction names its"
-        " micro-batch: take that one's tensors",
-    )
+    for rank, (*_, order) in enumerate(job.results):
+        for found, wanted in zip(order, map(repr, lists[rank])):
+            if found != wanted:
+                what = "something that is no micro-batch" if "?" in found else found
+                return (
+                    f"rank {rank} runs {what} where its list says {wanted}. Each instruction names its"
+                    " micro-batch: take that one's tensors"
+                )
+    return ""
 
 
-def _judge_held(judge: Judge, name: str, job: Job, schedule: str, micro_batches: int) -> bool:
+def _kept(job: Job, schedule: str, micro_batches: int) -> str:
     # one more, until a variable gets its next value
     allowed = [peak + 1 for peak in _peaks(schedule, job.ranks, micro_batches)]
     found = [
@@ -524,12 +500,12 @@ def _judge_held(judge: Judge, name: str, job: Job, schedule: str, micro_batches:
         for what, held in (("outputs", graphs), ("inputs", messages))
     ]
     more, rank, what, held = max(found, key=lambda one: one[0])
-    return judge.demand(
-        more <= 0,
-        f"{name}: what a backward has used is let go",
-        f"{name}: rank {rank} keeps the {what} of {held} micro-batches at once, and at most {allowed[rank]}"
-        " are needed. After the backward of a micro-batch nobody needs its tensors: take them out of your"
-        " list or dict (`pop`)",
+    if more <= 0:
+        return ""
+    return (
+        f"rank {rank} keeps the {what} of {held} micro-batches at once, and at most {allowed[rank]} are"
+        " needed. After the backward of a micro-batch nobody needs its tensors: take them out of your list"
+        " or dict (`pop`)"
     )
 
 

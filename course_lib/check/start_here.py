@@ -11,7 +11,7 @@ import torch.distributed as dist
 from course_lib import theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.record import Job
+from course_lib.check.rubric import BYTES_LIMIT
 
 __all__ = ["ping_pong", "my_share", "average"]
 
@@ -21,7 +21,15 @@ RELATIVE_ERROR = 1e-6  # of averages, which float32 holds exactly here
 SHAPES = ((64, 32), (32,), (3, 4, 5), (1,))  # of the gradients
 
 
-@exercise
+@exercise(
+    numbers="each rank returns what it received, whatever the start",
+    messages="only send and recv were used",
+    rounds="each rank sends once in each round",
+    first="rank 0 sent first",
+    size="each message is one number",
+    processes="two processes played, and the notebook was neither of them",
+    gone="nothing is left running",
+)
 def ping_pong(judge: Judge, answer) -> None:
     """`answer(start, rounds)` returns what this rank received; only rank 0 is given `start`, rank 1 gets
     None.
@@ -44,36 +52,28 @@ def ping_pong(judge: Judge, answer) -> None:
             (process.pid, process.create_time()) for process in (me, *me.children(recursive=True))
         ]
 
-    job = _run(judge, play, ranks=2)
+    job = judge.run(play, ranks=2)
     for game, (start, rounds) in enumerate(games):
         got = [result[0][game][0] for result in job.results]
         wanted = [list(range(start + 2 - rank, start + 2 - rank + 2 * rounds, 2)) for rank in (0, 1)]
         wrong = [rank for rank in (1, 0) if _numbers(got[rank]) != wanted[rank]]
         case = f"start {start}, {rounds} rounds"
-        # the words of an answer that passes are the same in each try
-        known = game < 2
-        received = f"{case}: rank 1 received {_listed(wanted[1])}, and rank 0 received {_listed(wanted[0])}"
-        judge.demand(
-            not wrong,
-            received if known else "another start: right as well",
-            "; ".join(
-                f"{case}: rank {rank} must return {wanted[rank]}, and returned"
-                f" {on_rank.short(job.results[rank][0][game][2])}"
-                for rank in wrong
-            ),
+        why = "; ".join(
+            f"{case}: rank {rank} must return {wanted[rank]}, and returned"
+            f" {on_rank.short(job.results[rank][0][game][2])}"
+            for rank in wrong
         )
-        if wrong:
+        received = f"{case}: rank 1 received {_listed(wanted[1])}, and rank 0 received {_listed(wanted[0])}"
+        # the words of an answer that passes are the same in each try
+        if not judge.demand("numbers", why, received if game < 2 else "another start: right as well"):
             break
 
     # of each rank, in each game
     ops = [[[call["op"] for call in calls] for _, calls, _ in result[0]] for result in job.results]
     others = sorted({op for op in chain(*ops[0], *ops[1]) if op not in ("send", "recv")})
     if any(chain(*ops)):
-        judge.demand(
-            not others,
-            "only send and recv were used",
-            f"only send and recv are needed here, and you also used {', '.join(others)}",
-        )
+        why = f"only send and recv are needed here, and you also used {', '.join(others)}"
+        judge.demand("messages", why if others else "")
     worst, rounds = 1, games[1][1]  # the game that is told of: the second, or a wrong one
     for game, (_, its_rounds) in enumerate(games):
         if (
@@ -82,17 +82,14 @@ def ping_pong(judge: Judge, answer) -> None:
         ):
             worst, rounds = game, its_rounds
     sends = [ops[rank][worst].count("send") for rank in (0, 1)]
-    judge.demand(
-        sends == [rounds, rounds],
-        f"{rounds} rounds: each rank sent {rounds} times",
-        f"{rounds} rounds: each rank must send {rounds} times, and rank 0 sent {sends[0]} and rank 1 sent"
-        f" {sends[1]} times",
-    )
-    if sends == [rounds, rounds]:
+    judge.case = f"{rounds} rounds"
+    why = f"each rank must send {rounds} times, and rank 0 sent {sends[0]} and rank 1 sent {sends[1]} times"
+    right = judge.demand("rounds", why if sends != [rounds, rounds] else "", f"each rank sent {rounds} times")
+    judge.case = ""
+    if right:
+        in_turn = all(ops[0][game][0] == "send" and ops[1][game][0] == "recv" for game in range(len(games)))
         judge.demand(
-            all(ops[0][game][0] == "send" and ops[1][game][0] == "recv" for game in range(len(games))),
-            "rank 0 sent first",
-            "rank 0 must send first, and rank 1 must receive before it sends",
+            "first", "" if in_turn else "rank 0 must send first, and rank 1 must receive before it sends"
         )
         largest = max(
             call["payload_bytes"]
@@ -101,17 +98,12 @@ def ping_pong(judge: Judge, answer) -> None:
             for call in calls
             if call["op"] == "send"
         )
-        judge.demand(
-            largest <= 8,
-            "each message is one number",
-            f"one number needs at most 8 bytes, and your largest message has {largest} bytes",
-        )
+        why = f"one number needs at most 8 bytes, and your largest message has {largest} bytes"
+        judge.demand("size", why if largest > 8 else "")
 
     pids = {processes[0][0] for _, processes in job.results}
     judge.demand(
-        len(pids | {os.getpid()}) == 3,
-        "two processes played, and the notebook was neither of them",
-        "the two ranks were not two processes",
+        "processes", "" if len(pids | {os.getpid()}) == 3 else "the two ranks were not two processes"
     )
     left, deadline = (
         [process for _, processes in job.results for process in processes],
@@ -119,11 +111,8 @@ def ping_pong(judge: Judge, answer) -> None:
     )
     while (left := [process for process in left if _alive(*process)]) and time.monotonic() < deadline:
         time.sleep(0.02)
-    judge.demand(
-        not left,
-        "nothing is left running",
-        f"{len(left)} of the processes that your function started are still running",
-    )
+    why = f"{len(left)} of the processes that your function started are still running"
+    judge.demand("gone", why if left else "")
 
 
 def _alive(pid: int, since: float) -> bool:
@@ -137,7 +126,10 @@ def _alive(pid: int, since: float) -> bool:
         return False
 
 
-@exercise
+@exercise(
+    shares="every sample is on one rank, and no rank has more than one sample more than another",
+    messages="no message was needed",
+)
 def my_share(judge: Judge, answer) -> None:
     """`answer(batch)` returns this rank's samples of a batch that every rank has."""
     # 4 ranks leave 2 over and 3 ranks 1: neither rounding up nor a rest for the last one is fair
@@ -168,35 +160,24 @@ def my_share(judge: Judge, answer) -> None:
         return shares, messages
 
     for ranks in (4, 3):
-        job = _run(judge, share, ranks=ranks)
+        job = judge.run(share, ranks=ranks)
         shares = list(zip(*(shares for shares, _ in job.results)))
         good = []
         for size, its in zip(sizes, shares):
-            problem, case = (
-                _shares_problem(range(first, first + size), its),
-                f"{size} samples on {ranks} ranks",
-            )
-            if size in SIZES:
-                counts = "" if problem else _listed(sorted(map(len, its), reverse=True))
-                good.append(judge.demand(not problem, f"{case}: {counts}", f"{case}: {problem}"))
-            # a size that is another one in each try is told of only then
-            elif problem and all(good):
-                good.append(judge.demand(False, "", f"{case}: {problem}"))
+            problem = _shares_problem(range(first, first + size), its)
+            judge.case = f"{size} samples on {ranks} ranks"
+            # a size that is another one in each try is told of only where it alone is wrong
+            if size in SIZES or problem and all(good):
+                good.append(judge.demand("shares", problem, _listed(sorted(map(len, its), reverse=True))))
         messages = sorted({op for _, messages in job.results for op in messages})
-        quiet = judge.demand(
-            not messages,
-            f"{ranks} ranks: no message was needed",
-            f"{ranks} ranks: each rank can work out its share from its rank and the world size alone, and"
-            f" yours sent messages ({', '.join(messages)})",
+        judge.case = f"{ranks} ranks"
+        why = (
+            "each rank can work out its share from its rank and the world size alone, and yours sent messages"
+            f" ({', '.join(messages)})"
         )
+        quiet = judge.demand("messages", why if messages else "")
         if not (all(good) and quiet):
             break
-
-
-def _run(judge: Judge, fn, ranks: int) -> Job:
-    """Run `fn` under a name that reads well in an error: "your function failed on rank 1."."""
-    fn.__name__ = "your function"
-    return judge.run(fn, ranks=ranks)
 
 
 def _shares_problem(batch: range, shares: tuple[list[int] | str, ...]) -> str:
@@ -228,7 +209,11 @@ def _shares_problem(batch: range, shares: tuple[list[int] | str, ...]) -> str:
     return ""
 
 
-@exercise
+@exercise(
+    average="every rank has the average over all ranks of every gradient",
+    calls="one collective",
+    bytes="it sends no more than 2(n-1)/n times the gradients' bytes",
+)
 def average(judge: Judge, answer) -> None:
     """`answer(gradients)` returns the mean over all ranks of a list of tensors, with one collective."""
     ranks, seed = 4, judge.seed
@@ -255,7 +240,7 @@ def average(judge: Judge, answer) -> None:
             found.append((means, calls.rows))
         return found
 
-    job = _run(judge, reduce, ranks=ranks)
+    job = judge.run(reduce, ranks=ranks)
     problems = (
         (
             case,
@@ -272,29 +257,27 @@ def average(judge: Judge, answer) -> None:
         for rank, result in enumerate(job.results)
     )
     _, rank, problem = next((problem for problem in problems if problem[2]), (0, 0, ""))
-    judge.demand(
-        not problem,
-        f"all {ranks} ranks have the average of all {len(SHAPES)} gradients",
-        f"rank {rank}: {problem}",
-    )
+    said = f"all {ranks} ranks have the average of all {len(SHAPES)} gradients"
+    judge.demand("average", problem and f"rank {rank}: {problem}", said)
 
     payload_bytes = sum(4 * torch.Size(shape).numel() for shape in SHAPES)
     least_bytes = theory.collective_bytes("all_reduce", payload_bytes, ranks)
     (_, other), (_, mine) = job.results[0]
-    sent_bytes = sum(call["algorithm_bytes"] for call in mine)
-    if judge.demand(
-        len(mine) == len(other) == 1,
-        "one collective",
+    sent_bytes, count = sum(call["algorithm_bytes"] for call in mine), len(mine)
+    why = (
         "one collective is enough for all gradients together, and you called"
-        f" {len(mine) if len(mine) != 1 else len(other)}",
-    ):
-        judge.demand(
-            sent_bytes <= 1.02 * least_bytes,
-            f"it sends no more than 2(n-1)/n times the gradients' {payload_bytes:,} bytes: {least_bytes:,.0f}"
-            " per rank",
+        f" {count if count != 1 else len(other)}"
+    )
+    if judge.demand("calls", why if (count, len(other)) != (1, 1) else ""):
+        why = (
             f"your {mine[0]['op']} sends {sent_bytes:,.0f} bytes per rank, and an all_reduce of the"
-            f" {payload_bytes:,} bytes of gradients sends {least_bytes:,.0f}",
+            f" {payload_bytes:,} bytes of gradients sends {least_bytes:,.0f}"
         )
+        said = (
+            f"it sends no more than 2(n-1)/n times the gradients' {payload_bytes:,} bytes: {least_bytes:,.0f}"
+            " per rank"
+        )
+        judge.demand("bytes", why if sent_bytes > BYTES_LIMIT * least_bytes else "", said)
 
 
 def _difference(means, wanted: list[torch.Tensor]) -> str:

@@ -2,6 +2,7 @@
 vocabulary, f and g for cut tokens.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -11,79 +12,117 @@ from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
-from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, calls, sends, used, values
 from course_lib.record import Job
 
 __all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
 
-# relative, in float64: rounding stays a thousand times below it, and no mistake does
-ERROR_LIMIT = 1e-9
-BYTES_LIMIT = 1.02  # times what ring all_reduces of the same tensors send
 # x is [8, 64, 32]: large enough for the headers of messages not to count
 BATCH, SEQUENCE, HIDDEN = 8, 64, 32
+TOKENS, VOCABULARY = 24, 600  # of the loss
+STEPS = 3  # of the parallel MLP
+FG = "your f and g"
 S = 8 * BATCH * SEQUENCE * HIDDEN  # bytes of x in float64
 
 
-@exercise
+def _part(name: str, words: str) -> Demand:
+    """The demand that one tensor of the parallel MLP is that of one process."""
+
+    def missed(job: Job) -> str:
+        error, absent, looks = max((found[name] for found in job.results), key=lambda found: found[0])
+        if error < ERROR_LIMIT:
+            return ""
+        why = "there is none: backward does not reach it" if absent else f"relative error {error:.2g}"
+        return f"{words} is not that of one process: " + (
+            f"it is {looks}." if looks and not absent else f"{why}.{on_rank.rounding(error)}"
+        )
+
+    return Demand(f"{words} is that of one process", missed)
+
+
+PARTS = {
+    "output": _part("output", "the output"),
+    "input_grad": _part("x", "the gradient of the input"),
+    "A_grad": _part("A", "the gradient of A's part"),
+    "B_grad": _part("B", "the gradient of B's part"),
+}
+
+
+def _two_all_reduces(where: str, gathered: str) -> Demand:
+    """`gathered`: the advice where an all_gather is found."""
+    words = f"exactly two all_reduces, {where}"
+    return calls(
+        words,
+        lambda ops: ops == {"all_reduce": 2},
+        f"{words}; you used {{used}}.",
+        advice={"all_gather": gathered},
+    )
+
+
+def _as_two_rings(what: str) -> Demand:
+    """No more bytes than two ring all_reduces of x: 4 r S. `what` sends so much."""
+    return sends(
+        "4(n-1)/n S",
+        lambda job: 2 * theory.collective_bytes("all_reduce", S, job.ranks),
+        f"a rank sent {{times:.1f}} times the 4(n-1)/n S = {{limit:,.0f}} bytes of {what}. Something larger"
+        " than the input travels, or whole tensors travel where sums would do.",
+    )
+
+
+@exercise(
+    **PARTS,
+    calls=_two_all_reduces(
+        "one in forward (g) and one in backward (f)",
+        "An all_gather brings the whole tensor of every rank to every rank, to be added up there; an"
+        " all_reduce sends sums.",
+    ),
+    bytes=_as_two_rings("two all_reduces of x"),
+)
 def f_and_g(judge: Judge, f: Callable, g: Callable) -> None:
     """`f(x)` and `g(x)`: in an MLP that is cut by columns, then by rows, they give values and gradients of
     one process with two all_reduces.
     """
     for ranks in (3, 2):
-        job = _run_mlp(judge, f, g, ranks, cut_tokens=False)
-        if not _judge_returned(judge, job):
-            return
-        _judge_values(judge, job)
-        _judge_calls(
-            judge,
-            job,
-            "one in forward (g) and one in backward (f)",
-            "An all_gather brings the whole tensor of every rank to every rank, to be added up there; an"
-            " all_reduce sends sums.",
-        )
-        _judge_bytes(judge, job, "two all_reduces of x")
-        if not judge.verdict():  # what is wrong on three ranks need not be said again of two
-            return
+        if not judge.tried(f"{ranks} ranks", _mlp(cut_tokens=False), f, g, judge.seed, ranks=ranks, label=FG):
+            return  # what is wrong on three ranks need not be said again of two
 
 
-@exercise
+def _taking_turns(job: Job) -> str:
+    ops = Counter(job.comm[job.comm["rank"] == 0]["op"])
+    rooted = sorted(set(job.comm["op"]) & {"broadcast", "reduce", "gather", "scatter"})
+    if not rooted:
+        return ""
+    return (
+        f"you used {used(ops)}. A {rooted[0]} has one root, so the ranks take turns. In an all_gather and a"
+        " reduce_scatter all send at the same time."
+    )
+
+
+@exercise(
+    **PARTS,
+    calls=calls(
+        "no all_reduce",
+        lambda ops: not ops["all_reduce"],
+        "you used {ops[all_reduce]} all_reduce. It gives every rank the sum for all tokens, and a rank needs"
+        " only its own: that is a reduce_scatter.",
+    ),
+    turns=Demand("all ranks send at the same time: no collective has one root", _taking_turns, quiet=True),
+    bytes=_as_two_rings(
+        "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a ring)"
+    ),
+)
 def sequence_operators(judge: Judge, f: Callable, g: Callable) -> None:
     """`f(x)` gathers the tokens of all ranks, `g(x)` adds up and keeps this rank's tokens: values of one
     process, bytes of two all_reduces.
     """
     for ranks in (4, 2):
-        job = _run_mlp(judge, f, g, ranks, cut_tokens=True)
-        if not _judge_returned(judge, job):
-            return
-        _judge_values(judge, job)
-        sums = job.comm[job.comm["rank"] == 0]["op"].value_counts().get("all_reduce", 0)
-        judge.demand(
-            not sums,
-            f"{ranks} ranks: no all_reduce",
-            f"{ranks} ranks: you used {sums} all_reduce. It gives every rank the sum for all tokens, and a"
-            " rank needs only its own: that is a reduce_scatter.",
-        )
-        rooted = sorted(set(job.comm["op"]) & {"broadcast", "reduce", "gather", "scatter"})
-        if rooted:
-            judge.demand(
-                False,
-                "",
-                f"{ranks} ranks: you used {_used(job)}. A {rooted[0]} has one root, so the ranks take turns."
-                " In an all_gather and a reduce_scatter all send at the same time.",
-            )
-        _judge_bytes(
-            judge,
-            job,
-            "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a"
-            " ring)",
-        )
-        if not judge.verdict():
+        if not judge.tried(f"{ranks} ranks", _mlp(cut_tokens=True), f, g, judge.seed, ranks=ranks, label=FG):
             return
 
 
-def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: bool) -> Job:
-    """Run y = g(GELU(f(x) A) B) with this rank's part of A and B, on all tokens or on this rank's.
+def _mlp(cut_tokens: bool) -> Callable:
+    """A trial of y = g(GELU(f(x) A) B) with this rank's part of A and B, on all tokens or on this rank's.
 
     Each rank returns, for the output and the gradients of x, A and B, the error against one process, whether
     it is absent, and what it looks like.
@@ -225,57 +264,85 @@ def _run_mlp(judge: Judge, f: Callable, g: Callable, ranks: int, cut_tokens: boo
             "A": {times: n * wanted["A"]},
             "B": {times: n * wanted["B"]},
         }
-        looks = {
-            name: [text for text, guess in guesses[name].items() if on_rank.apart(found[name], guess) < 1e-6]
-            for name in wanted
-        }
         return {
-            name: (on_rank.apart(found[name], wanted[name]), found[name] is None, "".join(looks[name][:1]))
+            name: (
+                on_rank.apart(found[name], wanted[name]),
+                found[name] is None,
+                on_rank.looks(found[name], guesses[name]),
+            )
             for name in wanted
         }
 
-    mlp.__name__ = "your f and g"
-    return judge.run(mlp, f, g, judge.seed, ranks=ranks)
+    return mlp
 
 
-def _judge_returned(judge: Judge, job: Job) -> bool:
-    """Refuse an answer that returns something of another kind."""
-    problem = next(
-        (found["problem"] for found in job.results if isinstance(found, dict) and "problem" in found), ""
+def _enough_bytes(job: Job) -> tuple[int, int, int]:
+    """Bytes of parameters: what a rank holds at most, what it may hold, and all that are cut."""
+    h = HIDDEN
+    cut, bias = 8 * (4 * h * h + 4 * h + 4 * h * h), 8 * h
+    held = int(job.memory[job.memory["category"] == "params"]["bytes"].max())
+    return held, cut // job.ranks + bias, cut
+
+
+def _let_go(job: Job) -> str:
+    held, allowed, _ = _enough_bytes(job)
+    if held > allowed or not any(found["kept"] for found in job.results):
+        return ""
+    return (
+        "your module's parameters are small, but it keeps a whole weight, or a copy of one, in another place."
     )
-    return not problem or judge.demand(False, "", f"{job.ranks} ranks: {problem}.")
 
 
-def _judge_values(judge: Judge, job: Job) -> None:
-    names = {
-        "output": "the output",
-        "x": "the gradient of the input",
-        "A": "the gradient of A's part",
-        "B": "the gradient of B's part",
-    }
-    for name, words in names.items():
-        error, absent, looks = max((found[name] for found in job.results), key=lambda found: found[0])
-        why = (
-            "there is none: backward does not reach it"
-            if absent
-            else f"it is {looks}"
-            if looks
-            else f"relative error {error:.2g}"
-        )
-        hint = on_rank.rounding(error) if not looks else ""
-        judge.demand(
-            error < ERROR_LIMIT,
-            f"{job.ranks} ranks: {words} is that of one process",
-            f"{job.ranks} ranks: {words} is not that of one process: {why}.{hint}",
-        )
+def _held(job: Job) -> str:
+    """By storages: 1/n of everything but the second bias."""
+    held, allowed, cut = _enough_bytes(job)
+    if held <= allowed:
+        return ""
+    why = (
+        f"a rank holds {held:,} bytes of parameters, {held / allowed:.2f} times (weights / {job.ranks} + the"
+        f" second bias) = {allowed:,}"
+    )
+    if held >= cut:
+        why += ". All weights are on every rank"
+    if any(found["views"] for found in job.results):
+        why += ": a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"
+    return f"{why}."
 
 
-@exercise
+@exercise(
+    output=values(
+        "the output is that of one process",
+        "the output is not that of one process",
+        "output",
+        advice="Cut the first weight by columns, the second by rows, and add the second bias once, after g.",
+    ),
+    input_grad=values(
+        "the gradient of the input is that of one process",
+        "the gradient of the input is not that of one process",
+        "x",
+        advice="An all_reduce in backward is missing or too many: that is what f is for.",
+        after="output",
+    ),
+    later=values(
+        f"after {STEPS - 1} updates with SGD, it still is",
+        f"after {STEPS - 1} updates with SGD, the output is not that of one process",
+        "later",
+        advice="So a weight or a bias has got a wrong gradient.",
+        after="output",
+    ),
+    let_go=Demand("the whole weights are let go", _let_go),
+    held=Demand("each rank holds 1/{n} of the weights, to the byte", _held),
+    calls=_two_all_reduces(
+        "one in forward and one in backward",
+        "An all_gather puts the hidden layer (or a weight) together on every rank, and it may stay in parts:"
+        " GELU works on each number alone.",
+    ),
+    bytes=_as_two_rings("two all_reduces of x"),
+)
 def parallel_mlp(judge: Judge, make: Callable) -> None:
     """`make(mlp)` returns a module that computes what `mlp` (Linear, GELU, Linear) does, with 1/n of its
     weights and two all_reduces.
     """
-    STEPS = 3
 
     def train(make, seed):
         import copy
@@ -311,14 +378,17 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
         del whole
         gc.collect()
         found = {
-            "output": [],
-            "x": [],
             "views": any(p.nbytes < p.untyped_storage().nbytes() for p in params),
-            "params": len(params),
             "kept": bool(large() - others) or on_rank.outside_torch() - unseen > 8 * 4 * HIDDEN * HIDDEN // 2,
         }
         if not all(on_rank.everyone(bool(params))):
-            return found
+            return {
+                "problem": (
+                    "your module has no parameters. Put the slices into nn.Parameter, so that the"
+                    " optimizer can find them"
+                )
+            }
+        errors = []  # of output and gradient of the input, step by step
         optimizer, optimizer_of_one = (torch.optim.SGD(model.parameters(), 0.5) for model in (module, one))
         for data in inputs:
             grads, problem = [], ""
@@ -344,94 +414,45 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
                 if problem := on_rank.first_problem(problem):
                     return {"problem": problem}
                 grads.append((y.detach(), x.grad))
-            for name, mine, wanted in zip(("output", "x"), *grads):
-                found[name].append(on_rank.apart(mine, wanted))
-        return found
-
-    train.__name__ = "your parallel MLP"
-    for ranks in (2, 4):
-        job = judge.run(train, make, judge.seed, ranks=ranks)
-        if not _judge_returned(judge, job):
-            return
-        if not all(found["params"] for found in job.results):
-            judge.demand(
-                False,
-                "",
-                f"{ranks} ranks: your module has no parameters. Put the slices into nn.Parameter, so that the"
-                " optimizer can find them.",
-            )
-            return
-        errors = {
-            name: [max(found[name][step] for found in job.results) for step in range(STEPS)]
-            for name in ("output", "x")
+            errors.append([on_rank.apart(mine, wanted) for mine, wanted in zip(*grads)])
+        return found | {
+            "output": errors[0][0],
+            "x": errors[0][1],
+            "later": max(output for output, _ in errors),
         }
-        if judge.demand(
-            errors["output"][0] < ERROR_LIMIT,
-            f"{ranks} ranks: the output is that of one process",
-            f"{ranks} ranks: the output is not that of one process (relative error"
-            f" {errors['output'][0]:.2g}). Cut the first weight by columns, the second by rows, and add the"
-            f" second bias once, after g.{on_rank.rounding(errors['output'][0])}",
-        ):
-            judge.demand(
-                errors["x"][0] < ERROR_LIMIT,
-                f"{ranks} ranks: the gradient of the input is that of one process",
-                f"{ranks} ranks: the gradient of the input is not that of one process (relative error"
-                f" {errors['x'][0]:.2g}). An all_reduce in backward is missing or too many: that is what f is"
-                f" for.{on_rank.rounding(errors['x'][0])}",
-            )
-            judge.demand(
-                max(errors["output"]) < ERROR_LIMIT,
-                f"{ranks} ranks: after {STEPS - 1} updates with SGD, it still is",
-                f"{ranks} ranks: after {STEPS - 1} updates with SGD, the output is not that of one process"
-                f" (relative error {max(errors['output']):.2g}). So a weight or a bias has got a wrong"
-                " gradient.",
-            )
-        _judge_weights(judge, job)
-        _judge_calls(
-            judge,
-            job,
-            "one in forward and one in backward",
-            "An all_gather puts the hidden layer (or a weight) together on every rank, and it may stay in"
-            " parts: GELU works on each number alone.",
-        )
-        _judge_bytes(judge, job, "two all_reduces of x")
-        if not judge.verdict():
+
+    for ranks in (2, 4):
+        if not judge.tried(f"{ranks} ranks", train, make, judge.seed, ranks=ranks, label="your parallel MLP"):
             return
 
 
-def _judge_weights(judge: Judge, job: Job) -> None:
-    """Demand 1/n of everything but the second bias, by storages."""
-    h, n = HIDDEN, job.ranks
-    cut, bias = 8 * (4 * h * h + 4 * h + 4 * h * h), 8 * h
-    rows = job.memory[job.memory["category"] == "params"]
-    held = int(rows["bytes"].max())
-    allowed = cut // n + bias
-    why = (
-        f"a rank holds {held:,} bytes of parameters, {held / allowed:.2f} times (weights / {n} + the second"
-        f" bias) = {allowed:,}"
-    )
-    if held >= cut:
-        why += ". All weights are on every rank"
-    if any(found["views"] for found in job.results):
-        why += ": a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"
-    kept = held <= allowed and any(found["kept"] for found in job.results)
-    judge.demand(
-        not kept,
-        f"{n} ranks: the whole weights are let go",
-        f"{n} ranks: your module's parameters are small, but it keeps a whole weight, or a copy of one, in"
-        " another place.",
-    )
-    judge.demand(
-        held <= allowed, f"{n} ranks: each rank holds 1/{n} of the weights, to the byte", f"{n} ranks: {why}."
+def _small(job: Job) -> str:
+    calls = job.comm[job.comm["rank"] == 0]
+    sent = calls["algorithm_bytes"].sum() / (8 * TOKENS) if len(calls) else 0.0
+    enough = theory.collective_bytes("all_reduce", 3, job.ranks)
+    if sent <= BYTES_LIMIT * enough:
+        return ""
+    return (
+        f"your collectives send {sent:,.1f} numbers per token, and all_reduces of three numbers send"
+        f" {enough:.1f}. The logits must stay where they are: only a maximum and two sums over the vocabulary"
+        " need to travel."
     )
 
 
-@exercise
+@exercise(
+    loss="the loss is that of one process, on every rank",
+    gradient="the gradient of each rank's logits is that of one process",
+    calls=calls(
+        "at most three collectives",
+        lambda ops: ops.total() <= 3,
+        "{used}, and three are enough: the largest logit, the sum of exp(), and the target's logit.",
+    ),
+    bytes=Demand("together they send no more than all_reduces of three numbers per token", _small),
+)
 def vocabulary_loss(judge: Judge, answer: Callable) -> None:
     """`answer(logits, targets)`: the mean cross-entropy, from logits of which each rank has the columns of
     its part of the vocabulary.
     """
-    TOKENS, VOCABULARY = 24, 600
 
     def losses(answer, seed):
         torch.set_default_device("cpu")
@@ -511,113 +532,61 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
             )
         return found
 
-    losses.__name__ = "your loss"
     for ranks in (2, 3):
-        job = judge.run(losses, answer, judge.seed, ranks=ranks)
-        if not _judge_returned(judge, job):
-            return
+        judge.case = f"{ranks} ranks"
+        job = judge.run(losses, answer, judge.seed, ranks=ranks, label="your loss")
         for case, name in (
             (1, f"{ranks} ranks"),
             (2, f"{ranks} ranks, logits up to 4000"),
             (3, f"{ranks} ranks, other largest logits from token to token"),
             (4, f"{ranks} ranks, targets at the borders of the parts"),
         ):
-            found = [result[case] for result in job.results]
-            worst = max(f["loss"] if f["finite"] else 2.0 for f in found)
-            why = (
-                "it is not finite, with small logits: is something masked with -inf, which stays -inf in a"
-                " sum? A rank without the target must add a zero"
-                if not all(f["finite"] for f in found) and case == 1
-                else (
-                    "exp() of a large logit overflows, or all of them become zero. Subtract the token's"
-                    " largest logit first: the largest of **all** ranks"
-                    if not all(f["finite"] for f in found)
-                    else (
-                        "it is the sum over the tokens; divide by their number"
-                        if found[0]["sum"]
-                        else f"relative error {worst:.2g}"
-                    )
-                )
-            )
-            if case == 4 and judge.verdict():  # nothing but the borders is wrong
-                why += (
-                    f". Rank 1 has the tokens {VOCABULARY // ranks} to {2 * VOCABULARY // ranks - 1}, both"
-                    " included"
-                )
-            if not judge.demand(
-                worst < ERROR_LIMIT,
-                f"{name}: the loss is that of one process, on every rank",
-                f"{name}: the loss is not that of one process on every rank: {why}.{on_rank.rounding(worst)}",
-            ):
-                if case == 1 and not all(f["finite"] for f in found):
-                    break  # the other cases would only say another thing of the same
-                continue
-            grad, times = max(f["grad"] for f in found), found[0]["times"]
-            why = (
-                f"it is {times:g} times as large. Is something added up again in backward?"
-                if times > 1
-                else f"it is 1/{ranks} of it"
-                if times
-                else f"relative error {grad:.2g}"
-            )
-            judge.demand(
-                grad < ERROR_LIMIT,
-                f"{name}: the gradient of each rank's logits is that of one process",
-                f"{name}: the gradient of a rank's logits is not that of one process:"
-                f" {why}.{on_rank.rounding(grad)}",
-            )
-        _judge_small(judge, job, 8 * TOKENS)
-        if not judge.verdict():
+            judge.case, found = name, [result[case] for result in job.results]
+            why = _wrong_loss(found, small=case == 1)
+            if why and case == 4 and judge.met:  # nothing but the borders is wrong
+                first = VOCABULARY // ranks
+                why += f" Rank 1 has the tokens {first} to {2 * first - 1}, both included."
+            if judge.demand("loss", why):
+                judge.demand("gradient", _wrong_gradient(found))
+            elif case == 1 and not all(f["finite"] for f in found):
+                break  # the other cases would only say another thing of the same
+        judge.case = f"{ranks} ranks"
+        judge.look(job, "calls", "bytes")
+        if not judge.met:
             return
 
 
-def _judge_small(judge: Judge, job: Job, token_bytes: int) -> None:
-    """Demand at most three collectives, which send no more than all_reduces of three numbers per token."""
-    calls = job.comm[job.comm["rank"] == 0]
-    judge.demand(
-        len(calls) <= 3,
-        f"{job.ranks} ranks: at most three collectives",
-        f"{job.ranks} ranks: {_used(job)}, and three are enough: the largest logit, the sum of exp(), and the"
-        " target's logit.",
-    )
-    sent = calls["algorithm_bytes"].sum() / token_bytes if len(calls) else 0.0
-    enough = theory.collective_bytes("all_reduce", 3, job.ranks)
-    judge.demand(
-        sent <= BYTES_LIMIT * enough,
-        f"{job.ranks} ranks: together they send no more than all_reduces of three numbers per token",
-        f"{job.ranks} ranks: your collectives send {sent:,.1f} numbers per token, and all_reduces of three"
-        f" numbers send {enough:.1f}. The logits must stay where they are: only a maximum and two sums over"
-        " the vocabulary need to travel.",
-    )
+def _wrong_loss(found: list[dict], small: bool) -> str:
+    """`small`: whether the logits are."""
+    finite = all(f["finite"] for f in found)
+    worst = max(f["loss"] if f["finite"] else 2.0 for f in found)
+    if worst < ERROR_LIMIT:
+        return ""
+    if not finite and small:
+        why = (
+            "it is not finite, with small logits: is something masked with -inf, which stays -inf in a sum? A"
+            " rank without the target must add a zero"
+        )
+    elif not finite:
+        why = (
+            "exp() of a large logit overflows, or all of them become zero. Subtract the token's largest logit"
+            " first: the largest of **all** ranks"
+        )
+    elif found[0]["sum"]:
+        why = "it is the sum over the tokens; divide by their number"
+    else:
+        why = f"relative error {worst:.2g}"
+    return f"the loss is not that of one process on every rank: {why}.{on_rank.rounding(worst)}"
 
 
-def _used(job: Job) -> str:
-    counts = job.comm[job.comm["rank"] == 0]["op"].value_counts()
-    return ", ".join(f"{count} {op}" for op, count in counts.items()) or "no collective"
-
-
-def _judge_calls(judge: Judge, job: Job, where: str, gathered: str) -> None:
-    """Demand exactly two all_reduces in the traced step, and nothing else; `gathered` is the advice where an
-    all_gather is found.
-    """
-    calls = job.comm[job.comm["op"] != "barrier"]
-    right = all(list(calls[calls["rank"] == rank]["op"]) == ["all_reduce"] * 2 for rank in range(job.ranks))
-    advice = f" {gathered}" if "all_gather" in set(calls["op"]) else ""
-    judge.demand(
-        right,
-        f"{job.ranks} ranks: exactly two all_reduces, {where}",
-        f"{job.ranks} ranks: exactly two all_reduces, {where}; you used {_used(job)}.{advice}",
-    )
-
-
-def _judge_bytes(judge: Judge, job: Job, calls: str) -> None:
-    """Demand no more bytes than two ring all_reduces of x: 4 r S. `calls`: what sends so much."""
-    ring = 2 * theory.collective_bytes("all_reduce", S, job.ranks)
-    each = sent_bytes(job)
-    sent, beside = each.max(), (each - header_bytes(job)).max()
-    judge.demand(
-        beside <= BYTES_LIMIT * ring,
-        f"{job.ranks} ranks: no rank sends more than {BYTES_LIMIT} times 4(n-1)/n S",
-        f"{job.ranks} ranks: a rank sent {sent / ring:.1f} times the 4(n-1)/n S = {ring:,.0f} bytes of"
-        f" {calls}. Something larger than the input travels, or whole tensors travel where sums would do.",
-    )
+def _wrong_gradient(found: list[dict]) -> str:
+    worst, times = max(f["grad"] for f in found), found[0]["times"]
+    if worst < ERROR_LIMIT:
+        return ""
+    if times > 1:
+        why = f"it is {times:g} times as large. Is something added up again in backward?"
+    elif times:
+        why = f"it is 1/{len(found)} of it"
+    else:
+        why = f"relative error {worst:.2g}"
+    return f"the gradient of a rank's logits is not that of one process: {why}.{on_rank.rounding(worst)}"

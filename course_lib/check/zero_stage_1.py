@@ -14,20 +14,89 @@ from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, sends, values
 from course_lib.datasets import digits
 from course_lib.models import MLP, TinyGPT
 from course_lib.ranks.errors import RankError
+from course_lib.record import Job
 
 __all__ = ["sharded_adam", "clip_grad_norm", "sharded_checkpoint"]
 
-# relative, in float64: rounding stays a thousand times below it, and no mistake does
-ERROR_LIMIT = 1e-9
-BYTES_LIMIT = 1.02  # times what the textbook algorithm sends
 PATIENCE_S = 10.0  # for what comes a little later
 UPDATES = 4
 
 
-@exercise
+def _wrong_weights(job: Job, error: float) -> str:
+    """What to look at if the weights are wrong."""
+    results = job.results
+    if any(found["unmoved"] for found in results):
+        return " They have not changed at all: does the update reach the model's own parameters?"
+    if any(found["old"] for found in results):
+        return " After `zero_grad` the old gradients are still there, and the next backward adds to them."
+    if not all(torch.equal(found["final"], results[0]["final"]) for found in results):
+        return f" And the ranks do not agree: the new weights of each rank must reach all others.{it_is(job)}"
+    if hint := it_is(job) or on_rank.rounding(error):
+        return hint
+    if (share := float(sent_bytes(job).max()) / _two_rings(job)) < 0.75:
+        return (
+            f" A rank sends only {share:.2f} times 2(n-1)/n P: do the gradients and the new weights of all"
+            " ranks arrive?"
+        )
+    return ""
+
+
+def _kept(job: Job) -> str:
+    """Two moments of one n-th; padding may add one element per tensor, and a counter counts as 16 bytes."""
+    n, first, kept = job.ranks, job.results[0], [found["kept"] for found in job.results]
+    share, most = 16 * sum(first["sizes"]) / n, max(kept)  # two moments in float64
+    if most <= first["allowed"]:
+        return ""
+    if min(kept) < 0.7 * most:
+        advice = (
+            "Some ranks hold much more than others: cut the elements into equal parts, not the list of"
+            " parameters."
+        )
+    elif most > 0.95 * n * share:
+        advice = "That is the state of all parameters, on every rank: nothing is sharded."
+    elif most <= first["allowed"] + 16 * math.ceil(first["frozen"] / n):
+        advice = "That is what it would be with the frozen parameters: they need no moments."
+    else:
+        advice = (
+            "Is something kept that could be a view, or freed after the step: a copy of the weights, a flat"
+            " copy of the gradients?"
+        )
+    return (
+        f"besides parameters and gradients, rank {kept.index(most)} keeps {most / share:.2f} times the two"
+        f" moments of 1/{n} of the elements. {advice}"
+    )
+
+
+def _two_rings(job: Job) -> float:
+    """Bytes of a reduce_scatter of the gradients, and an all_gather of the new weights."""
+    return theory.step_bytes("zero_1", 8 * sum(job.results[0]["sizes"]), job.ranks)
+
+
+def _too_much(job: Job) -> str:
+    sent = sent_bytes(job)
+    if sent.min() < 0.7 * sent.max():
+        return " The others send less, and wait for this rank: on a ring all send the same."
+    if "reduce_scatter" in set(job.comm["op"]):
+        return (
+            " gloo's reduce_scatter is an all_reduce that keeps one chunk. `ring.reduce_scatter` sends half"
+            " of it."
+        )
+    return " Does a rank need the sum of all gradients, or only that of its own part?"
+
+
+@exercise(
+    weights=values(
+        f"after {UPDATES} updates, the weights are those of one process",
+        f"after {UPDATES} updates the weights are not those of one process",
+        advice=_wrong_weights,
+    ),
+    kept=Demand("no rank keeps more than the two moments of 1/{n}", _kept),
+    bytes=sends("2(n-1)/n P", _two_rings, "rank {rank} sends {times:.2f} times 2(n-1)/n P.", _too_much),
+)
 def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
     """`make_optimizer(groups)` has `step` and `zero_grad`: the weights of one process, the moments of one
     n-th, and 2 r P bytes.
@@ -111,13 +180,13 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
                 f" {type(optimizer).__name__}"
             )
         ):
-            return {"other": problem}
+            return {"problem": problem}
         found = {
-            "other": "",
             "sizes": sizes,
             "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad),
             "looks": "",
             "old": False,
+            "unmoved": False,
             # two moments of one n-th, padding, a counter
             "allowed": sum(16 * math.ceil(size / n) + 16 for size in sizes),
         }
@@ -167,113 +236,47 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
                     options=lambda group, first: {"lr": group["lr"]}
                 ),
             }
-            found["looks"] = next(
-                (
-                    text
-                    for text, guess in guesses.items()
-                    if on_rank.apart(final - start, guess - start) < 1e-6
-                ),
-                "",
-            )
+            guesses = {words: guess - start for words, guess in guesses.items()}
+            found["looks"] = on_rank.looks(final - start, guesses)
             found["unmoved"] = bool(torch.equal(final, start))
         return found | {"final": final}
 
-    train.__name__ = "your optimizer"
     for what, make, ranks in (("an MLP in two groups", mlp, 3), ("a TinyGPT, tied and frozen", gpt, 4)):
-        job = judge.run(train, make, make_optimizer, judge.seed, ranks=ranks)
-        case = f"{what}, {ranks} ranks"
-        if job.results[0]["other"]:
-            judge.demand(False, "", f"{case}: {job.results[0]['other']}.")
-            return
-        right = _judge_weights(judge, case, job)
-        _judge_kept(judge, case, job)
-        _judge_sent(judge, case, job)
+        judge.case = f"{what}, {ranks} ranks"
+        job = judge.run(train, make, make_optimizer, judge.seed, ranks=ranks, label="your optimizer")
+        right = judge.look(job, "weights")
+        judge.look(job, "kept", "bytes")
         if not right:
             return
 
 
-def _judge_weights(judge: Judge, case: str, job) -> bool:
-    error = max(found["error"] for found in job.results)
-    equal = all(torch.equal(found["final"], job.results[0]["final"]) for found in job.results)
-    looks = next((f" They are {found['looks']}." for found in job.results if found["looks"]), "")
-    if any(found.get("unmoved") for found in job.results):
-        looks = " They have not changed at all: does the update reach the model's own parameters?"
-    elif any(found["old"] for found in job.results):
-        looks = " After `zero_grad` the old gradients are still there, and the next backward adds to them."
-    elif not equal:
-        looks = f" And the ranks do not agree: the new weights of each rank must reach all others.{looks}"
-    elif not looks and on_rank.rounding(error):
-        looks = on_rank.rounding(error)
-    elif not looks and (share := float(sent_bytes(job).max()) / _limit(job)) < 0.75:
-        looks = (
-            f" A rank sends only {share:.2f} times 2(n-1)/n P: do the gradients and the new weights of all"
-            " ranks arrive?"
-        )
-    return judge.demand(
-        error < ERROR_LIMIT,
-        f"{case}: after {UPDATES} updates, the weights are those of one process",
-        f"{case}: after {UPDATES} updates the weights are not those of one process (relative error"
-        f" {error:.2g}).{looks}",
+def _few_bytes(job: Job) -> str:
+    sent = (sent_bytes(job) - header_bytes(job)).max()
+    if sent <= 1000:
+        return ""
+    return (
+        f"a rank sends {sent:,.0f} bytes. To know a norm, nobody needs the gradients of the others: add up"
+        " the squares first."
     )
 
 
-def _judge_kept(judge: Judge, case: str, job) -> None:
-    """Demand that a rank keeps two moments of one n-th; padding may add one element per tensor, and a counter
-    counts as 16 bytes.
-    """
-    n, sizes = job.ranks, job.results[0]["sizes"]
-    share, allowed = 16 * sum(sizes) / n, job.results[0]["allowed"]  # two moments in float64
-    kept = [found["kept"] for found in job.results]
-    most = max(kept)
-    advice = (
-        "Some ranks hold much more than others: cut the elements into equal parts, not the list of"
-        " parameters."
-        if min(kept) < 0.7 * most
-        else (
-            "That is the state of all parameters, on every rank: nothing is sharded."
-            if most > 0.95 * n * share
-            else (
-                "That is what it would be with the frozen parameters: they need no moments."
-                if most <= allowed + 16 * math.ceil(job.results[0]["frozen"] / n)
-                else (
-                    "Is something kept that could be a view, or freed after the step: a copy of the weights,"
-                    " a flat copy of the gradients?"
-                )
-            )
-        )
-    )
-    judge.demand(
-        most <= allowed,
-        f"{case}: no rank keeps more than the two moments of 1/{n}",
-        f"{case}: besides parameters and gradients, rank {kept.index(most)} keeps {most / share:.2f} times"
-        f" the two moments of 1/{n} of the elements. {advice}",
+def _one_collective(job: Job) -> str:
+    calls = job.comm[job.comm["op"] != "barrier"].groupby("rank").size()
+    most = calls.reindex(range(job.ranks), fill_value=0).max()
+    if most == 1:
+        return ""
+    own = "sends and receives" if set(job.comm["op"]) & {"send", "recv"} else "collectives"
+    return (
+        f"a rank calls {most} {own}, and one collective is needed: each rank needs one number from the"
+        " others."
     )
 
 
-def _judge_sent(judge: Judge, case: str, job) -> None:
-    limit, sent, ops = _limit(job), sent_bytes(job), set(job.comm["op"])
-    most, beside = sent.max(), (sent - header_bytes(job)).max()
-    if sent.min() < 0.7 * most:
-        advice = "The others send less, and wait for this rank: on a ring all send the same."
-    elif "reduce_scatter" in ops:
-        advice = (
-            "gloo's reduce_scatter is an all_reduce that keeps one chunk. `ring.reduce_scatter` sends half"
-            " of it."
-        )
-    else:
-        advice = "Does a rank need the sum of all gradients, or only that of its own part?"
-    judge.demand(
-        beside <= BYTES_LIMIT * limit,
-        f"{case}: no rank sends more than {BYTES_LIMIT} times 2(n-1)/n P",
-        f"{case}: rank {int(sent.idxmax())} sends {most / limit:.2f} times 2(n-1)/n P. {advice}",
-    )
-
-
-def _limit(job) -> float:
-    return theory.step_bytes("zero_1", 8 * sum(job.results[0]["sizes"]), job.ranks)
-
-
-@exercise
+@exercise(
+    norm="the norm and the gradients are those of one process",
+    calls=Demand("one collective", _one_collective),
+    bytes=Demand("no rank sends more than 1,000 bytes", _few_bytes),
+)
 def clip_grad_norm(judge: Judge, clip: Callable) -> None:
     """`clip(grads, max_norm)`: this rank's shards, scaled in place by the norm of the whole gradient; one
     collective, hardly any bytes.
@@ -319,9 +322,39 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
                 for a, b in zip(found, wanted, strict=True)
             )
 
+        def wrong_norm(returned, own, whole, norms, max_norm):
+            looks = {
+                "it is the norm of this rank's own shards": own,
+                "it is the sum of the ranks' norms; norms do not add up, their squares do": sum(norms),
+                "it is the norm after clipping": max_norm,
+                "it is the mean over the ranks, not the sum": whole / math.sqrt(n),
+            }
+            if returned is None:
+                return "the function returned nothing"
+            if not isinstance(returned, float):
+                return f"the function returned {type(returned).__name__}"
+            if look := next((look for look, norm in looks.items() if near(returned, norm)), ""):
+                return look
+            error = abs(returned / whole - 1)
+            if hint := on_rank.rounding(error):
+                return f"it is off by {error:.1g} of it.{hint}"
+            return f"it is {returned:.4g}"
+
+        def wrong_gradients(grads, given, before, own, max_norm, factor):
+            if len(grads) == len(given) and close(grads, [tensor * factor for tensor in before]):
+                return "other tensors were put into the list: scale those that are in it"
+            if all(map(torch.equal, given, before)):
+                by_all = ", by the norm of all, and not only where this rank's own is large"
+                return f"the gradients are unchanged: scale them in place{by_all if own <= max_norm else ''}"
+            if close(given, [tensor * min(1.0, max_norm / own) for tensor in before] if own else []):
+                return "each rank has scaled by its own norm, so the gradient has another direction now"
+            if factor == 1:
+                return "a gradient that is short enough must stay as it is"
+            return "the gradients are scaled by another factor than max_norm / norm"
+
         for number, (_, share, _) in enumerate(CASES):
             everyone = [shards(number, other) for other in range(n)]
-            own = norm_of(everyone[rank])
+            own, norms = norm_of(everyone[rank]), [norm_of(part) for part in everyone]
             whole = norm_of([tensor for part in everyone for tensor in part])
             max_norm = share * whole
             given = shards(number, rank)
@@ -329,116 +362,85 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
             dist.barrier()
             with measure.step():
                 returned = clip(grads, max_norm)
-            factor = min(1.0, max_norm / whole)
-            wanted = [tensor * factor for tensor in everyone[rank]]
-            problem = ""
+            factor, problem = min(1.0, max_norm / whole), ""
             try:
                 returned = float(returned)
-                is_number = True
             except (TypeError, ValueError, RuntimeError):  # None, a text, a long tensor
-                is_number = False
-            if not (is_number and near(returned, whole)):
-                norms = [norm_of(part) for part in everyone]
-                error = abs(returned / whole - 1) if is_number else 1.0
-                looks = (
-                    "the function returned nothing"
-                    if returned is None
-                    else (
-                        f"the function returned {type(returned).__name__}"
-                        if not is_number
-                        else (
-                            "it is the norm of this rank's own shards"
-                            if near(returned, own)
-                            else (
-                                "it is the sum of the ranks' norms; norms do not add up, their squares do"
-                                if near(returned, sum(norms))
-                                else (
-                                    "it is the norm after clipping"
-                                    if near(returned, max_norm)
-                                    else (
-                                        "it is the mean over the ranks, not the sum"
-                                        if near(returned, whole / math.sqrt(n))
-                                        else (
-                                            f"it is off by {error:.1g} of it.{hint}"
-                                            if (hint := on_rank.rounding(error))
-                                            else f"it is {returned:.4g}"
-                                        )
-                                    )
-                                )
-                            )
-                        )
-                    )
-                )
-                problem = f"the norm must be that of the whole gradient, {whole:.4g}, and {looks}"
-            elif not close(given, wanted):
-                local = [tensor * min(1.0, max_norm / own) for tensor in everyone[rank]] if own else []
-                problem = (
-                    "other tensors were put into the list: scale those that are in it"
-                    if len(grads) == len(given) and close(grads, wanted)
-                    else (
-                        "the gradients are unchanged: scale them in place"
-                        + (
-                            ", by the norm of all, and not only where this rank's own is large"
-                            if own <= max_norm
-                            else ""
-                        )
-                        if all(map(torch.equal, given, everyone[rank]))
-                        else (
-                            "each rank has scaled by its own norm, so the gradient has another direction now"
-                            if close(given, local)
-                            else (
-                                "a gradient that is short enough must stay as it is"
-                                if factor == 1
-                                else "the gradients are scaled by another factor than max_norm / norm"
-                            )
-                        )
-                    )
-                )
+                pass
+            if not (isinstance(returned, float) and near(returned, whole)):
+                look = wrong_norm(returned, own, whole, norms, max_norm)
+                problem = f"the norm must be that of the whole gradient, {whole:.4g}, and {look}"
+            elif not close(given, [tensor * factor for tensor in everyone[rank]]):
+                problem = wrong_gradients(grads, given, everyone[rank], own, max_norm, factor)
             problems.append(problem)
         return problems
 
-    trial.__name__ = "your function"
     for ranks in (2, 3):
         job = judge.run(trial, clip, judge.seed, ranks=ranks)
-        wrong = next(
-            (
-                (CASES[number][0], rank, problem)
-                for number in range(len(CASES))
-                for rank, problems in enumerate(job.results)
-                if (problem := problems[number])
-            ),
-            None,
-        )
-        if wrong is None:
-            judge.demand(True, f"{ranks} ranks: the norm and the gradients are those of one process", "")
-        else:
-            judge.demand(False, "", f"{ranks} ranks, {wrong[0]}: on rank {wrong[1]} {wrong[2]}")
-        calls = (
-            job.comm[job.comm["op"] != "barrier"].groupby("rank").size().reindex(range(ranks), fill_value=0)
-        )
-        own = "sends and receives" if set(job.comm["op"]) & {"send", "recv"} else "collectives"
-        judge.demand(
-            calls.max() == 1,
-            f"{ranks} ranks: one collective",
-            f"{ranks} ranks: a rank calls {calls.max()} {own}, and one collective is needed: "
-            "each rank needs one number from the others.",
-        )
-        sent = (sent_bytes(job) - header_bytes(job)).max()
-        judge.demand(
-            sent <= 1000,
-            f"{ranks} ranks: no rank sends more than 1,000 bytes",
-            f"{ranks} ranks: a rank sends {sent:,.0f} bytes. To know a norm, nobody needs the gradients of"
-            " the others: add up the squares first.",
-        )
+        wrong = [
+            (CASES[number][0], rank, problems[number])
+            for number in range(len(CASES))
+            for rank, problems in enumerate(job.results)
+            if problems[number]
+        ]
+        judge.case = f"{ranks} ranks" + (f", {wrong[0][0]}" if wrong else "")
+        judge.demand("norm", f"on rank {wrong[0][1]} {wrong[0][2]}" if wrong else "")
+        judge.case = f"{ranks} ranks"
+        judge.look(job)
 
 
-@exercise
+FIRST, SECOND = 9, 10  # the steps that are saved; as text, the later one comes first
+NUMEL = 40_001
+
+
+def _written(job: Job) -> str:
+    """Where the system counts what a rank writes, to files and to other ranks."""
+    written, shard_bytes = [found["written"] for found in job.results], 8 * 3 * -(-NUMEL // 4)
+    most = max(written)
+    if most <= int(1.1 * shard_bytes) + 20_000:
+        return ""
+    advice = (
+        "A view is saved with the whole storage behind it: `clone()` it first."
+        if min(written) > 0.7 * most
+        else "The others wait for this rank, and it needs room for everything."
+    )
+    return (
+        f"rank {written.index(most)} writes {most / shard_bytes:.1f} times the bytes of its shard. {advice}"
+    )
+
+
+def _saves(job: Job) -> str:
+    if all(found["calls"] == 1 for found in job.results):
+        return ""
+    return (
+        "each rank must call torch.save once, for its own shard, and they called it"
+        f" {', '.join(str(found['calls']) for found in job.results)} times."
+    )
+
+
+def _complete(job: Job) -> str | None:
+    if _saves(job) or _written(job):
+        return None
+    return job.results[0]["unsafe"] and f"{job.results[0]['unsafe']}."
+
+
+@exercise(
+    saves=Demand("each rank calls torch.save once, for its own shard", _saves),
+    written=Demand("no rank writes more than 1.1 times its shard", _written),
+    complete=Demand(
+        "when `save` returns, the save is complete, and the shard as before", _complete, quiet=True
+    ),
+    loaded="saved by 4 ranks, loaded by 3: every element is right, to the last bit",
+    killed=(
+        f"rank 1 is killed while 4 ranks save step {SECOND}: 3 ranks load step {FIRST}, right to the last bit"
+    ),
+    again=f"they save step {SECOND} again: 2 ranks load it, right to the last bit",
+)
 def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
     """`save(root, step, shard, numel)` and `load(root, numel)`: each rank its own part, another number of
     ranks, and a kill in the middle.
     """
-    NUMEL, NAMES = 40_001, ("params", "exp_avg", "exp_avg_sq")
-    FIRST, SECOND = 9, 10  # as text, the later one comes first
+    NAMES = ("params", "exp_avg", "exp_avg_sq")
 
     def shard_of(step, rank, n, seed):
         """What a rank has at a step: views of longer tensors, as in training."""
@@ -522,7 +524,7 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             if name in given
         ):
             problem = "`save` changes the shard that it was given, and training needs it"
-        return {"calls": len(calls), "written": written, "problem": on_rank.first_problem(problem)}
+        return {"calls": len(calls), "written": written, "unsafe": on_rank.first_problem(problem)}
 
     def loading(load, root, wanted_step, seed):
         torch.set_default_device("cpu")
@@ -578,7 +580,6 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
 
     def loaded(ranks, function, *args):
         """The first problem on any rank, in words."""
-        function.__name__ = "your function"
         return next(
             (
                 f"on rank {rank}, {problem}"
@@ -590,22 +591,11 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             "",
         )
 
-    saving.__name__ = "your function"
     folder = Path(tempfile.mkdtemp(prefix="course_lib-check-"))
     root = folder / "root"
     root.mkdir()
     try:
-        first = judge.run(saving, save, root, FIRST, judge.seed, ranks=4)
-        alone = judge.demand(
-            all(found["calls"] == 1 for found in first.results),
-            "each rank calls torch.save once, for its own shard",
-            "each rank must call torch.save once, for its own shard, and they called it"
-            f" {', '.join(str(found['calls']) for found in first.results)} times.",
-        )
-        if not _judge_written(judge, first, 8 * 3 * -(-NUMEL // 4)) or not alone:
-            return
-        if problem := first.results[0]["problem"]:
-            judge.demand(False, "", f"{problem}.")
+        if not judge.look(judge.run(saving, save, root, FIRST, judge.seed, ranks=4)):
             return
         for killed, words in (  # noqa: B007  (told below)
             ("before", "before it had written anything"),
@@ -613,12 +603,9 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         ):
             try:
                 judge.run(saving, save, root, SECOND, judge.seed, killed, ranks=4)
-                judge.demand(
-                    False,
-                    "",
-                    "rank 1 was to be killed in the middle of its torch.save, and it did not call it.",
+                judge.refuse(
+                    "rank 1 was to be killed in the middle of its torch.save, and it did not call it."
                 )
-                return
             except RankError:  # rank 1 was killed
                 pass
             if killed == "before":
@@ -627,52 +614,26 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 after_kill = loaded(3, loading_then_saving, save, root, FIRST, SECOND)
             if after_kill:
                 break
+        plain = ""
         if after_kill:  # is it the kill, or does it fail without one?
             shutil.rmtree(root)
             root.mkdir()
             judge.run(saving, save, root, FIRST, judge.seed, ranks=4)
             plain = loaded(3, loading, root, FIRST)
-            if not judge.demand(
-                not plain,
-                "saved by 4 ranks, loaded by 3: every element is right, to the last bit",
-                f"saved by 4 ranks, loaded by 3: {plain}.",
-            ):
-                return
-        judge.demand(
-            not after_kill,
-            f"rank 1 is killed while 4 ranks save step {SECOND}: 3 ranks load step {FIRST}, right to the"
-            " last bit",
+        if not judge.demand("loaded", plain and f"saved by 4 ranks, loaded by 3: {plain}."):
+            return
+        why = (
             f"step {FIRST} was saved, and while step {SECOND} was saved rank 1 was killed {words}. Step"
             f" {FIRST} must be loaded now, but {after_kill}. A save must not touch the one before, and it"
-            " must not look complete before every rank has written.",
+            " must not look complete before every rank has written."
         )
-        if not after_kill:
+        if judge.demand("killed", why if after_kill else ""):
             again = loaded(2, loading, root, SECOND)
-            judge.demand(
-                not again,
-                f"they save step {SECOND} again: 2 ranks load it, right to the last bit",
+            why = (
                 f"then 3 ranks saved step {SECOND} again and 2 ranks loaded it, but {again}. Has the killed"
                 " save left files that are still there? And which step is the last one, as a number? (As"
-                f" text, {SECOND} comes before {FIRST}.)",
+                f" text, {SECOND} comes before {FIRST}.)"
             )
+            judge.demand("again", why if again else "")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _judge_written(judge: Judge, job, shard_bytes: int) -> bool:
-    """Demand that no rank has written (to files and to other ranks) much more than its shard, where the
-    system counts it.
-    """
-    written = [found["written"] for found in job.results]
-    most, limit = max(written), int(1.1 * shard_bytes) + 20_000
-    even = min(written) > 0.7 * most
-    advice = (
-        "A view is saved with the whole storage behind it: `clone()` it first."
-        if even
-        else "The others wait for this rank, and it needs room for everything."
-    )
-    return judge.demand(
-        most <= limit,
-        "no rank writes more than 1.1 times its shard",
-        f"rank {written.index(most)} writes {most / shard_bytes:.1f} times the bytes of its shard. {advice}",
-    )

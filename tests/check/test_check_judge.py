@@ -11,15 +11,19 @@ import numpy
 import pytest
 import torch
 
+from course_lib import check
 from course_lib.check import exercise
+from course_lib.check.judge import RUNS
 from course_lib.check.on_rank import plain, whole
+from course_lib.check.rubric import Demand
 
 
-@exercise
+@exercise(doubled="every number is doubled")
 def double(judge, answer):
     """`answer(number)` is asked in a process of its own, with little patience."""
     for number, found in zip((1, 2), judge.call(answer, [(1,), (2,)], timeout=PATIENCE_S)):
-        judge.demand(found == 2 * number, f"{number} is doubled", f"{number}: you say {found}")
+        why = f"{number}: you say {found}" if found != 2 * number else ""
+        judge.demand("doubled", why, f"{number} is doubled")
 
 
 def called_here(answer):
@@ -27,8 +31,9 @@ def called_here(answer):
     check's are in none of the learner's.
     """
     names = {}
-    exec("def called_here(judge, answer):\n    judge.demand(answer(1)['x'] == 1, 'right', 'wrong')", names)
-    return exercise(names["called_here"])(answer)
+    code = "def called_here(judge, answer):\n    judge.demand('one', '' if answer(1)['x'] == 1 else 'wrong')"
+    exec(code, names)
+    return exercise(one="it is one")(names["called_here"])(answer)
 
 
 PATIENCE_S = 60.0
@@ -138,12 +143,11 @@ def all_take_part(judge, answer):
         answer()
         torch.distributed.barrier()
 
-    trial.__name__ = "your function"
     judge.run(trial, ranks=3)
 """,
         names,
     )
-    return exercise(names["all_take_part"])(answer)
+    return exercise(takes_part="all take part")(names["all_take_part"])(answer)
 
 
 def rank_1_does_not():
@@ -159,6 +163,69 @@ def test_a_mistake_of_one_rank_is_told_as_that_and_not_by_the_checks_own_calls()
         and "barrier" not in said
     ), said
     assert "rank 0: waits in all_reduce of float32[2]\n      test_check_judge.py, line" in said
+
+
+@exercise(
+    number=Demand(
+        "the number of ranks", lambda job: "" if job.results == [job.ranks] * job.ranks else "wrong"
+    ),
+    quiet=Demand("and nothing is said of this", lambda job: "" if job.ranks > 1 else "too few", quiet=True),
+    later=Demand("of {n} ranks", lambda job: None if job.ranks == 2 else ""),
+    by_hand="judged by the check itself",
+)
+def count_ranks(judge, answer):
+    def trial(answer):
+        return answer() if answer() is not None else {"problem": "the answer returns nothing"}
+
+    for ranks in (2, 3):
+        judge.tried(f"{ranks} ranks", trial, answer, ranks=ranks, label="your count")
+    judge.case = ""
+    judge.demand("by_hand", "" if judge.met else "not here", "judged, and met")
+
+
+def test_demands_are_made_of_a_trial_case_by_case_and_each_note_has_its_key():
+    right = count_ranks(torch.distributed.get_world_size)
+    assert right and right.exercise == "count_ranks"
+    assert repr(right).splitlines() == [
+        "count ranks: solved",
+        "  yes  2 ranks: the number of ranks",
+        "  yes  3 ranks: the number of ranks",
+        "  yes  3 ranks: of 3 ranks",
+        "  yes  judged, and met",
+    ]
+    keys = ["number", "quiet", "number", "quiet", "later", "by_hand"]
+    assert [note.key for note in right.notes] == keys and all(note.met for note in right.notes)
+    wrong = count_ranks(lambda: 2)
+    assert [note.met for note in wrong.notes] == [True, True, False, True, True, False]
+    assert wrong.lines[1:] == ("no   3 ranks: wrong", "yes  3 ranks: of 3 ranks", "no   not here")
+
+
+def test_an_answer_that_cannot_be_judged_is_refused_and_nothing_else_is_said():
+    refused = count_ranks(lambda: None)
+    assert refused.lines == ("no   2 ranks: the answer returns nothing.",)
+    assert [(note.key, note.met) for note in refused.notes] == [(RUNS, False)]
+    fails = count_ranks(lambda: 1 / 0)
+    assert "your count failed on ranks 0 and 1" in repr(fails) and fails.notes[-1].key == RUNS
+
+
+def test_what_is_asked_for_can_be_read_before_the_first_try():
+    asked = check.demands("ring_all_reduce")
+    assert asked == check.demands(check.ring_all_reduce) and len(asked) == 3
+    assert repr(asked).splitlines()[0] == "ring all reduce asks for:"
+    assert repr(asked).splitlines()[2] == "  -  only sends and receives were used"
+    assert check.demands(count_ranks)[2] == "of n ranks"
+    with pytest.raises(ValueError, match="it must be one of 'ping_pong'"):
+        check.demands("ring")
+    with pytest.raises(TypeError, match="give it a check"):
+        check.demands(len)
+
+
+@pytest.mark.parametrize("name", check.EXERCISES)
+def test_every_exercise_says_what_it_asks_for_in_a_few_short_sentences(name):
+    asked = check.demands(name)
+    assert 2 <= len(asked) <= 8 and len(set(asked)) == len(asked)
+    assert all(sentence and len(sentence) <= 110 and "{" not in sentence for sentence in asked), asked
+    assert all(key.isidentifier() and key != RUNS for key in getattr(check, name).demands)
 
 
 def test_an_interrupt_of_a_check_is_heard():

@@ -1,13 +1,17 @@
 """The tests of a check. A test module says `from verdicts import *`, and lists cases; each begins with a
 check and the answer, or the list of answers, that it gets:
 
-    RIGHT      (check, answers)                   accepted, all of one check in the same words (an only one is
-    judged twice) UNTOUCHED  (check, answers)                   a stub: one calm line
-    WRONG      (check, answers, reasons, met)     refused, with each of `reasons` (one or a list); `met`:
-    words of a demand that is met all the same, or nothing PATIENCE   {name: seconds}                    how
-    long the check waits for what a wrong answer never does, where the reason does not depend on it HANGING
-    answers                            whose ranks wait for each other for ever; the check gets little
-    patience
+    RIGHT      (check, answers)
+        accepted, all demands met, in the same words for all answers of a check (an only one is judged twice)
+    UNTOUCHED  (check, answers)
+        a stub: one calm line, and what is asked for
+    WRONG      (check, answers, reasons, met)
+        refused, with each of `reasons` (one or a list), by demands of the exercise; `met`: words of one that
+        is met all the same, or nothing
+    PATIENCE   {name: seconds}
+        how long the check waits for what a wrong answer never does, where the reason does not depend on it
+    HANGING    answers
+        whose ranks wait for each other for ever; the check gets little patience
 """
 
 import functools
@@ -15,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from course_lib.check import judge
+from course_lib.check.judge import RUNS
 
 __all__ = [
     "pytest_generate_tests",
@@ -31,6 +36,7 @@ def test_right_answers_are_accepted(check, answers, like):
     verdict = check(*answers) if like else judged(check, answers)
     assert verdict, repr(verdict)
     assert not verdict.untouched and all(line.startswith("yes ") for line in verdict.lines)
+    assert {note.key for note in verdict.notes if note.met} == set(check.demands)
     assert not like or repr(verdict) == repr(judged(check, like)), (
         "a verdict that changes from run to run cannot be compared with a stored one"
     )
@@ -38,8 +44,11 @@ def test_right_answers_are_accepted(check, answers, like):
 
 def test_the_stub_gets_one_calm_line(check, stubs):
     verdict = check(*stubs)
-    assert verdict.untouched and not verdict and len(verdict.lines) == 1
-    assert "not attempted yet" in repr(verdict) and "\n" not in repr(verdict)
+    assert verdict.untouched and not verdict and not verdict.notes
+    calm, *asked = verdict.lines
+    assert "not attempted yet" in calm and "\n" not in calm
+    assert asked == [f"-  {sentence}" for sentence in judge.demands(check)] and 2 <= len(asked) <= 8
+    assert repr(verdict) == "\n  ".join(verdict.lines)
 
 
 def test_wrong_answers_are_refused_with_the_reason(check, answers, reasons, met, hangs, monkeypatch, request):
@@ -49,6 +58,8 @@ def test_wrong_answers_are_refused_with_the_reason(check, answers, reasons, met,
         monkeypatch.setattr(judge, "TIMEOUT_S", LITTLE_PATIENCE_S)
     verdict = judged(check, answers)
     assert not verdict and not verdict.untouched
+    assert {note.key for note in verdict.notes} <= {RUNS, *check.demands}
+    assert not all(note.met for note in verdict.notes)
     for reason in reasons:
         assert any(line.startswith("no ") and reason in line for line in verdict.lines), repr(verdict)
     assert not met or any(line.startswith("yes ") and met in line for line in verdict.lines), repr(verdict)

@@ -1,0 +1,150 @@
+"""What an exercise asks for, as data: demands, and the kinds of them that many exercises share.
+
+    @exercise(
+        output=values("the output is that of one process", "the output is not that of one process"),
+        calls=calls("one collective", lambda used: used.total() == 1, "you used {used}, and one is enough"),
+        bytes=sends("2(n-1)/n S", lambda job: ..., "rank {rank} sends {times:.2f} times 2(n-1)/n S."),
+        order="rank 0 sends first",             # words alone: the check judges it itself
+    )
+    def my_exercise(judge, answer): ...
+
+Each demand has a key, by which a class can count it, and words, which a learner can read before the first
+try.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from course_lib.check import on_rank
+from course_lib.check.counted import header_bytes, sent_bytes
+from course_lib.record import Job
+
+__all__ = ["Demand", "values", "it_is", "calls", "used", "sends"]
+
+ERROR_LIMIT = 1e-9  # relative, in float64: rounding stays a thousand times below it, and no mistake does
+BYTES_LIMIT = 1.02  # times what the textbook algorithm sends
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One thing that an exercise asks for.
+
+    Attributes:
+        words: it, in words: of the list that is shown before the first try, and of a verdict that finds it
+            met. "{n}" stands for the number of ranks.
+        missed: what a finished trial says of it: "" if it is met, what was found instead and helps if not,
+            None if this trial cannot tell. Without it, the check says so itself, by `Judge.demand`.
+        quiet: whether a verdict that finds it met says nothing of it.
+    """
+
+    words: str
+    missed: Callable[[Job], str | None] | None = None
+    quiet: bool = False
+
+
+def values(
+    words: str,
+    instead: str,
+    error: str = "error",
+    within: float = ERROR_LIMIT,
+    advice: str | Callable[[Job, float], str] | None = None,
+    after: str = "",
+) -> Demand:
+    """Every rank has the right numbers.
+
+    Args:
+        instead: what is said otherwise; the relative error follows.
+        error: under which key each rank of the trial returns it; an infinite one is no number.
+        within: the error must be smaller.
+        advice: what to look at, after that: words, or a function of the job and the error; if None, what the
+            wrong numbers look like (`it_is`).
+        after: the key of another error, which must be as small for this one to be judged.
+    """
+
+    def missed(job: Job) -> str | None:
+        if after and not _worst(job, after) < within:
+            return None
+        worst = _worst(job, error)
+        if worst < within:
+            return ""
+        if callable(advice):
+            hint = advice(job, worst)
+        elif advice:
+            hint = f" {advice}{on_rank.rounding(worst)}"
+        else:
+            hint = it_is(job) or on_rank.rounding(worst)
+        return f"{instead} (relative error {worst:.2g}).{hint}"
+
+    return Demand(words, missed)
+
+
+def it_is(job: Job, worst: float = 0.0) -> str:
+    """What the first rank with a guess says that its wrong numbers are, under "looks"."""
+    return next((f" It is {found['looks']}." for found in job.results if found["looks"]), "")
+
+
+def _worst(job: Job, error: str) -> float:
+    return max(found[error] for found in job.results)
+
+
+def calls(
+    words: str,
+    right: Callable[[Counter], bool],
+    instead: str,
+    none: str = "",
+    advice: dict[str, str] | None = None,
+) -> Demand:
+    """Every rank calls the right collectives in the traced step.
+
+    Args:
+        right: whether the calls of one rank are right: how often it calls each op, barriers left out.
+        instead: what is said otherwise; {count} and {used} are the calls of the first rank that is wrong,
+            {ops} how often it calls each op.
+        none: what is said if it calls nothing, if not that.
+        advice: for an op that was used, what to look at.
+    """
+
+    def missed(job: Job) -> str:
+        mine = job.comm[job.comm["op"] != "barrier"]
+        for rank in range(job.ranks):
+            ops = Counter(mine[mine["rank"] == rank]["op"])
+            if not right(ops):
+                if none and not ops:
+                    return none
+                hints = [f" {hint}" for op, hint in (advice or {}).items() if op in set(mine["op"])]
+                return instead.format(count=ops.total(), used=used(ops), ops=ops) + "".join(hints)
+        return ""
+
+    return Demand(words, missed)
+
+
+def used(ops: Counter) -> str:
+    """Calls in words: "2 all_reduce, 1 broadcast"."""
+    return ", ".join(f"{count} {op}" for op, count in ops.most_common()) or "no collective"
+
+
+def sends(
+    formula: str,
+    limit: Callable[[Job], float],
+    instead: str,
+    advice: Callable[[Job], str] | None = None,
+) -> Demand:
+    """No rank sends more in a step than a textbook algorithm, headers of messages apart.
+
+    Args:
+        formula: of what the algorithm sends, in words.
+        limit: the same in bytes.
+        instead: what is said otherwise: {rank} sends most, {sent} bytes, {times} times the {limit} bytes.
+        advice: what to look at, after that.
+    """
+
+    def missed(job: Job) -> str:
+        most, sent = limit(job), sent_bytes(job)
+        if (sent - header_bytes(job)).max() <= BYTES_LIMIT * most:
+            return ""
+        rank, its = int(sent.idxmax()), sent.max()
+        text = instead.format(rank=rank, sent=its, times=its / most, limit=most)
+        return text + (advice(job) if advice else "")
+
+    return Demand(f"no rank sends more than {BYTES_LIMIT} times {formula}", missed)
