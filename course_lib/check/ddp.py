@@ -13,7 +13,17 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, it_is, sends, used, values
+from course_lib.check.rubric import (
+    BYTES_LIMIT,
+    ERROR_LIMIT,
+    Demand,
+    at_most,
+    it_is,
+    largest,
+    sends,
+    used,
+    values,
+)
 from course_lib.datasets import digits
 from course_lib.models import MLP, TinyGPT
 from course_lib.record import Job
@@ -33,22 +43,10 @@ def _start(job: Job) -> str:
     )
 
 
-def _buffers(job: Job) -> str | None:
-    if _start(job):
-        return None
+def _buffers(job: Job) -> str:
     if all(found["buffers"] for found in job.results):
         return ""
     return "the parameters start equal, but a buffer does not. `module.buffers()` must be broadcast too."
-
-
-def _left_alone(job: Job) -> str:
-    if max(found["moved"] for found in job.results) < ERROR_LIMIT:
-        return ""
-    return (
-        "your wrapper changes the weights during forward or backward. It averages weights, and it should"
-        " average gradients: the hook gets the parameter, and the gradient is its `.grad`. (Averaged weights"
-        " equal averaged gradients for plain SGD only, and this is Adam.)"
-    )
 
 
 def _ring(job: Job) -> float:
@@ -109,8 +107,15 @@ ONE_SYNCHRONISATION = {
 
 @exercise(
     start=Demand("all ranks start with the weights of rank 0", _start),
-    buffers=Demand("and with its buffers", _buffers),
-    left_alone=Demand("forward and backward leave the weights alone", _left_alone),
+    buffers=Demand("and with its buffers", _buffers, after=("start",)),
+    left_alone=at_most(
+        "forward and backward leave the weights alone",
+        "moved",
+        ERROR_LIMIT,
+        "your wrapper changes the weights during forward or backward. It averages weights, and it should"
+        " average gradients: the hook gets the parameter, and the gradient is its `.grad`. (Averaged weights"
+        " equal averaged gradients for plain SGD only, and this is Adam.)",
+    ),
     gradient=values(
         "every gradient is that of the whole batch", "the gradient is not that of the whole batch", "gradient"
     ),
@@ -119,7 +124,7 @@ ONE_SYNCHRONISATION = {
         f"after {UPDATES} updates the weights are not those of one process",
         "weights",
         advice=it_is,
-        after="gradient",
+        after=("gradient",),
     ),
     **ONE_SYNCHRONISATION,
 )
@@ -267,13 +272,13 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
 
 def _updated(job: Job) -> str:
     first = job.results[0]
-    if max(found["error"] for found in job.results) < ERROR_LIMIT:
+    if largest(job, "error") < ERROR_LIMIT:
         return ""
     if len({found["sum"] for found in job.results}) > 1:
         return "the ranks have different weights: " + (
             "DDP decides in a forward what the next backward will do, so call each backward right after its"
             " forward."
-            if _most_waiting(job) > 1
+            if largest(job, "most_waiting") > 1
             else "their last backward must not be under `no_sync`, or nobody averages."
         )
     if first["first"] < ERROR_LIMIT:
@@ -306,23 +311,16 @@ def _forwards(job: Job) -> str:
     return next((f"the model ran {found['forwards']}." for found in job.results if found["forwards"]), "")
 
 
-def _most_waiting(job: Job) -> int:
-    return max(found["most_waiting"] for found in job.results)
-
-
-def _backwards(job: Job) -> str:
-    if _most_waiting(job) <= 1:
-        return ""
-    return (
-        f"{_most_waiting(job)} forwards wait for one backward, and the activations of all their micro-batches"
-        " are in memory at once. Call backward after each forward: gradients add up in `.grad`."
-    )
-
-
 @exercise(
     weights=Demand("the weights are those of one process", _updated),
     forwards=Demand("one forward per micro-batch", _forwards),
-    backwards=Demand("each backward follows its forward", _backwards),
+    backwards=at_most(
+        "each backward follows its forward",
+        "most_waiting",
+        1,
+        "{most} forwards wait for one backward, and the activations of all their micro-batches are in memory"
+        " at once. Call backward after each forward: gradients add up in `.grad`.",
+    ),
     **ONE_SYNCHRONISATION,
 )
 def one_synchronisation(judge: Judge, update: Callable) -> None:

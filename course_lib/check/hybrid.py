@@ -289,7 +289,7 @@ def _of_dp(job: Job) -> str:
         f"after {UPDATES} updates, the weights are not those of one process",
         "weights",
         advice=it_is,
-        after="gradient",
+        after=("gradient",),
     ),
     bytes=sends(
         "2(n-1)/n of its gradients",

@@ -116,7 +116,9 @@ class Judge:
 
     def __init__(self, exercise: str, demands: dict[str, Demand] | None = None):
         self.exercise, self.demands, self.case = exercise, demands or {}, ""
-        self.seed, self._notes = secrets.randbelow(2**31), []
+        self.seed = secrets.randbelow(2**31)
+        self._notes: list[Note] = []
+        self._met_now: dict[str, bool] = {}  # by key, since the last job
 
     @property
     def met(self) -> bool:
@@ -129,7 +131,7 @@ class Judge:
             missed: what was found instead, and helps; "" if it is met.
             said: what a verdict says of it where it is met, if not the words of the demand.
         """
-        demand = self.demands[key]
+        demand, self._met_now[key] = self.demands[key], not missed
         text = missed or ("" if demand.quiet else said or demand.words)
         self._notes.append(Note(key, not missed, f"{self.case}: {text}" if self.case and text else text))
         return not missed
@@ -148,7 +150,8 @@ class Judge:
         met = True
         for key in keys or self.demands:
             demand = self.demands[key]
-            missed = demand.missed(job) if demand.missed else None
+            told = demand.missed and all(self._met_now.get(other) for other in demand.after)
+            missed = demand.missed(job) if told else None
             if missed is not None:
                 met &= self.demand(key, missed, demand.words.format(n=job.ranks))
         return met
@@ -159,7 +162,7 @@ class Judge:
         If it fails, the answer is refused with the reason, which names the function by its `label`. The same
         if a rank returns a dict with a "problem": there is nothing then that could be judged.
         """
-        fn.__name__ = label
+        fn.__name__, self._met_now = label, {}
         try:
             job = run_quietly(fn, *args, **{"timeout": TIMEOUT_S} | options)
         except RankError as error:

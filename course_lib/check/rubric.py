@@ -20,7 +20,7 @@ from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.record import Job
 
-__all__ = ["Demand", "values", "it_is", "calls", "used", "sends"]
+__all__ = ["Demand", "values", "it_is", "largest", "at_most", "calls", "used", "sends"]
 
 ERROR_LIMIT = 1e-9  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02  # times what the textbook algorithm sends
@@ -35,11 +35,13 @@ class Demand:
             met. "{n}" stands for the number of ranks.
         missed: what a finished trial says of it: "" if it is met, what was found instead and helps if not,
             None if this trial cannot tell. Without it, the check says so itself, by `Judge.demand`.
+        after: keys of demands; this one is looked at only where these are met.
         quiet: whether a verdict that finds it met says nothing of it.
     """
 
     words: str
     missed: Callable[[Job], str | None] | None = None
+    after: tuple[str, ...] = ()
     quiet: bool = False
 
 
@@ -49,23 +51,20 @@ def values(
     error: str = "error",
     within: float = ERROR_LIMIT,
     advice: str | Callable[[Job, float], str] | None = None,
-    after: str = "",
+    after: tuple[str, ...] = (),
 ) -> Demand:
     """Every rank has the right numbers.
 
     Args:
         instead: what is said otherwise; the relative error follows.
-        error: under which key each rank of the trial returns it; an infinite one is no number.
+        error: under which key each rank of the trial returns it.
         within: the error must be smaller.
         advice: what to look at, after that: words, or a function of the job and the error; if None, what the
             wrong numbers look like (`it_is`).
-        after: the key of another error, which must be as small for this one to be judged.
     """
 
-    def missed(job: Job) -> str | None:
-        if after and not _worst(job, after) < within:
-            return None
-        worst = _worst(job, error)
+    def missed(job: Job) -> str:
+        worst = largest(job, error)
         if worst < within:
             return ""
         if callable(advice):
@@ -76,7 +75,7 @@ def values(
             hint = it_is(job) or on_rank.rounding(worst)
         return f"{instead} (relative error {worst:.2g}).{hint}"
 
-    return Demand(words, missed)
+    return Demand(words, missed, after)
 
 
 def it_is(job: Job, worst: float = 0.0) -> str:
@@ -84,8 +83,19 @@ def it_is(job: Job, worst: float = 0.0) -> str:
     return next((f" It is {found['looks']}." for found in job.results if found["looks"]), "")
 
 
-def _worst(job: Job, error: str) -> float:
-    return max(found[error] for found in job.results)
+def largest(job: Job, name: str):
+    """The largest of what the ranks of a trial return under a name."""
+    return max(found[name] for found in job.results)
+
+
+def at_most(words: str, name: str, limit: float, instead: str, after: tuple[str, ...] = ()) -> Demand:
+    """No rank returns more than `limit` under a name. Otherwise `instead` is said, where {most} is the most."""
+
+    def missed(job: Job) -> str:
+        most = largest(job, name)
+        return "" if most <= limit else instead.format(most=most)
+
+    return Demand(words, missed, after)
 
 
 def calls(

@@ -321,14 +321,14 @@ def _held(job: Job) -> str:
         "the gradient of the input is not that of one process",
         "x",
         advice="An all_reduce in backward is missing or too many: that is what f is for.",
-        after="output",
+        after=("output",),
     ),
     later=values(
         f"after {STEPS - 1} updates with SGD, it still is",
         f"after {STEPS - 1} updates with SGD, the output is not that of one process",
         "later",
         advice="So a weight or a bias has got a wrong gradient.",
-        after="output",
+        after=("output",),
     ),
     let_go=Demand("the whole weights are let go", _let_go),
     held=Demand("each rank holds 1/{n} of the weights, to the byte", _held),
@@ -427,8 +427,8 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
 
 
 def _small(job: Job) -> str:
-    calls = job.comm[job.comm["rank"] == 0]
-    sent = calls["algorithm_bytes"].sum() / (8 * TOKENS) if len(calls) else 0.0
+    mine = job.comm[job.comm["rank"] == 0]
+    sent = mine["algorithm_bytes"].sum() / (8 * TOKENS) if len(mine) else 0.0
     enough = theory.collective_bytes("all_reduce", 3, job.ranks)
     if sent <= BYTES_LIMIT * enough:
         return ""

@@ -418,9 +418,7 @@ def _saves(job: Job) -> str:
     )
 
 
-def _complete(job: Job) -> str | None:
-    if _saves(job) or _written(job):
-        return None
+def _complete(job: Job) -> str:
     return job.results[0]["unsafe"] and f"{job.results[0]['unsafe']}."
 
 
@@ -428,7 +426,10 @@ def _complete(job: Job) -> str | None:
     saves=Demand("each rank calls torch.save once, for its own shard", _saves),
     written=Demand("no rank writes more than 1.1 times its shard", _written),
     complete=Demand(
-        "when `save` returns, the save is complete, and the shard as before", _complete, quiet=True
+        "when `save` returns, the save is complete, and the shard as before",
+        _complete,
+        after=("saves", "written"),
+        quiet=True,
     ),
     loaded="saved by 4 ranks, loaded by 3: every element is right, to the last bit",
     killed=(

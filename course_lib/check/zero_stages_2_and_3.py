@@ -15,7 +15,7 @@ from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import sent_bytes
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, sends, values
+from course_lib.check.rubric import ERROR_LIMIT, Demand, at_most, it_is, largest, sends, values
 from course_lib.datasets import digits
 from course_lib.models import MLP
 from course_lib.record import Job
@@ -44,7 +44,7 @@ def _added_up(job: Job) -> str:
 
 def _freed(job: Job) -> str:
     """Backward has never held more than the shards and a few layers' gradients."""
-    layers = max(found["beyond"] for found in job.results) / job.results[0]["layer_bytes"]
+    layers = largest(job, "beyond") / job.results[0]["layer_bytes"]
     if any(found["left"] for found in job.results):
         return (
             "after backward the parameters still have a `.grad`: set it to None as soon as the chunk is in"
@@ -59,23 +59,19 @@ def _freed(job: Job) -> str:
     )
 
 
-def _hidden(freed: Callable[[Job], str | None]) -> Demand:
-    """The demand that nobody hides memory from torch; judged of an answer that has `freed` the rest."""
-
-    def missed(job: Job) -> str | None:
-        if freed(job) != "":
-            return None
-        most, P = max(found["unseen"] for found in job.results), job.results[0]["P"]
-        if most <= P / 4:
-            return ""
-        return (
-            f"a rank holds {most / P:.1f} P outside of torch (numpy arrays, Python's lists), which is memory"
-            " all the same."
-        )
-
-    return Demand(
-        "outside of torch (numpy arrays, Python's lists) it holds no more either", missed, quiet=True
+def _unseen(job: Job) -> str:
+    most, P = largest(job, "unseen"), job.results[0]["P"]
+    if most <= P / 4:
+        return ""
+    return (
+        f"a rank holds {most / P:.1f} P outside of torch (numpy arrays, Python's lists), which is memory all"
+        " the same."
     )
+
+
+def _nothing_hidden(*after: str) -> Demand:
+    words = "outside of torch (numpy arrays, Python's lists) it holds no more either"
+    return Demand(words, _unseen, after, quiet=True)
 
 
 def _as_a_ring(formula: str, limit: Callable[[Job], float]) -> Demand:
@@ -100,7 +96,7 @@ def _too_much(job: Job) -> str:
 @exercise(
     gradients=Demand("the gradients of one process, after one and after two micro-batches", _added_up),
     freed=Demand("backward holds the gradients of a few layers at most", _freed),
-    hidden=_hidden(_freed),
+    hidden=_nothing_hidden("freed"),
     bytes=_as_a_ring(
         "(n-1)/n P", lambda job: theory.collective_bytes("reduce_scatter", job.results[0]["P"], job.ranks)
     ),
@@ -226,12 +222,8 @@ def sharded_gradients(judge: Judge, answer: Callable) -> None:
             return
 
 
-def _most(job: Job, name: str):
-    return max(found[name] for found in job.results)
-
-
 def _at_rest(job: Job) -> str:
-    resting = _most(job, "resting")
+    resting = largest(job, "resting")
     if resting <= 3 / job.ranks * 1.1 + 0.1:  # a shard and two moments
         return ""
     why = (
@@ -246,39 +238,13 @@ def _at_rest(job: Job) -> str:
 
 
 def _two_layers(job: Job) -> str:
-    count, moment = _most(job, "alive")
+    count, moment = largest(job, "alive")
     if count <= 2:
         return ""
     direction = "forward" if moment.startswith("F") else "backward"
     return (
         f"{count} of {DEPTH} layers have their full parameters at once (at {moment}: {direction} of layer"
         f" {moment[1:]}). Gather a layer right before it works, and free it right after."
-    )
-
-
-def _in_forward(job: Job) -> str | None:
-    if _at_rest(job) or _two_layers(job):
-        return None
-    layers = _most(job, "in forward")
-    if layers <= 4.5:
-        return ""
-    return (
-        f"the layers look free, but during forward the allocator has given out the memory of {layers:.0f}"
-        " layers: somebody still holds it. An empty tensor in `p.data` does not free what autograd has"
-        " saved; empty the storage itself."
-    )
-
-
-def _in_backward(job: Job) -> str | None:
-    if _at_rest(job) or _two_layers(job):
-        return None
-    layers = _most(job, "in backward")
-    if layers <= 6.0:
-        return ""
-    return (
-        f"during backward the allocator has given out the memory of {layers:.0f} layers beyond the shards"
-        f" ({DEPTH} layers in all). Reduce the gradients of each layer, and free them, as soon as they are"
-        " complete."
     )
 
 
@@ -293,9 +259,25 @@ def _in_backward(job: Job) -> str | None:
     ),
     at_rest=Demand("between steps a rank holds shards and nothing else", _at_rest),
     two_layers=Demand("at most two layers have their full parameters", _two_layers),
-    in_forward=Demand("and the allocator agrees, in forward", _in_forward),
-    in_backward=Demand("and in backward, gradients included", _in_backward),
-    hidden=_hidden(lambda job: _in_forward(job) or _in_backward(job)),
+    in_forward=at_most(
+        "and the allocator agrees, in forward",
+        "in forward",
+        4.5,
+        "the layers look free, but during forward the allocator has given out the memory of {most:.0f}"
+        " layers: somebody still holds it. An empty tensor in `p.data` does not free what autograd has saved;"
+        " empty the storage itself.",
+        after=("at_rest", "two_layers"),
+    ),
+    in_backward=at_most(
+        "and in backward, gradients included",
+        "in backward",
+        6.0,
+        "during backward the allocator has given out the memory of {most:.0f} layers beyond the shards"
+        f" ({DEPTH} layers in all). Reduce the gradients of each layer, and free them, as soon as they are"
+        " complete.",
+        after=("at_rest", "two_layers"),
+    ),
+    hidden=_nothing_hidden("in_forward", "in_backward"),
     bytes=_as_a_ring("3(n-1)/n P", lambda job: theory.step_bytes("zero_3", job.results[0]["P"], job.ranks)),
 )
 def sharded_layers(judge: Judge, answer: Callable) -> None:
@@ -416,30 +398,22 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
             return
 
 
-def _written(job: Job) -> str:
-    written = _most(job, "written")
-    if written <= 1.2 / job.ranks:
-        return ""
-    return (
-        f"a rank writes (to files and to other ranks) {written * job.ranks:.1f} times its share of the bytes."
-        " Each rank must write its own part: no copy of the whole on one rank, and no whole on each."
-    )
-
-
-def _gathered(job: Job) -> str:
-    most = _most(job, "most")
-    if most <= 2 / job.ranks:
-        return ""
-    return (
-        f"while it saves, a rank takes new memory of {most:.2f} times the whole state; a share is"
-        f" {1 / job.ranks:.2f}. In stage 3 nobody has room for the whole: save the DTensors as they are."
-    )
-
-
 @exercise(
     there="the checkpoint is there",
-    written=Demand("every rank writes at most 1.2 times its share", _written),
-    gathered=Demand("and no rank gathers the whole state", _gathered),
+    written=at_most(
+        "every rank writes at most 1.2 times its share",
+        "written",
+        1.2,
+        "a rank writes (to files and to other ranks) {most:.1f} times its share of the bytes. Each rank must"
+        " write its own part: no copy of the whole on one rank, and no whole on each.",
+    ),
+    gathered=at_most(
+        "and no rank gathers the whole state",
+        "gathered",
+        2 / SAVED_RANKS,
+        "while it saves, a rank takes new memory of {most:.2f} times the whole state; a share is"
+        f" {1 / SAVED_RANKS:.2f}. In stage 3 nobody has room for the whole: save the DTensors as they are.",
+    ),
     resumed=f"saved on {SAVED_RANKS} ranks, it goes on on 2 and on 3 as if it had never stopped",
 )
 def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
@@ -481,7 +455,8 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         with alive.Allocations() as held:
             save(path, model, optimizer)
         total = 3 * 8 * sum(p.numel() for p in model.parameters())
-        found = {"written": (wire.written_bytes() - before) / total, "most": held.peak_bytes() / total}
+        written = (wire.written_bytes() - before) / (total / SAVED_RANKS)
+        found = {"written": written, "gathered": held.peak_bytes() / total}
         dist.barrier()
         return found | {"straight": steps(model, optimizer, 2, 4)}
 
@@ -514,7 +489,7 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             loaded = judge.run(
                 load_it, load, path, job.results[0]["straight"], ranks=ranks, label="your load"
             )
-            resumed = _most(loaded, "resumed")
+            resumed = largest(loaded, "resumed")
             why = (
                 "The model is as it was before: what was loaded never arrived in it"
                 if loaded.results[0]["unchanged"]
