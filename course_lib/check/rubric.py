@@ -89,7 +89,7 @@ def largest(job: Job, name: str):
 
 
 def at_most(words: str, name: str, limit: float, instead: str, after: tuple[str, ...] = ()) -> Demand:
-    """No rank returns more than `limit` under a name. Otherwise `instead` is said, where {most} is the most."""
+    """No rank returns more than `limit` under a name; else `instead` is said, where {most} is the most."""
 
     def missed(job: Job) -> str:
         most = largest(job, name)
@@ -108,7 +108,7 @@ def calls(
     """Every rank calls the right collectives in the traced step.
 
     Args:
-        right: whether the calls of one rank are right: how often it calls each op, barriers left out.
+        right: whether the calls of one rank are right, from how often it calls each op.
         instead: what is said otherwise; {count} and {used} are the calls of the first rank that is wrong,
             {ops} how often it calls each op.
         none: what is said if it calls nothing, if not that.
@@ -116,13 +116,12 @@ def calls(
     """
 
     def missed(job: Job) -> str:
-        mine = job.comm[job.comm["op"] != "barrier"]
         for rank in range(job.ranks):
-            ops = Counter(mine[mine["rank"] == rank]["op"])
+            ops = Counter(job.comm[job.comm["rank"] == rank]["op"])
             if not right(ops):
                 if none and not ops:
                     return none
-                hints = [f" {hint}" for op, hint in (advice or {}).items() if op in set(mine["op"])]
+                hints = [f" {hint}" for op, hint in (advice or {}).items() if op in set(job.comm["op"])]
                 return instead.format(count=ops.total(), used=used(ops), ops=ops) + "".join(hints)
         return ""
 

@@ -54,7 +54,7 @@ def _two_all_reduces(where: str, gathered: str) -> Demand:
     words = f"exactly two all_reduces, {where}"
     return calls(
         words,
-        lambda ops: ops == {"all_reduce": 2},
+        lambda ops: {op: ops[op] for op in ops if op != "barrier"} == {"all_reduce": 2},
         f"{words}; you used {{used}}.",
         advice={"all_gather": gathered},
     )

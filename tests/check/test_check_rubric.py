@@ -60,7 +60,6 @@ def test_values_with_advice_and_after_others():
     "ops, told",
     [
         (["all_reduce"], ""),
-        (["all_reduce", "barrier"], ""),
         ([], "nothing was called"),
         (["all_gather", "all_reduce"], "1 all_gather, 1 all_reduce: 2 are too many. It gathers."),
     ],
