@@ -171,6 +171,7 @@ def test_a_mistake_of_one_rank_is_told_as_that_and_not_by_the_checks_own_calls()
     ),
     quiet=Demand("and nothing is said of this", lambda job: "" if job.ranks > 1 else "too few", quiet=True),
     later=Demand("of {n} ranks", lambda job: None if job.ranks == 2 else ""),
+    then=Demand("and then", lambda job: "", after=("number",)),
     by_hand="judged by the check itself",
 )
 def count_ranks(judge, answer):
@@ -189,15 +190,17 @@ def test_demands_are_made_of_a_trial_case_by_case_and_each_note_has_its_key():
     assert repr(right).splitlines() == [
         "count ranks: solved",
         "  yes  2 ranks: the number of ranks",
+        "  yes  2 ranks: and then",
         "  yes  3 ranks: the number of ranks",
         "  yes  3 ranks: of 3 ranks",
+        "  yes  3 ranks: and then",
         "  yes  judged, and met",
     ]
-    keys = ["number", "quiet", "number", "quiet", "later", "by_hand"]
+    keys = ["number", "quiet", "then", "number", "quiet", "later", "then", "by_hand"]
     assert [note.key for note in right.notes] == keys and all(note.met for note in right.notes)
     wrong = count_ranks(lambda: 2)
-    assert [note.met for note in wrong.notes] == [True, True, False, True, True, False]
-    assert wrong.lines[1:] == ("no   3 ranks: wrong", "yes  3 ranks: of 3 ranks", "no   not here")
+    assert [note.met for note in wrong.notes] == [True, True, True, False, True, True, False]
+    assert wrong.lines[2:] == ("no   3 ranks: wrong", "yes  3 ranks: of 3 ranks", "no   not here")
 
 
 def test_an_answer_that_cannot_be_judged_is_refused_and_nothing_else_is_said():

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from course_lib import Job
-from course_lib.check.rubric import calls, it_is, sends, used, values
+from course_lib.check.rubric import at_most, calls, it_is, sends, used, values
 
 
 def job(results=(0, 0), ops=(), sent=(0, 0)) -> Job:
@@ -43,7 +43,7 @@ def test_values():
     assert demand.missed(numbers(float("inf"), 0.0)).startswith("it is not right (relative error inf)")
 
 
-def test_values_with_advice_and_after_others():
+def test_values_with_advice():
     advised = values("", "it is not right", advice="Divide by n.")
     assert advised.missed(numbers(0.25, 0.0)) == "it is not right (relative error 0.25). Divide by n."
     assert advised.missed(numbers(1e-7, 0)).startswith(
@@ -53,7 +53,13 @@ def test_values_with_advice_and_after_others():
     assert (
         only.missed(numbers(1e-6, 0)) == "" and only.missed(numbers(1e-4, 0)) == "no (relative error 0.0001)."
     )
-    assert values("", "no", after="other").missed(numbers(0.25, 0.25)) is None
+    assert values("", "no", "other", after=("error",)).after == ("error",)
+
+
+def test_at_most():
+    demand = at_most("few", "error", 2, "it holds {most:.1f} layers")
+    assert demand.missed(numbers(2, 1)) == "" and demand.missed(numbers(1, 2.5)) == "it holds 2.5 layers"
+    assert demand.missed(numbers(float("nan"), 1)) == "it holds nan layers"
 
 
 @pytest.mark.parametrize(
