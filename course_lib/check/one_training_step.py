@@ -289,7 +289,7 @@ def _by_reduce_scatter(job: Job) -> str:
     gradient=Demand("every rank has the gradient of the whole batch", _averaged),
     calls=calls(
         "at most 2 collectives",
-        lambda ops: 0 < ops.total() <= 2,
+        lambda ops: ops.total() <= 2,
         "a rank called {count} collectives ({used}); 2 are enough: put all gradients into one flat tensor.",
         none="no rank called a collective; 2 are enough: put all gradients into one flat tensor.",
     ),

@@ -111,16 +111,16 @@ def calls(
         right: whether the calls of one rank are right, from how often it calls each op.
         instead: what is said otherwise; {count} and {used} are the calls of the first rank that is wrong,
             {ops} how often it calls each op.
-        none: what is said if it calls nothing, if not that.
+        none: what is said if no rank calls any, if not that.
         advice: for an op that was used, what to look at.
     """
 
     def missed(job: Job) -> str:
+        if none and job.comm.empty:
+            return none
         for rank in range(job.ranks):
             ops = Counter(job.comm[job.comm["rank"] == rank]["op"])
             if not right(ops):
-                if none and not ops:
-                    return none
                 hints = [f" {hint}" for op, hint in (advice or {}).items() if op in set(job.comm["op"])]
                 return instead.format(count=ops.total(), used=used(ops), ops=ops) + "".join(hints)
         return ""
