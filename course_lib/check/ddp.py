@@ -117,13 +117,15 @@ ONE_SYNCHRONISATION = {
         " equal averaged gradients for plain SGD only, and this is Adam.)",
     ),
     gradient=values(
-        "every gradient is that of the whole batch", "the gradient is not that of the whole batch", "gradient"
+        "every gradient is that of the whole batch",
+        "the gradient is not that of the whole batch (relative error {error:.2g}).",
+        "gradient",
     ),
     weights=values(
         f"after {UPDATES} updates with Adam, the weights are those of one process",
-        f"after {UPDATES} updates the weights are not those of one process",
+        f"after {UPDATES} updates the weights are not those of one process (relative error {{error:.2g}}).",
         "weights",
-        advice=it_is,
+        advice=lambda job, error: it_is(job),
         after=("gradient",),
     ),
     **ONE_SYNCHRONISATION,

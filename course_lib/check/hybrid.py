@@ -282,13 +282,15 @@ def _of_dp(job: Job) -> str:
 @exercise(
     groups=Demand("every collective is within a group of dp", _of_dp),
     gradient=values(
-        "every gradient is that of the whole batch", "the gradient is not that of the whole batch", "gradient"
+        "every gradient is that of the whole batch",
+        "the gradient is not that of the whole batch (relative error {error:.2g}).",
+        "gradient",
     ),
     weights=values(
         f"after {UPDATES} updates, the weights are those of one process",
-        f"after {UPDATES} updates, the weights are not those of one process",
+        f"after {UPDATES} updates, the weights are not those of one process (relative error {{error:.2g}}).",
         "weights",
-        advice=it_is,
+        advice=lambda job, error: it_is(job),
         after=("gradient",),
     ),
     bytes=sends(

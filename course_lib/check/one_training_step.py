@@ -204,9 +204,9 @@ def _forwards(job: Job) -> str:
 @exercise(
     gradient=values(
         "the gradient is that of the whole batch",
-        "the gradient is not that of the whole batch",
+        "the gradient is not that of the whole batch (relative error {error:.2g}).",
         within=RELATIVE_ERROR,
-        advice=it_is,
+        advice=lambda job, error: it_is(job),
     ),
     activations=Demand("never more activations than the largest micro-batch needs", _held),
     forwards=Demand("one forward per micro-batch", _forwards),

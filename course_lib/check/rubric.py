@@ -1,8 +1,8 @@
 """What an exercise asks for, as data: demands, and the kinds of them that many exercises share.
 
     @exercise(
-        output=values("the output is that of one process", "the output is not that of one process"),
-        calls=calls("one collective", lambda used: used.total() == 1, "you used {used}, and one is enough"),
+        output=values("the output is right", "the output is not right (relative error {error:.2g})."),
+        calls=calls("one collective", lambda ops: ops.total() == 1, "you used {used}, and one is enough"),
         bytes=sends("2(n-1)/n S", lambda job: ..., "rank {rank} sends {times:.2f} times 2(n-1)/n S."),
         order="rank 0 sends first",             # words alone: the check judges it itself
     )
@@ -56,7 +56,7 @@ def values(
     """Every rank has the right numbers.
 
     Args:
-        instead: what is said otherwise; the relative error follows.
+        instead: what is said otherwise; {error} is the largest relative error.
         error: under which key each rank of the trial returns it.
         within: the error must be smaller.
         advice: what to look at, after that: words, or a function of the job and the error; if None, what the
@@ -73,14 +73,14 @@ def values(
             hint = f" {advice}{on_rank.rounding(worst)}"
         else:
             hint = it_is(job) or on_rank.rounding(worst)
-        return f"{instead} (relative error {worst:.2g}).{hint}"
+        return instead.format(error=worst) + hint
 
     return Demand(words, missed, after)
 
 
-def it_is(job: Job, worst: float = 0.0) -> str:
+def it_is(job: Job, begin: str = "It is") -> str:
     """What the first rank with a guess says that its wrong numbers are, under "looks"."""
-    return next((f" It is {found['looks']}." for found in job.results if found["looks"]), "")
+    return next((f" {begin} {found['looks']}." for found in job.results if found["looks"]), "")
 
 
 def largest(job: Job, name: str):

@@ -312,20 +312,21 @@ def _held(job: Job) -> str:
 @exercise(
     output=values(
         "the output is that of one process",
-        "the output is not that of one process",
+        "the output is not that of one process (relative error {error:.2g}).",
         "output",
         advice="Cut the first weight by columns, the second by rows, and add the second bias once, after g.",
     ),
     input_grad=values(
         "the gradient of the input is that of one process",
-        "the gradient of the input is not that of one process",
+        "the gradient of the input is not that of one process (relative error {error:.2g}).",
         "x",
         advice="An all_reduce in backward is missing or too many: that is what f is for.",
         after=("output",),
     ),
     later=values(
         f"after {STEPS - 1} updates with SGD, it still is",
-        f"after {STEPS - 1} updates with SGD, the output is not that of one process",
+        f"after {STEPS - 1} updates with SGD, the output is not that of one process (relative error"
+        " {error:.2g}).",
         "later",
         advice="So a weight or a bias has got a wrong gradient.",
         after=("output",),

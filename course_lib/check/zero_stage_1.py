@@ -28,14 +28,14 @@ UPDATES = 4
 
 def _wrong_weights(job: Job, error: float) -> str:
     """What to look at if the weights are wrong."""
-    results = job.results
+    results, looks = job.results, it_is(job, "They are")
     if any(found["unmoved"] for found in results):
         return " They have not changed at all: does the update reach the model's own parameters?"
     if any(found["old"] for found in results):
         return " After `zero_grad` the old gradients are still there, and the next backward adds to them."
     if not all(torch.equal(found["final"], results[0]["final"]) for found in results):
-        return f" And the ranks do not agree: the new weights of each rank must reach all others.{it_is(job)}"
-    if hint := it_is(job) or on_rank.rounding(error):
+        return f" And the ranks do not agree: the new weights of each rank must reach all others.{looks}"
+    if hint := looks or on_rank.rounding(error):
         return hint
     if (share := float(sent_bytes(job).max()) / _two_rings(job)) < 0.75:
         return (
@@ -91,7 +91,7 @@ def _too_much(job: Job) -> str:
 @exercise(
     weights=values(
         f"after {UPDATES} updates, the weights are those of one process",
-        f"after {UPDATES} updates the weights are not those of one process",
+        f"after {UPDATES} updates the weights are not those of one process (relative error {{error:.2g}}).",
         advice=_wrong_weights,
     ),
     kept=Demand("no rank keeps more than the two moments of 1/{n}", _kept),

@@ -33,7 +33,7 @@ def numbers(*errors, looks=""):
 
 
 def test_values():
-    demand = values("it is right", "it is not right")
+    demand = values("it is right", "it is not right (relative error {error:.2g}).")
     assert demand.missed(numbers(0.0, 1e-10)) == ""
     assert demand.missed(numbers(0.0, 0.25)) == "it is not right (relative error 0.25)."
     assert demand.missed(numbers(0.0, 0.25, looks="the sum")) == (
@@ -44,15 +44,14 @@ def test_values():
 
 
 def test_values_with_advice():
-    advised = values("", "it is not right", advice="Divide by n.")
+    advised = values("", "it is not right (relative error {error:.2g}).", advice="Divide by n.")
     assert advised.missed(numbers(0.25, 0.0)) == "it is not right (relative error 0.25). Divide by n."
     assert advised.missed(numbers(1e-7, 0)).startswith(
         "it is not right (relative error 1e-07). Divide by n. An"
     )
-    only = values("", "no", within=1e-5, advice=it_is)
-    assert (
-        only.missed(numbers(1e-6, 0)) == "" and only.missed(numbers(1e-4, 0)) == "no (relative error 0.0001)."
-    )
+    only = values("", "no.", within=1e-5, advice=lambda job, error: it_is(job, "They are"))
+    assert only.missed(numbers(1e-6, 0)) == "" and only.missed(numbers(1e-4, 0)) == "no."
+    assert only.missed(numbers(1e-4, 0, looks="sums")) == "no. They are sums."
     assert values("", "no", "other", after=("error",)).after == ("error",)
 
 
