@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from course_lib import torch_internals
 from course_lib.mini.ddp import refusals as refuse
 
 __all__ = ["Everyday"]
@@ -37,7 +38,7 @@ class Everyday(nn.Module):
         owners = {
             getattr(hook, "__self__", None)
             for parameter in parameters
-            for hook in (parameter._post_accumulate_grad_hooks or {}).values()
+            for hook in torch_internals.hooks_after_gradient(parameter)
         }
         for older in owners:
             if isinstance(older, Everyday):
@@ -59,10 +60,12 @@ class Everyday(nn.Module):
         backward has an end of its own.
         """
         if self._sync:
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+            torch_internals.when_backward_ends(self._finish)
             if not self._in_backward:
                 self._in_backward = True
-                self._versions = {parameter: parameter._version for parameter in self._bucket_of}
+                self._versions = {
+                    parameter: torch_internals.version_of(parameter) for parameter in self._bucket_of
+                }
 
     def _absent(self) -> list[nn.Parameter]:
         """The parameters whose gradient has not arrived in this backward."""

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from course_lib import torch_internals
+
 if TYPE_CHECKING:
     from course_lib.mini.ddp.buckets import Bucket
 
@@ -98,7 +100,7 @@ def touched_parameters(
         for bucket in buckets
         for parameter, view in bucket.views.items()
         if parameter not in bucket.missing
-        and (parameter.grad is not view or parameter._version != versions[parameter])
+        and (parameter.grad is not view or torch_internals.version_of(parameter) != versions[parameter])
     ]:
         raise RuntimeError(
             f"{_names(module, touched)} changed, or lost its gradient, within backward, before gradients were"

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from course_lib import torch_internals
 from course_lib.mini.pipeline.schedules import Instruction, Schedule, heir_of, source_of, with_stages
 
 __all__ = ["Post", "Arrived"]
@@ -39,7 +40,7 @@ class Post:
         ]
         self._own, self._rank, self._size = lists[rank], rank, len(lists)
         self._num_stages, self._device = num_stages, device
-        self._nccl = device.type == "cuda" and "nccl" in str(dist.get_backend_config(group))
+        self._nccl = device.type == "cuda" and torch_internals.uses_nccl(group)
         self._position = {
             instruction: index for instructions in lists for index, instruction in enumerate(instructions)
         }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from torch import Tensor
 
+from course_lib import torch_internals
 from course_lib.arguments import dense
 
 __all__ = ["flat_of", "chunks_of", "write_back"]
@@ -16,7 +17,7 @@ def flat_of(tensor: Tensor, group: Group) -> Tensor:
     """The tensor as [numel] in memory that can be sent: its own if it is contiguous, else a copy. (gloo sends
     from the CPU's memory only.)
     """
-    if tensor.is_cuda and "nccl" not in str(dist.get_backend_config(group)):
+    if tensor.is_cuda and not torch_internals.uses_nccl(group):
         tensor = tensor.cpu()
     return tensor.contiguous().view(-1)
 

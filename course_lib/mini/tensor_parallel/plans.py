@@ -52,7 +52,7 @@ def plan_of(model: nn.Module) -> dict[str, str]:
     if isinstance(model, nn.Sequential):
         return _plan_of_pairs(model)
     if isinstance(model, nn.ModuleList):
-        return dict.fromkeys(model._modules, "parts")
+        return dict.fromkeys((name for name, _ in _children(model)), "parts")
     plan = refuse.other_models(model).tensor_parallel_plan
     named = {name.partition(".")[0] for name in plan}
     for name, part in model.named_children():
@@ -66,8 +66,7 @@ def _plan_of_pairs(layers: nn.Sequential) -> dict[str, str]:
     refuse.other_than_plain("layers", layers, nn.Sequential)
     refuse.odd(sum(isinstance(layer, nn.Linear) for layer in layers))
     plan, inside = {}, False
-    # named_children() would leave out an activation that stands there twice
-    for name, layer in layers._modules.items():
+    for name, layer in _children(layers):
         if isinstance(layer, nn.Linear):
             plan[name] = "row" if inside else "column"
             inside = not inside
@@ -78,3 +77,9 @@ def _plan_of_pairs(layers: nn.Sequential) -> dict[str, str]:
         elif not isinstance(layer, ELEMENTWISE):
             refuse.other_layers(layer, inside, ELEMENTWISE)
     return plan
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """As named_children(), with an activation that stands there twice in both places."""
+    named = module.named_modules(remove_duplicate=False)
+    return [(name, child) for name, child in named if name and "." not in name]

@@ -1,8 +1,8 @@
 """A parameter in stage 3 while it is not whole."""
 
-import torch
 from torch import Tensor, nn
 
+from course_lib import torch_internals
 from course_lib.mini.zero.gradients import LOOKS
 
 __all__ = ["Away"]
@@ -24,7 +24,7 @@ class Away(nn.Parameter):
             "register_hook",
             "register_post_accumulate_grad_hook",
         }:
-            with torch._C.DisableTorchFunctionSubclass():
+            with torch_internals.without_subclass():
                 return function(*args, **(kwargs or {}))
         raise RuntimeError(
             f"{name} on a parameter that is not whole now: in stage 3 it is while the forward of its module,"

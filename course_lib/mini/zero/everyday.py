@@ -82,7 +82,7 @@ class Everyday(torch.optim.Optimizer):
         whole = self.units if self.stage == 3 else []
         for unit in whole:
             unit.gather()
-            del unit.module._parameters[unit.key]
+            delattr(unit.module, unit.key)
         self._hooks.all_gathered = bool(whole)
         try:
             yield

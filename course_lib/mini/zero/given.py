@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from course_lib import torch_internals
 from course_lib.arguments import function, instance
 
 __all__ = ["one_to_three", "units_and_groups", "ELEMENTWISE"]
@@ -110,7 +111,7 @@ def _param_groups(model: nn.Module, params) -> list[dict]:
         )
     if not any(parameter.requires_grad for parameter in given):
         raise ValueError("model: it has no parameter that learns.")
-    if any(parameter._post_accumulate_grad_hooks for parameter in given):
+    if any(torch_internals.hooks_after_gradient(parameter) for parameter in given):
         raise ValueError(
             "model: its gradients have hooks already, from another `shard`, say, or from DDP: make the model"
             " anew and wrap it once."

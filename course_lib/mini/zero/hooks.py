@@ -5,12 +5,13 @@
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
-from torch.utils._pytree import tree_leaves
 
+from course_lib import torch_internals
 from course_lib.mini.zero import refusals as refuse
 from course_lib.mini.zero.gradients import dropped, show, take_back
 from course_lib.mini.zero.saved import Saved
 from course_lib.mini.zero.unit import Unit
+from course_lib.torch_internals import tree_leaves
 
 __all__ = ["Hooks"]
 
@@ -53,7 +54,7 @@ class Hooks:
         """Ask autograd for a call when this backward ends."""
         if not self.in_backward:
             self.in_backward = True
-            torch.autograd.Variable._execution_engine.queue_callback(self.finish)
+            torch_internals.when_backward_ends(self.finish)
             self.notice_dropped()
 
     def finish(self) -> None:
