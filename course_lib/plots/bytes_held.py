@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from course_lib.plots.styles import COLORS, INK, NORMAL, OUTLINE, PAPER, SMALL, legend, panel
 from course_lib.plots.traced import require_trace, times_theory
 from course_lib.plots.units import Unit
-from course_lib.record import Job
+from course_lib.record import Job, held
 
 __all__ = ["memory"]
 
@@ -29,10 +29,10 @@ def memory(
             Categories: params, grads, optimizer_states, buffers, activations, other.
     """
     require_trace(job)
-    held = _held(job)
-    present = _categories_to_draw(job, held)
+    present = _categories_to_draw(job)
+    table = held(job)
     predicted = _theory_table(theory, job.ranks)
-    total, x = held[present].sum(axis=1).to_numpy(), np.arange(job.ranks)
+    total, x = table[present].sum(axis=1).to_numpy(), np.arange(job.ranks)
     outline = None if predicted is None else predicted.sum(axis=1).to_numpy()
     heights = total if outline is None else np.maximum(total, outline)
     top = heights.max()
@@ -43,10 +43,10 @@ def memory(
     bottom = np.zeros(job.ranks)
     for category in present:
         look = {"color": COLORS[category], "edgecolor": PAPER, "linewidth": 0.6, "label": category}
-        ax.bar(x, held[category], 0.6, bottom=bottom, **look)
-        bottom = bottom + held[category].to_numpy()
+        ax.bar(x, table[category], 0.6, bottom=bottom, **look)
+        bottom = bottom + table[category].to_numpy()
     if predicted is not None:
-        covered = held.reindex(columns=predicted.columns, fill_value=0).to_numpy().sum()
+        covered = table.reindex(columns=predicted.columns, fill_value=0).to_numpy().sum()
         label = f"theory\nmeasured: {times_theory(covered, outline)}"
         ax.bar(x, outline, 0.74, **OUTLINE, zorder=3, label=label)
         for level in predicted.cumsum(axis=1).iloc[:, :-1].to_numpy().T:
@@ -56,7 +56,7 @@ def memory(
     for rank, height in enumerate(heights):
         fontsize = SMALL if job.ranks <= 8 else 6.5
         ax.annotate(write(total[rank]), (rank, height), xytext=(0, 4), fontsize=fontsize, **style)
-    top, peak_note = _draw_peak(ax, job, held, x, top)
+    top, peak_note = _draw_peak(ax, job, table, x, top)
     ax.set_xlabel("rank" + peak_note, fontsize=NORMAL, color=INK)
     ax.set_ylim(0, top * 1.12)
     ax.set_xlim(-0.75 - max(0, 3 - job.ranks) * 0.4, job.ranks - 0.25 + max(0, 3 - job.ranks) * 0.4)
@@ -66,19 +66,13 @@ def memory(
     return ax
 
 
-def _held(job: Job) -> pd.DataFrame:
-    """Bytes: one row per rank, one column per category."""
-    table = job.memory.pivot_table(index="rank", columns="category", values="bytes", aggfunc="sum")
-    return table.reindex(range(job.ranks)).fillna(0)
-
-
 def _not_counted(job: Job) -> dict[str, str]:
     return {layer: job.absent[layer] for layer in ("model states", "activations") if layer in job.absent}
 
 
-def _categories_to_draw(job: Job, held: pd.DataFrame) -> list[str]:
-    present = [category for category in _CATEGORIES if category in held and held[category].any()]
-    if present:
+def _categories_to_draw(job: Job) -> list[str]:
+    counted = set(job.memory.loc[job.memory["bytes"] > 0, "category"])
+    if present := [category for category in _CATEGORIES if category in counted]:
         return present
     if unknown := _not_counted(job):
         raise ValueError(f"{job.label} could not count its memory: {'; '.join(unknown.values())}.")
@@ -106,14 +100,14 @@ def _theory_table(theory, ranks: int) -> pd.DataFrame | None:
     return table[[category for category in _CATEGORIES if category in table]]
 
 
-def _draw_peak(ax: Axes, job: Job, held: pd.DataFrame, x: np.ndarray, top: float) -> tuple[float, str]:
+def _draw_peak(ax: Axes, job: Job, table: pd.DataFrame, x: np.ndarray, top: float) -> tuple[float, str]:
     """Draw the peak if it is near, else put it into words, so that it does not ruin the scale.
 
     Returns the top of what is drawn, and the words.
     """
-    if "peak" not in held or not held["peak"].any():
+    if "peak" not in table or not table["peak"].any():
         return top, ""
-    peak = held["peak"].to_numpy()
+    peak = table["peak"].to_numpy()
     if peak.max() <= 2 * top:
         ax.hlines(peak, x - 0.3, x + 0.3, color=COLORS["wire"], linewidth=2.5, label="peak")
         return max(top, peak.max()), ""

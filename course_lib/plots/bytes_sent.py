@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from course_lib.plots.styles import COLORS, INK, NORMAL, PAPER, SMALL, SOFT, legend, panel
 from course_lib.plots.traced import require_trace, times_theory
 from course_lib.plots.units import Unit
-from course_lib.record import Job
+from course_lib.record import Job, sent
 
 __all__ = ["communication"]
 
@@ -86,17 +86,10 @@ def _by_op(job: Job, column: str) -> pd.DataFrame:
 
 
 def _wire(job: Job) -> pd.DataFrame | None:
-    steps = job.steps[job.steps["phase"] != "warm-up"].dropna(subset="wire_bytes")
-    if "wire bytes" in job.absent or steps.empty:
+    """Bytes that the operating system counted, if it did: one row per rank."""
+    if "wire bytes" in job.absent or job.steps["wire_bytes"].isna().all():
         return None
-    return (
-        steps.groupby("rank")["wire_bytes"]
-        .median()
-        .astype(float)
-        .reindex(range(job.ranks))
-        .fillna(0)
-        .to_frame("wire")
-    )
+    return sent(job).to_frame("wire")
 
 
 def _calls(job: Job, op: str) -> str:
