@@ -50,7 +50,7 @@ lint: env
 test: lint
 	$(PY) -m pytest -n 4 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks
 
-# Without the notebooks, and without the files that tests/conftest.py calls slow.
+# Without the notebooks, and without what tests/conftest.py calls slow.
 test-quick: lint
 	$(PY) -m pytest -n 3 --dist loadscope -m "not slow" tests
 

@@ -26,21 +26,27 @@ def kernel_manager(**options) -> KernelManager:
 
 nbval.kernel.KernelManager = kernel_manager
 
-# What `make test-quick` leaves out: files that take long beside what they find first; and of the tests of
-# checks, all but the stub and the first right answer.
+# What `make test-quick` leaves out: files and tests that take long beside what they find first.
 SLOW = {
+    "test_alive.py",
     "test_demo.py",
     "test_execute_notebooks.py",
     "test_faults.py",
     "test_fuzz.py",
     "test_kernel.py",
     "test_mini_zero_everyday.py",
+    "test_timeline.py",
+    "test_a_soak_leaves_nothing_behind",
+    "test_an_answer_that_waits_for_nobody_is_not_asked_whether_it_waits",
+    "test_correct_training_stays_correct_and_what_cannot_be_measured_is_absent",
+    "test_right_answers_are_accepted",
+    "test_ten_steps_equal_one_process",
+    "test_the_bubble_is_that_of_theory",
+    "test_wrong_answers_are_refused_with_the_reason",
 }
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        case = item.callspec.params if hasattr(item, "callspec") else {}
-        other_answer = case.get("like") not in (None, case.get("answers"))
-        if item.path.name in SLOW or other_answer or "test_wrong_answers" in item.name:
+        if {item.path.name, getattr(item, "originalname", "")} & SLOW:
             item.add_marker(pytest.mark.slow)
