@@ -16,6 +16,7 @@ CALL_HEADER_BYTES = 600  # of a collective, for each other rank of its group; me
 def sent_bytes(job: Job) -> pd.Series:
     """The most that each rank sent in a step after the warm-up; 0 if there was none.
 
+    The most, and not the median of `record.sent`: an answer could spare in one step what it sends in another.
     On the wire where the system counts it (what gloo really sends, whatever the textbook says); elsewhere by
     the algorithms of the traced step.
     """

@@ -13,7 +13,7 @@ from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import Demand, calls, it_is, sends, values
 from course_lib.datasets import digits
 from course_lib.models import CNN, MLP, TinyGPT
-from course_lib.record import Job
+from course_lib.record import Job, held
 
 __all__ = ["memory_ledger", "uneven_accumulation", "weighted_average"]
 
@@ -181,12 +181,11 @@ def _difference(expected: dict, found) -> str:
 
 
 def _held(job: Job) -> str:
-    held = int(job.memory.set_index("category")["bytes"]["activations"])
-    largest = job.results[0]["largest_bytes"]
-    if held <= ACTIVATIONS_LIMIT * largest:
+    most, largest = int(held(job)["activations"].max()), job.results[0]["largest_bytes"]
+    if most <= ACTIVATIONS_LIMIT * largest:
         return ""
     return (
-        f"at its peak your step held {held:,} bytes of activations, {held / largest:.1f} times those of the"
+        f"at its peak your step held {most:,} bytes of activations, {most / largest:.1f} times those of the"
         " largest micro-batch. Call backward for one micro-batch before the forward of the next."
     )
 

@@ -14,7 +14,7 @@ from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, calls, sends, used, values
-from course_lib.record import Job
+from course_lib.record import Job, held
 
 __all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
 
@@ -280,13 +280,12 @@ def _enough_bytes(job: Job) -> tuple[int, int, int]:
     """Bytes of parameters: what a rank holds at most, what it may hold, and all that are cut."""
     h = HIDDEN
     cut, bias = 8 * (4 * h * h + 4 * h + 4 * h * h), 8 * h
-    held = int(job.memory[job.memory["category"] == "params"]["bytes"].max())
-    return held, cut // job.ranks + bias, cut
+    return int(held(job)["params"].max()), cut // job.ranks + bias, cut
 
 
 def _let_go(job: Job) -> str:
-    held, allowed, _ = _enough_bytes(job)
-    if held > allowed or not any(found["kept"] for found in job.results):
+    most, allowed, _ = _enough_bytes(job)
+    if most > allowed or not any(found["kept"] for found in job.results):
         return ""
     return (
         "your module's parameters are small, but it keeps a whole weight, or a copy of one, in another place."
@@ -295,14 +294,14 @@ def _let_go(job: Job) -> str:
 
 def _held(job: Job) -> str:
     """By storages: 1/n of everything but the second bias."""
-    held, allowed, cut = _enough_bytes(job)
-    if held <= allowed:
+    most, allowed, cut = _enough_bytes(job)
+    if most <= allowed:
         return ""
     why = (
-        f"a rank holds {held:,} bytes of parameters, {held / allowed:.2f} times (weights / {job.ranks} + the"
+        f"a rank holds {most:,} bytes of parameters, {most / allowed:.2f} times (weights / {job.ranks} + the"
         f" second bias) = {allowed:,}"
     )
-    if held >= cut:
+    if most >= cut:
         why += ". All weights are on every rank"
     if any(found["views"] for found in job.results):
         why += ": a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"
