@@ -52,7 +52,7 @@ test: lint
 
 # Without the notebooks, and without what tests/conftest.py calls slow.
 test-quick: lint
-	$(PY) -m pytest -n 3 --dist loadscope -m "not slow" tests
+	$(PY) -m pytest -n 4 --dist loadscope -m "not slow" tests
 
 demo: env
 	$(PY) -m course_lib.demo

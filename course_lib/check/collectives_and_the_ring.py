@@ -286,14 +286,15 @@ def _trial(
             right = [
                 number for number, (has, want) in enumerate(chunks) if len(want) and torch.equal(has, want)
             ]
-            if right:
-                return f"is right in {len(right)} of {size} chunks only"
             found, wanted = found.double(), wanted.double()
+            # first: a number that is rounded may be right by chance
             if not torch.isfinite(found).all() or torch.allclose(found, wanted, rtol=0.02, atol=0.0):
                 return (
                     f"is {'only near it' if torch.isfinite(found).all() else 'inf or nan in places'}: send"
                     " and add in the tensor's own dtype, a smaller one rounds"
                 )
+            if right:
+                return f"is right in {len(right)} of {size} chunks only"
             return (
                 "is the mean: do not divide" if torch.allclose(found * size, wanted) else "is something else"
             )

@@ -185,7 +185,7 @@ def test_make_test_runs_the_tests_and_the_notebooks_strictly():
         == [f".venv/bin/python -m {tool}" for tool in ("ruff format --check .", "ruff check .", "mypy")]
     )
     assert last == (
-        ".venv/bin/python -m pytest -n 3 --dist loadscope --nbval --nbval-current-env"
+        ".venv/bin/python -m pytest -n 4 --dist loadscope --nbval --nbval-current-env"
         " --nbval-cell-timeout=60 tests notebooks"
     )
 
@@ -193,7 +193,7 @@ def test_make_test_runs_the_tests_and_the_notebooks_strictly():
 def test_the_quick_tests_are_a_part_of_all():
     *lint, last = recipe("test-quick").splitlines()
     assert lint == recipe("lint").splitlines()
-    assert last == '.venv/bin/python -m pytest -n 3 --dist loadscope -m "not slow" tests'
+    assert last == '.venv/bin/python -m pytest -n 4 --dist loadscope -m "not slow" tests'
 
 
 def test_the_course_is_looked_at_with_the_settings_of_this_project():
