@@ -46,9 +46,10 @@ lint: env
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# Four files at a time, each from top to bottom: ranks that wait or sleep leave a core to others.
+# Four files at a time, each from top to bottom: ranks that wait or sleep leave a core to others. The
+# notebooks, which are short, come last.
 test: lint
-	$(PY) -m pytest -n 4 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks
+	$(PY) -m pytest -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=60 tests notebooks
 
 # Without the notebooks, and without what tests/conftest.py calls slow.
 test-quick: lint

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from course_lib import torch_internals
 from course_lib.check.stillness import looking, still_at
+from course_lib.measure.looks import lock as frames_lock
 from course_lib.torch_internals import TorchDispatchMode, tree_leaves
 
 __all__ = [
@@ -244,8 +245,9 @@ class NewTensors(TorchDispatchMode):
 
     def _alive(self) -> dict[int, int]:
         """Bytes by address."""
-        self._made = [ref for ref in self._made if ref() is not None]
-        return dict(_storage(ref()) for ref in self._made)
+        with frames_lock:
+            self._made = [ref for ref in self._made if ref() is not None]
+            return dict(_storage(tensor) for ref in self._made if (tensor := ref()) is not None)
 
 
 def _storage(leaf) -> tuple[int | None, int]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from course_lib import torch_internals
 from course_lib.arguments import instance, listed
-from course_lib.measure import memory
+from course_lib.measure import looks, memory
 from course_lib.torch_internals import TorchDispatchMode, tree_leaves
 
 __all__ = ["watch", "Allocations"]
@@ -155,13 +155,14 @@ class Allocations(TorchDispatchMode):
 
     def _live(self) -> int:
         live = 0
-        for weak in [*self._made]:
-            count = torch_internals.bytes_if_alive(weak)
-            if count is None:
-                torch_internals.let_go(weak)
-                del self._made[weak]
-            else:
-                live += count
+        with looks.lock:
+            for weak in [*self._made]:
+                count = torch_internals.bytes_if_alive(weak)
+                if count is None:
+                    torch_internals.let_go(weak)
+                    del self._made[weak]
+                else:
+                    live += count
         return live
 
     def _note(self, mark: str) -> None:

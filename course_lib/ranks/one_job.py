@@ -301,11 +301,11 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
         show()
         if group.failed:
             return {}
+        if all(state.phase == "finished" for state in group.states):
+            return None
         if flood := _flood(group):
             group.ask_and_wait()
             return {"stuck": flood}
-        if all(state.phase == "finished" for state in group.states):
-            return None
         if any(
             state.phase == "failed" or (state.status is not None and state.phase != "finished")
             for state in group.states

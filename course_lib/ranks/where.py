@@ -16,7 +16,7 @@ import torch
 
 from course_lib import torch_internals
 from course_lib.collectives import COLLECTIVES
-from course_lib.measure import wire
+from course_lib.measure import looks, wire
 from course_lib.ranks import places
 
 __all__ = ["whereabouts", "collectives", "tell_before_abort"]
@@ -40,30 +40,39 @@ def whereabouts() -> dict:
     blocked: it can only go on when another rank does something. written_bytes, cpu_s: of this process so far;
         a transfer that moves shows in them.
     """
-    threads = sys._current_frames()
-    frame = threads.get(threading.main_thread().ident or 0)
-    # traceback's own extracts read the sources, which costs memory
-    inwards = reversed(list(islice(traceback.walk_stack(frame), FRAMES))) if frame else []
-    frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in inwards]
-    call = _call(frame)
+    with looks.lock:
+        frames, call, making, threads = _look()
     return {
         "frames": frames,
         "call": call,
         "collectives": collectives(),
-        "groups": _groups() | _group_in_the_making(frame),
+        "groups": _groups() | making,
         "free": (
             call is None and bool(frames) and not torch_internals.waits_inside(frames[-1][0]) and _on_cpus()
         ),
         "blocked": (
             call is not None
             and call["op"] not in _NOT_FOR_EVER
-            and len(threads) == 2
+            and threads == 2
             and _on_cpus()
             and _groups_wait_long()
         ),
         "written_bytes": wire.all_written_bytes(),
         "cpu_s": time.process_time(),
     }
+
+
+def _look() -> tuple[list[tuple[str, int, str]], dict | None, dict[str, str], int]:
+    """The main thread's frames, the call it is in, the group that it is making, and how many threads there
+    are; nothing of it holds a frame, and so a tensor, when this returns.
+    """
+    threads = sys._current_frames()
+    count, frame = len(threads), threads.get(threading.main_thread().ident or 0)
+    threads.clear()  # the frame of this function is among them: a circle would keep all of them alive
+    # traceback's own extracts read the sources, which costs memory
+    inwards = reversed(list(islice(traceback.walk_stack(frame), FRAMES))) if frame else []
+    frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in inwards]
+    return frames, _call(frame), _group_in_the_making(frame), count
 
 
 def _on_cpus() -> bool:

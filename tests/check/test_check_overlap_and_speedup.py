@@ -59,7 +59,7 @@ WRONG = [
     (chapter.bucketed_overlap, answers.bucketed_on_rank_0, "on rank 1 a parameter has lost its gradient"),
     (chapter.bucketed_overlap, answers.bucketed_sum, "It is 3 times the average"),
     (chapter.bucketed_overlap, answers.bucketed_divides_twice, "It is 0.333 times the average"),
-    (chapter.bucketed_overlap, answers.bucketed_forgets_the_last, "are not the average over the ranks"),
+    (chapter.bucketed_overlap, answers.bucketed_forgets_the_last, "not the average over the ranks"),
     (
         chapter.bucketed_overlap,
         answers.bucketed_keeps_old_buckets,

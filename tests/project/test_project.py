@@ -185,7 +185,7 @@ def test_make_test_runs_the_tests_and_the_notebooks_strictly():
         == [f".venv/bin/python -m {tool}" for tool in ("ruff format --check .", "ruff check .", "mypy")]
     )
     assert last == (
-        ".venv/bin/python -m pytest -n 4 --dist loadscope --nbval --nbval-current-env"
+        ".venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env"
         " --nbval-cell-timeout=60 tests notebooks"
     )
 
