@@ -375,8 +375,8 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
             "alive": max(
                 ((sum(1 for bytes_ in alive_ if bytes_), name) for name, alive_ in noted), default=(0, "")
             ),
-            # the less disturbed one: who looks at a rank's stack holds it
             "left": left,
+            # the less disturbed one
             "resting": min(held.at(f"end {step}") for step in (1, 2)) / P,
             "in forward": (
                 min(

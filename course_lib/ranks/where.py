@@ -177,8 +177,8 @@ def _in_wait(frame) -> bool:
     before = [
         i for i in dis.get_instructions(frame.f_code) if i.offset <= frame.f_lasti and i.opname != "PRECALL"
     ][-2:]
-    # Python 3.11, and later
     return (
+        # Python 3.11, and later
         [i.opname for i in before] in (["LOAD_METHOD", "CALL"], ["LOAD_ATTR", "CALL"])
         and before[0].argval == "wait"
         and before[1].arg == 0
