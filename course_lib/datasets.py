@@ -5,8 +5,8 @@ contiguous slice of it. Put the slices of all ranks together, in rank order, and
 batch that one process sees. That is what lets a chapter prove that n ranks equal one process.
 
 Which samples form a batch depends on `seed` (and `epoch`) alone: not on the number of ranks, and not on
-`torch.manual_seed`, which a chapter may call with another value on each rank.
-All tensors are created on `torch.get_default_device()`.
+`torch.manual_seed`, which a chapter may call with another value on each rank. All tensors are created on
+`torch.get_default_device()`.
 """
 
 import hashlib

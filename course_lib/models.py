@@ -96,8 +96,8 @@ def frozen_cnn() -> CNN:
 
 
 class Attention(nn.Module):
-    """Causal self-attention over several heads: Vaswani et al. 2017, "Attention Is All You Need", section
-    3.2.
+    """Causal self-attention over several heads:
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
 
     Queries, keys and values have a Linear each, and the number of heads is read off their width. So tensor
     parallelism can give each rank some rows of `q`, `k` and `v` (whole heads) and the matching columns of
@@ -220,8 +220,8 @@ class TinyGPT(nn.Module):
         return self.embedding(tokens) + self.position(positions)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return scores [batch, time, vocab_size] of each next token, for tokens int64 [batch, time <=
-        context].
+        """Return scores [batch, time, vocab_size] of each next token, for tokens int64
+        [batch, time <= context].
         """
         x = self.embed(tokens)
         for block in self.blocks:

@@ -128,15 +128,12 @@ def asked_by_ddp() -> bool:
 
 # What torch.profiler records
 
-# beginnings of names: of what gloo runs; of backward, on a thread of autograd; of what an optimizer does; of
-# an operator that computes; of a collective
-GLOO, AUTOGRAD, OPTIMIZER, COMPUTES, COLLECTIVE = (
-    "gloo:",
-    "autograd::engine",
-    "Optimizer.",
-    "aten::",
-    "c10d::",
-)
+# Beginnings of names:
+GLOO = "gloo:"  # of what gloo runs
+AUTOGRAD = "autograd::engine"  # of backward, on a thread of autograd
+OPTIMIZER = "Optimizer."  # of what an optimizer does
+COMPUTES = "aten::"  # of an operator that computes
+COLLECTIVE = "c10d::"  # of a collective
 
 
 def is_profiling() -> bool:
