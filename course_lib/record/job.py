@@ -73,10 +73,11 @@ class Job:
         """One row per rank and category: rank, category, bytes.
 
         params, grads, optimizer_states, buffers: storages alive right after `optimizer.step()` of the traced
-            step. activations: the most that
-        was saved for backward at any moment. peak: the highest total that the allocator (GPU) or the
-        operating system (CPU: growth of the resident memory since the function began) has seen. Categories
-        overlap in time with peak: don't add it to the others.
+            step.
+        activations: the most that was saved for backward at any moment.
+        peak: the highest total that the allocator (GPU) or the operating system (CPU: growth of the resident
+            memory since the function began) has seen. Categories overlap in time with peak: don't add it to
+            the others.
         """
         return self._table("memory")
 
@@ -85,16 +86,15 @@ class Job:
         """One row per piece of the traced step: rank, kind, name, start_s, seconds.
 
         `kind`: forward, backward, optimizer (computing), communication, or span (named by `measure.span`).
-            After the step's last backward
-        nothing is forward: work on gradients before the update counts as backward, and what comes from then
-        on as optimizer.
+        After the step's last backward nothing is forward: work on gradients before the update counts as
+        backward, and what comes from then on as optimizer.
         """
         return self._table("timeline")
 
     @property
     def where(self) -> str:
-        """Backend, ranks and hardware in words, as the figures state it: "4 ranks, gloo on CPU (2 cores, AMD
-        EPYC)".
+        """Backend, ranks and hardware in words, as the figures state it:
+        "4 ranks, gloo on CPU (2 cores, AMD EPYC)".
         """
         return (
             f"{_ranks(self.ranks)}, {self.backend} on {'GPU' if self.device == 'cuda' else 'CPU'}"

@@ -29,7 +29,8 @@ class Sweep:
         samples_per_s: samples of all ranks per second; missing if `measure.step` was not told `samples`.
         speedup: against the same repeat on the fewest ranks, scaled so that that many ranks count as linear;
             by samples per second where samples were told (right for strong and for weak scaling), else by
-            time. efficiency: speedup / ranks.
+            time.
+        efficiency: speedup / ranks.
         """
         rows = []
         width = len(self.jobs) // self.repeats
