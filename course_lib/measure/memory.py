@@ -21,17 +21,12 @@ __all__ = ["storage_bytes", "modules_of", "Watch", "Peak"]
 
 def modules_of(model) -> list[nn.Module]:
     """The modules of what `measure.step` was given: a module, several, or None."""
-    modules = (
-        []
-        if model is None
-        else (
-            [model]
-            if isinstance(model, nn.Module)
-            else list(model)
-            if isinstance(model, Iterable)
-            else [model]
-        )
-    )
+    if model is None:
+        modules = []
+    elif isinstance(model, Iterable) and not isinstance(model, nn.Module):
+        modules = list(model)
+    else:
+        modules = [model]
     if not all(
         callable(getattr(module, name, None)) for module in modules for name in ("parameters", "buffers")
     ):

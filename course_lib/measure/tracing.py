@@ -134,8 +134,8 @@ def _mark_backward() -> Callable[[], None]:
 
 def _clock_mark() -> tuple[str, float]:
     """Set a mark in the profiler's record: its name, and when it was set. Of several, the quickest: on a busy
-    machine, another process may run
-    between the mark and the reading of the clock."""
+    machine, another process may run between the mark and the reading of the clock.
+    """
     tries = []
     for number in range(5):
         name, before = f"{_MARK} {number} {time.perf_counter()}", time.perf_counter()

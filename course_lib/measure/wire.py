@@ -36,8 +36,8 @@ def look() -> dict[int, int]:
 
 def sent_since(before: dict[int, int]) -> int:
     """Bytes sent since `before`, an earlier `look`. A socket opened since then counts from its birth; of one
-    that was closed since then, what it
-    has sent in between is lost."""
+    that was closed since then, what it has sent in between is lost.
+    """
     return sum(count - before.get(inode, 0) for inode, count in look().items())
 
 
@@ -61,8 +61,8 @@ def is_counted() -> bool:
 
 
 def written_bytes() -> int:
-    """Bytes that this process has written so far, to files and to other ranks, without what it has printed; 0
-    where nobody counts them.
+    """Bytes that this process has written so far, to files and to other ranks, without what it has printed;
+    0 where nobody counts them.
     """
     if (all_bytes := all_written_bytes()) is None:
         return 0
