@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Spread", "plain", "show", "take_back", "dropped", "LOOKS"]
 
+# these compute nothing
 LOOKS = {
     "__get__",
     "__len__",
@@ -31,7 +32,6 @@ LOOKS = {
     "is_complex",
     "is_contiguous",
     "is_floating_point",
-    # they compute nothing
     "nelement",
     "numel",
     "requires_grad_",
