@@ -2,8 +2,8 @@
 
 It holds what has to have a name: the file through which ranks meet, what each has printed, dumps of its
 threads. The supervisor makes it and removes it. Its lock is held by every process of the job and ends with
-the last of them, however they end, so that
-an unlocked directory belongs to nobody: the next fork server of this user removes it.
+the last of them, however they end, so that an unlocked directory belongs to nobody: the next fork server of
+this user removes it.
 """
 
 import contextlib

@@ -73,8 +73,8 @@ class Group:
         Args:
             request: ranks, backend, devices, threads, timeout, loopback (see worker).
             content: what every rank reads before it begins: the call, cwd, imports. It travels in a file
-                without a name, which nobody else can open
-                and nobody has to remove; of the environment, only what the fork server does not have already.
+                without a name, which nobody else can open and nobody has to remove; of the environment, only
+                what the fork server does not have already.
 
         Errors: OSError if the system refuses a process, a descriptor, or room for temporary files.
         """

@@ -185,8 +185,8 @@ def _from_bits(bits: torch.Tensor, dtype: torch.dtype, requires_grad: bool) -> t
 
 def _module_by_name(module: types.ModuleType):
     """A module of a subclass of ModuleType, such as torch.classes, torch.backends.cudnn and torch.ops.aten,
-    or one that cannot be imported, such as
-    that of torch's C++ functions: the name says it all."""
+    or one that cannot be imported, such as that of torch's C++ functions: the name says it all.
+    """
     parent, attributes = module.__name__, []
     # torch.ops.aten is no module that can be imported, and an attribute of one
     while parent and parent not in sys.modules:

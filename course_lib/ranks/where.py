@@ -37,8 +37,8 @@ def whereabouts() -> dict:
     groups: name -> ranks, as in `collectives`, of the groups of which this rank is a member, and of the one
         that it is making.
     free: it is in code that waits for nobody, even if a collective is under way.
-    blocked: it can only go on when another rank does something. written_bytes, cpu_s: of this process so far;
-        a transfer that moves shows in them.
+    blocked: it can only go on when another rank does something.
+    written_bytes, cpu_s: of this process so far; a transfer that moves shows in them.
     """
     threads = sys._current_frames()
     frame = threads.get(threading.main_thread().ident or 0)
@@ -81,9 +81,8 @@ def _groups_wait_long() -> bool:
 
 def collectives() -> list[dict]:
     """The last collectives of this rank, from torch's Flight Recorder: op, sizes, dtypes, group (its ranks),
-    name (of the group: two groups may have
-    the same ranks), seq (the collective's number in the group), done, and site, the frame of the learner's
-    code that called it (or None).
+    name (of the group: two groups may have the same ranks), seq (the collective's number in the group), done,
+    and site, the frame of the learner's code that called it (or None).
 
     gloo's own name stands for the operation: its reduce_scatter shows as the all_reduce that it is. Empty
     where there is no recorder.
@@ -101,8 +100,8 @@ def collectives() -> list[dict]:
 
 def _site(frames: list[tuple[str, int, str]]) -> tuple[str, int, str] | None:
     """The learner's frame from which a collective was called (frames innermost first). None where torch calls
-    it for a rank that has run out
-    of inputs (`join`): there another line than its peers' is as it should be."""
+    it for a rank that has run out of inputs (`join`): there another line than its peers' is as it should be.
+    """
     if any(torch_internals.is_of_join(filename) for filename, _, _ in frames):
         return None
     return places.learners_frame(frames[::-1])
@@ -132,10 +131,8 @@ def _call(frame) -> dict | None:
     """
     innermost, calls = frame, {name for row in COLLECTIVES.values() for name in row.functions}
     while frame is not None:
-        name = frame.f_code.co_name
-        if (name in calls or name in _MORE_CALLS) and torch_internals.is_of_distributed(
-            frame.f_code.co_filename
-        ):
+        name, filename = frame.f_code.co_name, frame.f_code.co_filename
+        if (name in calls or name in _MORE_CALLS) and torch_internals.is_of_distributed(filename):
             tensors, peer = torch_internals.tensors_and_peer(frame)
             return {
                 "op": name,
@@ -168,7 +165,7 @@ def _in_wait(frame) -> bool:
     before = [
         i for i in dis.get_instructions(frame.f_code) if i.offset <= frame.f_lasti and i.opname != "PRECALL"
     ][-2:]
-    # Python 3.11, and later
+    # as Python 3.11 compiles it, and as later ones do
     return (
         [i.opname for i in before] in (["LOAD_METHOD", "CALL"], ["LOAD_ATTR", "CALL"])
         and before[0].argval == "wait"

@@ -99,8 +99,7 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
                 where.collectives(),
             )
             returned = True
-    # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
-    except BaseException as error:
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
         if os.getpid() != own_pid:
             raise
         kernel.send("error", _describe(error), where.collectives())
