@@ -260,24 +260,18 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             row["what"] = type(output).__name__
             if isinstance(output, torch.Tensor):
                 right = (output.shape, output.dtype) == (wanted.shape, wanted.dtype)
-                row["what"] = (
-                    "other values"
-                    if right
-                    else (
-                        f"a tensor of shape {tuple(output.shape)} and dtype"
-                        f" {str(output.dtype).removeprefix('torch.')}"
-                    )
-                )
+                dtype = str(output.dtype).removeprefix("torch.")
+                shown = f"a tensor of shape {tuple(output.shape)} and dtype {dtype}"
+                row["what"] = "other values" if right else shown
             if row["output"] and output.requires_grad and not changed:
                 (output * weights).sum().backward()
                 found = gradients(model)
-                row["grads"] = (
-                    "none"
-                    if all(g is None for g in found)
-                    else (
-                        "yes" if all(g is not None and close(g, w) for g, w in zip(found, whole)) else "wrong"
-                    )
-                )
+                if all(g is None for g in found):
+                    row["grads"] = "none"
+                elif all(g is not None and close(g, w) for g, w in zip(found, whole)):
+                    row["grads"] = "yes"
+                else:
+                    row["grads"] = "wrong"
             with torch.no_grad():
                 row["graph"] = bool(getattr(answer(model, images, threads), "requires_grad", False))
             rows.append(row)
@@ -356,11 +350,9 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
                 self.S, self.clock, self.messages, self.sent = S, 0.0, 0, 0.0
 
             def send(self, tensor, dst):
-                self.clock, self.messages, self.sent = (
-                    self.clock + tensor.nbytes / self.S,
-                    self.messages + 1,
-                    self.sent + tensor.nbytes / self.S,
-                )
+                self.clock += tensor.nbytes / self.S
+                self.messages += 1
+                self.sent += tensor.nbytes / self.S
                 dist.send(tensor, dst)
                 dist.send(torch.tensor([self.clock], device="cpu"), dst)
 

@@ -119,8 +119,8 @@ def looks(found: Tensor | None, guesses: dict[str, Tensor], within: float = 1e-6
 
 
 def rounding(error: float) -> str:
-    """What a relative error says of the way that numbers took, in a test in float64: " An error of this size
-    ...", or "" if it tells nothing.
+    """What a relative error says of the way that numbers took, in a test in float64:
+    " An error of this size ...", or "" if it tells nothing.
     """
     if 1e-12 < error < 2e-6:
         return (
@@ -283,9 +283,8 @@ class Unseen:
     `with Unseen() as unseen: ...; unseen.peak()`.
 
     Python itself counts them (tracemalloc), so that neither other processes nor the allocator's habits play a
-    part. It slows Python down: not for what is timed.
-    All threads count. A rank that is asked where it is, on a busy machine, reads no sources for that: its
-    answer takes less than 0.3 MB.
+    part. It slows Python down: not for what is timed. All threads count. A rank that is asked where it is, on
+    a busy machine, reads no sources for that: its answer takes less than 0.3 MB.
     """
 
     def __enter__(self) -> "Unseen":
