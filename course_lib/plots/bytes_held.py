@@ -25,8 +25,8 @@ def memory(
 
     Args:
         theory: category -> bytes, for all ranks or as one dict per rank; drawn as a dashed outline around the
-            categories that it names.
-            Categories: params, grads, optimizer_states, buffers, activations, other.
+            categories that it names. Categories: params, grads, optimizer_states, buffers, activations,
+            other.
     """
     require_trace(job)
     present = _categories_to_draw(job)

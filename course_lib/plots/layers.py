@@ -18,7 +18,8 @@ def alive(moments: Sequence[Moment], title: str, where: str, ax: Axes | None = N
 
     Args:
         moments: what `measure.alive.watch` noted on one rank in one forward and backward.
-        title: of the figure. where: on what it was measured, as `job.where` says it.
+        title: of the figure.
+        where: on what it was measured, as `job.where` says it.
 
     Returns:
         The Axes, a frame around two others, its `child_axes`: the bytes above, the layers below. The bytes

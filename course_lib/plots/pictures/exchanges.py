@@ -24,7 +24,8 @@ def collective(
     box is a 0.
 
     Args:
-        title: the collective. subtitle: what it does, in words.
+        title: the collective.
+        subtitle: what it does, in words.
         before, after: [rank][piece], as the ranks returned them.
     """
     for name, pieces in (("before", before), ("after", after)):
