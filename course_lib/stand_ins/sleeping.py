@@ -26,7 +26,8 @@ class SleepingNet(nn.Module):
     Args:
         layers: how many.
         layer_bytes: size of each layer's weight, fp32.
-        backward_s: seconds that one layer's backward sleeps. forward_s: the same for its forward.
+        backward_s: seconds that one layer's backward sleeps.
+        forward_s: the same for its forward.
     """
 
     def __init__(
