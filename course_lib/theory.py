@@ -123,8 +123,9 @@ def ring_seconds(
     added up * gamma.
 
     Args:
-        alpha_s: seconds to start one message. beta_s: seconds per byte sent. gamma_s: seconds per byte that
-            is added up.
+        alpha_s: seconds to start one message.
+        beta_s: seconds per byte sent.
+        gamma_s: seconds per byte that is added up.
 
     Source: Thakur and Gropp 2003, "Improving the performance of collective operations in MPICH", sections 3
         and 4.
