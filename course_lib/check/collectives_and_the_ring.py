@@ -21,8 +21,7 @@ __all__ = ["ring_all_reduce", "chain_broadcast", "doubling_all_reduce"]
 LARGE = 1_000_003  # elements; no number of ranks divides it
 LARGE_BYTES = 4 * LARGE
 PIECES = 8  # the least number of pieces of a broadcast
-# of these pieces, how many a rank may have received and not yet passed on
-AHEAD = 2
+AHEAD = 2  # of these pieces, how many a rank may have received and not yet passed on
 # how long a piece is held back for a rank that should pass on those before it; if it does not, it is asked
 # once more
 GATE_S = 7.0

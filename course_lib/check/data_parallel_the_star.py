@@ -18,14 +18,11 @@ __all__ = ["star_all_reduce", "forward_in_threads", "tree_all_reduce"]
 LIMIT = 1.02  # times what theory says, of memory and time
 # below it, the sum of 8 whole numbers is exact in float32, in every order, and in no smaller dtype
 FLOAT32_WHOLE = 2**20
-# how long a replica waits for the others: threads of a busy machine may be late
-TOGETHER_S = 12.0
+TOGETHER_S = 12.0  # how long a replica waits for the others: threads of a busy machine may be late
 STARS = ((2, 0), (3, 2), (4, 1))  # ranks, root
 STAR_SHAPE = (100, 500)
-# where memory is looked at: beside it, what Python keeps for itself is small
-LARGE_SHAPE = (100, 10_000)
-# times S, of memory that is not torch's: Python's own comes on top of the one tensor
-OUTSIDE_LIMIT = 1.2
+LARGE_SHAPE = (100, 10_000)  # where memory is looked at: beside it, what Python keeps for itself is small
+OUTSIDE_LIMIT = 1.2  # times S, of memory that is not torch's: Python's own comes on top of the one tensor
 TREES = (4, 8)  # ranks
 PIECES = ((12, 3), (10, 4), (3, 4))  # images, threads
 GRADIENTS = {  # what is said of the gradients that the model has got

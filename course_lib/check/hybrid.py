@@ -139,8 +139,7 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
     """`make_groups(sizes)` runs on every rank and returns its group of each axis; all ranks make all groups,
     in the same order.
     """
-    # for a rank that makes other calls, or waits elsewhere; one that has returned says so
-    MEETING_S = 12.0
+    MEETING_S = 12.0  # for a rank that makes other calls, or waits elsewhere; one that has returned says so
 
     def trial(make_groups, sizes):
         """What this rank's groups are, by axis, or under "wrong" what is. The ranks' calls of new_group are

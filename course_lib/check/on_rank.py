@@ -96,9 +96,7 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def apart(found: Tensor | None, wanted: Tensor) -> float:
-    """Relative error of `found`; 1 if there is nothing, or another shape; infinite if a value is not
-    finite.
-    """
+    """Relative error of `found`; 1 if there is none, or another shape; infinite if a value is not finite."""
     if found is None or found.shape != wanted.shape:
         return 1.0
     error = ((found - wanted).norm() / wanted.norm().clamp_min(torch.finfo(torch.float64).tiny)).item()

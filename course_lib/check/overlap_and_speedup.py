@@ -22,10 +22,8 @@ __all__ = ["bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rat
 
 RELATIVE_ERROR = 1e-5  # float32 gradients, added up in another order, differ by about 1e-7
 LAYERS, LAYER_BYTES = 8, 2**19
-# so long a rank waits for what a right answer does at once, however busy the machine is
-PATIENCE_S = 12.0
-# float16 has 11 bits: 2^-11 at most for one number, less for the whole; bfloat16 has 8
-HALF_ERROR = 1e-3
+PATIENCE_S = 12.0  # so long a rank waits for what a right answer does at once, however busy the machine is
+HALF_ERROR = 1e-3  # float16 has 11 bits: 2^-11 at most for one number, less for the whole; bfloat16 has 8
 
 
 @exercise(
@@ -461,9 +459,7 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
     sent_per_s="sent_per_s, of one rank, by the algorithm",
 )
 def quoted_rates(judge: Judge, rates: Callable) -> None:
-    """`rates(job)` returns samples_per_s, collectives_per_s and sent_per_s of a job whose ranks are not
-    alike.
-    """
+    """`rates(job)`: samples_per_s, collectives_per_s and sent_per_s of a job whose ranks are not alike."""
 
     def uneven():
         rank = dist.get_rank()

@@ -24,8 +24,7 @@ SIZES = ((4, 8), (4, 2), (3, 3), (2, 5), (1, 3))  # stages, micro-batches; the f
 FORWARD_S = 0.006  # a stage's forward sleeps so long, its backward twice
 DRAWN_MODELS, DRAWN_SIZES = 400, 12
 RELATIVE_ERROR = 1e-9  # of gradients in float64; a right answer is at 1e-15
-# so long a rank stands still, unless the others do before what they can do without it
-HOLD_S = 12.0
+HOLD_S = 12.0  # so long a rank stands still, unless the others do before what they can do without it
 
 GRADIENTS = "the gradients of one process over the whole batch"
 BUSY = (

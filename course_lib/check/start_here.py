@@ -31,9 +31,7 @@ SHAPES = ((64, 32), (32,), (3, 4, 5), (1,))  # of the gradients
     gone="nothing is left running",
 )
 def ping_pong(judge: Judge, answer) -> None:
-    """`answer(start, rounds)` returns what this rank received; only rank 0 is given `start`, rank 1 gets
-    None.
-    """
+    """`answer(start, rounds)` returns what this rank received; only rank 0 is given `start`, rank 1 None."""
     # start, rounds; float32 is exact up to 16 million
     games = ((0, 3), (40, 5), (1_000 + judge.seed % 1_000_000, 5))
 

@@ -18,8 +18,7 @@ from course_lib.record import Job, held
 
 __all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
 
-# x is [8, 64, 32]: large enough for the headers of messages not to count
-BATCH, SEQUENCE, HIDDEN = 8, 64, 32
+BATCH, SEQUENCE, HIDDEN = 8, 64, 32  # x is [8, 64, 32]: large enough for the headers of messages not to count
 TOKENS, VOCABULARY = 24, 600  # of the loss
 STEPS = 3  # of the parallel MLP
 FG = "your f and g"

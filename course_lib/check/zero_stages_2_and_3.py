@@ -25,8 +25,7 @@ __all__ = ["sharded_gradients", "sharded_layers", "resharded_checkpoint"]
 # so many layers, that one more or less is clearly not all of them; no number of ranks divides the parameters
 # of each
 DEPTH, WIDTH = 12, 96
-# gradients of a layer: as autograd makes them, joined, padded, and half a layer of buffers
-FEW_LAYERS = 3.5
+FEW_LAYERS = 3.5  # gradients of a layer: as autograd makes them, joined, padded, and half a layer of buffers
 SAVED_RANKS = 4  # for the checkpoint
 STEPS = 5  # of sharded layers: three for the memory, of which the first makes Adam's states, two for the wire
 
