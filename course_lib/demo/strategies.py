@@ -400,9 +400,7 @@ def train_digits(
 
 
 def all_reduce_seconds(payload_bytes: int, times: int = 5) -> list[float]:
-    """Time so many all_reduces of a tensor of `payload_bytes`, after one that warms up; every rank must call
-    this.
-    """
+    """Time so many all_reduces of `payload_bytes`, after one that warms up; every rank must call this."""
     tensor = torch.zeros(payload_bytes // 4)
     seconds = []
     for _ in range(times + 1):
