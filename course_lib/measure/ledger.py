@@ -23,9 +23,7 @@ class Ledger:
     """What one rank has measured."""
 
     def __init__(self, report: Callable[[int], None], meet: Callable[[str], None]):
-        """`report(step)`: a sign of life, called between steps. `meet(name)`: wait a moment for the other
-        ranks.
-        """
+        """`report(step)`: a sign of life, between steps. `meet(name)`: wait a moment for the other ranks."""
         self.steps: list[dict] = []
         self.memory: list[dict] = []
         self.trace: tracing.Trace | None = None  # of the step that is traced now

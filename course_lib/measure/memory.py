@@ -70,9 +70,7 @@ class Watch:
         return [{"category": category, "bytes": count} for category, count in rows.items()]
 
     def _count(self) -> None:
-        """Now: right after a step gradients still exist, and the first step has made the optimizer's
-        states.
-        """
+        """Now: after a step gradients still exist, and the first step has made the optimizer's states."""
         try:
             self._states = self._bytes()
         except Exception as error:  # of a tensor that nobody can look into
