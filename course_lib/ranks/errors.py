@@ -60,9 +60,7 @@ class RankReport:
 
 
 class _Told(BaseException):
-    """What RankError and RankInterrupt share: a headline and one report per rank, as text, as a panel, as
-    HTML.
-    """
+    """What RankError and RankInterrupt share: a headline and one report per rank, as text, panel and HTML."""
 
     def __init__(self, headline: str, reports: list[RankReport], label: str):
         self.headline, self.reports, self.label = headline, reports, label

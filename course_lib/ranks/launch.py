@@ -47,8 +47,7 @@ class RankState:
     result: bytes = b""  # a pickle
     records: dict = field(default_factory=dict)
     error: dict | None = None  # worker._describe
-    # how the process ended: an exit code, or minus the signal; None while it lives
-    status: int | None = None
+    status: int | None = None  # how the process ended: an exit code, or minus the signal; None while it lives
     start_bytes: int = 0  # resident memory when the function began: Python, torch, a process group
     peak_bytes: int = 0  # resident high-water mark, from the operating system
     where: dict = field(default_factory=dict)  # where.whereabouts, when last asked; empty before
@@ -57,8 +56,7 @@ class RankState:
     # monotonic; since when its answers say that it is blocked and that nothing moves
     still_since: float = 0.0
     still_s: float = 0.0  # for how long, at its last answer
-    # worker._describe of the first exception that ended one of its threads
-    thread_error: dict | None = None
+    thread_error: dict | None = None  # worker._describe of the first exception that ended one of its threads
     returned: bool = False  # the function has returned; its result may still be on its way
     stack: str = ""  # a dump of its threads, if it could not answer
     silent: str = ""  # why it could not answer, in words

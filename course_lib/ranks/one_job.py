@@ -227,9 +227,7 @@ def _let_finish(group: Group, deadline: float, show) -> tuple[list, str]:
 
 
 def _flood(group: Group) -> str:
-    """Which ranks that still run have printed more than the disk should hold, in a sentence; empty if none
-    has.
-    """
+    """Which ranks that still run have printed more than the disk should hold, in a sentence; "" if none."""
     flooding = [state.rank for state in group.alive if _size(group.output_of(state.rank)) > OUTPUT_MOST_BYTES]
     if not flooding:
         return ""

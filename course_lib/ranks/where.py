@@ -1,6 +1,4 @@
-"""Where this rank is: asked for by the kernel when a job stalls or fails, answered by a thread of the
-rank.
-"""
+"""Where this rank is: asked by the kernel when a job stalls or fails, answered by a thread of the rank."""
 
 import ctypes
 import dis
@@ -126,9 +124,7 @@ def tell_before_abort(tell: Callable[[], None]) -> None:
 
 
 def _call(frame) -> dict | None:
-    """The torch.distributed call in which a frame waits: op and its tensors as text; None if it is in
-    none.
-    """
+    """The torch.distributed call in which a frame waits: op and its tensors as text; None if in none."""
     innermost, calls = frame, {name for row in COLLECTIVES.values() for name in row.functions}
     while frame is not None:
         name, filename = frame.f_code.co_name, frame.f_code.co_filename
