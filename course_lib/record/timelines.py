@@ -1,6 +1,4 @@
-"""What one reads off a job's timeline: how much communication was hidden, how long a pipeline's ranks were
-idle.
-"""
+"""What one reads off a job's timeline: how much communication was hidden, how long a pipeline was idle."""
 
 import pandas as pd
 
