@@ -15,8 +15,7 @@ __all__ = ["timeline"]
 # Tol's muted colours, for spans with names of their own
 _SPAN_COLORS = ("#44AA99", "#AA4499", "#999933", "#332288", "#DDCC77", "#882255")
 _COMPUTING = ("forward", "backward", "optimizer")
-# communication? -> offset from the rank's number, height
-_LANES = {False: (-0.14, 0.5), True: (0.28, 0.22)}
+_LANES = {False: (-0.14, 0.5), True: (0.28, 0.22)}  # communication? -> offset from the rank's number, height
 
 
 def timeline(job: Job, ax: Axes | None = None) -> Axes:
