@@ -42,8 +42,7 @@ _STEP = {
     "data_parallel": 2,  # one all_reduce of the gradients
     "zero_1": 2,  # reduce_scatter of gradients, all_gather of parameters
     "zero_2": 2,  # the same, gradient by gradient
-    # all_gather of parameters for forward and again for backward, reduce_scatter of gradients
-    "zero_3": 3,
+    "zero_3": 3,  # all_gather of parameters for forward and again for backward, reduce_scatter of gradients
     # as zero_3, but gloo's reduce_scatter is an all_reduce (2 r) of which a rank keeps one chunk
     "fully_shard_gloo": 4,
     # DDP's all_reduce (2 r), then the owner of each parameter broadcasts it (r, as the mean over ranks)
