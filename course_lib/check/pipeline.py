@@ -443,13 +443,13 @@ def _judge_in_flight(judge: Judge, job: Job, schedule: str, micro_batches: int) 
     found, wanted = list(map(_peak, kinds)), _peaks(schedule, job.ranks, micro_batches)
     formula = "m" if schedule == "gpipe" else "min(p - stage, m)"
     rank = next((rank for rank in range(job.ranks) if found[rank] != wanted[rank]), 0)
-    wrong = (
-        f"rank {rank} has {found[rank]} micro-batches in flight (measured), and {formula} is {wanted[rank]}:"
-        f" it runs {'more' if found[rank] > wanted[rank] else 'fewer'} forwards before its first backwards"
-        " than it should"
-        if found != wanted
-        else ""
-    )
+    wrong = ""
+    if found != wanted:
+        wrong = (
+            f"rank {rank} has {found[rank]} micro-batches in flight (measured), and {formula} is"
+            f" {wanted[rank]}: it runs {'more' if found[rank] > wanted[rank] else 'fewer'} forwards before"
+            " its first backwards than it should"
+        )
     for rank, one in enumerate(kinds):
         if not one.count("F") == one.count("B") == micro_batches:
             wrong = (
