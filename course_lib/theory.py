@@ -42,8 +42,7 @@ _STEP = {
     "data_parallel": 2,  # one all_reduce of the gradients
     "zero_1": 2,  # reduce_scatter of gradients, all_gather of parameters
     "zero_2": 2,  # the same, gradient by gradient
-    # all_gather of parameters for forward and again for backward, reduce_scatter of gradients
-    "zero_3": 3,
+    "zero_3": 3,  # all_gather of parameters for forward and again for backward, reduce_scatter of gradients
     # as zero_3, but gloo's reduce_scatter is an all_reduce (2 r) of which a rank keeps one chunk
     "fully_shard_gloo": 4,
     # DDP's all_reduce (2 r), then the owner of each parameter broadcasts it (r, as the mean over ranks)
@@ -62,8 +61,7 @@ def collective_bytes(op: str, payload_bytes: float, group_size: int) -> float:
 
     Args:
         op: a name as torch.distributed spells it: all_reduce, reduce_scatter, all_gather, all_to_all,
-            broadcast, reduce, gather, scatter,
-            send, recv, barrier.
+            broadcast, reduce, gather, scatter, send, recv, barrier.
         payload_bytes: S, the full tensor: what all_gather and gather produce, what reduce_scatter and scatter
             start from.
         group_size: ranks that take part.
@@ -80,9 +78,8 @@ def gloo_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     (broadcast, reduce, gather, scatter).
 
     As `collective_bytes`, but for two. reduce_scatter is an all_reduce, of which a rank keeps one chunk.
-    reduce is a ring reduce-scatter, then rank
-    0 gathers the chunks: (n-1) S + r S over all ranks; and where S/n is above 2 MiB, its ring goes round for
-    longer than it need, up to n S + r S.
+    reduce is a ring reduce-scatter, then rank 0 gathers the chunks: (n-1) S + r S over all ranks; and where
+    S/n is above 2 MiB, its ring goes round for longer than it need, up to n S + r S.
 
     Source: gloo's reduce.cc; within 2% of what the operating system counts from 1 MB up
         (tests/measure/test_ledger.py, torch 2.13).
@@ -125,8 +122,9 @@ def ring_seconds(
     added up * gamma.
 
     Args:
-        alpha_s: seconds to start one message. beta_s: seconds per byte sent. gamma_s: seconds per byte that
-            is added up.
+        alpha_s: seconds to start one message.
+        beta_s: seconds per byte sent.
+        gamma_s: seconds per byte that is added up.
 
     Source: Thakur and Gropp 2003, "Improving the performance of collective operations in MPICH", sections 3
         and 4.
@@ -134,9 +132,8 @@ def ring_seconds(
     steps = one_of("op", op, _known("ring_steps"))(whole("group_size", group_size))
     chunk_bytes = number("payload_bytes", payload_bytes) / group_size
     added_bytes = (group_size - 1) * chunk_bytes if COLLECTIVES[op].kind == "sum" else 0
-    return steps * (
-        number("alpha_s", alpha_s) + chunk_bytes * number("beta_s", beta_s)
-    ) + added_bytes * number("gamma_s", gamma_s)
+    sending_s = steps * (number("alpha_s", alpha_s) + chunk_bytes * number("beta_s", beta_s))
+    return sending_s + added_bytes * number("gamma_s", gamma_s)
 
 
 def tree_broadcast_seconds(payload_bytes: float, group_size: int, alpha_s: float, beta_s: float) -> float:
@@ -154,9 +151,9 @@ def step_bytes(strategy: str, param_bytes: float, world_size: int) -> float:
 
     Args:
         strategy: by the paper: "data_parallel" 2, "zero_1" 2, "zero_2" 2, "zero_3" 3. As torch does it:
-            "fully_shard_gloo" 4 (where every
-            module is gathered anew for backward; what the root module holds itself is gathered once),
-            "zero_redundancy_optimizer" 3 (the mean: a rank that owns more sends more).
+            "fully_shard_gloo" 4 (where every module is gathered anew for backward; what the root module holds
+            itself is gathered once), "zero_redundancy_optimizer" 3 (the mean: a rank that owns more sends
+            more).
         param_bytes: P, bytes of what is communicated: parameters as large as their gradients, padding
             included.
 
@@ -242,19 +239,17 @@ def bubble_fraction(num_stages: int, num_microbatches: int, num_chunks: int = 1)
 
 
 def microbatches_in_flight(schedule: str, stage: int, num_stages: int, num_microbatches: int) -> int:
-    """Most micro-batches whose activations a stage (counted from 0) holds at once: "gpipe" m, "1f1b" min(p -
-    stage, m).
+    """Most micro-batches whose activations a stage (counted from 0) holds at once: "gpipe" m,
+    "1f1b" min(p - stage, m).
 
     Source: Narayanan et al. 2021, section 2.2.
     """
     if not 0 <= whole("stage", stage, least=0) < whole("num_stages", num_stages):
         raise ValueError(f"stage={stage}: with num_stages={num_stages} it must be less than {num_stages}.")
     whole("num_microbatches", num_microbatches)
-    return (
-        num_microbatches
-        if one_of("schedule", schedule, ("gpipe", "1f1b")) == "gpipe"
-        else min(num_stages - stage, num_microbatches)
-    )
+    if one_of("schedule", schedule, ("gpipe", "1f1b")) == "gpipe":
+        return num_microbatches
+    return min(num_stages - stage, num_microbatches)
 
 
 def tensor_parallel_bytes(
@@ -298,8 +293,8 @@ def activation_bytes(
 
 
 def amdahl(ranks: float, serial_fraction: float) -> float:
-    """Speed-up of a fixed problem (strong scaling) of whose time on one rank a fraction f cannot be split: 1
-    / (f + (1-f)/n).
+    """Speed-up of a fixed problem (strong scaling) of whose time on one rank a fraction f cannot be split:
+    1 / (f + (1-f)/n).
 
     Source: Amdahl 1967, "Validity of the single processor approach".
     """

@@ -128,15 +128,12 @@ def asked_by_ddp() -> bool:
 
 # What torch.profiler records
 
-# beginnings of names: of what gloo runs; of backward, on a thread of autograd; of what an optimizer does; of
-# an operator that computes; of a collective
-GLOO, AUTOGRAD, OPTIMIZER, COMPUTES, COLLECTIVE = (
-    "gloo:",
-    "autograd::engine",
-    "Optimizer.",
-    "aten::",
-    "c10d::",
-)
+# Beginnings of names:
+GLOO = "gloo:"  # of what gloo runs
+AUTOGRAD = "autograd::engine"  # of backward, on a thread of autograd
+OPTIMIZER = "Optimizer."  # of what an optimizer does
+COMPUTES = "aten::"  # of an operator that computes
+COLLECTIVE = "c10d::"  # of a collective
 
 
 def is_profiling() -> bool:
@@ -181,9 +178,7 @@ def wrap_backward(wrap: Callable[[Callable], Callable]) -> Callable[[], None]:
 
 
 def when_backward_ends(call: Callable[[], None]) -> None:
-    """Within a backward: `call()` when it ends. torch's own DDP and fully_shard do it like this. No public
-    way.
-    """
+    """Within a backward: `call()` when it ends. torch's own DDP and fully_shard do so. No public way."""
     torch.autograd.Variable._execution_engine.queue_callback(call)
 
 
@@ -398,9 +393,7 @@ def is_of_distributed(filename: str) -> bool:
 
 
 def is_of_join(filename: str) -> bool:
-    """Whether a file is torch's own for `Join`: there it calls collectives for a rank that has run out of
-    inputs.
-    """
+    """Whether a file is torch's own for `Join`: there it calls collectives for a rank out of inputs."""
     return filename.endswith(_JOIN)
 
 
@@ -428,9 +421,7 @@ def _is_tensors(value) -> bool:
 
 
 def group_in_the_making(frame: FrameType) -> tuple[str, list[int]] | None:
-    """Name and ranks of the group that a frame is making, in torch.distributed.new_group; None if it makes
-    none.
-    """
+    """Name and ranks of the group that a frame is making, in torch.distributed.new_group; None if none."""
     values = frame.f_locals if frame.f_code.co_name == "_new_group_with_tag" else {}
     name, ranks = values.get("group_name"), values.get("ranks")
     return (name, ranks) if name and ranks else None

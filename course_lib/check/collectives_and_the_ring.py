@@ -21,8 +21,7 @@ __all__ = ["ring_all_reduce", "chain_broadcast", "doubling_all_reduce"]
 LARGE = 1_000_003  # elements; no number of ranks divides it
 LARGE_BYTES = 4 * LARGE
 PIECES = 8  # the least number of pieces of a broadcast
-# of these pieces, how many a rank may have received and not yet passed on
-AHEAD = 2
+AHEAD = 2  # of these pieces, how many a rank may have received and not yet passed on
 # how long a piece is held back for a rank that should pass on those before it; if it does not, it is asked
 # once more
 GATE_S = 7.0
@@ -84,8 +83,8 @@ def _ring_advice(sent: list[float]) -> str:
     bytes=f"no rank sends more than {BYTES_LIMIT} times 2(n-1)/n S",
 )
 def ring_all_reduce(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor)` sums a tensor over all ranks in place: any size, only sends and receives, at most 2 r
-    S bytes from any rank.
+    """`answer(tensor)` sums a tensor over all ranks in place: any size, only sends and receives, at most
+    2 r S bytes from any rank.
     """
     for ranks in (4, 3, 2):
         cases = [
@@ -216,8 +215,8 @@ def _trial_of_a_chain(
     judge: Judge, answer: Callable, cases: Sequence[Case], ranks: int, root: int
 ) -> tuple[Job, int | None]:
     """A trial in which pieces are held back until those before them are passed on. If that takes for ever,
-    twice, the rank that they are held back for
-    is returned, with a job without gates."""
+    twice, the rank that they are held back for is returned, with a job without gates.
+    """
     for _ in range(2):
         with tempfile.TemporaryDirectory() as signs:
             try:
@@ -251,12 +250,10 @@ def _trial(
     tensors rank 1 is late. With `signs`, a folder, a rank of a chain sends pieces of the large tensor only as
     long as its right neighbour passes on those that it has.
     """
-    seed, smallest = (
-        judge.seed,
-        min(
-            range(len(cases)),
-            key=lambda number: (cases[number][1] != "int64", torch.Size(cases[number][0]).numel()),
-        ),
+    seed = judge.seed
+    smallest = min(
+        range(len(cases)),
+        key=lambda number: (cases[number][1] != "int64", torch.Size(cases[number][0]).numel()),
     )
 
     def trial():
@@ -268,9 +265,8 @@ def _trial(
 
         def start(rank, number, shape, dtype):
             generator, limit = torch.Generator().manual_seed(seed + 100 * number + rank), LIMITS[dtype]
-            return torch.randint(-limit, limit, shape, generator=generator, dtype=torch.int64).to(
-                getattr(torch, dtype)
-            )
+            numbers = torch.randint(-limit, limit, shape, generator=generator, dtype=torch.int64)
+            return numbers.to(getattr(torch, dtype))
 
         def problem(found, wanted, mine):
             if found.shape != wanted.shape or found.dtype != wanted.dtype:
@@ -309,16 +305,12 @@ def _trial(
             def __call__(self, call):
                 if call["op"] != "send":
                     return
-                before, self.begun_bytes = (
-                    self.begun_bytes * PIECES // LARGE_BYTES,
-                    self.begun_bytes + call["payload_bytes"],
-                )
+                before = self.begun_bytes * PIECES // LARGE_BYTES
+                self.begun_bytes += call["payload_bytes"]
                 for piece in range(before + 1, self.begun_bytes * PIECES // LARGE_BYTES + 1):
                     open(os.path.join(signs, f"passed-{rank}-{piece}"), "w").close()
-                needed, held = (
-                    os.path.join(signs, f"passed-{self.neighbour}-{before - AHEAD}"),
-                    os.path.join(signs, f"held-{self.neighbour}"),
-                )
+                needed = os.path.join(signs, f"passed-{self.neighbour}-{before - AHEAD}")
+                held = os.path.join(signs, f"held-{self.neighbour}")
                 if before > AHEAD and (self.neighbour + 1) % size != root and not os.path.exists(needed):
                     open(held, "w").close()
                     if not on_rank.wait_until(lambda: os.path.exists(needed), GATE_S):
@@ -334,13 +326,11 @@ def _trial(
             everyone = [start(other, number, shape, dtype) for other in range(size)]
             wanted = sum(everyone) if root is None else everyone[root]
             tensor, large = everyone[rank].clone(), shape == (LARGE,)
-            before = (
-                Gate()
-                if signs and large
-                else on_rank.late("smallest")
-                if number == smallest and rank == 1
-                else None
-            )
+            before = None
+            if signs and large:
+                before = Gate()
+            elif number == smallest and rank == 1:
+                before = on_rank.late("smallest")
             dist.barrier()
             with on_rank.Calls(before) as calls, measure.step():
                 answer(tensor) if root is None else answer(tensor, root)

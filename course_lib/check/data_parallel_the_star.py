@@ -18,14 +18,11 @@ __all__ = ["star_all_reduce", "forward_in_threads", "tree_all_reduce"]
 LIMIT = 1.02  # times what theory says, of memory and time
 # below it, the sum of 8 whole numbers is exact in float32, in every order, and in no smaller dtype
 FLOAT32_WHOLE = 2**20
-# how long a replica waits for the others: threads of a busy machine may be late
-TOGETHER_S = 12.0
+TOGETHER_S = 12.0  # how long a replica waits for the others: threads of a busy machine may be late
 STARS = ((2, 0), (3, 2), (4, 1))  # ranks, root
 STAR_SHAPE = (100, 500)
-# where memory is looked at: beside it, what Python keeps for itself is small
-LARGE_SHAPE = (100, 10_000)
-# times S, of memory that is not torch's: Python's own comes on top of the one tensor
-OUTSIDE_LIMIT = 1.2
+LARGE_SHAPE = (100, 10_000)  # where memory is looked at: beside it, what Python keeps for itself is small
+OUTSIDE_LIMIT = 1.2  # times S, of memory that is not torch's: Python's own comes on top of the one tensor
 TREES = (4, 8)  # ranks
 PIECES = ((12, 3), (10, 4), (3, 4))  # images, threads
 GRADIENTS = {  # what is said of the gradients that the model has got
@@ -260,24 +257,18 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             row["what"] = type(output).__name__
             if isinstance(output, torch.Tensor):
                 right = (output.shape, output.dtype) == (wanted.shape, wanted.dtype)
-                row["what"] = (
-                    "other values"
-                    if right
-                    else (
-                        f"a tensor of shape {tuple(output.shape)} and dtype"
-                        f" {str(output.dtype).removeprefix('torch.')}"
-                    )
-                )
+                dtype = str(output.dtype).removeprefix("torch.")
+                shown = f"a tensor of shape {tuple(output.shape)} and dtype {dtype}"
+                row["what"] = "other values" if right else shown
             if row["output"] and output.requires_grad and not changed:
                 (output * weights).sum().backward()
                 found = gradients(model)
-                row["grads"] = (
-                    "none"
-                    if all(g is None for g in found)
-                    else (
-                        "yes" if all(g is not None and close(g, w) for g, w in zip(found, whole)) else "wrong"
-                    )
-                )
+                if all(g is None for g in found):
+                    row["grads"] = "none"
+                elif all(g is not None and close(g, w) for g, w in zip(found, whole)):
+                    row["grads"] = "yes"
+                else:
+                    row["grads"] = "wrong"
             with torch.no_grad():
                 row["graph"] = bool(getattr(answer(model, images, threads), "requires_grad", False))
             rows.append(row)
@@ -356,11 +347,9 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
                 self.S, self.clock, self.messages, self.sent = S, 0.0, 0, 0.0
 
             def send(self, tensor, dst):
-                self.clock, self.messages, self.sent = (
-                    self.clock + tensor.nbytes / self.S,
-                    self.messages + 1,
-                    self.sent + tensor.nbytes / self.S,
-                )
+                self.clock += tensor.nbytes / self.S
+                self.messages += 1
+                self.sent += tensor.nbytes / self.S
                 dist.send(tensor, dst)
                 dist.send(torch.tensor([self.clock], device="cpu"), dst)
 

@@ -203,9 +203,8 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
                 for number in range(k):
                     with ddp.no_sync() if number < k - 1 else contextlib.nullcontext():
                         loss = loss_of(ddp, pieces[number * n + rank]) / k
-                        # who does not wait for it has wrong numbers
                         if (update, number, rank) == (2, k - 1, late):
-                            on_rank.come_late("backward")
+                            on_rank.come_late("backward")  # who does not wait for it has wrong numbers
                         loss.backward()
                 # before what comes late can still come
                 now = [None if p.grad is None else p.grad.detach().clone() for p in learning(module)]
@@ -213,15 +212,11 @@ def own_ddp(judge: Judge, make_ddp: Callable) -> None:
                 on_rank.is_back("backward")
             found["moved"] = max(found["moved"], apart(flat(module.parameters()), before))
             strange = any(g is None or g.shape != p.shape for g, p in zip(now, learning(module)))
-            problem = (
-                "a parameter has no gradient after backward, or one of another shape"
-                if strange
-                else (
-                    "a frozen parameter has got a gradient"
-                    if any(p.grad is not None for p in module.parameters() if not p.requires_grad)
-                    else ""
-                )
-            )
+            problem = ""
+            if strange:
+                problem = "a parameter has no gradient after backward, or one of another shape"
+            elif any(p.grad is not None for p in module.parameters() if not p.requires_grad):
+                problem = "a frozen parameter has got a gradient"
             if problem := on_rank.first_problem(problem):
                 return found | {"stopped": problem}
             for p, g in zip(learning(module), now):
@@ -504,10 +499,8 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             try:
                 plain().load_state_dict({name: tensor.cpu() for name, tensor in content["model"].items()})
             except Exception:
-                wrapped = (
-                    all(str(name).startswith("module.") for name in content["model"])
-                    if isinstance(content["model"], dict)
-                    else False
+                wrapped = isinstance(content["model"], dict) and all(
+                    str(name).startswith("module.") for name in content["model"]
                 )
                 return "a plain model cannot load its `model`. Save `ddp.module.state_dict()`: " + (
                     'the wrapper puts "module." before each name.' if wrapped else "all of it, buffers too."

@@ -63,11 +63,8 @@ def mesh(judge: Judge, coordinates: Callable, axis_groups: Callable) -> None:
         except TypeError:
             return groups
 
-    places = iter(
-        judge.call(
-            coordinates, [(rank, sizes) for sizes in meshes for rank in range(math.prod(sizes.values()))]
-        )
-    )
+    everywhere = [(rank, sizes) for sizes in meshes for rank in range(math.prod(sizes.values()))]
+    places = iter(judge.call(coordinates, everywhere))
     groups = iter(judge.call(listed, [(axis, sizes) for sizes in meshes for axis in sizes]))
     for sizes in meshes:
         judge.case, named_one = f"mesh {_in_words(sizes)}", sizes in named
@@ -142,12 +139,11 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
     """`make_groups(sizes)` runs on every rank and returns its group of each axis; all ranks make all groups,
     in the same order.
     """
-    # for a rank that makes other calls, or waits elsewhere; one that has returned says so
-    MEETING_S = 12.0
+    MEETING_S = 12.0  # for a rank that makes other calls, or waits elsewhere; one that has returned says so
 
     def trial(make_groups, sizes):
-        """What this rank's groups are, by axis, or under "wrong" what is. The ranks' calls of
-        new_group are compared, so that none waits.
+        """What this rank's groups are, by axis, or under "wrong" what is. The ranks' calls of new_group are
+        compared, so that none waits.
         """
         import json
         import time
@@ -490,15 +486,11 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
             same = all(p.grad is not None for p in cut.parameters()) and torch.equal(
                 before, on_rank.flat(p.grad for p in cut.parameters())
             )
-            problem = (
-                "your function changes the gradients; it must only look at them"
-                if not same
-                else (
-                    ""
-                    if isinstance(answer, (int, float))
-                    else f"your function must return the norm, a number, and it returned {answer!r:.60}"
-                )
-            )
+            problem = ""
+            if not same:
+                problem = "your function changes the gradients; it must only look at them"
+            elif not isinstance(answer, (int, float)):
+                problem = f"your function must return the norm, a number, and it returned {answer!r:.60}"
             if problem := on_rank.first_problem(problem):
                 return {"problem": problem}
             found.append(float(answer))
@@ -506,11 +498,10 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
         for module in cut.modules():
             for name, p in module.named_parameters(recurse=False):
                 square = p.grad.square().sum()
-                parts, whole = (
-                    (parts + square, whole)
-                    if name in getattr(module, "cut_dims", {})
-                    else (parts, whole + square)
-                )
+                if name in getattr(module, "cut_dims", {}):
+                    parts = parts + square
+                else:
+                    whole = whole + square
         squares = torch.stack([parts, parts + whole])
         local = squares.clone()
         dist.all_reduce(squares, group=groups["tp"])

@@ -167,8 +167,8 @@ class Judge:
             job = run_quietly(fn, *args, **{"timeout": TIMEOUT_S} | options)
         except RankError as error:
             raise _without_the_check(error) from None
-        # it cannot be sent, or the machine cannot hold it: the words say it all
         except (TypeError, ValueError, RuntimeError, OSError) as error:
+            # it cannot be sent, or the machine cannot hold it: the words say it all
             raise Refused(str(error)) from None
         for found in job.results:
             if isinstance(found, dict) and found.get("problem"):
@@ -192,15 +192,8 @@ class Judge:
             if report.state == "raised NotImplementedError":
                 raise NotImplementedError from None
             late = "timeout=" in error.headline
-            raise Refused(
-                (
-                    f"your function had not finished after {timeout:g} s"
-                    if late
-                    else f"your function {report.state}"
-                ),
-                report.place,
-                report.line,
-            ) from None
+            state = f"had not finished after {timeout:g} s" if late else report.state
+            raise Refused(f"your function {state}", report.place, report.line) from None
         print(job.output[0][-SHOWN_OUTPUT:], end="")
         return job.results[0]
 
@@ -290,10 +283,9 @@ def exercise(**asked: Demand | str) -> Callable[[Callable], Callable[..., Verdic
                 return judge.verdict(str(error))
             except Refused as refused:
                 return judge.verdict(str(refused))
-            # in this process: of an answer that is called here, or of the check, over a value that it did not
-            # expect
             except (Exception, SystemExit) as error:
-                # torch's own have a message: a module without forward, say
+                # In this process: of an answer that is called here, or of the check, over a value that it did
+                # not expect. (torch's own NotImplementedError has a message: a module without forward, say.)
                 if isinstance(error, NotImplementedError) and not error.args:
                     return judge.untouched()
                 return judge.verdict(str(_where(error)))

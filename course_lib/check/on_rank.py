@@ -97,9 +97,7 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def apart(found: Tensor | None, wanted: Tensor) -> float:
-    """Relative error of `found`; 1 if there is nothing, or another shape; infinite if a value is not
-    finite.
-    """
+    """Relative error of `found`; 1 if there is none, or another shape; infinite if a value is not finite."""
     if found is None or found.shape != wanted.shape:
         return 1.0
     error = ((found - wanted).norm() / wanted.norm().clamp_min(torch.finfo(torch.float64).tiny)).item()
@@ -120,8 +118,8 @@ def looks(found: Tensor | None, guesses: dict[str, Tensor], within: float = 1e-6
 
 
 def rounding(error: float) -> str:
-    """What a relative error says of the way that numbers took, in a test in float64: " An error of this size
-    ...", or "" if it tells nothing.
+    """What a relative error says of the way that numbers took, in a test in float64:
+    " An error of this size ...", or "" if it tells nothing.
     """
     if 1e-12 < error < 2e-6:
         return (
@@ -285,9 +283,8 @@ class Unseen:
     `with Unseen() as unseen: ...; unseen.peak()`.
 
     Python itself counts them (tracemalloc), so that neither other processes nor the allocator's habits play a
-    part. It slows Python down: not for what is timed.
-    All threads count. A rank that is asked where it is, on a busy machine, reads no sources for that: its
-    answer takes less than 0.3 MB.
+    part. It slows Python down: not for what is timed. All threads count. A rank that is asked where it is, on
+    a busy machine, reads no sources for that: its answer takes less than 0.3 MB.
     """
 
     def __enter__(self) -> "Unseen":

@@ -63,6 +63,13 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             output.backward()
             optimizer.step()
 
+        def counted(value):
+            """A number of bytes, of a float too, which is right as long as it is exact; else its text."""
+            if isinstance(value, float) and value.is_integer():
+                return int(value)
+            number = on_rank.whole(value)
+            return repr(value) if number is None else number
+
         # P: bytes of the parameters, worked out from the shapes and not from the tensors that the answer sees
         P = 4 * (64 * width + width + width * 10 + 10)
         P_last = 4 * (width * 10 + 10)
@@ -117,17 +124,8 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             with on_rank.NewTensors() as new, on_rank.Unseen() as unseen:
                 found = ledger(model, optimizer)
                 unseen_bytes = unseen.peak()
-            if isinstance(found, dict):  # a float is right as long as it is exact
-                found = {
-                    str(key): (
-                        int(value)
-                        if isinstance(value, float) and value.is_integer()
-                        else repr(value)
-                        if on_rank.whole(value) is None
-                        else on_rank.whole(value)
-                    )
-                    for key, value in on_rank.plain(found).items()
-                }
+            if isinstance(found, dict):
+                found = {str(key): counted(value) for key, value in on_rank.plain(found).items()}
             else:
                 found = type(found).__name__
             rows.append(

@@ -22,10 +22,8 @@ __all__ = ["bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rat
 
 RELATIVE_ERROR = 1e-5  # float32 gradients, added up in another order, differ by about 1e-7
 LAYERS, LAYER_BYTES = 8, 2**19
-# so long a rank waits for what a right answer does at once, however busy the machine is
-PATIENCE_S = 12.0
-# float16 has 11 bits: 2^-11 at most for one number, less for the whole; bfloat16 has 8
-HALF_ERROR = 1e-3
+PATIENCE_S = 12.0  # so long a rank waits for what a right answer does at once, however busy the machine is
+HALF_ERROR = 1e-3  # float16 has 11 bits: 2^-11 at most for one number, less for the whole; bfloat16 has 8
 
 
 @exercise(
@@ -39,10 +37,8 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
     leave at once, while backward goes on.
     """
     draw = random.Random(judge.seed)
-    widths, bucket_bytes = (
-        (16, draw.randint(40, 120), draw.randint(20, 60), 10),
-        draw.choice([1, 6, 8, 12]) * 1024,
-    )
+    widths = (16, draw.randint(40, 120), draw.randint(20, 60), 10)
+    bucket_bytes = draw.choice([1, 6, 8, 12]) * 1024
 
     def uneven(bucketed):
         """Three steps of an MLP with a frozen parameter. Returns the worst relative error of each step, and
@@ -70,19 +66,13 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
             model(inputs).square().mean().backward()
             finish()
             grads = [p.grad for p in model.parameters() if p.requires_grad]
-            problem = (
-                "a parameter has lost its gradient"
-                if any(grad is None for grad in grads)
-                else (
-                    "a gradient has another shape than its parameter"
-                    if on_rank.flat(grads).numel() != wanted.numel()
-                    else (
-                        "the frozen parameter has got a gradient"
-                        if model.layers[2].bias.grad is not None
-                        else ""
-                    )
-                )
-            )
+            problem = ""
+            if any(grad is None for grad in grads):
+                problem = "a parameter has lost its gradient"
+            elif on_rank.flat(grads).numel() != wanted.numel():
+                problem = "a gradient has another shape than its parameter"
+            elif model.layers[2].bias.grad is not None:
+                problem = "the frozen parameter has got a gradient"
             if problem := on_rank.first_problem(problem):
                 return problem
             found = on_rank.flat(grads)
@@ -103,10 +93,10 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
 
     def equal(bucketed, layers_per_bucket):
         """Five steps of a net of equal layers, whose gradients are known: all are the mean of the ranks' x,
-        summed. Returns the worst error, and what
-        stands in the way of overlap: in the fourth step each rank looks whether a full bucket has left before
-        the next gradient comes, and in the fifth the last rank keeps its first bucket back until backward has
-        ended on all others."""
+        summed. Returns the worst error, and what stands in the way of overlap: in the fourth step each rank
+        looks whether a full bucket has left before the next gradient comes, and in the fifth the last rank
+        keeps its first bucket back until backward has ended on all others.
+        """
         torch.manual_seed(judge_seed)
         net = SleepingNet(LAYERS, LAYER_BYTES, backward_s=0.001)
         rank, last = dist.get_rank(), dist.get_world_size() - 1
@@ -204,11 +194,9 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
 def _gradient_problem(job: Job) -> str:
     for rank, steps in enumerate(job.results):
         if isinstance(steps, str):
-            return (
-                steps
-                if "it returned" not in steps
-                else f"return the function `finish`; {steps.removeprefix('on rank 0 ')}"
-            )
+            if "it returned" in steps:
+                return f"return the function `finish`; {steps.removeprefix('on rank 0 ')}"
+            return steps
         for step, (error, looks) in enumerate(steps):
             if not error < RELATIVE_ERROR:
                 when = " The steps before it were right: what is left over from them?" if step else ""
@@ -398,9 +386,8 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
         torch.manual_seed(seed)
         model, twin = MLP(widths), MLP(widths)
         twin.load_state_dict(model.state_dict())
-        inputs = torch.randn(
-            8, 64, generator=torch.Generator("cpu").manual_seed(seed + dist.get_rank() % 2), device="cpu"
-        ).to(torch.get_default_device())
+        generator = torch.Generator("cpu").manual_seed(seed + dist.get_rank() % 2)
+        inputs = torch.randn(8, 64, generator=generator, device="cpu").to(torch.get_default_device())
 
         def loss(net, factor):
             return net(inputs).square().mean() * factor
@@ -472,9 +459,7 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
     sent_per_s="sent_per_s, of one rank, by the algorithm",
 )
 def quoted_rates(judge: Judge, rates: Callable) -> None:
-    """`rates(job)` returns samples_per_s, collectives_per_s and sent_per_s of a job whose ranks are not
-    alike.
-    """
+    """`rates(job)`: samples_per_s, collectives_per_s and sent_per_s of a job whose ranks are not alike."""
 
     def uneven():
         rank = dist.get_rank()

@@ -24,9 +24,7 @@ SIZES = ((4, 8), (4, 2), (3, 3), (2, 5), (1, 3))  # stages, micro-batches; the f
 FORWARD_S = 0.006  # a stage's forward sleeps so long, its backward twice
 DRAWN_MODELS, DRAWN_SIZES = 400, 12
 RELATIVE_ERROR = 1e-9  # of gradients in float64; a right answer is at 1e-15
-# so long a rank stands still, unless the others do before what they can do without it
-HOLD_S = 12.0
-
+HOLD_S = 12.0  # so long a rank stands still, unless the others do before what they can do without it
 
 GRADIENTS = "the gradients of one process over the whole batch"
 BUSY = (
@@ -119,6 +117,7 @@ def balanced_stages(judge: Judge, answer: Callable) -> None:
         "half and half": ([2, 2, 2, 3, 3], 2),
     }
     draw = random.Random(judge.seed)
+    # quarters: sums of them are exact
     drawn = [
         (
             [draw.choice((1, 4)) * draw.randint(1, 16) / 4 for _ in range(draw.randint(3, 9))],
@@ -126,7 +125,6 @@ def balanced_stages(judge: Judge, answer: Callable) -> None:
         )
         for _ in range(DRAWN_MODELS)
     ]
-    # quarters: sums of them are exact
     drawn = [(costs, min(num_stages, len(costs))) for costs, num_stages in drawn]
     for (name, case), sizes in zip(named.items(), judge.call(answer, list(named.values()))):
         problem = _sizes_problem(sizes, *case)
@@ -226,15 +224,11 @@ def _paper_problem(
             f"on paper, with backwards twice as long as forwards, the step takes {slots} times a forward, and"
             f" 3 (m + p - 1) = {least} is possible"
         )
-    peaks, wanted = (
-        [_peak(_kinds(map(repr, instructions))) for instructions in lists],
-        _peaks(schedule, stages, micro_batches),
-    )
-    return (
-        f"the ranks hold {_numbers(peaks)} micro-batches at most, and {_numbers(wanted)} is right"
-        if peaks != wanted
-        else ""
-    )
+    peaks = [_peak(_kinds(map(repr, instructions))) for instructions in lists]
+    wanted = _peaks(schedule, stages, micro_batches)
+    if peaks != wanted:
+        return f"the ranks hold {_numbers(peaks)} micro-batches at most, and {_numbers(wanted)} is right"
+    return ""
 
 
 def _form_problem(lists, stages: int) -> str:
@@ -245,11 +239,11 @@ def _form_problem(lists, stages: int) -> str:
     ):
         return f"return a list with one list for each of the {stages} ranks; you returned {lists!r:.60}"
     strange = [one for instructions in lists for one in instructions if not isinstance(one, mini.Instruction)]
-    return (
-        f"a list must hold instructions, made with forward(k) and backward(k), and not {strange[0]!r:.40}"
-        if strange
-        else ""
-    )
+    if strange:
+        return (
+            f"a list must hold instructions, made with forward(k) and backward(k), and not {strange[0]!r:.40}"
+        )
+    return ""
 
 
 def _works_ahead(
@@ -258,13 +252,12 @@ def _works_ahead(
     """Whether all other ranks do what they can do without it while one rank stands still in the middle of an
     instruction, on each rank in turn.
 
-    No clock plays a part in this, and so no busy machine."""
+    No clock plays a part in this, and so no busy machine.
+    """
     holds = [(rank, (3 * len(one)) // 8) for rank, one in enumerate(lists)]
     reach = [[len(done) for done in _done(lists, without=hold)] for hold in holds]
-    return not any(
-        problem
-        for problem, *_ in _trial(judge, execute, lists, micro_batches, list(zip(holds, reach))).results
-    )
+    job = _trial(judge, execute, lists, micro_batches, list(zip(holds, reach)))
+    return not any(problem for problem, *_ in job.results)
 
 
 def _trial(
@@ -275,8 +268,8 @@ def _trial(
     holds: Sequence = (),
 ) -> Job:
     """Two steps. Each rank returns what is wrong with its gradients ("" if nothing), of how many
-    micro-batches it held the graphs and the inputs at
-    most, the bytes of one activation, and what it ran, in order: F0, B0.
+    micro-batches it held the graphs and the inputs at most, the bytes of one activation, and what it ran, in
+    order: F0, B0.
 
     With `holds`, one step for each ((rank, position in its list), (how far each rank gets in its list without
     that)): the rank stands still there until all others have come so far. Then the first result says who has
@@ -342,18 +335,10 @@ def _trial(
             def forward(self, x):
                 if self.asleep and rank:  # on rank 0, x is a part of the batch
                     x.token = Token(messages)
-                k = (
-                    next(
-                        (
-                            k
-                            for k, one in enumerate(expected)
-                            if one.shape == x.shape and torch.allclose(one, x)
-                        ),
-                        "?",
-                    )
-                    if self.asleep
-                    else 0
-                )
+                k = 0
+                if self.asleep:
+                    same = [one.shape == x.shape and torch.allclose(one, x) for one in expected]
+                    k = same.index(True) if any(same) else "?"
                 return Sleep.apply(self.linear(x).tanh(), self.asleep, k)
 
         stages = [Stage() for _ in range(size)]
@@ -384,11 +369,9 @@ def _trial(
                 hold = list(one)
                 tell()
                 step()
-                if problem := on_rank.first_problem(
-                    ""
-                    if rank != hold[0][0] or hold[2:] == [True]
-                    else "the others wait where they could work"
-                ):
+                waits = rank == hold[0][0] and hold[2:] != [True]
+                problem = on_rank.first_problem("the others wait where they could work" if waits else "")
+                if problem:
                     break
             return problem, 0, 0, 0, []
         for number in range(2):
@@ -460,13 +443,13 @@ def _judge_in_flight(judge: Judge, job: Job, schedule: str, micro_batches: int) 
     found, wanted = list(map(_peak, kinds)), _peaks(schedule, job.ranks, micro_batches)
     formula = "m" if schedule == "gpipe" else "min(p - stage, m)"
     rank = next((rank for rank in range(job.ranks) if found[rank] != wanted[rank]), 0)
-    wrong = (
-        f"rank {rank} has {found[rank]} micro-batches in flight (measured), and {formula} is {wanted[rank]}:"
-        f" it runs {'more' if found[rank] > wanted[rank] else 'fewer'} forwards before its first backwards"
-        " than it should"
-        if found != wanted
-        else ""
-    )
+    wrong = ""
+    if found != wanted:
+        wrong = (
+            f"rank {rank} has {found[rank]} micro-batches in flight (measured), and {formula} is"
+            f" {wanted[rank]}: it runs {'more' if found[rank] > wanted[rank] else 'fewer'} forwards before"
+            " its first backwards than it should"
+        )
     for rank, one in enumerate(kinds):
         if not one.count("F") == one.count("B") == micro_batches:
             wrong = (
@@ -528,10 +511,8 @@ def _looks_busy(job: Job, micro_batches: int) -> bool:
     """Whether the measured bubble is nearer to that of a pipeline than to that of micro-batches one after the
     other.
     """
-    return (
-        _idle(job)
-        <= (theory.bubble_fraction(job.ranks, micro_batches) + theory.bubble_fraction(job.ranks, 1)) / 2
-    )
+    one_after_the_other = theory.bubble_fraction(job.ranks, 1)
+    return _idle(job) <= (theory.bubble_fraction(job.ranks, micro_batches) + one_after_the_other) / 2
 
 
 def _peaks(schedule: str, stages: int, micro_batches: int) -> list[int]:
@@ -557,8 +538,9 @@ def _done(
     lists: Sequence[Sequence[mini.Instruction]], without: tuple[int, int] | None = None
 ) -> list[list[int]]:
     """When each rank's instructions end, if a forward takes 1, a backward 2 and a message nothing. Where one
-    is left out (`without` a rank's position), the
-    rank stands still there, and only what needs neither that nor what comes after it is done."""
+    is left out (`without` a rank's position), the rank stands still there, and only what needs neither that
+    nor what comes after it is done.
+    """
     ends, done = {}, [[] for _ in lists]
     went_on = True
     while went_on:
@@ -578,9 +560,8 @@ def _done(
 
 def _sizes_problem(sizes, costs: Sequence[float], num_stages: int) -> str:
     """What is wrong with the layers dealt out; "" if the slowest stage is as fast as it can be."""
-    sizes = (
-        [on_rank.whole(size) for size in sizes] if isinstance(sizes := on_rank.plain(sizes), list) else [None]
-    )
+    sizes = on_rank.plain(sizes)
+    sizes = [on_rank.whole(size) for size in sizes] if isinstance(sizes, list) else [None]
     if None in sizes:
         return "is not a list of whole numbers"
     if len(sizes) != num_stages:
@@ -589,10 +570,8 @@ def _sizes_problem(sizes, costs: Sequence[float], num_stages: int) -> str:
         return "leaves a stage without a layer"
     if sum(sizes) != len(costs):
         return f"deals out {sum(sizes)} layers, and there are {len(costs)}"
-    sums, least = (
-        [sum(costs[sum(sizes[:s]) : sum(sizes[: s + 1])]) for s in range(num_stages)],
-        _least_slowest(costs, num_stages),
-    )
+    sums = [sum(costs[sum(sizes[:s]) : sum(sizes[: s + 1])]) for s in range(num_stages)]
+    least = _least_slowest(costs, num_stages)
     if max(sums) > least + 1e-9:
         return (
             f"gives stages of {', '.join(f'{total:g}' for total in sums)}: the slowest takes {max(sums):g},"

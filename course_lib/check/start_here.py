@@ -31,9 +31,7 @@ SHAPES = ((64, 32), (32,), (3, 4, 5), (1,))  # of the gradients
     gone="nothing is left running",
 )
 def ping_pong(judge: Judge, answer) -> None:
-    """`answer(start, rounds)` returns what this rank received; only rank 0 is given `start`, rank 1 gets
-    None.
-    """
+    """`answer(start, rounds)` returns what this rank received; only rank 0 is given `start`, rank 1 None."""
     # start, rounds; float32 is exact up to 16 million
     games = ((0, 3), (40, 5), (1_000 + judge.seed % 1_000_000, 5))
 
@@ -105,10 +103,8 @@ def ping_pong(judge: Judge, answer) -> None:
     judge.demand(
         "processes", "" if len(pids | {os.getpid()}) == 3 else "the two ranks were not two processes"
     )
-    left, deadline = (
-        [process for _, processes in job.results for process in processes],
-        time.monotonic() + GONE_S,
-    )
+    left = [process for _, processes in job.results for process in processes]
+    deadline = time.monotonic() + GONE_S
     while (left := [process for process in left if _alive(*process)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     why = f"{len(left)} of the processes that your function started are still running"
@@ -240,23 +236,16 @@ def average(judge: Judge, answer) -> None:
             found.append((means, calls.rows))
         return found
 
+    def means_of(case: int) -> list[torch.Tensor]:
+        return [torch.stack(same).mean(0) for same in zip(*(gradients(case, rank) for rank in range(ranks)))]
+
     job = judge.run(reduce, ranks=ranks)
     problems = (
-        (
-            case,
-            rank,
-            _difference(
-                result[case][0],
-                [
-                    torch.stack(same).mean(0)
-                    for same in zip(*(gradients(case, rank) for rank in range(ranks)))
-                ],
-            ),
-        )
+        (rank, _difference(result[case][0], means_of(case)))
         for case in (1, 0)
         for rank, result in enumerate(job.results)
     )
-    _, rank, problem = next((problem for problem in problems if problem[2]), (0, 0, ""))
+    rank, problem = next((one for one in problems if one[1]), (0, ""))
     said = f"all {ranks} ranks have the average of all {len(SHAPES)} gradients"
     judge.demand("average", problem and f"rank {rank}: {problem}", said)
 

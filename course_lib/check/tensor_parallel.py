@@ -18,8 +18,7 @@ from course_lib.record import Job, held
 
 __all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
 
-# x is [8, 64, 32]: large enough for the headers of messages not to count
-BATCH, SEQUENCE, HIDDEN = 8, 64, 32
+BATCH, SEQUENCE, HIDDEN = 8, 64, 32  # x is [8, 64, 32]: large enough for the headers of messages not to count
 TOKENS, VOCABULARY = 24, 600  # of the loss
 STEPS = 3  # of the parallel MLP
 FG = "your f and g"
@@ -233,9 +232,7 @@ def _mlp(cut_tokens: bool) -> Callable:
         # without any communication
         own = gradients(x, mine(A, 1), mine(B, 0), weights, nn.Identity(), nn.Identity())
         own = {name: tokens(own[name]) for name in ("output", "x")}
-        summed_first = gradients(n * x, mine(A, 1), mine(B, 0), weights, nn.Identity(), nn.Identity())[
-            "output"
-        ]
+        summed_first = gradients(n * x, mine(A, 1), mine(B, 0), weights, nn.Identity(), nn.Identity())
         below = (
             "The weights of this MLP do not notice, but every layer below would learn from a wrong gradient"
         )
@@ -248,7 +245,7 @@ def _mlp(cut_tokens: bool) -> Callable:
                 "this rank's own part: g must add up the parts of all ranks in forward": own["output"],
                 "the mean: do not divide": wanted["output"] / n,
                 "what comes out if x is added up where it enters: in forward f hands x on, and g adds up": (
-                    summed_first
+                    summed_first["output"]
                 ),
             },
             "x": {
@@ -474,10 +471,8 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
             others = inner[torch.randint(len(inner), (TOKENS,))]
             cases.append((full, borders.repeat(3) if kind == "borders" else others))
         for full, targets in cases:
-            mine, whole = (
-                full.tensor_split(n, 1)[rank].clone().requires_grad_(),
-                full.clone().requires_grad_(),
-            )
+            mine = full.tensor_split(n, 1)[rank].clone().requires_grad_()
+            whole = full.clone().requires_grad_()
             wanted = F.cross_entropy(whole, targets)
             wanted.backward()
             given = targets.clone()
@@ -485,15 +480,12 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
                 loss = answer(mine, given)
                 problem, is_tensor = "", isinstance(loss, torch.Tensor)
                 if not is_tensor or loss.numel() != 1 or not loss.requires_grad:
-                    what = (
-                        repr(loss)
-                        if not is_tensor
-                        else (
-                            f"one of shape {list(loss.shape)}"
-                            if loss.numel() != 1
-                            else "one without a grad_fn"
-                        )
-                    )
+                    if not is_tensor:
+                        what = repr(loss)
+                    elif loss.numel() != 1:
+                        what = f"one of shape {list(loss.shape)}"
+                    else:
+                        what = "one without a grad_fn"
                     problem = (
                         "your function must return the mean loss, a tensor with one number and a grad_fn,"
                         f" and it returned {what}"
@@ -510,24 +502,17 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
             if problem := on_rank.first_problem(problem):
                 return {"problem": problem}
             grad, part, loss = mine.grad, whole.grad.tensor_split(n, 1)[rank], loss.detach().reshape(())
+            factor = 0.0
+            if grad is not None and grad.shape == part.shape:
+                near = [by for by in (n, 1 / n) if torch.allclose(grad.double(), part * by, rtol=1e-6)]
+                factor = near[0] if near else 0.0
             found.append(
                 {
                     "loss": on_rank.apart(loss.double(), wanted.detach()),
                     "finite": bool(loss.isfinite()),
                     "sum": abs(loss.item() / wanted.item() / TOKENS - 1) < 1e-6,
                     "grad": on_rank.apart(grad, part),
-                    "times": (
-                        0.0
-                        if grad is None or grad.shape != part.shape
-                        else next(
-                            (
-                                times
-                                for times in (n, 1 / n)
-                                if torch.allclose(grad.double(), part * times, rtol=1e-6)
-                            ),
-                            0.0,
-                        )
-                    ),
+                    "times": factor,
                 }
             )
         return found

@@ -172,14 +172,11 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
         before = alive()
         optimizer = make_optimizer(groups)
         whole = all(callable(getattr(optimizer, method, None)) for method in ("step", "zero_grad"))
-        if problem := on_rank.first_problem(
-            ""
-            if whole
-            else (
-                "it must make an object with the methods `step` and `zero_grad`, and made"
-                f" {type(optimizer).__name__}"
-            )
-        ):
+        why = (
+            "it must make an object with the methods `step` and `zero_grad`, and made"
+            f" {type(optimizer).__name__}"
+        )
+        if problem := on_rank.first_problem("" if whole else why):
             return {"problem": problem}
         found = {
             "sizes": sizes,
@@ -298,13 +295,11 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
         def shards(number, rank):
             name, _, growth = CASES[number]
             generator = torch.Generator().manual_seed(seed + 10 * number + rank)
-            shapes = (
-                ()
-                if "without" in name and rank == n - 1
-                else ((100, 30), (7,))
-                if growth == 1
-                else ((100 * (rank + 1), 30), (7,))
-            )
+            shapes = ((100 * (rank + 1), 30), (7,))
+            if "without" in name and rank == n - 1:
+                shapes = ()
+            elif growth == 1:
+                shapes = ((100, 30), (7,))
             return [
                 torch.randn(shape, generator=generator, dtype=torch.float64) * growth**rank
                 for shape in shapes
@@ -449,9 +444,8 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         full = {}
         for number, name in enumerate(NAMES):
             values = torch.zeros(padded, dtype=torch.float64)
-            values[:NUMEL] = torch.randn(
-                NUMEL, generator=torch.Generator().manual_seed(seed + 10 * step + number), dtype=torch.float64
-            )
+            generator = torch.Generator().manual_seed(seed + 10 * step + number)
+            values[:NUMEL] = torch.randn(NUMEL, generator=generator, dtype=torch.float64)
             full[name] = values.chunk(n)[rank]
         return full
 
@@ -581,16 +575,8 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
 
     def loaded(ranks, function, *args):
         """The first problem on any rank, in words."""
-        return next(
-            (
-                f"on rank {rank}, {problem}"
-                for rank, problem in enumerate(
-                    judge.run(function, load, *args, judge.seed, ranks=ranks).results
-                )
-                if problem
-            ),
-            "",
-        )
+        results = judge.run(function, load, *args, judge.seed, ranks=ranks).results
+        return next((f"on rank {rank}, {problem}" for rank, problem in enumerate(results) if problem), "")
 
     folder = Path(tempfile.mkdtemp(prefix="course_lib-check-"))
     root = folder / "root"

@@ -25,8 +25,7 @@ __all__ = ["sharded_gradients", "sharded_layers", "resharded_checkpoint"]
 # so many layers, that one more or less is clearly not all of them; no number of ranks divides the parameters
 # of each
 DEPTH, WIDTH = 12, 96
-# gradients of a layer: as autograd makes them, joined, padded, and half a layer of buffers
-FEW_LAYERS = 3.5
+FEW_LAYERS = 3.5  # gradients of a layer: as autograd makes them, joined, padded, and half a layer of buffers
 SAVED_RANKS = 4  # for the checkpoint
 STEPS = 5  # of sharded layers: three for the memory, of which the first makes Adam's states, two for the wire
 
@@ -178,15 +177,11 @@ def sharded_gradients(judge: Judge, answer: Callable) -> None:
                 held.mark(f"begin {number}")
                 loss.backward()
                 held.mark(f"end {number}")
-                problem = (
-                    "after backward a shard has no `.grad`"
-                    if not all(isinstance(shard.grad, torch.Tensor) for shard in shards)
-                    else (
-                        "after backward the `.grad` of a shard has another shape than the shard"
-                        if any(s.grad.shape != s.shape for s in shards)
-                        else ""
-                    )
-                )
+                problem = ""
+                if not all(isinstance(shard.grad, torch.Tensor) for shard in shards):
+                    problem = "after backward a shard has no `.grad`"
+                elif any(shard.grad.shape != shard.shape for shard in shards):
+                    problem = "after backward the `.grad` of a shard has another shape than the shard"
                 if problem := on_rank.first_problem(problem):
                     return {"problem": problem}
                 found["errors"].append(on_rank.apart(mine(), wanted()))
@@ -311,10 +306,8 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
                 "" if given else "`shard_layers` must return the shards, for the optimizer"
             ):
                 return {"problem": problem}
-            optimizer, optimizer_of_one = (
-                torch.optim.Adam(shards, 0.002),
-                torch.optim.Adam(one.parameters(), 0.002),
-            )
+            optimizer = torch.optim.Adam(shards, 0.002)
+            optimizer_of_one = torch.optim.Adam(one.parameters(), 0.002)
 
             def loss_of(step):
                 own = slice(step * 2 * n + 2 * rank, step * 2 * n + 2 * rank + 2)
@@ -329,29 +322,19 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
                 held.mark(f"update {step}")
                 del loss
                 lost = any(shard.nbytes > 0 == alive.memory.storage_bytes([shard]) for shard in shards)
-                if problem := on_rank.first_problem(
+                why = (
                     "a shard has lost its memory, when its layer was freed: it is a view of the layer's flat"
                     " tensor, and it needs memory of its own"
-                    if lost
-                    else ""
-                ):
+                )
+                if problem := on_rank.first_problem(why if lost else ""):
                     return {"problem": problem}
                 optimizer.step()
                 optimizer.zero_grad()
                 held.mark(f"end {step}")
             noted, hidden = list(moments), on_rank.outside_torch() - others
-        left = any(
-            p.grad is not None
-            for p in [
-                *params,
-                *(
-                    p
-                    for layer in layers
-                    for p in layer.parameters()
-                    if not any(p is shard for shard in shards)
-                ),
-            ]
-        )
+        in_layers = [p for layer in layers for p in layer.parameters()]
+        no_shards = [p for p in in_layers if not any(p is shard for shard in shards)]
+        left = any(p.grad is not None for p in [*params, *no_shards])
         for step in range(3, STEPS):
             dist.barrier()
             with measure.step():
@@ -469,8 +452,8 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         model, optimizer = make(1)
         try:
             load(path, model, optimizer)
-        # its words are the stacks of all ranks; the first cause says enough
         except CheckpointException as error:
+            # its words are the stacks of all ranks; the first cause says enough
             cause = next(iter(error.failures.values()))[0]
             raise cause.with_traceback(error.__traceback__) from None
         weights = steps(model, optimizer, 2, 2)

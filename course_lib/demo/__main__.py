@@ -270,13 +270,8 @@ def _save_pictures(runs: list[Ran], shown: list[Ran], out: Path) -> Iterator[Pat
     sweeps = []
     for strategy in dict.fromkeys(ran.strategy for ran in others):
         compared = [*base, *(ran for ran in others if ran.strategy is strategy)]
-        sweeps.append(
-            Sweep(
-                strategy.name,
-                tuple(job for jobs in zip(*(ran.jobs for ran in compared)) for job in jobs),
-                len(one.jobs),
-            )
-        )
+        jobs = tuple(job for repeat in zip(*(ran.jobs for ran in compared)) for job in repeat)
+        sweeps.append(Sweep(strategy.name, jobs, len(one.jobs)))
     yield picture(
         "communication",
         lambda ran, ax: plots.communication(ran.jobs[-1], ran.theory[0], ax),

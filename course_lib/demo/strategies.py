@@ -51,8 +51,7 @@ class Training:
         model: what this rank holds of the model.
         optimizer: for that.
         place, places: this rank trains on slice number `place` of each global batch, which is cut into
-            `places`. Ranks that share a model
-            between them share a slice too.
+            `places`. Ranks that share a model between them share a slice too.
         backward: forward and backward of a slice: a function (images, labels); None for the usual ones.
         whole: returns the trained model as one process can call it; every rank must call it. None if `model`
             can be called.
@@ -139,13 +138,12 @@ def _fully_shard(
 
 def _hybrid_sharding(model: nn.Module) -> Training:
     """Slices of everything within pairs of ranks; between the pairs, as DDP."""
-    return _fully_shard(
-        init_device_mesh(
-            torch.get_default_device().type,
-            _mesh("replicate", "shard").values(),
-            mesh_dim_names=("replicate", "shard"),
-        )
-    )(model)
+    mesh = init_device_mesh(
+        torch.get_default_device().type,
+        _mesh("replicate", "shard").values(),
+        mesh_dim_names=("replicate", "shard"),
+    )
+    return _fully_shard(mesh)(model)
 
 
 # Ranks share one model between them
@@ -186,10 +184,8 @@ def _pipeline(
 
 def _data_x_tensor(model: nn.Module) -> Training:
     """Pairs of ranks share a model by tensor parallelism; between the pairs, as DDP."""
-    groups, place = (
-        hybrid.make_groups(_mesh("dp", "tp")),
-        hybrid.coordinates(dist.get_rank(), _mesh("dp", "tp"))["dp"],
-    )
+    sizes = _mesh("dp", "tp")
+    groups, place = hybrid.make_groups(sizes), hybrid.coordinates(dist.get_rank(), sizes)["dp"]
     training = _tensor(model, groups["tp"])
     training.model = ddp.DistributedDataParallel(training.model, process_group=groups["dp"])
     training.place, training.places = place, dist.get_world_size(groups["dp"])
@@ -198,10 +194,8 @@ def _data_x_tensor(model: nn.Module) -> Training:
 
 def _data_x_pipeline(model: nn.Module) -> Training:
     """Pairs of ranks share a model as two pipeline stages; between the pairs, as DDP."""
-    groups, place = (
-        hybrid.make_groups(_mesh("dp", "pp")),
-        hybrid.coordinates(dist.get_rank(), _mesh("dp", "pp"))["dp"],
-    )
+    sizes = _mesh("dp", "pp")
+    groups, place = hybrid.make_groups(sizes), hybrid.coordinates(dist.get_rank(), sizes)["dp"]
     training = _pipeline(
         model, groups["pp"], lambda stage: ddp.DistributedDataParallel(stage, process_group=groups["dp"])
     )
@@ -238,10 +232,10 @@ def _holds_parts(parts: list[int]) -> list[dict[str, float]]:
 
 def _tensor_numel(ranks: int) -> int:
     """Column layers are cut whole, of row layers the weights."""
-    columns, rows = list(zip(WIDTHS[:-1], WIDTHS[1:]))[::2], list(zip(WIDTHS[:-1], WIDTHS[1:]))[1::2]
-    return (
-        sum((fed + 1) * made for fed, made in columns) + sum(fed * made for fed, made in rows)
-    ) // ranks + sum(made for _, made in rows)
+    layers = list(zip(WIDTHS[:-1], WIDTHS[1:]))
+    columns, rows = layers[::2], layers[1::2]
+    cut = sum((fed + 1) * made for fed, made in columns) + sum(fed * made for fed, made in rows)
+    return cut // ranks + sum(made for _, made in rows)
 
 
 def _tensor_sent(ranks: int, batch: int) -> float:
@@ -389,9 +383,8 @@ def train_digits(
         for images, labels in digit_batches(
             batch_size, training.place, training.places, epoch=epoch, seed=seed
         ):
-            with measure.step(
-                model, optimizer, samples=len(labels) * training.places // dist.get_world_size()
-            ):
+            samples = len(labels) * training.places // dist.get_world_size()
+            with measure.step(model, optimizer, samples=samples):
                 (training.backward or backward)(images, labels)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -407,9 +400,7 @@ def train_digits(
 
 
 def all_reduce_seconds(payload_bytes: int, times: int = 5) -> list[float]:
-    """Time so many all_reduces of a tensor of `payload_bytes`, after one that warms up; every rank must call
-    this.
-    """
+    """Time so many all_reduces of `payload_bytes`, after one that warms up; every rank must call this."""
     tensor = torch.zeros(payload_bytes // 4)
     seconds = []
     for _ in range(times + 1):

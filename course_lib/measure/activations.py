@@ -87,8 +87,8 @@ class SavedForBackward:
         def pack_and_count(tensor: Tensor) -> _Saved:
             try:
                 saved = _Saved(pack(tensor))
-            # how a checkpoint says that it has computed enough again; it keeps this tensor, too
             except Exception:
+                # how a checkpoint says that it has computed enough again; it keeps this tensor, too
                 self._try_to_count(tensor, tensor, tensor)
                 raise
             self._try_to_count(tensor, saved.kept, saved)
@@ -109,17 +109,12 @@ class SavedForBackward:
             on_cpu = not isinstance(part, Tensor) or part.device.type == "cpu"
             if self._cuda and on_cpu and part is not given:
                 continue  # offloaded
-            storages = (
-                storages_of(part)
-                if isinstance(part, Tensor)
-                else [
-                    (
-                        (part.ctypes.data, part.nbytes)
-                        if isinstance(part, numpy.ndarray)
-                        else (id(part), len(part))
-                    )
-                ]
-            )
+            if isinstance(part, Tensor):
+                storages = storages_of(part)
+            elif isinstance(part, numpy.ndarray):
+                storages = [(part.ctypes.data, part.nbytes)]
+            else:
+                storages = [(id(part), len(part))]
             for address, count in storages:
                 if address not in models:
                     self._hold(address, count, until_the_end_of=node)

@@ -45,10 +45,8 @@ def watch(layers: Iterable[nn.Module]) -> list[Moment]:
         backward begins. `plots.alive` draws it.
     """
     instance("layers", layers, Iterable, "of modules")
-    layers, moments = (
-        listed("layers", list(layers), "modules", lambda layer: isinstance(layer, nn.Module)),
-        [],
-    )
+    layers = listed("layers", list(layers), "modules", lambda layer: isinstance(layer, nn.Module))
+    moments: list[Moment] = []
     names = [
         [name for name, _ in layer.named_parameters() if not name.rpartition(".")[2].startswith("shard")]
         for layer in layers
@@ -100,8 +98,8 @@ def _full_bytes(layer: nn.Module, names: Sequence[str]) -> int:
 
 
 class Allocations(TorchDispatchMode):
-    """Follow all memory that torch's tensors take and let go of in a `with` block: `with Allocations() as
-    held: ...`.
+    """Follow all memory that torch's tensors take and let go of in a `with` block:
+    `with Allocations() as held: ...`.
 
     After every operation (forward, backward, optimizer, communication) it looks at the storages that were
     made in the block and really exist, whoever holds them. Nothing depends on when things happen: garbage
@@ -131,8 +129,8 @@ class Allocations(TorchDispatchMode):
             return NotImplemented
         result = operation(*args, **(kwargs or {}))
         number = torch_internals.storage_number
+        # made, or seen for the first time: a view of what was there before
         made = [storage for storage in self._storages(result) if number(storage) not in self._made]
-        # or seen for the first time: a view of what was there before
         if made:
             given = {number(storage) for storage in self._storages((args, kwargs))}
             # so the number is not used again

@@ -35,8 +35,8 @@ def read(recorded: Iterable, mark: str, mark_s: float) -> list[Event]:
     """What a profiler has recorded, in order of time; the event `mark` began at `mark_s`."""
     rows = [(e.start_ns(), -e.duration_ns(), e.name(), e) for e in recorded]
     marked_ns = next((start_ns for start_ns, _, name, _ in rows if name == mark), 0)
-    # thread -> events that have begun and not ended, outermost first
-    found, open_on = [], {}
+    found = []
+    open_on = {}  # thread -> events that have begun and not ended, outermost first
     for start_ns, negative_ns, name, e in sorted(rows, key=lambda row: row[:2]):
         start_s, thread = mark_s + (start_ns - marked_ns) / 1e9, e.start_thread_id()
         shapes = e.shapes() if name.startswith(GLOO) else ()
@@ -114,13 +114,12 @@ def computing(events: list[Event], thread: int, calls: list[dict]) -> list[dict]
             by_autograd or event.thread == thread
         ):
             continue
-        kind = (
-            "optimizer"
-            if any(name.startswith(OPTIMIZER) for name in event.above)
-            else "backward"
-            if by_autograd or BACKWARD in event.above
-            else "forward"
-        )
+        if any(name.startswith(OPTIMIZER) for name in event.above):
+            kind = "optimizer"
+        elif by_autograd or BACKWARD in event.above:
+            kind = "backward"
+        else:
+            kind = "forward"
         pieces.append([event.start_s, event.end_s, kind])
     _after_backward(
         pieces, [event.start_s for event in events if event.name.startswith(OPTIMIZER + "step")], calls
@@ -140,8 +139,8 @@ def computing(events: list[Event], thread: int, calls: list[dict]) -> list[dict]
 
 def _after_backward(pieces: list[list], optimizer_s: list[float], calls: list[dict]) -> None:
     """What is computed after the step's last backward is no forward: it is work on gradients, and from the
-    optimizer's step on the update. Where
-    the learner updates by hand, from the end of the last collective on."""
+    optimizer's step on the update. Where the learner updates by hand, from the end of the last collective on.
+    """
     last_s = max((end for _, end, kind in pieces if kind == "backward"), default=None)
     if last_s is None:
         return

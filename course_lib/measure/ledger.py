@@ -23,9 +23,7 @@ class Ledger:
     """What one rank has measured."""
 
     def __init__(self, report: Callable[[int], None], meet: Callable[[str], None]):
-        """`report(step)`: a sign of life, called between steps. `meet(name)`: wait a moment for the other
-        ranks.
-        """
+        """`report(step)`: a sign of life, between steps. `meet(name)`: wait a moment for the other ranks."""
         self.steps: list[dict] = []
         self.memory: list[dict] = []
         self.trace: tracing.Trace | None = None  # of the step that is traced now
@@ -67,8 +65,8 @@ class Ledger:
                 self.trace.begin()
             if self._cuda:
                 torch.cuda.synchronize()
-        # an interrupt, for one: the step is not entered, so nobody will leave it
         except BaseException:
+            # an interrupt, for one: the step is not entered, so nobody will leave it
             self._leave()
             raise
         self._begin = time.perf_counter()
@@ -109,11 +107,8 @@ class Ledger:
         """All rows, once the function has returned; working out the trace is left to this moment, when nobody
         waits.
         """
-        rows, absent, trace = (
-            {"comm": [], "timeline": [], "traced_at": None},
-            dict(self.absent),
-            self._finished_trace,
-        )
+        rows = {"comm": [], "timeline": [], "traced_at": None}
+        absent, trace = dict(self.absent), self._finished_trace
         if trace is not None:
             try:
                 rows = trace.rows()

@@ -21,17 +21,12 @@ __all__ = ["storage_bytes", "modules_of", "Watch", "Peak"]
 
 def modules_of(model) -> list[nn.Module]:
     """The modules of what `measure.step` was given: a module, several, or None."""
-    modules = (
-        []
-        if model is None
-        else (
-            [model]
-            if isinstance(model, nn.Module)
-            else list(model)
-            if isinstance(model, Iterable)
-            else [model]
-        )
-    )
+    if model is None:
+        modules = []
+    elif isinstance(model, Iterable) and not isinstance(model, nn.Module):
+        modules = list(model)
+    else:
+        modules = [model]
     if not all(
         callable(getattr(module, name, None)) for module in modules for name in ("parameters", "buffers")
     ):
@@ -75,9 +70,7 @@ class Watch:
         return [{"category": category, "bytes": count} for category, count in rows.items()]
 
     def _count(self) -> None:
-        """Now: right after a step gradients still exist, and the first step has made the optimizer's
-        states.
-        """
+        """Now: after a step gradients still exist, and the first step has made the optimizer's states."""
         try:
             self._states = self._bytes()
         except Exception as error:  # of a tensor that nobody can look into

@@ -11,13 +11,8 @@ from course_lib import torch_internals
 
 __all__ = ["storage_bytes", "storages_of", "tensors_in", "held_by"]
 
-_ROWS_COMPRESSED, _COLUMNS_COMPRESSED = (
-    (torch.sparse_csr, torch.sparse_bsr),
-    (
-        torch.sparse_csc,
-        torch.sparse_bsc,
-    ),
-)
+_ROWS_COMPRESSED = (torch.sparse_csr, torch.sparse_bsr)
+_COLUMNS_COMPRESSED = (torch.sparse_csc, torch.sparse_bsc)
 _HOLD_NOTHING = (
     type(None),
     bool,

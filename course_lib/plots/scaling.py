@@ -28,8 +28,8 @@ def speedup(
     machine would give.
 
     Args:
-        sweep: a Sweep. theory: a model of the speed-up as a function of the number of ranks, or several as
-            label -> function.
+        sweep: a Sweep.
+        theory: a model of the speed-up as a function of the number of ranks, or several as label -> function.
         scaling: "strong" (the same work in all) or "weak" (the same work per rank), for the title; the data
             alone do not tell.
         sleeps: the computing of these jobs was replaced by sleep. The figure says so, and takes the style
@@ -53,9 +53,9 @@ def speedup(
     ax.fill_between(ranks, low, high, label="lowest to highest", **range_look)
     line_look = {**style, "marker": "", "zorder": 3}
     ax.plot(ranks, middle["speedup"], label="median (efficiency in %)", **line_look)
-    dot_look = {**style, "linestyle": "", "alpha": 0.55, "zorder": 3} | (
-        {} if sleeps else {"markeredgewidth": 0}
-    )
+    dot_look = {**style, "linestyle": "", "alpha": 0.55, "zorder": 3}
+    if not sleeps:
+        dot_look["markeredgewidth"] = 0
     ax.plot(table["ranks"], table["speedup"], label="one job each", **dot_look)
     top = max(high.max(), *(line.get_ydata().max() for line in ax.lines))
     if last > 8:

@@ -50,10 +50,8 @@ def look(ranks: int, threads: int, machine: Machine) -> str | None:
             f"threads={threads} is more than this machine can hold: it has {cores}, and allows at most"
             f" {machine.cores * REFUSE_PER_CORE} threads."
         )
-    by_memory, by_cores = (
-        int(max(machine.free_bytes, 0) // RANK_BYTES),
-        machine.cores * REFUSE_PER_CORE // threads,
-    )
+    by_memory = int(max(machine.free_bytes, 0) // RANK_BYTES)
+    by_cores = machine.cores * REFUSE_PER_CORE // threads
     if ranks > min(by_memory, by_cores):
         raise ValueError(
             f"ranks={ranks} is more than this machine can hold: it has {cores} and"
@@ -67,14 +65,10 @@ def look(ranks: int, threads: int, machine: Machine) -> str | None:
         )
     if ranks * threads > machine.cores * WARN_PER_CORE:
         most = machine.cores * WARN_PER_CORE
+        enough = f"{most // threads} ranks" if threads <= most else f"{most} threads"
         return (
             f"{ranks} rank{'s' * (ranks != 1)} with {threads} thread{'s' * (threads != 1)} each share"
-            f" {cores}: this will be slow, and times will say little. "
-            + (
-                f"Up to {most // threads} ranks run well enough."
-                if threads <= most
-                else f"Up to {most} threads run well enough."
-            )
+            f" {cores}: this will be slow, and times will say little. Up to {enough} run well enough."
         )
     if machine.shm_free_bytes is not None and machine.shm_free_bytes < ranks * SHM_BYTES:
         return (

@@ -38,9 +38,9 @@ def place(ranks: int, backend: str) -> Placement:
     if not gpus:
         return Placement("gloo", ("cpu",) * ranks, cpu_name())
     used = min(gpus, ranks)
-    hardware = f"{used} {gpu_name(os.environ.get('CUDA_VISIBLE_DEVICES') or '0')}" + (
-        f", shared by {ranks} ranks" if ranks > used else ""
-    )
+    hardware = f"{used} {gpu_name(os.environ.get('CUDA_VISIBLE_DEVICES') or '0')}"
+    if ranks > used:
+        hardware += f", shared by {ranks} ranks"
     chosen = backend if backend != "auto" else "nccl" if gpus >= ranks else "gloo"
     return Placement(chosen, tuple(f"cuda:{rank % gpus}" for rank in range(ranks)), hardware)
 

@@ -57,24 +57,16 @@ def standstill(states: list[RankState]) -> str | None:
             + (f", over {ranks_in_words(over)}" if over and len(over) < len(states) else "")
             + (", which has finished" if call["peer"] in finished else "")
         )
-    hint = (
-        "A send may wait until its receiver is there: let one side receive first, or use isend."
-        if ops == {"send"}
-        else (
-            "Nobody sends."
-            if ops == {"recv"} and not finished
-            else (
-                NEW_GROUP
-                if "new_group" in ops
-                else (
-                    "Collectives of several groups must be called in the same order by all ranks that share"
-                    " them."
-                    if len(groups) > 1
-                    else "A recv needs a send, and a collective needs every rank of its group."
-                )
-            )
-        )
-    )
+    if ops == {"send"}:
+        hint = "A send may wait until its receiver is there: let one side receive first, or use isend."
+    elif ops == {"recv"} and not finished:
+        hint = "Nobody sends."
+    elif "new_group" in ops:
+        hint = NEW_GROUP
+    elif len(groups) > 1:
+        hint = "Collectives of several groups must be called in the same order by all ranks that share them."
+    else:
+        hint = "A recv needs a send, and a collective needs every rank of its group."
     return (
         f"{'Each rank waits' if not finished else 'Each rank that is left waits'} for another:"
         f" {'; '.join(told)}. {hint}"
@@ -147,9 +139,8 @@ def suspicious_sites(states: list[RankState]) -> str | None:
         ):
             told = defaultdict(list)
             for rank, call in by_rank.items():
-                told[
-                    places.place_in_words(tuple(call["site"])) + f" ({places.line_of(call['site'])})"
-                ].append(rank)
+                place = places.place_in_words(tuple(call["site"]))
+                told[f"{place} ({places.line_of(call['site'])})"].append(rank)
             where = "; ".join(f"{ranks_in_words(ranks)} at {place}" for place, ranks in told.items())
             return (
                 f"The ranks called the same {call_in_words(next(iter(by_rank.values())))} from different"
@@ -236,16 +227,13 @@ def waits_in_words(state: RankState) -> str:
             ),
             "",
         )
-        return (
-            call_in_words(state.collectives[-1])
-            if state.collectives and state.collectives[-1]["op"] == op
-            else op
-        )
+        if state.collectives and state.collectives[-1]["op"] == op:
+            return call_in_words(state.collectives[-1])
+        return op
     if call:
         if call["peer"] is not None:
-            return f"{call['op']} {'to' if call['op'] == 'send' else 'from'} rank {call['peer']}" + (
-                f" of {call['tensor']}" if call["tensor"] else ""
-            )
+            what = f" of {call['tensor']}" if call["tensor"] else ""
+            return f"{call['op']} {'to' if call['op'] == 'send' else 'from'} rank {call['peer']}{what}"
         if _is("meeting", call["op"]):
             return call["op"]
         if call["op"] == "wait":

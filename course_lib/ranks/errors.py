@@ -60,9 +60,7 @@ class RankReport:
 
 
 class _Told(BaseException):
-    """What RankError and RankInterrupt share: a headline and one report per rank, as text, as a panel, as
-    HTML.
-    """
+    """What RankError and RankInterrupt share: a headline and one report per rank, as text, panel and HTML."""
 
     def __init__(self, headline: str, reports: list[RankReport], label: str):
         self.headline, self.reports, self.label = headline, reports, label
@@ -144,8 +142,8 @@ def last_error() -> RankError | RankInterrupt | None:
 
 def remember(error: RankError | RankInterrupt) -> RankError | RankInterrupt:
     """Keep a copy for `last_error`: the error itself will hold on to the frames that it passes through, and
-    to all their variables. (A refusal by
-    the machine has no reports, and is not kept.)"""
+    to all their variables. (A refusal by the machine has no reports, and is not kept.)
+    """
     if isinstance(error, _Told):
         _last[:] = [copy.copy(error)]
     return error
@@ -191,10 +189,8 @@ def explain(
         headline, because = f"{label} was interrupted.", "was stopped"
     elif timed_out:
         why = diagnose.deadlock(states) or _who_waits(states)
-        headline, because = (
-            f"{label} was stopped: it had not finished after timeout={timeout:g} s. {why}",
-            "was running",
-        )
+        headline = f"{label} was stopped: it had not finished after timeout={timeout:g} s. {why}"
+        because = "was running"
     elif stuck:
         headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:
@@ -208,13 +204,12 @@ def explain(
 
 
 def _report(state: RankState, output: str, cause: bool, because: str) -> RankReport:
-    frames = (
-        state.error["frames"]
-        if state.error
-        else state.where["frames"]
-        if state.where
-        else frames_of_dump(state.stack)
-    )
+    if state.error:
+        frames = state.error["frames"]
+    elif state.where:
+        frames = state.where["frames"]
+    else:
+        frames = frames_of_dump(state.stack)
     frame = places.learners_frame(frames)
     place, line = (places.place_in_words(frame), places.line_of(frame)) if frame else ("", "")
     waits = diagnose.waits_in_words(state)

@@ -95,11 +95,8 @@ def carry_out(
                 for told in settings.lost(group.states[0].records["settings"]) if of_learner else ():
                     warnings.warn(told, RankWarning, stacklevel=3)
             else:
-                raise remember(
-                    _name_a_limit(
-                        explain(group.states, output, label, timeout, **stopped), group.states, output
-                    )
-                )
+                failure = explain(group.states, output, label, timeout, **stopped)
+                raise remember(_name_a_limit(failure, group.states, output))
         except KeyboardInterrupt:
             with _no_second_interrupt(outside):
                 group.ask_and_wait()
@@ -184,8 +181,7 @@ def _pack(fn, args, kwargs, label: str) -> bytes:
 def _unpack(result: bytes, rank: int):
     try:
         return pickle.loads(result)
-    # such as a DistributedDataParallel: there is no process group here
-    except Exception as error:
+    except Exception as error:  # such as a DistributedDataParallel: there is no process group here
         raise TypeError(
             f"What rank {rank} returned cannot be opened in the notebook ({type(error).__name__}: {error}). "
             "Return numbers, text, lists, dicts or plain tensors."
@@ -231,9 +227,7 @@ def _let_finish(group: Group, deadline: float, show) -> tuple[list, str]:
 
 
 def _flood(group: Group) -> str:
-    """Which ranks that still run have printed more than the disk should hold, in a sentence; empty if none
-    has.
-    """
+    """Which ranks that still run have printed more than the disk should hold, in a sentence; "" if none."""
     flooding = [state.rank for state in group.alive if _size(group.output_of(state.rank)) > OUTPUT_MOST_BYTES]
     if not flooding:
         return ""
@@ -334,13 +328,12 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
 
 def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
     steps = [state.step for state in states if state.step is not None]
-    doing = (
-        f"step {min(steps)}"
-        if steps
-        else "running"
-        if all(s.phase != "starting" for s in states)
-        else "starting"
-    )
+    if steps:
+        doing = f"step {min(steps)}"
+    elif all(state.phase != "starting" for state in states):
+        doing = "running"
+    else:
+        doing = "starting"
     finished = sum(state.phase == "finished" for state in states)
     done = f", {finished} of {len(states)} ranks finished" if finished else ""
     return f"{doing}{done}, {seconds:.0f} s (timeout {timeout:g} s)", min(seconds / timeout, 1.0)

@@ -18,9 +18,7 @@ def is_learners(filename: str) -> bool:
 
 
 def learners_frame(frames: list[tuple[str, int, str]]) -> tuple[str, int, str] | None:
-    """The innermost frame (filename, line number, function) that the learner wrote; frames outermost
-    first.
-    """
+    """The innermost frame (filename, line, function) that the learner wrote; frames outermost first."""
     return next((frame for frame in reversed(frames) if is_learners(frame[0])), None)
 
 

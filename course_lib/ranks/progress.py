@@ -53,14 +53,12 @@ class Progress:
             sys.stderr.write(f"\r{self.title}\x1b[K\n")
 
     def _draw_widget(self, text: str, fraction: float | None) -> None:
-        bar = (
-            ""
-            if fraction is None
-            else (
+        bar = ""
+        if fraction is not None:
+            bar = (
                 f'<progress value="{fraction:.3f}" max="1" style="width: 12em; vertical-align:'
                 ' middle"></progress> '
             )
-        )
         shown = (
             f'<span style="color: var(--jp-ui-font-color1)">{html.escape(self.title)}'
             f" {bar}{html.escape(text)}</span>"

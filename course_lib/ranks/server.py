@@ -264,9 +264,7 @@ def _live_without_parent() -> None:
 
 
 def _adopt_orphans() -> None:
-    """Become the parent of what a rank leaves behind, also of what has taken a session of its own
-    (setsid).
-    """
+    """Become the parent of what a rank leaves behind, also of what has a session of its own (setsid)."""
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 

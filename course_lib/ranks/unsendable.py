@@ -72,9 +72,7 @@ def belongs_to_notebook(value) -> bool:
 
 
 def _parts(value, name: str) -> Iterator[tuple[str, object]]:
-    """What is pickled with a value, each part under its name. A function's variables have names of their
-    own.
-    """
+    """What is pickled with a value, each part by its name. A function's variables have names of their own."""
     if isinstance(value, types.MethodType):
         yield "self", value.__self__
         yield name, value.__func__

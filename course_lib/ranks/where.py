@@ -1,6 +1,4 @@
-"""Where this rank is: asked for by the kernel when a job stalls or fails, answered by a thread of the
-rank.
-"""
+"""Where this rank is: asked by the kernel when a job stalls or fails, answered by a thread of the rank."""
 
 import ctypes
 import dis
@@ -37,8 +35,8 @@ def whereabouts() -> dict:
     groups: name -> ranks, as in `collectives`, of the groups of which this rank is a member, and of the one
         that it is making.
     free: it is in code that waits for nobody, even if a collective is under way.
-    blocked: it can only go on when another rank does something. written_bytes, cpu_s: of this process so far;
-        a transfer that moves shows in them.
+    blocked: it can only go on when another rank does something.
+    written_bytes, cpu_s: of this process so far; a transfer that moves shows in them.
     """
     with looks.lock:
         frames, call, making, threads = _look()
@@ -90,9 +88,8 @@ def _groups_wait_long() -> bool:
 
 def collectives() -> list[dict]:
     """The last collectives of this rank, from torch's Flight Recorder: op, sizes, dtypes, group (its ranks),
-    name (of the group: two groups may have
-    the same ranks), seq (the collective's number in the group), done, and site, the frame of the learner's
-    code that called it (or None).
+    name (of the group: two groups may have the same ranks), seq (the collective's number in the group), done,
+    and site, the frame of the learner's code that called it (or None).
 
     gloo's own name stands for the operation: its reduce_scatter shows as the all_reduce that it is. Empty
     where there is no recorder.
@@ -110,8 +107,8 @@ def collectives() -> list[dict]:
 
 def _site(frames: list[tuple[str, int, str]]) -> tuple[str, int, str] | None:
     """The learner's frame from which a collective was called (frames innermost first). None where torch calls
-    it for a rank that has run out
-    of inputs (`join`): there another line than its peers' is as it should be."""
+    it for a rank that has run out of inputs (`join`): there another line than its peers' is as it should be.
+    """
     if any(torch_internals.is_of_join(filename) for filename, _, _ in frames):
         return None
     return places.learners_frame(frames[::-1])
@@ -136,15 +133,11 @@ def tell_before_abort(tell: Callable[[], None]) -> None:
 
 
 def _call(frame) -> dict | None:
-    """The torch.distributed call in which a frame waits: op and its tensors as text; None if it is in
-    none.
-    """
+    """The torch.distributed call in which a frame waits: op and its tensors as text; None if in none."""
     innermost, calls = frame, {name for row in COLLECTIVES.values() for name in row.functions}
     while frame is not None:
-        name = frame.f_code.co_name
-        if (name in calls or name in _MORE_CALLS) and torch_internals.is_of_distributed(
-            frame.f_code.co_filename
-        ):
+        name, filename = frame.f_code.co_name, frame.f_code.co_filename
+        if (name in calls or name in _MORE_CALLS) and torch_internals.is_of_distributed(filename):
             tensors, peer = torch_internals.tensors_and_peer(frame)
             return {
                 "op": name,

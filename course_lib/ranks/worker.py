@@ -99,8 +99,7 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
                 where.collectives(),
             )
             returned = True
-    # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
-    except BaseException as error:
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
         if os.getpid() != own_pid:
             raise
         kernel.send("error", _describe(error), where.collectives())
@@ -246,9 +245,7 @@ def _meeting_point(store: dist.Store, ranks: int) -> Callable[..., None]:
 
 
 def _describe(error: BaseException) -> dict:
-    """What the kernel needs to tell of an exception: type, text, and where, without the frames of this
-    file.
-    """
+    """What the kernel needs to tell of an error: type, text, and where, without the frames of this file."""
     frames = [
         (f.filename, f.lineno, f.name)
         for f in traceback.extract_tb(error.__traceback__)

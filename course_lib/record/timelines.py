@@ -1,6 +1,4 @@
-"""What one reads off a job's timeline: how much communication was hidden, how long a pipeline's ranks were
-idle.
-"""
+"""What one reads off a job's timeline: how much communication was hidden, how long a pipeline was idle."""
 
 import pandas as pd
 
@@ -15,10 +13,10 @@ Intervals = list[tuple[float, float]]
 def overlap(job: Job, kinds: tuple[str, ...] = ("forward", "backward", "optimizer", "span")) -> pd.DataFrame:
     """One row per rank: compute_s, communication_s, both_s, hidden.
 
-    compute_s: seconds in which the rank computed or was in a span of `measure.span`. communication_s: seconds
-        in which a collective ran, waiting
-    for other ranks included. both_s: seconds in which it did both at once. hidden: both_s / communication_s.
-    All of the traced step.
+    compute_s: seconds in which the rank computed or was in a span of `measure.span`.
+    communication_s: seconds in which a collective ran, waiting for other ranks included.
+    both_s: seconds in which it did both at once.
+    hidden: both_s / communication_s. All of the traced step.
 
     Args:
         kinds: what counts as computing, of the kinds in `job.timeline`; ("span",) leaves out what no
@@ -29,10 +27,8 @@ def overlap(job: Job, kinds: tuple[str, ...] = ("forward", "backward", "optimize
     rows = []
     for rank in range(job.ranks):
         mine = job.timeline[job.timeline["rank"] == rank]
-        compute, communication = (
-            _union(mine[mine["kind"].isin(kinds)]),
-            _union(mine[mine["kind"] == "communication"]),
-        )
+        compute = _union(mine[mine["kind"].isin(kinds)])
+        communication = _union(mine[mine["kind"] == "communication"])
         both = [(max(a, c), min(b, d)) for a, b in compute for c, d in communication if max(a, c) < min(b, d)]
         compute_s, communication_s, both_s = map(_seconds, (compute, communication, both))
         rows.append(
@@ -52,8 +48,8 @@ def bubble(job: Job) -> float:
     `theory.bubble_fraction`.
 
     busy: seconds in spans of `measure.span`, all ranks together; `mini.pipeline` makes one of every
-        instruction. Waiting and sending count
-    as idle. length: from the start of the first span to the end of the last one, whichever rank's they are.
+        instruction. Waiting and sending count as idle.
+    length: from the start of the first span to the end of the last one, whichever rank's they are.
 
     Errors: ValueError if the traced step has no span.
     """

@@ -4,8 +4,8 @@ On one machine all links are alike. To see which ranks should sit together, say 
 how fast the link between hosts is:
 
     with slow_link(hosts=[[0, 1], [2, 3]], bytes_per_s=20e6):
-        ...                             # an all_reduce over ranks 0 and 2 takes bytes sent / 20 MB/s at
-        least; one over 0 and 1 is as fast as ever
+        ...    # an all_reduce over ranks 0 and 2 takes bytes sent / 20 MB/s at least;
+               # one over 0 and 1 is as fast as ever
 
 A figure of such a run must say that its link is modelled.
 """
@@ -28,14 +28,14 @@ def slow_link(hosts: Sequence[Sequence[int]], bytes_per_s: float) -> Iterator[No
     takes as long as the link between them.
 
     Each rank has a link of its own. It carries one message after the other, each for 2(n-1)/n S / bytes_per_s
-    seconds, from the moment when the real
-    all_reduce is done: before, some rank has not come yet. An all_reduce with async_op=True lets the rank go
-    on, and waits in `wait()`. The timeline shows the waiting as communication, "slow link". Calls that Python
-    does not see (torch's own DDP) and other collectives are left alone.
+    seconds, from the moment when the real all_reduce is done: before, some rank has not come yet. An
+    all_reduce with async_op=True lets the rank go on, and waits in `wait()`. The timeline shows the waiting
+    as communication, "slow link". Calls that Python does not see (torch's own DDP) and other collectives are
+    left alone.
 
     Args:
-        hosts: the ranks of each host; every rank of the job once. bytes_per_s: speed of the link between
-            hosts.
+        hosts: the ranks of each host; every rank of the job once.
+        bytes_per_s: speed of the link between hosts.
 
     Errors: ValueError for other hosts or another speed.
     """

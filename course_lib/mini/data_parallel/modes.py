@@ -28,9 +28,6 @@ def _modes() -> list[Callable[[], contextlib.AbstractContextManager]]:
     if device != torch.device("cpu"):
         modes.append(lambda: torch.device(device))
     for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda", "mps")):
-        modes.append(
-            lambda kind=kind, dtype=torch.get_autocast_dtype(kind): torch.autocast(
-                kind, dtype, cache_enabled=cached
-            )
-        )
+        dtype = torch.get_autocast_dtype(kind)
+        modes.append(lambda kind=kind, dtype=dtype: torch.autocast(kind, dtype, cache_enabled=cached))
     return modes

@@ -124,6 +124,5 @@ def _kind(tensor: Tensor) -> tuple:
 def _names(module: nn.Module, parameters: Iterable[nn.Parameter]) -> str:
     names = {parameter: name for name, parameter in module.named_parameters()}
     found = sorted(names.get(parameter, "a parameter that is gone") for parameter in parameters)
-    return ", ".join(found[:MOST_NAMES]) + (
-        f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else ""
-    )
+    more = f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else ""
+    return ", ".join(found[:MOST_NAMES]) + more

@@ -52,9 +52,8 @@ class Instruction:
     stage: int | None = None
 
     def __repr__(self) -> str:
-        return f"{str(self.op)[:1].upper()}{self.microbatch}" + (
-            "" if self.stage is None else f"@{self.stage}"
-        )
+        stage = "" if self.stage is None else f"@{self.stage}"
+        return f"{str(self.op)[:1].upper()}{self.microbatch}{stage}"
 
 
 Schedule = Sequence[Sequence[Instruction]]
@@ -102,22 +101,15 @@ def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Schedule:
     rounds are a little longer.) The idle share is that of the table from m = p on: fewer don't fill the
     pipeline.
     """
-    rounds = [
-        part.tolist()
-        for part in torch.arange(num_microbatches, device="cpu").tensor_split(
-            max(1, num_microbatches // num_ranks)
-        )
-    ]
+    count = max(1, num_microbatches // num_ranks)
+    rounds = [part.tolist() for part in torch.arange(num_microbatches, device="cpu").tensor_split(count)]
     schedule = []
     for rank in range(num_ranks):
         stages = range(rank, chunks * num_ranks, num_ranks)
         forwards = [forward(k, stage) for part in rounds for stage in stages for k in part]
         backwards = [backward(k, stage) for part in rounds for stage in reversed(stages) for k in part]
-        schedule.append(
-            _alternate(
-                forwards, backwards, warm_up=2 * (num_ranks - 1 - rank) + (chunks - 1) * len(rounds[0])
-            )
-        )
+        warm_up = 2 * (num_ranks - 1 - rank) + (chunks - 1) * len(rounds[0])
+        schedule.append(_alternate(forwards, backwards, warm_up))
     return schedule
 
 

@@ -15,9 +15,8 @@ __all__ = ["VocabParallelEmbedding", "VocabParallelLoss", "vocab_parallel_cross_
 
 def cut(part: nn.Module, region: Region) -> nn.Module:
     """What becomes of an embedding, and of the loss of the scores of its tokens."""
-    return (VocabParallelLoss if isinstance(part, nn.CrossEntropyLoss) else VocabParallelEmbedding)(
-        part, region
-    )
+    kind = VocabParallelLoss if isinstance(part, nn.CrossEntropyLoss) else VocabParallelEmbedding
+    return kind(part, region)
 
 
 class VocabParallelEmbedding(nn.Module):

@@ -7,6 +7,16 @@ from course_lib.mini.zero.gradients import LOOKS
 
 __all__ = ["Away"]
 
+# what may be asked of it
+ALLOWED = LOOKS - {"detach"} | {
+    "__set__",
+    "__delete__",
+    "__repr__",
+    "__format__",
+    "register_hook",
+    "register_post_accumulate_grad_hook",
+}
+
 
 class Away(nn.Parameter):
     """A parameter in stage 3 while it is not whole: whoever computes with it is told so, where it would be
@@ -16,14 +26,7 @@ class Away(nn.Parameter):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         name = "data" if function == Tensor.data.__get__ else function.__name__
-        if name in LOOKS - {"detach"} | {
-            "__set__",
-            "__delete__",
-            "__repr__",
-            "__format__",
-            "register_hook",
-            "register_post_accumulate_grad_hook",
-        }:
+        if name in ALLOWED:
             with torch_internals.without_subclass():
                 return function(*args, **(kwargs or {}))
         raise RuntimeError(

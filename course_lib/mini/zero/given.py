@@ -43,11 +43,10 @@ def units_and_groups(
     parameters each.
     """
     _optimizer(optimizer_class, elementwise, defaults)
-    units = (
-        ([model] if stage == 1 else [])
-        if units is None
-        else list(instance("units", units, Iterable, "of modules of the model"))
-    )
+    if units is None:
+        units = [model] if stage == 1 else []
+    else:
+        units = list(instance("units", units, Iterable, "of modules of the model"))
     if foreign := [type(module).__name__ for module in units if module not in list(model.modules())]:
         raise ValueError(f"units: {', '.join(foreign)} is no part of the model.")
     return units, _param_groups(model, params)
@@ -65,9 +64,8 @@ def _optimizer(optimizer_class: Callable, elementwise: bool, defaults: dict) -> 
     if elementwise:
         return
     kind = getattr(optimizer_class, "func", optimizer_class)  # of a functools.partial
-    kind = (
-        kind if isinstance(kind, type) else type(optimizer_class([nn.Parameter(torch.zeros(1))], **defaults))
-    )
+    if not isinstance(kind, type):
+        kind = type(optimizer_class([nn.Parameter(torch.zeros(1))], **defaults))
     if kind not in ELEMENTWISE:
         raise ValueError(
             f"optimizer_class={kind.__name__}: it would see parts of flattened parameters, and goes wrong in"

@@ -1,6 +1,4 @@
-"""When the units of ZeRO come together and go apart: hooks of modules and of autograd that call a
-`Unit`.
-"""
+"""When the units of ZeRO come together and go apart: hooks of modules and of autograd that call a `Unit`."""
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +56,7 @@ class Hooks:
             self.notice_dropped()
 
     def finish(self) -> None:
-        """The end of backward: parameters without a gradient count as zero if others of their unit have
-        one.
-        """
+        """The end of backward: parameters without gradient count as zero if others of their unit have one."""
         self.in_backward = False
         for unit in self.units:
             if self.stage > 1 and unit.grads is not None:

@@ -28,9 +28,7 @@ __all__ = [
 
 
 def changed(model: nn.Module, units: list["Unit"]) -> None:
-    """Before forward, or at the step: what was done to the model since `shard` that its units do not know
-    of?
-    """
+    """Before forward, or at the step: what was done to the model since `shard` that units do not know of?"""
     if new := set(model.parameters()).difference(
         *(unit.views for unit in units), (unit.shard for unit in units)
     ):
@@ -128,9 +126,7 @@ def copied(optimizer: torch.optim.Optimizer):
 
 
 def guard(model: nn.Module, hooks: "Hooks") -> None:
-    """Hooks of the model that refuse. A copy of the model has them, too; but it is none of this
-    optimizer's.
-    """
+    """Hooks of the model that refuse. A copy of the model has them, too; it is none of this optimizer's."""
     units, sharded = hooks.units, hooks.stage == 3
 
     def before_forward(module, args):

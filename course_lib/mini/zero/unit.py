@@ -148,9 +148,7 @@ class Unit:
             self._drop_full()
 
     def average(self) -> None:
-        """Stage 1: average the gradients, now that no more will come. The other stages did so during
-        backward.
-        """
+        """Stage 1: average the gradients, now that no more will come. The other stages did so in backward."""
         if self.stage == 1 and self.grads is not None and not self.averaged:
             self.reduce()
 
