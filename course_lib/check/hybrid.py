@@ -66,8 +66,8 @@ def mesh(judge: Judge, coordinates: Callable, axis_groups: Callable) -> None:
     everywhere = [(rank, sizes) for sizes in meshes for rank in range(math.prod(sizes.values()))]
     places = iter(judge.call(coordinates, everywhere))
     groups = iter(judge.call(listed, [(axis, sizes) for sizes in meshes for axis in sizes]))
-    for sizes in meshes:
-        judge.case, named_one = f"mesh {_in_words(sizes)}", sizes in named
+    for number, sizes in enumerate(meshes):
+        judge.case, named_one = f"mesh {_in_words(sizes)}", number < len(named)
         wanted = [hybrid.coordinates(rank, sizes) for rank in range(math.prod(sizes.values()))]
         found = [on_rank.plain(next(places)) for _ in wanted]
         problem = _wrong_place(found, wanted, sizes) if found != wanted else ""

@@ -482,7 +482,8 @@ def _another(job: Job, draw: random.Random) -> Job:
     steps = [
         row
         | {
-            "samples": draw.randint(1, 9) + row["rank"] if row["step"] < 1 else None,
+            # more of all ranks than the first job's
+            "samples": draw.randint(5, 9) + row["rank"] if row["step"] < 1 else None,
             "seconds": (
                 row["seconds"]
                 and draw.uniform(0.01, 0.02) * (2.5 if row["step"] % job.ranks == row["rank"] else 1)
