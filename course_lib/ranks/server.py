@@ -35,6 +35,8 @@ import psutil
 
 from course_lib.ranks import folder
 
+__all__ = ["main", "MAX_RANKS"]
+
 PRELOAD = (
     "cloudpickle",
     "numpy",
