@@ -1,5 +1,5 @@
-"""Checks of chapter 03: a ring all_reduce in chunks, a broadcast along a chain in pieces, an all_reduce in
-few messages.
+"""Checks of the chapter "Collectives and the ring": a ring all_reduce in chunks, a broadcast along a chain in
+pieces, an all_reduce in few messages.
 """
 
 import tempfile
