@@ -15,6 +15,14 @@ deceives only themselves.
 
 The checks load when they are first used. What a rank runs stands inside each check and travels by value: so a
 rank imports `check.on_rank` alone, and never pays for pandas.
+
+Each chapter has a module of its name (`_CHECKS`). Beside them:
+
+judge.py      runs an answer, case by case, and makes the verdict
+rubric.py     demands, and the kinds of them that many exercises share
+counted.py    bytes that each rank of a finished job sent, and how many of them may be headers
+on_rank.py    what trials share on the ranks
+stillness.py  whether the other ranks can still go on by themselves, or all stand still
 """
 
 import importlib
