@@ -6,8 +6,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import nbformat
 import pytest
+from chapter_code import code_of_notebooks
 from conftest import SLOW
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -25,12 +25,6 @@ TOOLS = {
     "ruff": "-m ruff",
     "mypy": "-m mypy",
 }
-
-
-def code_of_notebooks() -> str:
-    paths = (ROOT / "notebooks").rglob("*.ipynb")
-    cells = [cell for path in paths for cell in nbformat.read(path, as_version=4).cells]
-    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
 def imported(folder: Path) -> set[str]:
