@@ -4,8 +4,8 @@
     check.demands("ping_pong")          # what the exercise asks for
     check.ping_pong(my_ping_pong)       # the last line of a cell: shows the verdict
 
-A check is a trial on ranks, cases to try, and demands (`rubric.py`); `judge.py` runs the one and judges it
-by the others. It never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one
+A check is a trial on ranks, cases to try, and demands (`rubric.py`); `judge.py` runs the one and judges it by
+the others. It never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one
 calm line and the list of demands, a wrong answer the reasons, and an answer that is right but wasteful is
 refused too. Every try has other numbers in it (`Judge.seed`).
 

@@ -1,7 +1,7 @@
 """The fork server: one quiet process with torch imported, from which every rank is forked.
 
-A fresh Python needs seconds to import torch; a fork of a process that has done so needs milliseconds, and
-all forks share its memory. Three kinds of process, each with one duty:
+A fresh Python needs seconds to import torch; a fork of a process that has done so needs milliseconds, and all
+forks share its memory. Three kinds of process, each with one duty:
 
     kernel --asks--> server --forks--> supervisor (one per job) --forks--> rank 0, rank 1, ...
 
