@@ -18,7 +18,8 @@ rank imports `check.on_rank` alone, and never pays for pandas.
 
 Each chapter has a module of its name (`_CHECKS`). Beside them:
 
-judge.py      runs an answer, case by case, and makes the verdict
+judge.py      runs an answer, case by case, and judges it
+verdict.py    what is said of an answer, and what is asked for
 rubric.py     demands, and the kinds of them that many exercises share
 counted.py    bytes that each rank of a finished job sent, and how many of them may be headers
 on_rank.py    what trials share on the ranks
@@ -40,7 +41,7 @@ _CHECKS = {
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
     "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
 }
-_TOOLS = {"judge": ("Judge", "Note", "Verdict", "exercise", "demands")}
+_TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}
 
 EXERCISES = tuple(name for names in _CHECKS.values() for name in names)
