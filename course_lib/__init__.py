@@ -2,8 +2,8 @@
 
     from course_lib import run, sweep, measure, plots, theory
 
-The names load when they are first used, so that a rank, which needs `measure` alone, never pays for
-pandas or matplotlib.
+The names load when they are first used, so that a rank, which needs `measure` alone, never pays for pandas or
+matplotlib.
 """
 
 import importlib

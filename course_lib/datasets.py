@@ -1,8 +1,8 @@
 """Give every rank its part of the same real data.
 
 Two kinds of batches, one rule: `batch_size` is the size of the **global** batch, and each rank gets its
-contiguous slice of it. Put the slices of all ranks together, in rank order, and you have exactly the
-batch that one process sees. That is what lets a chapter prove that n ranks equal one process.
+contiguous slice of it. Put the slices of all ranks together, in rank order, and you have exactly the batch
+that one process sees. That is what lets a chapter prove that n ranks equal one process.
 
 Which samples form a batch depends on `seed` (and `epoch`) alone: not on the number of ranks, and not on
 `torch.manual_seed`, which a chapter may call with another value on each rank. All tensors are created on
@@ -48,8 +48,8 @@ def digits(split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
         split: "train" or "test".
 
     Returns:
-        images float32 [n, 1, 8, 8] with values 0 to 1, and labels int64 [n] with values 0 to 9; the same
-        on every rank, and a fresh copy at each call.
+        images float32 [n, 1, 8, 8] with values 0 to 1, and labels int64 [n] with values 0 to 9; the same on
+        every rank, and a fresh copy at each call.
 
     Raises:
         FileNotFoundError, ValueError: data/digits.npz is missing or damaged.
@@ -83,8 +83,8 @@ def digit_batches(
         epoch: chooses the order; count it up as you would with `DistributedSampler.set_epoch`.
         seed: chooses another family of orders; must be the same on every rank.
         split: "train" or "test".
-        drop_last: leave out the last, smaller batch. If False, it is yielded too, and if it has fewer
-            samples than there are ranks, the slices of the last ranks are empty.
+        drop_last: leave out the last, smaller batch. If False, it is yielded too, and if it has fewer samples
+            than there are ranks, the slices of the last ranks are empty.
 
     Returns:
         An iterator of (images float32 [slice, 1, 8, 8], labels int64 [slice]), per rank.
@@ -127,8 +127,8 @@ def digit_accuracy(model: torch.nn.Module) -> float:
 def stdlib_text(num_bytes: int = 1_000_000) -> torch.Tensor:
     """Return source code of the Python standard library, as it is on this machine, byte by byte.
 
-    A text that everybody already has. The modules are joined in alphabetical order and cut after
-    `num_bytes`, so the result is always the same for one version of Python, but it **differs between
+    A text that everybody already has. The modules are joined in alphabetical order and cut after `num_bytes`,
+    so the result is always the same for one version of Python, but it **differs between
     versions**: compare losses only between runs of the same Python.
 
     Args:
@@ -155,8 +155,8 @@ def text_batches(
 ) -> Iterator[torch.Tensor]:
     """Yield this rank's slice of every global batch of random pieces of `stdlib_text`.
 
-    One token is one byte. A piece has one token more than `context`, because a language model predicts
-    tokens 1 to `context` from tokens 0 to `context` - 1. Pieces may overlap.
+    One token is one byte. A piece has one token more than `context`, because a language model predicts tokens
+    1 to `context` from tokens 0 to `context` - 1. Pieces may overlap.
 
     Args:
         batch_size: samples in the global batch, all ranks together; at least `world_size`.

@@ -154,8 +154,8 @@ class Block(nn.Module):
 class TinyGPT(nn.Module):
     """A language model over bytes, with the structure of GPT-2 (Radford et al. 2019, section 2.3).
 
-    It has (vocab_size + context + 2) dim + layers (12 dim^2 + 13 dim) parameters, and vocab_size dim more
-    if not `tied`; by default 120,576.
+    It has (vocab_size + context + 2) dim + layers (12 dim^2 + 13 dim) parameters, and vocab_size dim more if
+    not `tied`; by default 120,576.
 
     Args:
         vocab_size: number of different tokens; 256 for bytes.

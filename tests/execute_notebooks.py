@@ -64,8 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run_in_place(path: Path, timeout: int = 60) -> bool:
     """Run one notebook in a kernel of its own and in its own folder; return whether the file changed.
 
-    Errors: Failed if a cell raises, takes longer than `timeout` seconds, or ends the kernel; the file is
-        then untouched.
+    Errors: Failed if a cell raises, takes longer than `timeout` seconds, or ends the kernel; the file is then
+        untouched.
     """
     before = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(before, as_version=4)

@@ -4,8 +4,8 @@
     check.demands("ping_pong")          # what the exercise asks for
     check.ping_pong(my_ping_pong)       # the last line of a cell: shows the verdict
 
-A check is a trial on ranks, cases to try, and demands (`rubric.py`); `judge.py` runs the one and judges it
-by the others. It never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one
+A check is a trial on ranks, cases to try, and demands (`rubric.py`); `judge.py` runs the one and judges it by
+the others. It never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one
 calm line and the list of demands, a wrong answer the reasons, and an answer that is right but wasteful is
 refused too. Every try has other numbers in it (`Judge.seed`).
 
@@ -15,6 +15,15 @@ deceives only themselves.
 
 The checks load when they are first used. What a rank runs stands inside each check and travels by value: so a
 rank imports `check.on_rank` alone, and never pays for pandas.
+
+Each chapter has a module of its name (`_CHECKS`). Beside them:
+
+judge.py      runs an answer, case by case, and judges it
+verdict.py    what is said of an answer, and what is asked for
+rubric.py     demands, and the kinds of them that many exercises share
+counted.py    bytes that each rank of a finished job sent, and how many of them may be headers
+on_rank.py    what trials share on the ranks
+stillness.py  whether the other ranks can still go on by themselves, or all stand still
 """
 
 import importlib
@@ -32,7 +41,7 @@ _CHECKS = {
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
     "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
 }
-_TOOLS = {"judge": ("Judge", "Note", "Verdict", "exercise", "demands")}
+_TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}
 
 EXERCISES = tuple(name for names in _CHECKS.values() for name in names)

@@ -1,5 +1,5 @@
-"""Checks of chapter 03: a ring all_reduce in chunks, a broadcast along a chain in pieces, an all_reduce in
-few messages.
+"""Checks of the chapter "Collectives and the ring": a ring all_reduce in chunks, a broadcast along a chain in
+pieces, an all_reduce in few messages.
 """
 
 import tempfile
@@ -54,8 +54,8 @@ ONLY_MESSAGES = Demand("only sends and receives were used", _sends_and_receives)
 
 
 def _too_much(job: Job, limit_bytes: float, formula: str, advice: Callable[[list[float]], str]) -> str:
-    """Who has sent more than 2% above the limit for the large tensor: by the sends, or of collectives by
-    the system's count.
+    """Who has sent more than 2% above the limit for the large tensor: by the sends, or of collectives by the
+    system's count.
     """
     number = next(number for number, case in enumerate(job.results[0]) if case["large"])
     wire = job.steps[job.steps["step"] == number + 2].set_index("rank")["wire_bytes"]

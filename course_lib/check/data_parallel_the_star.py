@@ -1,4 +1,4 @@
-"""Checks of chapter 02, "DataParallel, the star"."""
+"""Checks of the chapter "DataParallel, the star"."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Checks of chapter 04, "Distributed data parallel"."""
+"""Checks of the chapter "Distributed data parallel"."""
 
 import random
 import tempfile

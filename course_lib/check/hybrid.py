@@ -1,4 +1,4 @@
-"""Checks of chapter 10, "Hybrid parallelism": a mesh, its process groups, gradients averaged over the right
+"""Checks of the chapter "Hybrid parallelism": a mesh, its process groups, gradients averaged over the right
 axis, a norm, a plan.
 """
 

@@ -6,83 +6,26 @@ import inspect
 import secrets
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn
 
 from course_lib.arguments import one_of
 from course_lib.check import on_rank
 from course_lib.check.rubric import Demand
+from course_lib.check.verdict import Demands, Note, Verdict
 from course_lib.jobs import run_quietly
 from course_lib.ranks import places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import RankError
 from course_lib.record import Job
 
-__all__ = ["Judge", "Note", "Verdict", "exercise", "demands"]
+__all__ = ["Judge", "exercise", "demands"]
 
 RUNS = "runs"  # the key of what every exercise asks for: the answer runs, and returns what can be judged
 
 TIMEOUT_S = 60.0  # of a job; long, for how busy the machine is says nothing of an answer
 CALL_S = 40.0  # all calls of `Judge.call` together; long, because the machine may be busy
 SHOWN_OUTPUT = 2_000  # characters of what an answer printed
-
-
-@dataclass(frozen=True)
-class Note:
-    """What is said of one demand in one case.
-
-    Attributes:
-        key: of the demand; with the name of the exercise it says which one for good, whatever its words.
-        met: whether it is met.
-        text: one line; empty where nothing is said.
-    """
-
-    key: str
-    met: bool
-    text: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The judgement of one answer.
-
-    Attributes:
-        exercise: the name of its check.
-        passed: whether every demand was met.
-        untouched: whether the stub was still there.
-        notes: what was found, demand by demand and case by case; nothing, of a stub.
-        lines: the same as text; of a stub the one calm line, and what is asked for.
-    """
-
-    exercise: str
-    passed: bool
-    untouched: bool
-    notes: tuple[Note, ...]
-    lines: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return self.passed
-
-    def __repr__(self) -> str:
-        if self.untouched:
-            return "\n  ".join(self.lines)
-        head = f"{_in_words(self.exercise)}: {'solved' if self.passed else 'not yet'}"
-        return "\n  ".join((head, *self.lines))
-
-
-class Demands(list):
-    """What an exercise asks for, one sentence per demand; it prints as a list."""
-
-    def __init__(self, exercise: str, asked: dict[str, Demand]):
-        self.exercise = exercise
-        super().__init__(demand.words.format(n="n") for demand in asked.values())
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        return tuple(f"-  {sentence}" for sentence in self)
-
-    def __repr__(self) -> str:
-        return "\n  ".join((f"{_in_words(self.exercise)} asks for:", *self.lines))
 
 
 def demands(exercise: str | Callable) -> Demands:
@@ -156,15 +99,17 @@ class Judge:
                 met &= self.demand(key, missed, demand.words.format(n=job.ranks))
         return met
 
-    def run(self, fn: Callable, *args, label: str = "your function", **options) -> Job:
+    def run(
+        self, fn: Callable, *args, timeout: float = TIMEOUT_S, label: str = "your function", **options
+    ) -> Job:
         """Run a job as `course_lib.run` does, without its line.
 
         If it fails, the answer is refused with the reason, which names the function by its `label`. The same
         if a rank returns a dict with a "problem": there is nothing then that could be judged.
         """
-        fn.__name__, self._met_now = label, {}
+        self._met_now = {}
         try:
-            job = run_quietly(fn, *args, **{"timeout": TIMEOUT_S} | options)
+            job = run_quietly(fn, *args, timeout=timeout, label=label, **options)
         except RankError as error:
             raise _without_the_check(error) from None
         except (TypeError, ValueError, RuntimeError, OSError) as error:
@@ -206,9 +151,7 @@ class Judge:
 
     def untouched(self) -> Verdict:
         """The calm line that a stub gets, and what is asked for."""
-        calm = "not attempted yet. Replace the line `raise NotImplementedError` with your answer."
-        asked = Demands(self.exercise, self.demands).lines
-        return Verdict(self.exercise, False, True, (), (f"{_in_words(self.exercise)}: {calm}", *asked))
+        return Verdict.of_stub(self.exercise, self.demands)
 
 
 def _without_the_check(error: RankError) -> RankError:
@@ -295,10 +238,6 @@ def exercise(**asked: Demand | str) -> Callable[[Callable], Callable[..., Verdic
         return checked
 
     return make
-
-
-def _in_words(exercise: str) -> str:
-    return exercise.replace("_", " ")
 
 
 def _shown(answers: tuple) -> str:

@@ -1,4 +1,4 @@
-"""Checks of chapter 01, "One training step"."""
+"""Checks of the chapter "One training step"."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Checks of chapter 05, "Overlap and speed-up"."""
+"""Checks of the chapter "Overlap and speed-up"."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Checks of chapter 08, "Pipeline": the schedules GPipe and 1F1B, a worker that executes them, layers dealt
+"""Checks of the chapter "Pipeline": the schedules GPipe and 1F1B, a worker that executes them, layers dealt
 out evenly to stages.
 """
 

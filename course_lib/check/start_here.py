@@ -1,4 +1,4 @@
-"""Checks of chapter 00: ping-pong, a fair share of a batch, one average for many gradients."""
+"""Checks of the chapter "Start here": ping-pong, a fair share of a batch, one average for many gradients."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Checks of chapter 09, "Tensor parallelism": the operators f and g, a parallel MLP, a loss over a cut
+"""Checks of the chapter "Tensor parallelism": the operators f and g, a parallel MLP, a loss over a cut
 vocabulary, f and g for cut tokens.
 """
 

@@ -1,4 +1,4 @@
-"""Checks of chapter 06, "ZeRO stage 1"."""
+"""Checks of the chapter "ZeRO stage 1"."""
 
 import math
 import shutil

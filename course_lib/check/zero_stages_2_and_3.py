@@ -1,4 +1,4 @@
-"""Checks of chapter 07, "ZeRO stages 2 and 3": gradients that are sharded at once, layers that are gathered
+"""Checks of the chapter "ZeRO stages 2 and 3": gradients that are sharded at once, layers that are gathered
 and freed, a sharded checkpoint.
 """
 
@@ -88,7 +88,7 @@ def _too_much(job: Job) -> str:
     if "all_reduce" in ops:
         return " An all_reduce sends the whole sum to every rank, and a rank needs its chunk only."
     if "reduce_scatter" in ops:
-        return " gloo's reduce_scatter is an all_reduce (chapter 03): use the ring's."
+        return " gloo's reduce_scatter is an all_reduce (see 'Collectives and the ring'): use the ring's."
     return " Does something travel more often than it must?"
 
 

@@ -7,6 +7,18 @@ A step that is instrumented is slower, and a step that is timed must carry nothi
     step 2+  timed:   two readings of the clock, nothing else inside
 
 Outside a job (plain Python, torchrun) nothing is recorded and the step runs as if unmeasured.
+
+ledger.py       what one rank records of its steps, in rows
+instruments.py  what is attached for one step; one that cannot look steps aside, with its reason
+tracing.py      the traced step: its collectives, and a timeline of what the rank did
+calls.py        every collective, send and receive, whoever asks for it
+events.py       what torch.profiler has recorded: gloo's work, and when the rank computed
+wire.py         bytes sent over TCP, as the operating system counts them
+memory.py       bytes held, by what they are for
+activations.py  the tensors that autograd saves for backward
+storages.py     which memory is behind a tensor, or behind anything that holds tensors
+alive.py        which layers' full parameters are alive when, and what a step really allocates
+looks.py        the lock within which frames are looked at, and memory is counted
 """
 
 import contextlib

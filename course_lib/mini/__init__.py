@@ -2,18 +2,21 @@
 it. One folder an idea: its `__init__` is the idea, right for the plain case; speed, odd cases, checkpoints
 and refusals stand in files beside it.
 
-    module            what it is                                                                   chapter
-    data_parallel     DataParallel, the star: replicas in threads; and its sums between processes  02
-    ring              all_reduce, reduce_scatter and all_gather round a ring, in chunks            03
-    ddp               DistributedDataParallel: broadcast, hooks, buckets that overlap backward     04, 05
-    zero              ZeRO stages 1, 2, 3: shards of optimizer states, gradients and parameters    06, 07
-    pipeline          stages, schedules as lists of instructions, a worker that executes them      08
-    tensor_operators  f and g: what happens where a network that is cut is entered and left        09
-    tensor_parallel   layers cut by columns and by rows, heads, vocabulary; sequence parallelism   09
-    hybrid            a mesh of ranks: coordinates, and the process groups of each axis            10
+                  what it is                                                     chapter
+
+data_parallel/    replicas in threads, and sums between processes: a star        DataParallel, the star
+ring/             all_reduce, reduce_scatter and all_gather in chunks            Collectives and the ring
+ddp/              broadcast, hooks, buckets;                                     Distributed data parallel,
+                  they overlap backward                                          Overlap and speed-up
+zero/             stage 1: shards of optimizer states;                           ZeRO stage 1,
+                  stages 2 and 3: of gradients and of parameters                 ZeRO stages 2 and 3
+pipeline/         stages, schedules as lists, a worker that executes them        Pipeline
+tensor_parallel/  layers cut by columns and by rows, heads, vocabulary, tokens   Tensor parallelism
+                  (f and g stand in its operators.py, here `tensor_operators`)
+hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
+first_rank.py     all ranks start alike: what several of these share
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
-What several share is in `first_rank`: all ranks start alike.
 """
 
 from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero

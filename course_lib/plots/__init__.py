@@ -12,6 +12,16 @@ alike:
 They are keyword arguments of `Axes.plot`, and COLORS has one colour for each collective, kind of memory and
 kind of work (Okabe and Ito's, and Tol's for the rarer ones, which colour-blind readers can tell apart), so
 that a figure of your own fits in: `plots.panel("My title", job.where).plot(x, y, **plots.MEASURED)`.
+
+bytes_sent.py  what each rank sent in a step, in three layers
+bytes_held.py  what each rank held in a step, by what it is for
+lanes.py       what each rank did, and when
+layers.py      which layers' full parameters were alive when
+scaling.py     whether more ranks made it faster
+traced.py      what figures of one traced step share
+units.py       all bytes of one axis in one unit
+styles.py      colours, styles of line, and the panel that all draw on
+pictures/      who holds what: a collective, a ring, a mesh
 """
 
 from course_lib.plots.bytes_held import memory

@@ -9,6 +9,8 @@ from functools import lru_cache
 import psutil
 import torch
 
+__all__ = ["BACKENDS", "Placement", "place", "gpu_name", "cpu_name", "usable_cores", "loopback"]
+
 BACKENDS = ("auto", "gloo", "nccl")
 
 

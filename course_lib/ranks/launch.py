@@ -26,6 +26,8 @@ import psutil
 from course_lib.ranks import folder
 from course_lib.ranks.server import MAX_RANKS
 
+__all__ = ["Group", "RankState", "NO_PROCESS", "start_server", "server_is_ready"]
+
 START_TIMEOUT_S = 120.0  # importing torch on a busy machine
 END_TIMEOUT_S = 5.0  # how long killed ranks may take to be gone
 ANSWER_S = 2.0  # how long a rank that is asked where it is may take, on a busy machine

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+__all__ = ["Progress"]
+
 QUIET_S = 1.0  # shorter jobs show nothing while they run
 REFRESH_S = 0.2
 _WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -1,7 +1,7 @@
 """The fork server: one quiet process with torch imported, from which every rank is forked.
 
-A fresh Python needs seconds to import torch; a fork of a process that has done so needs milliseconds, and
-all forks share its memory. Three kinds of process, each with one duty:
+A fresh Python needs seconds to import torch; a fork of a process that has done so needs milliseconds, and all
+forks share its memory. Three kinds of process, each with one duty:
 
     kernel --asks--> server --forks--> supervisor (one per job) --forks--> rank 0, rank 1, ...
 
@@ -34,6 +34,8 @@ import weakref
 import psutil
 
 from course_lib.ranks import folder
+
+__all__ = ["main", "MAX_RANKS"]
 
 PRELOAD = (
     "cloudpickle",

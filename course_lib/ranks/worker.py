@@ -26,6 +26,8 @@ import torch.distributed as dist
 from course_lib import measure
 from course_lib.ranks import imports, sending, settings, threads, where
 
+__all__ = ["work", "in_rank"]
+
 MEETING_S = 2.0  # how long a rank waits at a meeting point within a job
 _DEFAULTS = {
     "KINETO_LOG_LEVEL": "99",  # or the profiler's banners stand in the output

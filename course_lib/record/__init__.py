@@ -1,4 +1,12 @@
-"""What came back, without torch: a Job, a Sweep of jobs, and what one reads off them."""
+"""What came back, without torch: a Job, a Sweep of jobs, and what one reads off them.
+
+job.py        a Job: results, output, and one ledger of bytes, memory and time
+sweep.py      a Sweep: one job for each number of ranks and repeat
+tables.py     the columns of the ledger's tables
+readings.py   what one reads off the tables: bytes sent, bytes held, calls, seconds of a step
+timelines.py  what one reads off a timeline: communication that was hidden, a pipeline's idle time
+agreement.py  whether ranks computed what one process computes
+"""
 
 from course_lib.record.agreement import parity
 from course_lib.record.job import Job

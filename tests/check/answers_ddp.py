@@ -1,5 +1,5 @@
-"""Answers to the exercises of chapter 04, right and wrong. They stand here, and not in a test file, so that a
-rank need not import pytest.
+"""Answers to the exercises of "Distributed data parallel", right and wrong. They stand here, and not in a
+test file, so that a rank need not import pytest.
 """
 
 import io

@@ -1,5 +1,5 @@
-"""Answers to the exercises of chapter 10, right and wrong. They stand here, and not in a test file, so that a
-rank need not import pytest.
+"""Answers to the exercises of "Hybrid parallelism", right and wrong. They stand here, and not in a test file,
+so that a rank need not import pytest.
 """
 
 import math

@@ -1,5 +1,5 @@
-"""Answers to the exercises of chapter 05, right and wrong. They stand here, and not in a test file, so that a
-rank need not import pytest.
+"""Answers to the exercises of "Overlap and speed-up", right and wrong. They stand here, and not in a test
+file, so that a rank need not import pytest.
 """
 
 from concurrent.futures import ThreadPoolExecutor

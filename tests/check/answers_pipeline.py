@@ -1,4 +1,4 @@
-"""Answers to the exercises of chapter 08, right and wrong. They stand here, and not in a test file, so that a
+"""Answers to the exercises of "Pipeline", right and wrong. They stand here, and not in a test file, so that a
 rank need not import pytest.
 """
 

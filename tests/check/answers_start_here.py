@@ -1,4 +1,4 @@
-"""Answers to the exercises of chapter 00, right and wrong. Ranks import this file, so it is light."""
+"""Answers to the exercises of "Start here", right and wrong. Ranks import this file, so it is light."""
 
 import subprocess
 import sys

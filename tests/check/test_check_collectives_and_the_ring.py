@@ -1,5 +1,5 @@
-"""Each check of chapter 03 accepts right answers, stays calm at the stub, and refuses wrong and wasteful
-answers with a reason that helps.
+"""Each check of "Collectives and the ring" accepts right answers, stays calm at the stub, and refuses wrong
+and wasteful answers with a reason that helps.
 """
 
 import answers_collectives_and_the_ring as answers

@@ -1,5 +1,5 @@
-"""Each check of chapter 02 accepts right answers, stays calm at the stub, and refuses wrong and wasteful
-answers with a reason that helps.
+"""Each check of "DataParallel, the star" accepts right answers, stays calm at the stub, and refuses wrong and
+wasteful answers with a reason that helps.
 """
 
 import answers_data_parallel_the_star as answers

@@ -1,5 +1,5 @@
-"""Each check of chapter 10 accepts right answers, stays calm at the stub, and refuses wrong and wasteful
-answers with a reason that helps.
+"""Each check of "Hybrid parallelism" accepts right answers, stays calm at the stub, and refuses wrong and
+wasteful answers with a reason that helps.
 """
 
 import answers_hybrid as answers

@@ -1,5 +1,5 @@
-"""Each check of chapter 01 accepts right answers, stays calm at the stub, and refuses wrong and wasteful
-answers with a reason that helps.
+"""Each check of "One training step" accepts right answers, stays calm at the stub, and refuses wrong and
+wasteful answers with a reason that helps.
 """
 
 import answers_one_training_step as answers

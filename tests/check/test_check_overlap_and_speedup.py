@@ -1,5 +1,5 @@
-"""Each check of chapter 05 accepts right answers, stays calm at the stub, and refuses wrong and wasteful
-answers with a reason that helps.
+"""Each check of "Overlap and speed-up" accepts right answers, stays calm at the stub, and refuses wrong and
+wasteful answers with a reason that helps.
 """
 
 import answers_overlap_and_speedup as answers

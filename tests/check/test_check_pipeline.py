@@ -1,4 +1,4 @@
-"""Each check of chapter 08 accepts right answers, speaks calmly of a stub, and refuses wrong and wasteful
+"""Each check of "Pipeline" accepts right answers, speaks calmly of a stub, and refuses wrong and wasteful
 ones with a reason that helps.
 """
 

@@ -1,4 +1,4 @@
-"""Each check of chapter 00 accepts the solution, leaves an untouched stub in peace, and refuses wrong and
+"""Each check of "Start here" accepts the solution, leaves an untouched stub in peace, and refuses wrong and
 wasteful answers.
 """
 

@@ -1,4 +1,4 @@
-"""Each check of chapter 06 accepts right answers, stays calm at the stub, and refuses wrong and wasteful
+"""Each check of "ZeRO stage 1" accepts right answers, stays calm at the stub, and refuses wrong and wasteful
 answers with a reason that helps.
 """
 

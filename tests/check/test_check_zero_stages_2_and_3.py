@@ -1,5 +1,5 @@
-"""Each check of chapter 07 accepts right answers, stays calm at the stub, and refuses wrong and wasteful
-answers with a reason that helps.
+"""Each check of "ZeRO stages 2 and 3" accepts right answers, stays calm at the stub, and refuses wrong and
+wasteful answers with a reason that helps.
 """
 
 import answers_zero_stages_2_and_3 as answers

@@ -67,9 +67,9 @@ def by_name(schedule: str, ranks: int, num_microbatches: int, chunks: int = 1):
 
 def compare(cases: list[tuple]) -> list[tuple]:
     """For each case (model, schedule, micro-batches, stages per rank, sizes): the relative difference of this
-    rank's gradients to those of one
-    process, of the loss (None where there is none), the peak in flight, and how many parameters have no
-    gradient."""
+    rank's gradients to those of one process, of the loss (None where there is none), the peak in flight, and
+    how many parameters have no gradient.
+    """
     return [_compare(*case) for case in cases]
 
 
@@ -190,8 +190,8 @@ def train_gpts(
     cases: list[tuple[str, int]], num_microbatches: int, per_microbatch: int, kind: str
 ) -> list[list[Tensor]]:
     """The gradients of each (schedule, stages per rank), under mini's ("mine") or torch's pipeline; in each
-    step, all of them run, and a barrier
-    after each."""
+    step, all of them run, and a barrier after each.
+    """
     rank, size = dist.get_rank(), dist.get_world_size()
     pipes, stages, (tokens, *_) = zip(
         *(gpt(schedule, num_microbatches, per_microbatch, chunks) for schedule, chunks in cases)

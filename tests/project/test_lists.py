@@ -6,8 +6,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import nbformat
 import pytest
+from chapter_code import code_of_notebooks
 from conftest import SLOW
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -17,6 +17,7 @@ from course_lib import check
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "course_lib"
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 # what is used without being imported, and the words in the Makefile that use it
 TOOLS = {
     "jupyterlab": "-m jupyterlab",
@@ -24,12 +25,6 @@ TOOLS = {
     "ruff": "-m ruff",
     "mypy": "-m mypy",
 }
-
-
-def code_of_notebooks() -> str:
-    paths = (ROOT / "notebooks").rglob("*.ipynb")
-    cells = [cell for path in paths for cell in nbformat.read(path, as_version=4).cells]
-    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
 def imported(folder: Path) -> set[str]:
@@ -65,12 +60,47 @@ def test_what_is_declared_is_used_and_what_is_used_is_declared():
     assert for_tests <= by_tests | tools, "no test uses this"
 
 
-@pytest.mark.parametrize("package", ["ranks"])
-def test_a_package_that_lists_its_files_lists_all(package):
-    folder = LIBRARY / package
-    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
-    listed = re.findall(r"^(\w+\.py)  ", text, re.MULTILINE)
-    assert sorted(listed) == sorted(path.name for path in folder.glob("*.py") if path.stem != "__init__")
+# docs/design.md lists the files of course_lib itself, and an idea of mini names its files where it reads on
+LISTED = sorted(
+    str(path.parent.relative_to(LIBRARY))
+    for path in LIBRARY.rglob("__init__.py")
+    if path.parent != LIBRARY and path.parents[1].name != "mini"
+)
+
+
+@pytest.mark.parametrize("package", LISTED)
+def test_a_package_lists_its_files(package):
+    text = ast.get_docstring(ast.parse((LIBRARY / package / "__init__.py").read_text(encoding="utf-8")))
+    listed = re.findall(r"^(\w+)(?:\.py|/)  ", text, re.MULTILINE)
+    chapters = list(check._CHECKS) if package == "check" else []
+    there = [
+        path.stem
+        for path in (LIBRARY / package).iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    assert sorted([*listed, *chapters, "__init__"]) == sorted(there)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(LIBRARY.rglob("*.py")), ids=lambda path: str(path.relative_to(LIBRARY))
+)
+def test_a_module_says_what_it_offers(path):
+    """In `__all__`; but for a package or a script that defines nothing."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    assigned = {ast.unparse(node.targets[0]) for node in body if isinstance(node, ast.Assign)}
+    defines = any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in body)
+    assert "__all__" in assigned or not defines
+
+
+@pytest.mark.parametrize("folder", ["course_lib", "tests"])
+def test_a_chapter_is_known_by_its_name(folder):
+    """Its number stands in the names of its files alone, so that one may come between."""
+    number = re.compile(r"\bchapters?\s+\d|(?<![\w.,-])0\d(?![\d.])(?!_\w+\.ipynb)", re.IGNORECASE)
+    found = {}
+    for path in (ROOT / folder).rglob("*.py"):
+        lines = path.read_text(encoding="utf-8")
+        found |= {str(path): match.group() for match in number.finditer(lines)}
+    assert not found
 
 
 def test_the_front_door_has_the_modules_that_notebooks_import():
@@ -107,16 +137,32 @@ def test_every_row_of_the_table_of_faults_has_a_test():
 
 
 def test_the_layout_in_the_design_names_every_room_of_the_library():
-    layout = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Layout")[1]
+    layout = DESIGN.split("## Layout")[1]
     for path in LIBRARY.iterdir():
         if path.suffix == ".py" or (path / "__init__.py").exists():
             assert re.search(rf"(^|\s){path.name}{'/' * path.is_dir()}\s", layout), path.name
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/style.md", "docs/faults.md"])
+def test_the_layout_in_the_design_names_nothing_else():
+    layout = DESIGN.split("## Layout")[1].split("```")[1]
+    rows = re.findall(r"^( *)(.*?)(?:  .*)?$", layout, re.MULTILINE)
+    names = {
+        (LIBRARY if indent else ROOT) / name
+        for indent, words in rows
+        for name in re.findall(r"\w+(?:\.\w+|/)", words)
+    }
+    assert names and [path for path in names if not path.exists()] == []
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/style.md", "docs/faults.md"]
+)
 def test_files_that_a_page_names_are_there(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https:)([^)]+)\)", text)
     paths = re.findall(r"`((?:tests|docs|data|course_lib|notebooks)/[\w./]*)`", text)
-    names = {name for name in (*links, *paths) if "name" not in name}  # NN_name.ipynb stands for any
-    assert names and [name for name in names if not (ROOT / name).exists()] == []
+    files = re.findall(r"`([\w./]+\.(?:py|md|toml|txt|yml|ipynb))`", text)
+    names = {name for name in (*links, *paths, *files) if "name" not in name}  # NN_name.ipynb stands for any
+    tests = ROOT / "tests"
+    homes = ROOT, (ROOT / page).parent, LIBRARY, tests / "check", tests / "ranks"
+    assert names and [name for name in names if not any((home / name).exists() for home in homes)] == []

@@ -454,7 +454,7 @@ def fills_the_folder():
 
 
 def saves(root, step, killed=False):
-    """Save a checkpoint as chapter 06 is solved; rank 1 may be killed before its file is there."""
+    """Save a checkpoint as "ZeRO stage 1" is solved; rank 1 may be killed before its file is there."""
     from answers_zero_stage_1 import save
 
     if killed and dist.get_rank() == 1:

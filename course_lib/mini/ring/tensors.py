@@ -25,8 +25,7 @@ def flat_of(tensor: Tensor, group: Group) -> Tensor:
 def chunks_of(
     full: Tensor | Sequence[Tensor], part: Tensor, group: Group
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """A full tensor or list, flat, and its n chunks, after a look at whether `part` fits chunk number
-    `rank`.
+    """A full tensor or list, flat, and its n chunks, after a look at whether `part` fits chunk number `rank`.
 
     Errors: ValueError where sizes or dtypes do not match.
     """

@@ -5,6 +5,11 @@ The trick is in the numbers. Rank r starts with the pieces 1, 2, 3, 4, ... times
 where it comes from: its digits are the pieces, and the place of a digit is the rank. 300 is piece 3 of rank
 2; 3333 is piece 3 of four ranks, added up; 0 is nothing. Each rank has a colour, and a box has the colours of
 all ranks that are in its number.
+
+exchanges.py  what ranks hold before and after they exchange something
+groups.py     which ranks belong together
+boxes.py      numbers in boxes, and arrows between them
+player.py     pictures one after the other, without a kernel
 """
 
 from course_lib.plots.pictures.boxes import sources
