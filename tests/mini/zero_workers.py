@@ -199,8 +199,8 @@ def special(stage: int) -> dict:
                 checkpoint(model.layers[0], _learns(x), use_reentrant=reentrant)
             ),
             units=lambda model: [model.layers[0]],
-            gathers=None if reentrant else 2,
-        )  # one for the second forward and for backward
+            gathers=None if reentrant else 2,  # the second is for the second forward and for backward
+        )
         told[f"checkpoint in a unit, {reentrant}"] = differ(
             lambda model, x: model(x), make=lambda: Checkpointed(reentrant), units=lambda model: [model.inner]
         )
