@@ -8,8 +8,7 @@ and refusals stand in files beside it.
     ddp               DistributedDataParallel: broadcast, hooks, buckets that overlap backward     04, 05
     zero              ZeRO stages 1, 2, 3: shards of optimizer states, gradients and parameters    06, 07
     pipeline          stages, schedules as lists of instructions, a worker that executes them      08
-    tensor_operators  f and g: what happens where a network that is cut is entered and left        09
-    tensor_parallel   layers cut by columns and by rows, heads, vocabulary; sequence parallelism   09
+    tensor_parallel   f and g; layers cut by columns and by rows, heads, vocabulary, sequences     09
     hybrid            a mesh of ranks: coordinates, and the process groups of each axis            10
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
@@ -17,7 +16,6 @@ What several share is in `first_rank`: all ranks start alike.
 """
 
 from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
-from course_lib.mini.tensor_parallel import operators as tensor_operators
 
 __all__ = [
     "data_parallel",
@@ -25,7 +23,6 @@ __all__ = [
     "ddp",
     "zero",
     "pipeline",
-    "tensor_operators",
     "tensor_parallel",
     "hybrid",
 ]
