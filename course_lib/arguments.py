@@ -1,5 +1,5 @@
 """Check arguments: each function returns the value, or raises an error that says in one sentence what is
-allowed. `takes` has them called before the body of a function begins.
+allowed. `takes` has them called before the body of a function begins; `fits` looks at several together.
 """
 
 import functools
@@ -11,6 +11,7 @@ from typing import TypeVar
 
 __all__ = [
     "takes",
+    "fits",
     "whole",
     "number",
     "at_least_0",
@@ -48,6 +49,35 @@ def takes(**checks: type | Callable[[str, object], object]) -> Callable[[Body], 
                     instance(name, given[name], check)
                 elif name in given:
                     check(name, given[name])
+            return body(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def fits(check: Callable[..., object]) -> Callable[[Body], Body]:
+    """Decorate a function so that `check` looks at several of its arguments together, before its body begins.
+
+        def at_home(rank, size): ...        # raises an error if there is no such rank
+
+        @fits(at_home)
+        def place(rank, size, names=()): ...
+
+    Args:
+        check: a function whose parameters have the names of those that it looks at. It gets defaults as well.
+    """
+    wanted = list(inspect.signature(check).parameters)
+
+    def decorate(body: Body) -> Body:
+        parameters = inspect.signature(body).parameters
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+        @functools.wraps(body)
+        def checked(*args, **kwargs):
+            given = defaults | dict(zip(parameters, args)) | kwargs
+            if all(name in given for name in wanted):  # else python itself says what is missing
+                check(*[given[name] for name in wanted])
             return body(*args, **kwargs)
 
         return checked

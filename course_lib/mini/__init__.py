@@ -11,8 +11,7 @@ ddp/              broadcast, hooks, buckets;                                    
 zero/             stage 1: shards of optimizer states;                           ZeRO stage 1,
                   stages 2 and 3: of gradients and of parameters                 ZeRO stages 2 and 3
 pipeline/         stages, schedules as lists, a worker that executes them        Pipeline
-tensor_parallel/  layers cut by columns and by rows, heads, vocabulary, tokens   Tensor parallelism
-                  (f and g stand in its operators.py, here `tensor_operators`)
+tensor_parallel/  f and g; layers cut by columns, rows, heads, vocabulary        Tensor parallelism
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
 first_rank.py     all ranks start alike: what several of these share
 
@@ -20,7 +19,6 @@ Read them: they are written for that. They do what torch's own do, and tests hol
 """
 
 from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
-from course_lib.mini.tensor_parallel import operators as tensor_operators
 
 __all__ = [
     "data_parallel",
@@ -28,7 +26,6 @@ __all__ = [
     "ddp",
     "zero",
     "pipeline",
-    "tensor_operators",
     "tensor_parallel",
     "hybrid",
 ]

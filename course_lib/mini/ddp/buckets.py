@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib.arguments import at_least_0, instance, takes
+from course_lib.arguments import at_least_0, takes
+from course_lib.mini.ddp import refusals as refuse
 
 __all__ = ["Bucket", "make_buckets", "torch_all_reduce"]
 
@@ -30,20 +30,6 @@ class Bucket:
     missing: set[nn.Parameter] = field(default_factory=set)
     work: dist.Work | None = None
 
-    @torch.no_grad()
-    def put(self, parameter: nn.Parameter, scale: float) -> None:
-        """Write parameter.grad * scale to its place (zeros if there is none), and let `.grad` be that place
-        from now on.
-        """
-        view = self.views[parameter]
-        if parameter.grad is None:
-            view.zero_()
-        else:
-            # also right where .grad is this view already: gradients that were not zeroed
-            torch.mul(parameter.grad, scale, out=view)
-        parameter.grad = view
-        self.missing.discard(parameter)
-
     def wait(self) -> None:
         """Wait for the all_reduce, if one is on its way."""
         if self.work is not None:
@@ -56,17 +42,14 @@ def torch_all_reduce(tensor: Tensor, group: dist.ProcessGroup | None) -> dist.Wo
     return dist.all_reduce(tensor, group=group, async_op=True)
 
 
-@takes(cap_bytes=at_least_0, parameters=partial(instance, kind=Iterable, hint="of parameters"))
+@takes(cap_bytes=at_least_0, parameters=refuse.other_lists)
 def make_buckets(parameters: Iterable[nn.Parameter], cap_bytes: float) -> list[Bucket]:
     """Deal out parameters, in their order, to buckets of one dtype and device; a bucket is closed as soon as
     it holds `cap_bytes` or more.
     """
-    parameters = list(parameters)
-    if not all(isinstance(parameter, Tensor) for parameter in parameters):
-        raise TypeError("parameters: it must be parameters, such as model.parameters().")
     closed: list[list[nn.Parameter]] = []
     still_open: dict[tuple, list[nn.Parameter]] = {}
-    for parameter in parameters:
+    for parameter in refuse.other_things(parameters):
         kind = parameter.dtype, parameter.device
         still_open.setdefault(kind, []).append(parameter)
         if sum(member.nbytes for member in still_open[kind]) >= cap_bytes:

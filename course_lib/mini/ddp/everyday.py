@@ -17,7 +17,12 @@ __all__ = ["Everyday"]
 
 
 class Everyday(nn.Module):
-    """The base of DistributedDataParallel, which has the module, its buckets, and what happens when."""
+    """The base of DistributedDataParallel, which has the buckets, and what happens when."""
+
+    def __init__(self, module: nn.Module, find_unused_parameters: bool) -> None:
+        super().__init__()
+        self.module, self._find_unused, self._sync = module, find_unused_parameters, True
+        self._take_over(parameter for parameter in module.parameters() if parameter.requires_grad)
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -46,26 +51,35 @@ class Everyday(nn.Module):
                     hook.remove()
                 older.buckets, older._bucket_of = [], {}
 
-    def _watch(self, output):
-        """Return what the module has returned, and learn of it when a backward sets out from there."""
-        for tensor in _tensors(output):
-            if tensor.grad_fn is not None:
-                tensor.register_hook(self._begin)
-        return output
+    def _is_sent(self, parameter: nn.Parameter) -> bool:
+        """Whether a gradient that has arrived is to be averaged: not within no_sync."""
+        if self._sync:
+            self._note_versions()
+            refuse.gradient(self.module, parameter, self._bucket_of[parameter])
+        return self._sync
 
-    def _begin(self, grad: Tensor | None = None) -> None:
-        """A backward sets out: ask autograd for a call when it ends.
+    def _watch(self, output):
+        """Return what the module has returned, and learn of it when a backward sets out from there.
 
         Not only when the first parameter's gradient arrives: this may be inside a reentrant checkpoint, whose
-        backward has an end of its own.
+        backward has an end of its own; or none arrives.
         """
+        for tensor in _tensors(output):
+            if tensor.grad_fn is not None:
+                tensor.register_hook(self._set_out)
+        return output
+
+    def _set_out(self, grad: Tensor) -> None:
         if self._sync:
-            torch_internals.when_backward_ends(self._finish)
-            if not self._in_backward:
-                self._in_backward = True
-                self._versions = {
-                    parameter: torch_internals.version_of(parameter) for parameter in self._bucket_of
-                }
+            self._note_versions()
+            self._begin()
+
+    def _note_versions(self) -> None:
+        """At the beginning of a backward: which values the parameters have, for `refusals`."""
+        if not self._in_backward:
+            self._versions = {
+                parameter: torch_internals.version_of(parameter) for parameter in self._bucket_of
+            }
 
     def _absent(self) -> list[nn.Parameter]:
         """The parameters whose gradient has not arrived in this backward."""
@@ -79,9 +93,12 @@ class Everyday(nn.Module):
 
     @contextlib.contextmanager
     def _absent_as_zero(self) -> Iterator[None]:
-        """Within this context, buckets are complete: parameters without a gradient count as zero. Afterwards
-        those that no rank has a gradient of have none.
+        """Within this context, where backward ends, buckets are complete: parameters without a gradient count
+        as zero. Afterwards those that no rank has a gradient of have none.
         """
+        if not self._is_end():
+            yield
+            return
         absent = self._absent()
         refuse.touched_parameters(self.module, self.buckets, self._versions)
         if not self._find_unused:
@@ -89,7 +106,9 @@ class Everyday(nn.Module):
             refuse.no_gradient(self.module, [parameter for parameter in absent if parameter.requires_grad])
         without = {parameter for parameter in absent if parameter.grad is None}
         for parameter in absent:  # in some order: each has its place
-            self._put(parameter)
+            if parameter in without:
+                parameter.grad = self._bucket_of[parameter].views[parameter].zero_()
+            self._fill(parameter)
         yield
         if self._find_unused and self._bucket_of:
             without = self._without_on_all_ranks(without)

@@ -4,7 +4,7 @@ idea itself is in `mini.ddp`.
 Each function raises an error of one sentence, which says what happened and what to do, or returns.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from course_lib import torch_internals
+from course_lib.arguments import instance
 
 if TYPE_CHECKING:
     from course_lib.mini.ddp.buckets import Bucket
 
 __all__ = [
     "COPY",
+    "other_lists",
+    "other_things",
     "other_modules",
     "changed_parameters",
     "gradient",
@@ -33,7 +36,20 @@ COPY = (
 )
 
 
-def other_modules(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+def other_lists(name: str, parameters) -> None:
+    """What buckets cannot be made of."""
+    instance(name, parameters, Iterable, "of parameters")
+
+
+def other_things(parameters: Iterable) -> Iterator[nn.Parameter]:
+    """One parameter after the other: a list of them may be one that can be read once only."""
+    for parameter in parameters:
+        if not isinstance(parameter, Tensor):
+            raise TypeError("parameters: it must be parameters, such as model.parameters().")
+        yield parameter
+
+
+def other_modules(module: nn.Module, process_group: dist.ProcessGroup | None) -> None:
     """Compare parameters and buffers over the ranks; every rank of the group must call this."""
     mine = [
         f"{name} {list(tensor.shape)}, strides {tensor.stride()},"
@@ -41,9 +57,9 @@ def other_modules(module: nn.Module, group: dist.ProcessGroup | None) -> None:
         for name, tensor in module.named_parameters()
     ]
     mine += [f"{name} {list(tensor.shape)}, {tensor.dtype}" for name, tensor in module.named_buffers()]
-    all_ranks: list = [None] * dist.get_world_size(group)
-    dist.all_gather_object(all_ranks, mine, group=group)
-    first, *others = zip(dist.get_process_group_ranks(group or dist.group.WORLD), all_ranks)
+    all_ranks: list = [None] * dist.get_world_size(process_group)
+    dist.all_gather_object(all_ranks, mine, group=process_group)
+    first, *others = zip(dist.get_process_group_ranks(process_group or dist.group.WORLD), all_ranks)
     for rank, theirs in others:
         for one, other in zip_longest(first[1], theirs, fillvalue="nothing"):
             if one != other:

@@ -22,19 +22,19 @@ from functools import partial
 
 import torch.distributed as dist
 
-from course_lib.arguments import takes, whole
+from course_lib.arguments import fits, takes, whole
 from course_lib.mini.hybrid import refusals as refuse
 
 __all__ = ["coordinates", "axis_groups", "make_groups"]
 
 
 @takes(rank=partial(whole, least=0), sizes=refuse.other_sizes)
+@fits(refuse.other_ranks)
 def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:
     """Return where a rank stands, as a dict of axis -> coordinate.
 
     Errors: ValueError if there is no such rank in the mesh.
     """
-    refuse.other_ranks(rank, sizes)
     place = {}
     for axis in reversed(sizes):  # the last axis first: as the digits of a number, from the right
         rank, place[axis] = divmod(rank, sizes[axis])
@@ -42,13 +42,13 @@ def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 @takes(sizes=refuse.other_sizes)
+@fits(refuse.other_axes)
 def axis_groups(axis: str, sizes: Mapping[str, int]) -> list[list[int]]:
     """Return the groups of one axis, each with its ranks in order of their coordinate; the groups are ordered
     by their first rank.
 
     Errors: ValueError if the mesh has no such axis.
     """
-    refuse.other_axes(axis, sizes)
     groups: dict[tuple, list[int]] = {}
     for rank in range(math.prod(sizes.values())):
         place = coordinates(rank, sizes)
@@ -58,6 +58,7 @@ def axis_groups(axis: str, sizes: Mapping[str, int]) -> list[list[int]]:
 
 
 @takes(sizes=refuse.other_sizes)
+@fits(refuse.other_jobs)
 def make_groups(sizes: Mapping[str, int]) -> dict[str, dist.ProcessGroup]:
     """Make the process groups of all axes and return this rank's own, as a dict of axis -> group; every rank
     must call this.
@@ -67,7 +68,6 @@ def make_groups(sizes: Mapping[str, int]) -> dict[str, dist.ProcessGroup]:
 
     Errors: ValueError if the mesh has another number of ranks than the job.
     """
-    refuse.other_jobs(sizes, dist.get_world_size())
     mine = {}
     for axis in sizes:
         for ranks in axis_groups(axis, sizes):

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+import torch.distributed as dist
+
 from course_lib.arguments import instance, whole
 
 __all__ = ["other_sizes", "other_ranks", "other_axes", "other_jobs"]
@@ -27,9 +29,9 @@ def other_axes(axis: str, sizes: Mapping[str, int]) -> None:
         raise ValueError(f"axis={axis!r}: the axes of this mesh are {', '.join(map(repr, sizes))}.")
 
 
-def other_jobs(sizes: Mapping[str, int], world_size: int) -> None:
+def other_jobs(sizes: Mapping[str, int]) -> None:
     """Every rank of the job stands in the mesh."""
-    count = math.prod(sizes.values())
+    count, world_size = math.prod(sizes.values()), dist.get_world_size()
     if count != world_size:
         raise ValueError(f"a mesh of {_in_words(sizes)} needs {count} ranks, and this job has {world_size}.")
 

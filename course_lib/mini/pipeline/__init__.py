@@ -2,14 +2,11 @@
 micro-batches pass through them. Three ideas, apart from each other:
 
     split      (stages.py) the model as a list of stages: only activations travel, and their gradients back
-    schedule   (schedules.py) data: for each rank a list of instructions, F0 (forward of micro-batch 0), B0
-               (its backward), ...
+    schedule   (schedules.py) data: for each rank a list: F0, forward of micro-batch 0; B0, its backward; ...
     Pipeline   (here) executes this rank's list: receive, compute, send; any list that `validate` accepts
 
 Per boundary, micro-batch and direction, one tensor travels, [micro-batch, time, dim] say; post.py carries it.
-
-Sources: Huang et al. 2019, "GPipe", section 2; Narayanan et al. 2021, "Efficient large-scale language model
-    training", section 2.2.
+Sources: Huang et al. 2019, "GPipe", section 2; Narayanan et al. 2021 (see schedules.py), section 2.2.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,38 +16,47 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from course_lib import measure
-from course_lib.arguments import function, process_group, takes
+from course_lib.arguments import fits, function, process_group, takes
 from course_lib.mini.pipeline import refusals as refuse
-from course_lib.mini.pipeline import schedules
 from course_lib.mini.pipeline.post import Arrived, Post
-from course_lib.mini.pipeline.schedules import *  # noqa: F403 (who has the worker has the schedules)
+from course_lib.mini.pipeline.schedules import (
+    Instruction,
+    Schedule,
+    backward,
+    forward,
+    gpipe,
+    interleaved,
+    naive,
+    one_f_one_b,
+    validate,
+    with_stages,
+)
 from course_lib.mini.pipeline.stages import micro_batches, split, synced
 
-__all__ = ["split", "Pipeline", *schedules.__all__]
+__all__ = ["split", "Pipeline", "Instruction", "Schedule", "forward", "backward", "naive", "gpipe"]
+__all__ += ["one_f_one_b", "interleaved", "validate"]
 
 
 class Pipeline(nn.Module):
     """This rank's stages of a pipeline, and `step`; every rank of the group makes one, and calls the same.
 
     Args:
-        stages: this rank's stage, which takes one tensor and returns one; or, where each rank has several,
-            their list: rank, rank + p, rank + 2p, ... One may be wrapped in mini.ddp over another group, of
-            ranks with the same stage: gradients are averaged there in the last backward of a step only.
+        stages: this rank's stage, which takes one tensor and returns one; or, if it has several, their list:
+            rank, rank + p, ... One in mini.ddp, over ranks with the same stage, averages once in a step.
         schedule: one list of instructions per rank of the group, the same on every rank.
         loss_fn: (output of the last stage, targets) -> mean loss over the samples.
         process_group: the ranks of the pipeline, stage 0 on its first; None for all.
-
     Attributes: num_microbatches, of the schedule; peak_in_flight, the most micro-batches (counted once per
         stage) whose activations this rank held at once in the last step.
-
     Errors: ValueError if `validate` refuses the schedule, or what `step` gets and the stages make do not fit.
     """
 
     @takes(stages=refuse.other_stages, loss_fn=function, process_group=process_group)
+    @fits(refuse.other_schedules)
     def __init__(
         self,
         stages: nn.Module | Sequence[nn.Module],
-        schedule: schedules.Schedule,
+        schedule: Schedule,
         loss_fn: Callable[[Tensor, Tensor], Tensor],
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -59,22 +65,18 @@ class Pipeline(nn.Module):
         self.schedule, self.loss_fn, self.peak_in_flight = schedule, loss_fn, 0
         self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
         self._last = self._size * len(self.stages) - 1
-        self.num_microbatches = refuse.other_schedules(schedule, self._size, self._last + 1)
-        own = schedules.with_stages(schedule)[self._rank]
+        self.num_microbatches = 1 + max(one.microbatch for instructions in schedule for one in instructions)
+        own = with_stages(schedule)[self._rank]
         self._names = dict(zip(own, map(repr, schedule[self._rank])))
         self._final = {instruction.stage: instruction for instruction in own}  # the last one of each stage
         device = next(self.parameters(), torch.empty(0)).device
-        self._posts = {
-            training: Post(schedule, self._rank, self._last + 1, process_group, device, training)
-            for training in (True, False)
-        }
+        arguments = schedule, self._rank, self._last + 1, process_group, device
+        self._posts = {training: Post(*arguments, training) for training in (True, False)}
 
     def step(self, inputs: Tensor | None = None, targets: Tensor | None = None) -> Tensor | None:
         """Add to every `.grad` the gradient of the mean loss over a batch; under torch.no_grad(), on all
-        ranks, only evaluate. In the timeline, each instruction is a span with its name.
-
-        Batches must keep their shape from step to step (those for evaluation may have another one): for
-        others, make a second Pipeline of the same stages.
+        ranks, only evaluate. Batches must keep their shape from step to step (those for evaluation may have
+        another one): for others, make a second Pipeline of the same stages.
 
         Args:
             inputs: [batch, ...], a multiple of the number of micro-batches; on the rank of the first stage.
@@ -85,30 +87,28 @@ class Pipeline(nn.Module):
         m, self.peak_in_flight, self._losses = self.num_microbatches, 0, []
         self._inputs = micro_batches("inputs", inputs, m, stage=0, ranks=self._size, rank=self._rank)
         self._targets = micro_batches("targets", targets, m, self._last, self._size, self._rank)
-        # (micro-batch, stage) -> input, output with the graph behind it
-        self._in_flight: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._in_flight = {}  # (micro-batch, stage) -> input, output with the graph behind it
         self._post = self._posts[torch.is_grad_enabled()]
         for instruction in self._post.step():
             (self._forward if instruction.op == "forward" else self._backward)(instruction)
         return torch.stack(self._losses).sum() if self._losses else None
 
-    def _forward(self, instruction: schedules.Instruction) -> None:
+    def _forward(self, instruction: Instruction) -> None:
         k, stage, training = instruction.microbatch, instruction.stage, torch.is_grad_enabled()
-        # memory of its own, to be freed with it
+        # a clone: memory of its own, to be freed with it
         x = self._post.receive(instruction).requires_grad_(training) if stage else self._inputs[k].clone()
         with measure.span(self._names[instruction]):
             y = self.stages[stage // self._size](Arrived.apply(x) if stage else x)
             if stage == self._last:  # m gradients of these losses sum to that of the mean
                 y = refuse.other_losses(self.loss_fn(y, self._targets[k])) / self.num_microbatches
                 self._losses.append(y.detach())
-        refuse.other_outputs(y, stage, self._rank)
         if training:
             self._in_flight[k, stage] = x, y
         self.peak_in_flight = max(self.peak_in_flight, len(self._in_flight))
         if stage < self._last:
-            self._post.send(y.detach(), instruction)
+            self._post.send(refuse.other_outputs(y, stage, self._rank), instruction)
 
-    def _backward(self, instruction: schedules.Instruction) -> None:
+    def _backward(self, instruction: Instruction) -> None:
         k, stage = instruction.microbatch, instruction.stage
         grad = self._post.receive(instruction) if stage < self._last else None  # d loss / d y
         x, y = self._in_flight.pop((k, stage))  # the last to hold them: they go when this function ends

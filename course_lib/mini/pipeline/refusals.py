@@ -4,6 +4,7 @@ themselves are in __init__.py and stages.py.
 
 from collections.abc import Sequence
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from course_lib.arguments import instance, listed, whole
@@ -68,16 +69,17 @@ def other_stages(name: str, stages) -> None:
     listed(name, modules, "a module, or a list of modules", lambda stage: isinstance(stage, nn.Module))
 
 
-def other_schedules(schedule: Schedule, size: int, num_stages: int) -> int:
-    """A schedule that these ranks cannot run. Returns the number of its micro-batches."""
+def other_schedules(stages, schedule: Schedule, process_group: dist.ProcessGroup | None) -> None:
+    """A schedule that these ranks cannot run."""
     instance("schedule", schedule, Sequence, "of one list of instructions per rank")
+    size = dist.get_world_size(process_group)
     if len(schedule) != size:
         raise ValueError(f"the schedule has lists for {len(schedule)} ranks, and the group has {size}.")
     lists = [instructions for instructions in schedule if isinstance(instructions, Sequence)]
     instructions = [one for instructions in lists for one in instructions if isinstance(one, Instruction)]
     num_microbatches = 1 + max((instruction.microbatch for instruction in instructions), default=0)
-    validate(schedule, num_stages, num_microbatches)
-    return num_microbatches
+    several = isinstance(stages, (list, tuple, nn.ModuleList))
+    validate(schedule, size * (len(stages) if several else 1), num_microbatches)
 
 
 def other_batches(name: str, batch: Tensor | None, num_microbatches: int, stage: int, rank: int) -> None:
@@ -90,13 +92,14 @@ def other_batches(name: str, batch: Tensor | None, num_microbatches: int, stage:
         )
 
 
-def other_outputs(output, stage: int, rank: int) -> None:
-    """From stage to stage, one tensor travels."""
+def other_outputs(output, stage: int, rank: int) -> Tensor:
+    """From stage to stage, one tensor travels: without its graph."""
     if not isinstance(output, Tensor):
         raise TypeError(
             f"stage {stage}, on rank {rank}, returned a {type(output).__name__}: a stage takes one tensor and"
             " returns one."
         )
+    return output.detach()
 
 
 def other_losses(loss) -> Tensor:

@@ -6,7 +6,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from course_lib import torch_internals
-from course_lib.arguments import dense
+from course_lib.arguments import fits
+from course_lib.mini.ring import refusals as refuse
 
 __all__ = ["flat_of", "chunks_of", "write_back"]
 
@@ -22,39 +23,19 @@ def flat_of(tensor: Tensor, group: Group) -> Tensor:
     return tensor.contiguous().view(-1)
 
 
+@fits(refuse.other_sizes)
 def chunks_of(
     full: Tensor | Sequence[Tensor], part: Tensor, group: Group
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """A full tensor or list, flat, and its n chunks, after a look at whether `part` fits chunk number `rank`.
+    """A full tensor or list, flat, and its n chunks, of which `part` fits number `rank`.
 
     Errors: ValueError where sizes or dtypes do not match.
     """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
     if isinstance(full, Tensor):
-        if full.numel() != size * part.numel():
-            raise ValueError(
-                f"the full tensor has {full.numel()} elements; it must have {size} (ranks) times"
-                f" {part.numel()}."
-            )
-        flats = [flat_of(dense("the full tensor", full), group)]
-        chunks = list(flats[0].view(size, part.numel()))
-    else:
-        if (
-            not isinstance(full, Sequence)
-            or len(full) != size
-            or not all(isinstance(chunk, Tensor) for chunk in full)
-            or full[rank].numel() != part.numel()
-        ):
-            raise ValueError(
-                f"the list must have {size} chunks, one for each rank, and number {rank} must have"
-                f" {part.numel()} elements."
-            )
-        flats = chunks = [flat_of(dense("each of the list", chunk), group) for chunk in full]
-    if dtypes := {chunk.dtype for chunk in chunks} - {part.dtype}:
-        raise ValueError(
-            f"all tensors must have one dtype, not {part.dtype} and {', '.join(map(str, dtypes))}."
-        )
-    return flats, chunks
+        flats = [flat_of(full, group)]
+        return flats, list(flats[0].view(dist.get_world_size(group), part.numel()))
+    flats = [flat_of(chunk, group) for chunk in full]
+    return flats, flats
 
 
 def write_back(flats: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:

@@ -1,21 +1,14 @@
-"""f and g: what a network whose tensors are cut over the ranks does where the cut part is entered and where
-it is left.
-
-Each is a function for forward and another for backward, and the two together are what the chain rule asks
-for:
+"""What f and g of `mini.tensor_parallel` become under sequence parallelism, where each rank has a slice of
+the tokens outside of the cut part; and `Region`, which knows the two at its borders.
 
                                   forward          backward
-    f   copy_to_group             x itself         all_reduce       each rank's part adds to the gradient of x
-    g   reduce_from_group         all_reduce       gradient itself  a sum hands it on to every addend
-
-    under sequence parallelism, where each rank has a slice of the tokens outside of the cut part:
     f   gather_from_group         all_gather       reduce_scatter
     g   reduce_scatter_to_group   reduce_scatter   all_gather
 
 All ranks of the group must call them together, and run the same backward.
 
-Sources: Shoeybi et al. 2019, "Megatron-LM", section 3; Korthikanti et al. 2022, "Reducing activation
-    recomputation in large transformer models", section 4.2.2 (which calls the lower pair g and g with a bar).
+Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models", section
+    4.2.2 (which calls them g and g with a bar).
 """
 
 from collections.abc import Callable
@@ -26,27 +19,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from course_lib.arguments import process_group, takes
+from course_lib.mini import tensor_parallel as plain  # for f and g, when they are called
 from course_lib.mini.tensor_parallel import refusals as refuse
 
-__all__ = ["copy_to_group", "reduce_from_group", "gather_from_group", "reduce_scatter_to_group", "Region"]
+__all__ = ["gather_from_group", "reduce_scatter_to_group", "Region"]
 
 Group = dist.ProcessGroup | None
 # (output, input, group=...), as dist.reduce_scatter_tensor or mini.ring.reduce_scatter
 ReduceScatter = Callable[..., object]
-
-
-@takes(x=Tensor, group=process_group)
-def copy_to_group(x: Tensor, group: Group = None) -> Tensor:
-    """f: forward x itself; backward the sum of its gradient over the ranks. For what all ranks have the same,
-    and each uses differently.
-    """
-    return _Operator.apply(x, lambda x: x.view_as(x), lambda grad: _sum(grad, group))
-
-
-@takes(x=Tensor, group=process_group)
-def reduce_from_group(x: Tensor, group: Group = None) -> Tensor:
-    """g: forward the sum of x over the ranks; backward the gradient itself."""
-    return _Operator.apply(x, lambda x: _sum(x, group), lambda grad: grad)
 
 
 @takes(x=refuse.other_shapes, group=process_group, reduce_scatter=refuse.other_sums)
@@ -54,7 +34,7 @@ def gather_from_group(x: Tensor, group: Group = None, reduce_scatter: ReduceScat
     """f under sequence parallelism: forward all ranks' slices [..., time / n, dim] as [..., time, dim];
     backward the sum of its own slice.
     """
-    return _Operator.apply(
+    return plain.Operator.apply(
         x, lambda x: all_slices(x, group, -2), lambda grad: _sum_slice(grad, group, reduce_scatter)
     )
 
@@ -66,7 +46,7 @@ def reduce_scatter_to_group(
     """g under sequence parallelism: forward this rank's slice [..., time / n, dim] of the sum of x over the
     ranks; backward all slices.
     """
-    return _Operator.apply(
+    return plain.Operator.apply(
         x, lambda x: _sum_slice(x, group, reduce_scatter), lambda grad: all_slices(grad, group, -2)
     )
 
@@ -92,7 +72,7 @@ class Region:
         return (
             gather_from_group(x, self.group, self.reduce_scatter)
             if self.sequence_parallel
-            else copy_to_group(x, self.group)
+            else plain.copy_to_group(x, self.group)
         )
 
     def leave(self, x: Tensor) -> Tensor:
@@ -100,7 +80,7 @@ class Region:
         return (
             reduce_scatter_to_group(x, self.group, self.reduce_scatter)
             if self.sequence_parallel
-            else reduce_from_group(x, self.group)
+            else plain.reduce_from_group(x, self.group)
         )
 
     def outside(self, parameter: nn.Parameter) -> Tensor:
@@ -110,26 +90,7 @@ class Region:
         every rank. f sums them; without it the ranks' copies would drift apart. (Megatron sums them in one
         all_reduce after backward.)
         """
-        return copy_to_group(parameter, self.group) if self.sequence_parallel else parameter
-
-
-class _Operator(torch.autograd.Function):
-    """A function of a tensor whose backward is another function: apply(x, forward, backward)."""
-
-    @staticmethod
-    def forward(ctx, x, forward, backward):
-        ctx.of_gradient = backward
-        return forward(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return ctx.of_gradient(grad), None, None
-
-
-def _sum(x: Tensor, group: Group) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)  # not in place: autograd may still need x
-    dist.all_reduce(total, group=group)
-    return total
+        return plain.copy_to_group(parameter, self.group) if self.sequence_parallel else parameter
 
 
 def all_slices(x: Tensor, group: Group, dim: int) -> Tensor:

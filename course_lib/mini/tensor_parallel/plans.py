@@ -1,4 +1,4 @@
-"""What is done with each part of a model. It says so by `tensor_parallel_plan`, a dict of name -> word:
+"""Cut a whole model. Its `tensor_parallel_plan` says what is done with each part, a dict of name -> word:
 
     "column"    a Linear that makes this rank's features of all of x: a pair is entered
     "row"       a Linear that sums over all ranks' features: the pair is left
@@ -14,22 +14,67 @@ A name may have dots ("mlp.0"), as in torch's parallelize_module. What is not na
 alone. For a gated MLP, say: {"gate": "column", "up": "column", "down": "row"}.
 """
 
-from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import nn
 
+from course_lib.arguments import takes
+from course_lib.mini import tensor_parallel as plain  # for its layers, when a model is cut
 from course_lib.mini.tensor_parallel import refusals as refuse
-from course_lib.mini.tensor_parallel.operators import Region, share
+from course_lib.mini.tensor_parallel import sequence, slices, vocabulary
+from course_lib.mini.tensor_parallel.operators import Group, ReduceScatter, Region, share
 
-__all__ = ["cut", "plan_of"]
+__all__ = ["parallelize"]
 
 ELEMENTWISE = nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity
 
 
-def cut(model: nn.Module, region: Region, words: Mapping[str, Callable]) -> nn.Module:
-    """Put in place of each part what its word makes of it: `words` has a function of part and region."""
-    words = {**words, "parts": lambda part, region: cut(part, region, words)}
-    plan = plan_of(model)
+@takes(model=nn.Module)
+def parallelize(
+    model: nn.Module,
+    group: Group = None,
+    sequence_parallel: bool = False,
+    *,
+    reduce_scatter: ReduceScatter | None = None,
+) -> nn.Module:
+    """Return a copy of `model` in which this rank holds 1/n of every weight matrix; every rank of the group
+    must call this, with weights that may differ: all start from those of the group's first rank.
+
+    `model` stays as it is; drop it to free its memory. Names of parameters stay too; biases of row layers,
+    norms and positions are whole. After backward every gradient is right: a slice of one process's, or of a
+    whole parameter the same on all ranks. (A norm over all, for clipping, is not: a rank sees slices.)
+
+    Args:
+        model: one that says by its `tensor_parallel_plan` how it is cut (see above), as TinyGPT, Block,
+            Attention and MLP; or nn.Sequential(Linear, activation, Linear). Use it with the same data on all
+            ranks. Their number must divide heads, hidden width and vocabulary.
+        group: the ranks over which to cut; None for all. For data parallelism over the other axis of a mesh,
+            wrap the result in mini.ddp.
+        sequence_parallel: cut the tokens too, where tensors are not cut by features. A Block or a Sequential
+            then takes and returns this rank's slice [batch, time / n, dim] of its input (n must divide the
+            time); TinyGPT still takes all tokens.
+        reduce_scatter: a function (output, input, group) for sequence_parallel; None for torch's own (on gloo
+            it sends twice as much as it need; mini.ring's does not).
+
+    Errors: ValueError where the number of ranks does not divide what must be cut, or a weight is used in two
+        places that are cut differently; TypeError for a model that does not say how it is cut.
+    """
+    region = Region(group, sequence_parallel, reduce_scatter)
+    return slices.retie(_cut(slices.as_on_first_rank(model, group), region), model)
+
+
+def _cut(model: nn.Module, region: Region) -> nn.Module:
+    """Put in place of each part what its word makes of it."""
+    words = {
+        "column": plain.ColumnParallelLinear,
+        "row": plain.RowParallelLinear,
+        "heads": partial(plain.ColumnParallelLinear, enters=False),
+        "vocab": vocabulary.cut,
+        "whole": sequence.for_own_tokens,
+        "features": sequence.for_own_features,
+        "parts": _cut,
+    }
+    plan = _plan_of(model)
     if heads := [name for name, word in plan.items() if word == "heads"]:
         _enter_together(model, heads, region)
     for name, word in plan.items():
@@ -47,7 +92,7 @@ def _enter_together(model: nn.Module, heads: list[str], region: Region) -> None:
     model.register_forward_pre_hook(lambda model, inputs: (region.enter(inputs[0]), *inputs[1:]))
 
 
-def plan_of(model: nn.Module) -> dict[str, str]:
+def _plan_of(model: nn.Module) -> dict[str, str]:
     """Return the plan of a model, its own, or the one that can be read off a list of layers."""
     if isinstance(model, nn.Sequential):
         return _plan_of_pairs(model)

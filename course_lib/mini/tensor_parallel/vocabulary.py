@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_lib.arguments import process_group, takes
+from course_lib.mini import tensor_parallel as plain  # for g, when it is called
 from course_lib.mini.tensor_parallel import refusals as refuse
-from course_lib.mini.tensor_parallel.operators import Group, Region, reduce_from_group, share
+from course_lib.mini.tensor_parallel.operators import Group, Region, share
 from course_lib.mini.tensor_parallel.slices import slice_of
 
 __all__ = ["VocabParallelEmbedding", "VocabParallelLoss", "vocab_parallel_cross_entropy", "cut"]
@@ -73,7 +74,7 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, group: Group =
     rows, elsewhere = _own_rows(targets.masked_fill(ignored, 0), logits.shape[-1], group)
     of_target = shifted.gather(-1, rows[..., None]).squeeze(-1).masked_fill(elsewhere, 0.0)
     sum_dtype = torch.promote_types(logits.dtype, torch.float32)  # float16 ends at 65504
-    exp_sum, of_target = reduce_from_group(
+    exp_sum, of_target = plain.reduce_from_group(
         torch.stack([shifted.exp().sum(-1, dtype=sum_dtype), of_target.to(sum_dtype)]), group
     )
     return (exp_sum.log() - of_target).masked_fill(ignored, 0.0).sum() / (~ignored).sum()

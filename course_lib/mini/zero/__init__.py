@@ -1,105 +1,114 @@
 """ZeRO: data parallel training in which no rank holds what another one holds already.
 
 With DDP, every rank keeps all parameters, all gradients and all optimizer states, n times the same. ZeRO cuts
-each into n shards. The means are the same in its three stages: a `Unit` puts some parameters one after the
-other into a flat tensor of n equal chunks (the last one is padded), and rank k owns chunk k, its *shard*. The
-optimizer gets shards instead of parameters and never knows. Each stage shards one thing more:
+them: a `Unit` puts some parameters one after the other into a flat tensor of n equal chunks, and rank k owns
+chunk k, its *shard*. The optimizer gets shards instead of parameters and never knows.
+
+    full     | weight ............................ | bias ......... | padding |
+    chunks   | rank 0        | rank 1        | rank 2        | rank 3        |
 
     stage   optimizer states   gradients in full               parameters in full             sent per step
     1       shards             from backward to zero_grad      always                         2 r P
     2       shards             until their unit is complete    always                         2 r P
     3       shards             until their unit is complete    while their module computes    3 r P
 
-A chunk of the gradients' average comes by reduce_scatter (r P bytes, r = (n-1)/n), and parameters become
-whole by all_gather (r P): in stages 1 and 2 once, after the optimizer's step; in stage 3 twice, before a
-module's forward and again before its backward.
-
-Read on in `unit` (how a unit is cut, gathered, freed and averaged) and `hooks` (who calls it when). Beside:
-`given` and `dealing` (what `shard` gets), `everyday`, `gradients`, `saved`, `checkpoint`, `refusals`.
-
-Source: Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward training trillion parameter models",
-    sections 5 and 7.
+Each stage shards one thing more. A reduce_scatter and an all_gather send r P bytes each, r = (n-1)/n.
+Beside: `shard` in `sharding`, `hooks` (who calls `Events`), `bookkeeping` of units, `everyday`, `refusals`.
+Source: Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward training trillion parameter models", 5, 7.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib.arguments import process_group, takes
-from course_lib.mini.first_rank import copy_from_first_rank
-from course_lib.mini.zero import refusals as refuse
-from course_lib.mini.zero.dealing import make_units
+from course_lib.mini import ring
+from course_lib.mini.zero.bookkeeping import Bookkeeping, cut
 from course_lib.mini.zero.everyday import Everyday
-from course_lib.mini.zero.given import one_to_three, units_and_groups
 from course_lib.mini.zero.hooks import Hooks
-from course_lib.mini.zero.unit import Unit
+from course_lib.mini.zero.sharding import shard
 
 __all__ = ["shard", "ZeroOptimizer", "Unit"]
 
 
-@takes(stage=one_to_three, model=nn.Module, process_group=process_group, replicas=process_group)
-def shard(
-    model: nn.Module,
-    stage: int,
-    optimizer_class: Callable[..., torch.optim.Optimizer],
-    *,
-    params: Iterable[nn.Parameter] | Iterable[dict] | None = None,
-    units: Iterable[nn.Module] | None = None,
-    process_group: dist.ProcessGroup | None = None,
-    replicas: dist.ProcessGroup | None = None,
-    elementwise: bool = False,
-    **defaults,
-) -> tuple[nn.Module, "ZeroOptimizer"]:
-    """Shard a model's training over the ranks of a group; every rank must call this, and from then on compute
-    the same layers in the same order.
+class Unit(Bookkeeping):
+    """Some parameters in one flat tensor, of which this rank owns one of n equal chunks."""
 
-    Args:
-        model: the same architecture on every rank; it is changed in place, and keeps its dtype, its device
-            and what is frozen from then on. All start from rank 0's parameters and buffers.
-        stage: 1 shards optimizer states, 2 gradients too, 3 parameters too.
-        optimizer_class: an optimizer that treats each element for itself, as SGD, Adam and AdamW do.
-        params: as torch's optimizers take them: parameters, or several groups of them as dicts. None: all.
-            What is not to learn must be frozen (requires_grad=False).
-        units: modules whose parameters share a flat tensor, and so travel and (stage 3) live together. What
-            is in none of them makes a unit for each module that has parameters of its own, and is gathered
-            when that module computes. None: for stage 1 the whole model, for 2 and 3 none.
-        process_group: the ranks that take part; None for all. Several groups train several models.
-        replicas: the ranks of other groups that hold the same shard of the same model; gradients are averaged
-            over them, too (hybrid sharding, with two axes of `hybrid.make_groups`).
-        elementwise: True says that an optimizer that is none of torch's treats each element for itself.
-        defaults: the optimizer's own options, such as lr.
+    def flatten(self, parameters: list[nn.Parameter]) -> None:
+        """Move the parameters to `full`, and make the shard, which the optimizer gets."""
+        rank, self.size = dist.get_rank(self.process_group), dist.get_world_size(self.process_group)
+        self.numel = sum(parameter.numel() for parameter in parameters)
+        chunk_numel = -(-self.numel // self.size)  # rounded up
+        self.full = parameters[0].detach().new_zeros(self.size * chunk_numel)
+        self.views = dict(zip(parameters, cut(self.full, parameters)))
+        for parameter, view in self.views.items():
+            view.copy_(parameter.detach())
+            parameter.data = view  # what all_gather writes to `full`, the parameter has
+        self.own = slice(rank * chunk_numel, (rank + 1) * chunk_numel)
+        mine = self.full[self.own]
+        self.shard = nn.Parameter(mine.clone() if self.stage == 3 else mine, parameters[0].requires_grad)
 
-    Returns: the model and its optimizer. In stage 3 the model's parameters are empty, but for shards, unless
-        their module is computing: see `ZeroOptimizer.gathered`.
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Make the parameters whole: all_gather of all ranks' shards."""
+        if not self.full_bytes:
+            self.full.untyped_storage().resize_(self.full.nbytes)
+            self.return_parameters()
+        ring.all_gather(self.full, self.shard, self.process_group)
 
-    Errors: ValueError for a stage, units, params or an optimizer that cannot be; RuntimeError, in forward,
-        backward or step, for what one process could do and this cannot: each says what to do.
-    """
-    modules, groups = units_and_groups(model, stage, optimizer_class, params, units, elementwise, defaults)
-    for ranks in (process_group,) if replicas is None else (process_group, replicas):
-        copy_from_first_rank([*model.parameters(), *model.buffers()], ranks)
-    needs, unit_of, shards = make_units(model, stage, modules, groups, process_group, replicas)
-    hooks = Hooks(stage, needs, unit_of)
-    refuse.guard(model, hooks)
-    groups = [{**group, "params": members} for group, members in zip(groups, shards)]
-    return model, ZeroOptimizer(optimizer_class(groups, **defaults), hooks, model, process_group)
+    def free(self) -> None:
+        """Stage 3: give the memory of the full parameters back. (What autograd has saved for backward stays
+        valid: views of the same storage, which has its memory and its values again by then.)
+        """
+        if self.stage == 3 and self.full_bytes:
+            self.take_parameters_away()
+            self.full.untyped_storage().resize_(0)
+
+    @torch.no_grad()
+    def reduce(self) -> None:
+        """Leave in `shard.grad` this rank's chunk of the average of `grads`, the gradients in full."""
+        self.zero_missing()
+        mine = self.grads[self.own] if self.stage == 1 else torch.empty_like(self.shard)
+        ring.reduce_scatter(mine, self.grads, self.process_group)
+        self.keep_gradient(mine.div_(self.size))
+        if self.stage > 1:
+            self.drop_full_gradients()
+
+
+class Events(Hooks):
+    """What happens to the units in forward and backward: hooks of modules and of autograd call these."""
+
+    def before(self, units: list[Unit]) -> list[Unit]:
+        """Stage 3, before a module's forward and again before its backward: gather what is not there."""
+        absent = [unit for unit in units if not unit.full_bytes]
+        for unit in absent:
+            unit.gather()
+        return absent
+
+    def after(self, gathered: list[Unit]) -> None:
+        """Stage 3, after a module's forward."""
+        for unit in gathered:
+            unit.free()
+
+    def arrive(self, parameter: nn.Parameter, unit: Unit) -> None:
+        """A gradient is complete; stages 2 and 3: with the last one of a unit, the unit is done."""
+        unit.put(parameter)
+        if self.stage > 1 and not unit.missing:
+            unit.reduce()
+            unit.free()
 
 
 class ZeroOptimizer(Everyday):
-    """An optimizer of this rank's shards, with what they need before and after its step."""
+    """An optimizer of this rank's shards, `optim`, with what they need before and after its step."""
 
     def step(self, closure: Callable[[], Tensor] | None = None, **options) -> Tensor | None:
         """Average the gradients (stage 1), update this rank's shards, and make the parameters whole again
         (stages 1 and 2).
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._average()
-        refuse.before_step(self._model, self._hooks, self.optim)
+        loss = self._ready(closure)
+        for unit in self.units:
+            unit.average()
         with self._plain_gradients():
             self.optim.step(**options)
         for unit in self.units:

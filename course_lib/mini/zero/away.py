@@ -7,8 +7,7 @@ from course_lib.mini.zero.gradients import LOOKS
 
 __all__ = ["Away"]
 
-# what may be asked of it
-ALLOWED = LOOKS - {"detach"} | {
+ALLOWED = LOOKS - {"detach"} | {  # what may be asked of it
     "__set__",
     "__delete__",
     "__repr__",

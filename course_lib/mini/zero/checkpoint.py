@@ -16,12 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from course_lib.mini.zero.unit import Unit
-
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-    from course_lib.mini.zero import ZeroOptimizer
+    from course_lib.mini.zero import Unit, ZeroOptimizer
 
 __all__ = ["state_dict", "load_state_dict"]
 
@@ -57,7 +55,7 @@ def load_state_dict(optimizer: "ZeroOptimizer", state_dict: dict) -> None:
         group.update(loaded)
 
 
-def _saved(unit: Unit, value) -> "DTensor | object":
+def _saved(unit: "Unit", value) -> "DTensor | object":
     """A tensor of the shard's size as this rank's part of [numel], without padding; another value, such as a
     count of steps, as it is.
     """
@@ -72,7 +70,7 @@ def _saved(unit: Unit, value) -> "DTensor | object":
     return DTensor.from_local(real.clone(), mesh, [Shard(0)], shape=torch.Size([unit.numel]), stride=(1,))
 
 
-def _padded(unit: Unit, value):
+def _padded(unit: "Unit", value):
     """What `_saved` has made, with its padding; another value as it is."""
     if not hasattr(value, "to_local"):
         return copy.deepcopy(value)

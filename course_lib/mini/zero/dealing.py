@@ -1,27 +1,25 @@
 """Which parameters share a unit, and which modules need it."""
 
-import torch.distributed as dist
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from torch import nn
 
-from course_lib.mini.zero.unit import Unit
+if TYPE_CHECKING:
+    from course_lib.mini.zero import Unit
 
 __all__ = ["make_units"]
 
 
 def make_units(
-    model: nn.Module,
-    stage: int,
-    modules: list[nn.Module],
-    groups: list[dict],
-    process_group: dist.ProcessGroup | None,
-    replicas: dist.ProcessGroup | None,
-) -> tuple[dict[nn.Module, list[Unit]], dict[nn.Parameter, Unit], list[list[nn.Parameter]]]:
+    model: nn.Module, modules: list[nn.Module], groups: list[dict], make_unit: Callable[..., "Unit"]
+) -> tuple[dict[nn.Module, list["Unit"]], dict[nn.Parameter, "Unit"], list[list[nn.Parameter]]]:
     """Deal out a model's parameters to units: one for each module, group of the optimizer, dtype and device.
 
     Args:
         modules: whose parameters share a unit, with all that is in them, but for such modules inside it.
         groups: the optimizer's param groups, {"params": [...], ...} each.
-        Others: as the arguments of `zero.shard`.
+        make_unit: makes a unit of a module, the name of its shard there, and its parameters.
 
     Returns: the units that each module's forward needs; each parameter's unit; and for each group, the shards
         of its units.
@@ -37,7 +35,7 @@ def make_units(
             if p not in unit_of:  # a tied one belongs to the first module that uses it
                 kinds.setdefault((group_of.get(p), p.dtype, p.device), []).append(p)
         for k, ((group, *_), members) in enumerate(kinds.items()):
-            unit = Unit(module, f"shard_{k}", members, stage, process_group, replicas)
+            unit = make_unit(module, f"shard_{k}", members)
             unit.name = f"{names[module]}.{unit.key}" if names[module] else unit.key
             unit_of |= dict.fromkeys(members, unit)
             if group is not None:

@@ -11,7 +11,7 @@ one unit.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -62,7 +62,9 @@ class Everyday(torch.optim.Optimizer):
         A rank knows its shards only. So the squares are summed over the ranks before the root is taken.
         (Torch's own clip_grad_norm_ comes to the same result, with a collective for each parameter.)
         """
-        self._average()
+        self._ready()
+        for unit in self.units:
+            unit.average()
         grads = [plain(unit.shard.grad) for unit in self.units if unit.shard.grad is not None]
         norm = self.units[0].shard.new_zeros((), dtype=torch.float64)
         norm = sum((torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2 for grad in grads), norm)
@@ -114,16 +116,20 @@ class Everyday(torch.optim.Optimizer):
     def __reduce_ex__(self, protocol):
         return refuse.copied(self)
 
-    def _average(self) -> None:
-        """Stage 1: average the gradients. The other stages did so during backward."""
+    def _ready(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Before the gradients are used: compute them anew if there is a closure, whose loss comes back."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         refuse.unfinished(self._hooks)
         self._hooks.notice_dropped()
-        for unit in self.units:
-            unit.average()
+        return loss
 
     @contextlib.contextmanager
     def _plain_gradients(self) -> Iterator[None]:
         """For the optimizer itself, which updates this rank's part and asks nobody."""
+        refuse.before_step(self._model, self._hooks, self.optim)
         for unit in self.units:
             if unit.shard.grad is not None:
                 unit.shard.grad = plain(unit.shard.grad)

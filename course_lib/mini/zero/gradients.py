@@ -16,12 +16,11 @@ from course_lib import torch_internals
 from course_lib.torch_internals import tree_leaves, tree_map_only
 
 if TYPE_CHECKING:
-    from course_lib.mini.zero.unit import Unit
+    from course_lib.mini.zero import Unit
 
 __all__ = ["Spread", "plain", "show", "take_back", "dropped", "LOOKS"]
 
-# these compute nothing
-LOOKS = {
+LOOKS = {  # these compute nothing
     "__get__",
     "__len__",
     "data_ptr",
@@ -78,8 +77,7 @@ class Spread(Tensor):
         with torch_internals.without_subclass():
             if name in LOOKS:
                 result = function(*args, **(kwargs or {}))
-                # .data, .detach() and the like
-                return args[0] if isinstance(result, Tensor) else result
+                return args[0] if isinstance(result, Tensor) else result  # of .data, .detach() and the like
             first, *others = tree_leaves((args, kwargs))
             if (
                 name not in NORMS | ELEMENT_BY_ELEMENT | {UNSCALE}
@@ -128,8 +126,7 @@ def show(unit: "Unit") -> None:
     element = mine[0]
     for parameter, view in unit.views.items():
         if parameter not in unit.unused:
-            # in the shard's own counting
-            begin = view.storage_offset() - unit.own.start
+            begin = view.storage_offset() - unit.own.start  # counted from the shard's first element
             own = slice(max(begin, 0), max(begin + view.numel(), 0))
             parameter.grad = Spread.of(unit, mine, element.expand(view.shape), own)
 

@@ -1,4 +1,6 @@
-"""When the units of ZeRO come together and go apart: hooks of modules and of autograd that call a `Unit`."""
+"""Who calls `zero.Events` when: hooks of modules and of autograd."""
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,20 +10,22 @@ from course_lib import torch_internals
 from course_lib.mini.zero import refusals as refuse
 from course_lib.mini.zero.gradients import dropped, show, take_back
 from course_lib.mini.zero.saved import Saved
-from course_lib.mini.zero.unit import Unit
 from course_lib.torch_internals import tree_leaves
+
+if TYPE_CHECKING:
+    from course_lib.mini.zero import Unit
 
 __all__ = ["Hooks"]
 
 
 class Hooks:
-    """Who calls a unit when: the forward of modules, and autograd."""
+    """The base of `zero.Events`, which says what happens to the units."""
 
     def __init__(
-        self, stage: int, needs: dict[nn.Module, list[Unit]], unit_of: dict[nn.Parameter, Unit]
+        self, stage: int, needs: dict[nn.Module, list["Unit"]], unit_of: dict[nn.Parameter, "Unit"]
     ) -> None:
         self.stage, self.units, self.in_backward = stage, list(dict.fromkeys(unit_of.values())), False
-        # is the model whole within gathered(); was it looked at since the last step
+        # whether the model is whole within gathered(); whether it was looked at since the last step
         self.all_gathered = self.looked = False
         for parameter, unit in unit_of.items():
             if parameter.requires_grad:
@@ -29,24 +33,21 @@ class Hooks:
                     lambda grad, parameter=parameter, unit=unit: self.announce(parameter, unit)
                 )
                 parameter.register_post_accumulate_grad_hook(
-                    lambda parameter, unit=unit: self.arrive(parameter, unit)
+                    lambda parameter, unit=unit: self.look(parameter, unit)
                 )
         for module, units in needs.items() if stage == 3 else ():
             self.gather_around(module, units)
 
-    def announce(self, parameter: nn.Parameter, unit: Unit) -> None:
+    def announce(self, parameter: nn.Parameter, unit: "Unit") -> None:
         """Autograd calls this when it is about to add to `parameter.grad`."""
         self.expect_end()
         take_back(unit, parameter)
 
-    def arrive(self, parameter: nn.Parameter, unit: Unit) -> None:
+    def look(self, parameter: nn.Parameter, unit: "Unit") -> None:
         """Autograd calls this when it has written `parameter.grad`."""
         refuse.late(unit, self)
         refuse.second_order()
-        unit.put(parameter)
-        if self.stage > 1 and not unit.missing:
-            unit.reduce()
-            unit.free()
+        self.arrive(parameter, unit)
 
     def expect_end(self) -> None:
         """Ask autograd for a call when this backward ends."""
@@ -79,7 +80,7 @@ class Hooks:
             unit.forget()
             unit.free()
 
-    def gather_around(self, owner: nn.Module, units: list[Unit]) -> None:
+    def gather_around(self, owner: nn.Module, units: list["Unit"]) -> None:
         """Stage 3: a module's units are whole during its forward, and from its output's gradient on until
         their own gradients are complete.
 
@@ -93,7 +94,7 @@ class Hooks:
         def before_forward(module, args, kwargs):
             if module is not owner:  # but a copy of it, which has its parameters, and these hooks, too
                 return
-            mine[:] = gather()
+            mine[:] = self.before(units)
             inputs = _with_grad((args, kwargs))
             frozen = [unit for unit in units if not any(parameter.requires_grad for parameter in unit.views)]
             if frozen and inputs and torch.is_grad_enabled():
@@ -107,8 +108,7 @@ class Hooks:
             if module is not owner or not saving:
                 return
             saving.pop().__exit__()
-            for unit in mine:
-                unit.free()
+            self.after(mine)
             # their gradients are complete after this backward
             handed_on = {id(tensor) for tensor in tree_leaves((args, kwargs))}
             for tensor in _with_grad(output):
@@ -118,13 +118,7 @@ class Hooks:
         def before_backward(grad):
             refuse.second_order()
             self.expect_end()
-            gather()
-
-        def gather():
-            absent = [unit for unit in units if not unit.full_bytes]
-            for unit in absent:
-                unit.gather()
-            return absent
+            self.before(units)
 
         # First of all before forward, for other hooks may compute with parameters (weight_norm's); and last
         # after it, also when forward raises.

@@ -11,8 +11,8 @@ from torch import nn
 from course_lib.mini.zero.away import Away
 
 if TYPE_CHECKING:
+    from course_lib.mini.zero import Unit
     from course_lib.mini.zero.hooks import Hooks
-    from course_lib.mini.zero.unit import Unit
 
 __all__ = [
     "changed",
@@ -93,11 +93,10 @@ def unused(model: nn.Module, units: list["Unit"], optimizer: torch.optim.Optimiz
     """Before the step: without a gradient a parameter of one process stays as it is; in a unit with others it
     decays and goes on with momentum.
     """
-    plain = {
+    plain = {  # those that a gradient of zero leaves as they are
         parameter
         for group in optimizer.param_groups
         for parameter in group["params"]
-        # a zero changes nothing
         if type(optimizer) is torch.optim.SGD and not group["momentum"] and not group["weight_decay"]
     }
     for unit in units:

@@ -11,7 +11,7 @@ from torch import Tensor
 from course_lib import torch_internals
 
 if TYPE_CHECKING:
-    from course_lib.mini.zero.unit import Unit
+    from course_lib.mini.zero import Unit
 
 __all__ = ["Saved"]
 
@@ -25,12 +25,11 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
     """
 
     def __init__(self, units: list["Unit"], gather: Callable) -> None:
-        # they are whole now
-        unit_of = {unit.full.untyped_storage().data_ptr(): unit for unit in units}
+        unit_of = {unit.full.untyped_storage().data_ptr(): unit for unit in units}  # they are whole now
         others = torch_internals.saved_hooks()
 
         def pack(tensor: Tensor):
-            # by it a unit is found again: what is packed holds the tensor, and nothing of the unit
+            # A unit is found again by this address: what is packed holds the tensor, and nothing of the unit.
             address = tensor.untyped_storage().data_ptr()
             if others:
                 return address, 0, others[0](tensor)

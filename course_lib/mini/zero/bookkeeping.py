@@ -1,10 +1,5 @@
-"""A unit of ZeRO: some parameters in one flat tensor, cut into one chunk for each rank. What `mini.zero`
-does, it does unit by unit.
-
-    full     | weight ............................ | bias ......... | padding |
-    chunks   | rank 0        | rank 1        | rank 2        | rank 3        |
-
-Parameters are views of `full`, so they need no copying: what all_gather writes there, they see.
+"""What a unit of ZeRO keeps account of: where its parameters are, and how far their gradients have come. What
+it does with them is in `mini.zero`.
 """
 
 from collections.abc import Iterable
@@ -17,11 +12,12 @@ from course_lib.mini import ring
 from course_lib.mini.zero.away import Away
 from course_lib.mini.zero.gradients import Spread, plain
 
-__all__ = ["Unit"]
+__all__ = ["Bookkeeping", "cut"]
 
 
-class Unit:
-    """Some parameters in one flat tensor, of which this rank owns one of n equal chunks.
+class Bookkeeping:
+    """The base of `zero.Unit`: some parameters in one flat tensor, of which this rank owns one of n equal
+    chunks.
 
     Attributes:
         module, key: whose parameters they are, and "shard_k". k counts the units of a module: one for each
@@ -52,60 +48,30 @@ class Unit:
     ) -> None:
         self.module, self.key, self.name, self.stage = module, key, key, stage
         self.process_group, self.replicas = process_group, replicas
-        rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
-        self.numel = sum(parameter.numel() for parameter in parameters)
-        shard_numel = -(-self.numel // self.size)
         self.nothing = parameters[0].detach().new_empty(0)
-        self.full = self.nothing.new_zeros(self.size * shard_numel)
-        self.views = dict(zip(parameters, self._cut(self.full, parameters)))
-        for parameter, view in self.views.items():
-            view.copy_(parameter.detach())
-            parameter.data = view
-        self.own = slice(rank * shard_numel, (rank + 1) * shard_numel)
-        mine = self.full[self.own]
-        self.shard = nn.Parameter(
-            mine.clone() if stage == 3 else mine, requires_grad=parameters[0].requires_grad
-        )
+        self.flatten(parameters)
         self.learns = self.shard.requires_grad
         if stage == 3:
             module.register_parameter(key, self.shard)
         self.forget()
         self.free()
 
-    @staticmethod
-    def _cut(flat: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
-        begin, parts = 0, []
-        for parameter in parameters:
-            parts.append(flat[begin : begin + parameter.numel()].view(parameter.shape))
-            begin += parameter.numel()
-        return parts
-
     @property
     def full_bytes(self) -> int:
         """Bytes of the parameters in full on this rank, at this moment: 0 if they are not there."""
         return self.full.untyped_storage().nbytes()
 
-    @torch.no_grad()
-    def gather(self) -> None:
-        """Make the parameters whole: all_gather of all ranks' shards."""
-        if not self.full_bytes:
-            self.full.untyped_storage().resize_(self.full.nbytes)
-            for parameter, view in self.views.items():
-                parameter.__class__ = nn.Parameter
-                parameter.data = view
-        ring.all_gather(self.full, self.shard, self.process_group)
+    def return_parameters(self) -> None:
+        """Let parameters be their places in `full`, which has its memory again."""
+        for parameter, view in self.views.items():
+            parameter.__class__ = nn.Parameter
+            parameter.data = view
 
-    def free(self) -> None:
-        """Stage 3: give the memory of the full parameters back.
-
-        What autograd has saved for backward stays valid: views of the same storage, which has its memory and
-        its values again by then.
-        """
-        if self.stage == 3 and self.full_bytes:
-            for parameter in self.views:
-                parameter.data = self.nothing
-                parameter.__class__ = Away
-            self.full.untyped_storage().resize_(0)
+    def take_parameters_away(self) -> None:
+        """Let parameters be empty, before `full` gives its memory back."""
+        for parameter in self.views:
+            parameter.data = self.nothing
+            parameter.__class__ = Away
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -119,23 +85,20 @@ class Unit:
         if self.grads is None:
             self.grads = torch.empty_like(self.full)
             self.grads[self.numel :] = 0  # the padding
-            self.places = dict(zip(self.views, self._cut(self.grads, self.views.values())))
+            self.places = dict(zip(self.views, cut(self.grads, self.views.values())))
         if (grad := parameter.grad.to_dense()).data_ptr() != self.places[parameter].data_ptr():
             self.places[parameter].copy_(grad)
         parameter.grad = self.places[parameter] if self.stage == 1 else None
         self.missing.discard(parameter)
         self.unused.discard(parameter)
 
-    @torch.no_grad()
-    def reduce(self) -> None:
-        """Leave in (or add to) `shard.grad` this rank's chunk of the average over ranks. Stages 2 and 3 then
-        let go of the gradients in full.
-        """
+    def zero_missing(self) -> None:
+        """Parameters without a gradient count as zero."""
         for parameter in self.missing:
             self.places[parameter].zero_()
-        mine = self.grads[self.own] if self.stage == 1 else torch.empty_like(self.shard)
-        ring.reduce_scatter(mine, self.grads, self.process_group)
-        mine.div_(self.size)
+
+    def keep_gradient(self, mine: Tensor) -> None:
+        """Leave in (or add to) `shard.grad` this rank's chunk of the average, over the replicas too."""
         if self.replicas is not None:
             ring.all_reduce(mine, self.replicas)
             mine.div_(dist.get_world_size(self.replicas))
@@ -144,8 +107,6 @@ class Unit:
             self.shard.grad = Spread.of(self, mine)
         else:
             plain(self.shard.grad).add_(mine)
-        if self.stage > 1:
-            self._drop_full()
 
     def average(self) -> None:
         """Stage 1: average the gradients, now that no more will come. The other stages did so in backward."""
@@ -157,7 +118,17 @@ class Unit:
         self.shard.grad, self.averaged, self.unused = None, False, set(self.views)
         for parameter in self.views:
             parameter.grad = None
-        self._drop_full()
+        self.drop_full_gradients()
 
-    def _drop_full(self) -> None:
+    def drop_full_gradients(self) -> None:
+        """Let go of the gradients in full."""
         self.grads, self.places, self.missing = None, {}, set(self.views)
+
+
+def cut(flat: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Cut the beginning of `flat` into views, one after the other, of the parameters' shapes."""
+    begin, parts = 0, []
+    for parameter in parameters:
+        parts.append(flat[begin : begin + parameter.numel()].view(parameter.shape))
+        begin += parameter.numel()
+    return parts
