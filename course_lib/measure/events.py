@@ -69,8 +69,8 @@ def give_times(calls: list[dict], work: list[Event], backwards: list[Event]) -> 
             left.remove(event)
         end_s = max(event.end_s for event in runs)
         if call["_for_ddp"]:
-            # DDP waits on a future, and gloo's thread wakes it before it notes the end: on a busy machine,
-            # long before. backward returns after that.
+            # DDP waits on a future. gloo's thread wakes it before it notes the end, on a busy machine long
+            # before; backward returns in between.
             end_s = min([end_s, *(b.end_s for b in backwards if b.start_s <= call["start_s"] <= b.end_s)])
         call["start_s"] = min(event.start_s for event in runs)
         call["seconds"] = max(end_s - call["start_s"], 0.0)
@@ -99,7 +99,7 @@ def computing(events: list[Event], thread: int, calls: list[dict]) -> list[dict]
             pieces.append([event.start_s, event.end_s, "span"])
         if not event.name.startswith(COMPUTES):
             continue
-        # which works on a GPU from a thread of its own
+        # autograd works on a GPU from a thread of its own
         by_autograd = any(name.startswith(AUTOGRAD) for name in event.above)
         if any(name.startswith((COMPUTES, COLLECTIVE, SPAN)) for name in event.above) or not (
             by_autograd or event.thread == thread
