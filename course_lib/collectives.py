@@ -3,12 +3,14 @@
 To add one, add a row to `COLLECTIVES`: nothing else names them all. No torch is imported here.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Collective", "COLLECTIVES"]
+__all__ = ["Collective", "COLLECTIVES", "of_kind", "by_function"]
 
+Kind = Literal["sum", "copy", "send", "receive", "meeting"]
 Factor = Callable[[int], float]  # of the number of ranks, n
 
 
@@ -19,16 +21,22 @@ class Collective:
 
     Attributes:
         name: as torch.distributed spells it.
-        kind: "sum" adds up what ranks bring, "copy" moves it as it is, "message" is for two ranks alone,
-            "meeting" carries no data.
+        kind: "sum" adds up what ranks bring, "copy" moves it as it is, "send" and "receive" are the ends of a
+            message between two ranks, "meeting" carries no data.
+        rooted: one rank sends to all, or receives from all, so that ranks differ in what they send.
         operators: torch's dispatcher calls one of these (`c10d::allreduce_`, say); for each, which of its
             arguments is the full tensor, as a tensor or as lists of tensors. None: it has none.
+        parts: of operators that send each rank a part of another size: which of its arguments tells these
+            sizes, as one tensor for each rank, or as the number of rows for each (none: all are equal). A
+            rank keeps its own part.
         functions: of torch.distributed, in which a rank may be seen to wait.
         sent: bytes that one rank sends, over S, by the textbook; the mean over ranks where they differ.
         busbw: what S/t is multiplied with, so that different n can be compared. None: no data, no bandwidth.
         ring_steps: messages that a rank sends one after the other around a ring. None: it is no ring.
         gloo: what gloo runs for it, in the words of its own record: another collective, once for each tensor
             of a list, where gloo has none of this kind.
+        gloo_sent: bytes that one rank sends as gloo runs it, of S and n; the mean over ranks. None: as many
+            as the textbook's, of what gloo runs for it.
         part_of_full: the argument is one rank's part of S, and S is n of them.
         recorded_bare: gloo's record of it lacks the tensor, on some ranks.
         sizes_may_differ: ranks may bring tensors of different sizes.
@@ -36,17 +44,46 @@ class Collective:
     """
 
     name: str
-    kind: Literal["sum", "copy", "message", "meeting"]
+    kind: Kind
+    rooted: bool = False
     operators: Mapping[str, int | None]
+    parts: Mapping[str, int] = field(default_factory=dict)
     functions: tuple[str, ...]
     sent: Factor
     busbw: Factor | None
     ring_steps: Factor | None = None
     gloo: str
+    gloo_sent: Callable[[float, int], float] | None = None
     part_of_full: bool = False
     recorded_bare: bool = False
     sizes_may_differ: bool = False
     color: str
+
+
+def of_kind(*kinds: Kind) -> set[str]:
+    """Names of the collectives of these kinds."""
+    return {row.name for row in COLLECTIVES.values() if row.kind in kinds}
+
+
+def by_function(name: str) -> Collective | None:
+    """The collective that a function of torch.distributed carries out; None if it is none of them."""
+    return next((row for row in COLLECTIVES.values() if name in row.functions), None)
+
+
+def _gloo_reduce_bytes(payload_bytes: float, group_size: int) -> float:
+    """A ring reduce-scatter, then rank 0 gathers the chunks. Each rank has a chunk of so many segments, at
+    least two. In the ring, a rank sends all segments but the last two of its own chunk.
+
+    Source: gloo's reduce.cc.
+    """
+    if group_size == 1 or not payload_bytes:
+        return 0.0
+    segment = min(payload_bytes / (2 * group_size), 2**20)
+    per_rank = math.ceil(payload_bytes / segment / group_size)
+    ends = [min((rank + 1) * per_rank * segment, payload_bytes) for rank in range(group_size)]
+    held_back = [max(end - ((rank + 1) * per_rank - 2) * segment, 0) for rank, end in enumerate(ends)]
+    ring, gather = group_size * payload_bytes - sum(held_back), payload_bytes - ends[0]
+    return (ring + gather) / group_size
 
 
 # In the order in which figures stack them.
@@ -93,6 +130,7 @@ _ROWS = (
         name="all_to_all",
         kind="copy",
         operators={"alltoall_": 1, "alltoall_base_": 1},
+        parts={"alltoall_": 1, "alltoall_base_": 4},
         functions=("all_to_all", "all_to_all_single"),
         sent=lambda n: (n - 1) / n,  # keeps 1/n of S for itself
         busbw=lambda n: (n - 1) / n,
@@ -103,6 +141,7 @@ _ROWS = (
     Collective(
         name="broadcast",
         kind="copy",
+        rooted=True,
         operators={"broadcast_": 0},
         functions=("broadcast", "broadcast_object_list"),
         sent=lambda n: (n - 1) / n,  # n-1 ranks receive S once: (n-1) S in all
@@ -113,16 +152,19 @@ _ROWS = (
     Collective(
         name="reduce",
         kind="sum",
+        rooted=True,
         operators={"reduce_": 0},
         functions=("reduce",),
         sent=lambda n: (n - 1) / n,  # a broadcast, the other way round
         busbw=lambda n: 1,
         gloo="reduce",
+        gloo_sent=_gloo_reduce_bytes,
         color="#AA4499",
     ),
     Collective(
         name="gather",
         kind="copy",
+        rooted=True,
         operators={"gather_": 1},
         functions=("gather", "gather_object"),
         sent=lambda n: (n - 1) / n**2,  # n-1 ranks send S/n each: (n-1)/n S in all
@@ -135,6 +177,7 @@ _ROWS = (
     Collective(
         name="scatter",
         kind="copy",
+        rooted=True,
         operators={"scatter_": 0},
         functions=("scatter", "scatter_object_list"),
         sent=lambda n: (n - 1) / n**2,
@@ -147,7 +190,7 @@ _ROWS = (
     ),
     Collective(
         name="send",
-        kind="message",
+        kind="send",
         operators={"send": 0},
         functions=("send", "send_object_list"),
         sent=lambda n: 1,
@@ -157,7 +200,7 @@ _ROWS = (
     ),
     Collective(
         name="recv",
-        kind="message",
+        kind="receive",
         operators={"recv_": 0, "recv_any_source_": 0},
         functions=("recv", "recv_object_list"),
         sent=lambda n: 0,

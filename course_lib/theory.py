@@ -60,8 +60,7 @@ def collective_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     over ranks where they differ.
 
     Args:
-        op: a name as torch.distributed spells it: all_reduce, reduce_scatter, all_gather, all_to_all,
-            broadcast, reduce, gather, scatter, send, recv, barrier.
+        op: a name as torch.distributed spells it: "all_reduce", or another one in `collectives`.
         payload_bytes: S, the full tensor: what all_gather and gather produce, what reduce_scatter and scatter
             start from.
         group_size: ranks that take part.
@@ -84,23 +83,10 @@ def gloo_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     Source: gloo's reduce.cc; within 2% of what the operating system counts from 1 MB up
         (tests/measure/test_ledger.py, torch 2.13).
     """
-    if op == "reduce":
-        return _gloo_reduce_bytes(number("payload_bytes", payload_bytes), whole("group_size", group_size))
-    return collective_bytes(one_of("op", op, COLLECTIVES).gloo, payload_bytes, group_size)
-
-
-def _gloo_reduce_bytes(payload_bytes: float, group_size: int) -> float:
-    """Each rank has a chunk of so many segments, at least two. In the ring, a rank sends all segments but the
-    last two of its own chunk.
-    """
-    if group_size == 1 or not payload_bytes:
-        return 0.0
-    segment = min(payload_bytes / (2 * group_size), 2**20)
-    per_rank = math.ceil(payload_bytes / segment / group_size)
-    ends = [min((rank + 1) * per_rank * segment, payload_bytes) for rank in range(group_size)]
-    held_back = [max(end - ((rank + 1) * per_rank - 2) * segment, 0) for rank, end in enumerate(ends)]
-    ring, gather = group_size * payload_bytes - sum(held_back), payload_bytes - ends[0]
-    return (ring + gather) / group_size
+    row = one_of("op", op, COLLECTIVES)
+    if row.gloo_sent is None:
+        return collective_bytes(row.gloo, payload_bytes, group_size)
+    return row.gloo_sent(number("payload_bytes", payload_bytes), whole("group_size", group_size))
 
 
 def bandwidth(op: str, payload_bytes: float, seconds: float, group_size: int) -> tuple[float, float]:

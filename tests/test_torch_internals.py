@@ -4,6 +4,8 @@ was for is absent and everything else goes on.
 
 import ast
 import inspect
+import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -132,6 +134,8 @@ def test_no_private_place_of_torch_outside_of_its_file():
 def test_every_place_is_explained_and_used(name):
     entry = getattr(torch_internals, name)
     assert entry.__module__ != torch_internals.__name__ or inspect.getdoc(entry)
+    if inspect.isfunction(entry) and entry.__module__ == torch_internals.__name__:
+        assert re.search(r"Seen: \d\.\d+ to \d\.\d+\. Gone: \S", " ".join(inspect.getdoc(entry).split()))
     assert any(name in text for file, text in FILES.items() if file != HOME)
 
 
@@ -166,6 +170,7 @@ def one_step_without(holder: str, name: str):
         ("torch._C._autograd", "_top_saved_tensors_default_hooks", {"activations"}),
         ("torch._C._profiler", "_ExperimentalConfig", set()),
         ("torch.autograd.profiler", "_is_profiler_enabled", set()),
+        ("torch.autograd.graph", "_engine_run_backward", set()),
     ],
 )
 def test_where_a_place_is_gone_that_layer_is_absent_and_the_others_measure(holder, name, absent):
@@ -185,6 +190,32 @@ def test_what_a_waiting_rank_tells_is_empty_where_a_place_is_gone(monkeypatch):
     monkeypatch.delattr(dist.distributed_c10d, "_world")
     assert torch_internals.flight_records() == torch_internals.group_names() == []
     assert torch_internals.group_timeouts() == [] and torch_internals.ranks_of_group("9") is None
+
+
+def test_a_record_that_cannot_be_read_is_absent_and_memory_is_not():
+    job = run(one_step_without, "torch._C._autograd._KinetoEvent", "start_ns", ranks=1)
+    told = {layer for layer, reason in job.absent.items() if "start_ns" in reason}
+    assert told == {"collectives", "collective times", "timeline"}
+    assert job.comm.empty and job.timeline.empty and "activations" in set(job.memory["category"])
+
+
+def test_what_cannot_run_without_a_place_says_so(monkeypatch):
+    monkeypatch.delattr(dist.distributed_c10d, "_get_default_store")
+    with pytest.raises(RuntimeError, match="late cannot run on torch 2.*_get_default_store.*pyproject"):
+        torch_internals.default_store()
+
+
+def test_where_there_is_something_public_it_is_taken(monkeypatch):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        monkeypatch.delattr(dist, "get_backend_config")
+        assert not torch_internals.uses_nccl()
+        monkeypatch.setattr(dist, "get_backend", lambda group: "nccl")
+        assert torch_internals.uses_nccl()
+    finally:
+        dist.destroy_process_group()
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    torch_internals.preload()
 
 
 def test_storages_are_followed_and_not_kept():

@@ -13,6 +13,7 @@ from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT, Demand
+from course_lib.collectives import of_kind
 from course_lib.ranks.errors import RankError
 from course_lib.record import Job
 
@@ -38,8 +39,9 @@ def _sends_and_receives(job: Job) -> str:
         {call["op"] for rank in job.results for call in rank[number]["calls"]}
         for number in range(len(job.results[0]))
     ]
-    others = sorted(set().union(*used) - {"send", "recv"})
-    some = " for tensors of some sizes" if others and not all(ops - {"send", "recv"} for ops in used) else ""
+    messages = of_kind("send", "receive")
+    others = sorted(set().union(*used) - messages)
+    some = " for tensors of some sizes" if others and not all(ops - messages for ops in used) else ""
     if others:
         return (
             f"you called {', '.join(others)}{some}. Build the collective yourself, from dist.isend and"
@@ -60,7 +62,8 @@ def _too_much(job: Job, limit_bytes: float, formula: str, advice: Callable[[list
     number = next(number for number, case in enumerate(job.results[0]) if case["large"])
     wire = job.steps[job.steps["step"] == number + 2].set_index("rank")["wire_bytes"]
     calls = [results[number]["calls"] for results in job.results]
-    by_calls = wire.isna().any() or all(call["op"] in ("send", "recv") for its in calls for call in its)
+    messages = of_kind("send", "receive")
+    by_calls = wire.isna().any() or all(call["op"] in messages for its in calls for call in its)
     sent = [
         sum(call["algorithm_bytes"] for call in its) if by_calls else float(wire[rank])
         for rank, its in enumerate(calls)

@@ -4,6 +4,7 @@ of its messages.
 
 import pandas as pd
 
+from course_lib.collectives import of_kind
 from course_lib.record import Job
 
 __all__ = ["sent_bytes", "header_bytes"]
@@ -34,7 +35,7 @@ def header_bytes(job: Job) -> pd.Series:
     peers, by_rank = job.comm["group_size"] - 1, job.comm["rank"]
     headers = (
         (peers * CALL_HEADER_BYTES)
-        .where(~job.comm["op"].isin(["send", "recv"]), MESSAGE_HEADER_BYTES)
+        .where(~job.comm["op"].isin(of_kind("send", "receive")), MESSAGE_HEADER_BYTES)
         .groupby(by_rank)
         .sum()
     )

@@ -10,6 +10,7 @@ from course_lib.check import on_rank
 from course_lib.check.counted import sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import Demand
+from course_lib.collectives import of_kind
 from course_lib.ranks.errors import RankError
 from course_lib.record import Job
 
@@ -127,7 +128,7 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
         if not judge.demand("sum", f"; {judge.case}: ".join(bad)):
             return
         others = sorted(
-            {*job.comm["op"], *(op for *_, calls in job.results for op in calls)} - {"send", "recv"}
+            {*job.comm["op"], *(op for *_, calls in job.results for op in calls)} - of_kind("send", "receive")
         )
         why = ""
         if others:
@@ -396,7 +397,7 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
         cases = list(zip(*job.results))  # of each size, what each rank tells
         ops = [[op for *_, its in found for op in its] for found in cases]
         elsewhere = any(
-            set(its) - {"send", "recv"}
+            set(its) - of_kind("send", "receive")
             or its.count("send") != 2 * sum(messages for _, _, messages, _, _ in found)
             for its, found in zip(ops, cases)
         )

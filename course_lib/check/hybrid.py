@@ -14,6 +14,7 @@ from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, sends, values
+from course_lib.collectives import of_kind
 from course_lib.mini import hybrid, tensor_parallel
 from course_lib.models import TinyGPT
 from course_lib.record import Job
@@ -271,7 +272,7 @@ def _of_dp(job: Job) -> str:
     sizes = job.results[0]["sizes"]
     columns = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("dp", sizes)}
     return _strange(
-        job.comm[~job.comm["group"].isin(columns) & ~job.comm["op"].isin(["send", "recv"])], sizes
+        job.comm[~job.comm["group"].isin(columns) & ~job.comm["op"].isin(of_kind("send", "receive"))], sizes
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from course_lib import torch_internals
 from course_lib.check.stillness import looking, still_at
+from course_lib.collectives import of_kind
 from course_lib.measure.looks import lock as frames_lock
 from course_lib.torch_internals import TorchDispatchMode, tree_leaves
 
@@ -214,7 +215,7 @@ def late(call: str, calls: int = 8) -> Callable[[dict], None]:
     at_most_s = [max(FIRST_S / 2**k, LATER_S) for k in range(calls)]
 
     def before(row):
-        if row["op"] != "recv" and at_most_s:
+        if row["op"] not in of_kind("receive") and at_most_s:
             come_late(call, at_most_s.pop(0))
 
     return before

@@ -15,6 +15,7 @@ from torch import nn
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
+from course_lib.collectives import of_kind
 from course_lib.mini import pipeline as mini
 from course_lib.record import Job
 
@@ -402,7 +403,7 @@ def _wrong_gradients(job: Job) -> str:
 
 
 def _wrong_messages(job: Job, micro_batches: int) -> str:
-    if others := sorted(set(job.comm["op"]) - {"send", "recv"}):
+    if others := sorted(set(job.comm["op"]) - of_kind("send", "receive")):
         return (
             f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and"
             " recv"

@@ -12,6 +12,7 @@ from course_lib import theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT
+from course_lib.collectives import of_kind
 
 __all__ = ["ping_pong", "my_share", "average"]
 
@@ -68,7 +69,8 @@ def ping_pong(judge: Judge, answer) -> None:
 
     # of each rank, in each game
     ops = [[[call["op"] for call in calls] for _, calls, _ in result[0]] for result in job.results]
-    others = sorted({op for op in chain(*ops[0], *ops[1]) if op not in ("send", "recv")})
+    messages = of_kind("send", "receive")
+    others = sorted({op for op in chain(*ops[0], *ops[1]) if op not in messages})
     if any(chain(*ops)):
         why = f"only send and recv are needed here, and you also used {', '.join(others)}"
         judge.demand("messages", why if others else "")

@@ -14,6 +14,7 @@ from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, calls, sends, used, values
+from course_lib.collectives import COLLECTIVES, of_kind
 from course_lib.record import Job, held
 
 __all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
@@ -53,7 +54,7 @@ def _two_all_reduces(where: str, gathered: str) -> Demand:
     words = f"exactly two all_reduces, {where}"
     return calls(
         words,
-        lambda ops: {op: ops[op] for op in ops if op != "barrier"} == {"all_reduce": 2},
+        lambda ops: {op: ops[op] for op in set(ops) - of_kind("meeting")} == {"all_reduce": 2},
         f"{words}; you used {{used}}.",
         advice={"all_gather": gathered},
     )
@@ -89,7 +90,7 @@ def f_and_g(judge: Judge, f: Callable, g: Callable) -> None:
 
 def _taking_turns(job: Job) -> str:
     ops = Counter(job.comm[job.comm["rank"] == 0]["op"])
-    rooted = sorted(set(job.comm["op"]) & {"broadcast", "reduce", "gather", "scatter"})
+    rooted = sorted(op for op in set(job.comm["op"]) if COLLECTIVES[op].rooted)
     if not rooted:
         return ""
     return (

@@ -15,6 +15,7 @@ from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, sends, values
+from course_lib.collectives import of_kind
 from course_lib.datasets import digits
 from course_lib.models import MLP, TinyGPT
 from course_lib.ranks.errors import RankError
@@ -258,11 +259,11 @@ def _few_bytes(job: Job) -> str:
 
 
 def _one_collective(job: Job) -> str:
-    calls = job.comm[job.comm["op"] != "barrier"].groupby("rank").size()
+    calls = job.comm[~job.comm["op"].isin(of_kind("meeting"))].groupby("rank").size()
     most = calls.reindex(range(job.ranks), fill_value=0).max()
     if most == 1:
         return ""
-    own = "sends and receives" if set(job.comm["op"]) & {"send", "recv"} else "collectives"
+    own = "sends and receives" if set(job.comm["op"]) & of_kind("send", "receive") else "collectives"
     return (
         f"a rank calls {most} {own}, and one collective is needed: each rank needs one number from the"
         " others."

@@ -67,8 +67,7 @@ class SavedForBackward:
 
         def detach() -> None:
             graph.saved_tensors_hooks.__enter__, graph.disable_saved_tensors_hooks = enter, disable
-            above = []
-            # entered in the step, and not left yet
+            above = []  # hooks that were entered in the step, and not left yet
             while (top := torch_internals.saved_hooks(tracing=True)) is not None and not _is(top, ours):
                 above.append(top)
                 torch_internals.pop_saved_hooks()
@@ -87,9 +86,8 @@ class SavedForBackward:
         def pack_and_count(tensor: Tensor) -> _Saved:
             try:
                 saved = _Saved(pack(tensor))
-            except Exception:
-                # how a checkpoint says that it has computed enough again; it keeps this tensor, too
-                self._try_to_count(tensor, tensor, tensor)
+            except Exception:  # so a checkpoint says that it has computed enough again
+                self._try_to_count(tensor, tensor, tensor)  # it keeps this one, too
                 raise
             self._try_to_count(tensor, saved.kept, saved)
             return saved

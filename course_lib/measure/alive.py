@@ -124,16 +124,15 @@ class Allocations(TorchDispatchMode):
         self._made = {}
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        # a DTensor, say: what it does with tensors of this rank comes by next
         if any(map(torch_internals.is_wrapper, types)):
-            return NotImplemented
+            return NotImplemented  # what a DTensor, say, does with tensors of this rank comes by next
         result = operation(*args, **(kwargs or {}))
         number = torch_internals.storage_number
-        # made, or seen for the first time: a view of what was there before
+        # those made by this operation; and views of older ones, which are taken out again below
         made = [storage for storage in self._storages(result) if number(storage) not in self._made]
         if made:
             given = {number(storage) for storage in self._storages((args, kwargs))}
-            # so the number is not used again
+            # held weakly, so that no other storage gets the same number
             self._made |= {
                 torch_internals.hold_weakly(storage): None for storage in made if number(storage) not in given
             }

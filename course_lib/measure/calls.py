@@ -53,10 +53,10 @@ def attach(
     `failed`: gets the collective's name and the error if a call cannot be looked into, and the call goes on.
     """
 
-    def teller(row: Collective, full: int | None) -> Callable[[tuple], None]:
+    def teller(row: Collective, operator: str) -> Callable[[tuple], None]:
         def tell(arguments: tuple) -> None:
             try:
-                call = _look_at(row, full, arguments)
+                call = _look_at(row, operator, arguments)
             except Exception as error:
                 if failed is None:
                     raise
@@ -67,11 +67,7 @@ def attach(
         return tell
 
     return torch_internals.watch_collectives(
-        {
-            operator: teller(row, full)
-            for row in COLLECTIVES.values()
-            for operator, full in row.operators.items()
-        }
+        {operator: teller(row, operator) for row in COLLECTIVES.values() for operator in row.operators}
     )
 
 
@@ -80,20 +76,25 @@ def without_notes(call: dict) -> dict:
     return {name: value for name, value in call.items() if name[0] != "_"}
 
 
-def _look_at(row: Collective, full: int | None, arguments: tuple) -> dict:
-    """One call; `full` is the argument that holds the full tensor, or one rank's part of it."""
+def _look_at(row: Collective, operator: str, arguments: tuple) -> dict:
+    """One call. What the row says is the full tensor may be one rank's part of it."""
     group = torch_internals.process_group_in(arguments)
-    size = group.size()
+    size, full = group.size(), row.operators[operator]
     given = () if full is None else arguments[full]
     tensors = list(_flatten(given))
     sparse = any(tensor.layout is torch.sparse_coo for tensor in tensors)
     payload_bytes = sum(map(_bytes, tensors)) * (size if row.part_of_full else 1)
+    parts = arguments[row.parts[operator]] if operator in row.parts else ()
+    if parts:
+        sent_bytes = payload_bytes - _part_bytes(parts, group.rank(), payload_bytes)
+    else:
+        sent_bytes = payload_bytes * row.sent(size)
     return {
         "op": row.name,
         "dtype": str(tensors[0].dtype).removeprefix("torch.") if tensors else "",
         "payload_bytes": payload_bytes,
         # of a sparse sum nobody knows the size beforehand
-        "algorithm_bytes": None if sparse else float(payload_bytes * row.sent(size)),
+        "algorithm_bytes": None if sparse else float(sent_bytes),
         "group_size": size,
         "group": ",".join(map(str, dist.get_process_group_ranks(group))),
         "start_s": time.perf_counter(),
@@ -106,6 +107,13 @@ def _look_at(row: Collective, full: int | None, arguments: tuple) -> dict:
         ),
         "_for_ddp": torch_internals.asked_by_ddp(),
     }
+
+
+def _part_bytes(parts: list, rank: int, payload_bytes: int) -> int:
+    """Bytes of one rank's part, as `Collective.parts` tells of them."""
+    if isinstance(parts[rank], torch.Tensor):
+        return _bytes(parts[rank])
+    return payload_bytes * parts[rank] // max(sum(parts), 1)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

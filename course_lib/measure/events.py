@@ -5,9 +5,7 @@ rank computed when.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
-from course_lib.torch_internals import AUTOGRAD, COLLECTIVE, COMPUTES, GLOO, OPTIMIZER
+from course_lib.torch_internals import AUTOGRAD, COLLECTIVE, COMPUTES, OPTIMIZER, Recorded
 
 __all__ = ["Event", "read", "give_times", "spans", "computing", "BACKWARD", "SPAN"]
 
@@ -31,26 +29,19 @@ class Event:
     above: tuple[str, ...] = ()
 
 
-def read(recorded: Iterable, mark: str, mark_s: float) -> list[Event]:
+def read(recorded: Iterable[Recorded], mark: str, mark_s: float) -> list[Event]:
     """What a profiler has recorded, in order of time; the event `mark` began at `mark_s`."""
-    rows = [(e.start_ns(), -e.duration_ns(), e.name(), e) for e in recorded]
-    marked_ns = next((start_ns for start_ns, _, name, _ in rows if name == mark), 0)
+    in_order = sorted(recorded, key=lambda row: (row.start_ns, -row.duration_ns))
+    marked_ns = next((row.start_ns for row in in_order if row.name == mark), 0)
     found = []
     open_on = {}  # thread -> events that have begun and not ended, outermost first
-    for start_ns, negative_ns, name, e in sorted(rows, key=lambda row: row[:2]):
-        start_s, thread = mark_s + (start_ns - marked_ns) / 1e9, e.start_thread_id()
-        shapes = e.shapes() if name.startswith(GLOO) else ()
-        event = Event(
-            name,
-            start_s,
-            start_s - negative_ns / 1e9,
-            thread,
-            torch.Size(shapes[0]).numel() if shapes else None,
-        )
+    for row in in_order:
+        start_s = mark_s + (row.start_ns - marked_ns) / 1e9
+        event = Event(row.name, start_s, start_s + row.duration_ns / 1e9, row.thread, row.numel)
         found.append(event)
-        if e.is_async() or e.device_type() != torch.autograd.DeviceType.CPU:
+        if not row.nested:
             continue
-        around = open_on.setdefault(thread, [])
+        around = open_on.setdefault(row.thread, [])
         while around and around[-1].end_s < event.end_s:
             around.pop()
         if around:
@@ -78,8 +69,8 @@ def give_times(calls: list[dict], work: list[Event], backwards: list[Event]) -> 
             left.remove(event)
         end_s = max(event.end_s for event in runs)
         if call["_for_ddp"]:
-            # DDP waits on a future, and gloo's thread wakes it before it notes the end: on a busy machine,
-            # long before. backward returns after that.
+            # DDP waits on a future. gloo's thread wakes it before it notes the end, on a busy machine long
+            # before; backward returns in between.
             end_s = min([end_s, *(b.end_s for b in backwards if b.start_s <= call["start_s"] <= b.end_s)])
         call["start_s"] = min(event.start_s for event in runs)
         call["seconds"] = max(end_s - call["start_s"], 0.0)
@@ -108,7 +99,7 @@ def computing(events: list[Event], thread: int, calls: list[dict]) -> list[dict]
             pieces.append([event.start_s, event.end_s, "span"])
         if not event.name.startswith(COMPUTES):
             continue
-        # which works on a GPU from a thread of its own
+        # autograd works on a GPU from a thread of its own
         by_autograd = any(name.startswith(AUTOGRAD) for name in event.above)
         if any(name.startswith((COMPUTES, COLLECTIVE, SPAN)) for name in event.above) or not (
             by_autograd or event.thread == thread

@@ -57,17 +57,15 @@ class Ledger:
                 self._attached, self.trace = Attached(absent), tracing.Trace(self._cuda, absent)
                 self._watch = memory.Watch(modules, optimizer, self._cuda, absent)
                 self._attached.attach(self.trace.slow)
-                # attaching took each rank another while; their timelines start together
-                self._meet("traced")
+                self._meet("traced")  # attaching took each rank another while; timelines start together
             self._sent_before = None if "wire bytes" in self.absent else wire.look()
             if self._phase == TRACED:
                 self._attached.attach(self._watch.instruments | self.trace.quick)
                 self.trace.begin()
             if self._cuda:
                 torch.cuda.synchronize()
-        except BaseException:
-            # an interrupt, for one: the step is not entered, so nobody will leave it
-            self._leave()
+        except BaseException:  # an interrupt, for one
+            self._leave()  # the step is not entered, so nobody else will
             raise
         self._begin = time.perf_counter()
 

@@ -106,7 +106,7 @@ def after_each_step(optimizer, call: Callable[[], None]) -> Callable[[], None]:
     Where it can be, nothing is put on the optimizer itself: a copy of it, made in the step, would take it
     along and step the original.
     """
-    # a learning rate scheduler puts one there
+    # what stands on the object itself: a learning rate scheduler puts one there
     own = vars(optimizer).get("step") if hasattr(optimizer, "__dict__") else None
     by_class = inspect.getattr_static(type(optimizer), "step", None)
     by_hook = isinstance(optimizer, torch.optim.Optimizer) and torch_internals.calls_step_hooks(by_class)

@@ -95,8 +95,7 @@ class Trace:
         }
 
     def _start_profiler(self) -> Callable[[], None]:
-        # the learner's own, around the step: a second one would empty it
-        if torch_internals.is_profiling():
+        if torch_internals.is_profiling():  # the learner's own; a second one would empty it
             raise StepAside(_ANOTHER)
         started = profile(
             activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda,
@@ -106,8 +105,7 @@ class Trace:
         )
 
         def stop() -> None:
-            # ended already, by a profiler that the learner has started
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError):  # a profiler that the learner has started has ended it
                 started.__exit__(None, None, None)
 
         # some versions of torch warn that a second cycle would clear the first: there is one

@@ -79,14 +79,12 @@ def all_written_bytes() -> int | None:
 
 
 def _handed_over(fd: int) -> int | None:
-    """Bytes that were handed to the socket; None if it does not tell."""
-    # to look at it, without taking it over
+    """Bytes that were handed to the socket; None if it does not tell, an OSError if it is none of TCP."""
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
     try:
-        # an OSError if it is none of TCP
         told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LENGTH)
     finally:
-        connection.detach()
+        connection.detach()  # it was looked at, and is not ours to close
     if len(told) < _LENGTH:
         return None
     sent, again = _SENT_AND_AGAIN.unpack_from(told, _SENT_AT)

@@ -92,7 +92,7 @@ def _draw(ax: Axes, what: str, rows: pd.DataFrame, color: str) -> None:
 
 def _write_inside(ax: Axes, left: float, width: float, y: float, text: str, color: str) -> None:
     """Write into a bar if there is room."""
-    # the legend takes some
+    # in inches; a tenth of the figure's width is the legend's
     width_in = width / ax.get_xlim()[1] * ax.get_position().width * ax.figure.get_figwidth() * 0.9
     if width_in > 0.07 * len(text) + 0.03:
         red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))

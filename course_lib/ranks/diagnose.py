@@ -4,7 +4,7 @@ from collections import defaultdict
 from math import prod
 
 from course_lib import torch_internals
-from course_lib.collectives import COLLECTIVES
+from course_lib.collectives import COLLECTIVES, by_function
 from course_lib.ranks import places
 from course_lib.ranks.launch import RankState
 from course_lib.ranks.where import RECORDED
@@ -57,9 +57,9 @@ def standstill(states: list[RankState]) -> str | None:
             + (f", over {ranks_in_words(over)}" if over and len(over) < len(states) else "")
             + (", which has finished" if call["peer"] in finished else "")
         )
-    if ops == {"send"}:
+    if all(_is("send", op) for op in ops):
         hint = "A send may wait until its receiver is there: let one side receive first, or use isend."
-    elif ops == {"recv"} and not finished:
+    elif all(_is("receive", op) for op in ops) and not finished:
         hint = "Nobody sends."
     elif "new_group" in ops:
         hint = NEW_GROUP
@@ -233,7 +233,7 @@ def waits_in_words(state: RankState) -> str:
     if call:
         if call["peer"] is not None:
             what = f" of {call['tensor']}" if call["tensor"] else ""
-            return f"{call['op']} {'to' if call['op'] == 'send' else 'from'} rank {call['peer']}{what}"
+            return f"{call['op']} {'to' if _is('send', call['op']) else 'from'} rank {call['peer']}{what}"
         if _is("meeting", call["op"]):
             return call["op"]
         if call["op"] == "wait":
@@ -272,8 +272,11 @@ def _op_of(state: RankState, call: dict) -> str:
 
 
 def _is(kind: str, op: str) -> bool:
-    """Whether a collective is of this kind. The backend may have a name of its own for it, of no kind."""
-    return op in COLLECTIVES and COLLECTIVES[op].kind == kind
+    """Whether a call is of a collective of this kind: by its own name, or a function's of torch.distributed.
+    The backend may have another name for it, of no kind.
+    """
+    row = COLLECTIVES.get(op) or by_function(op)
+    return row is not None and row.kind == kind
 
 
 def _shape_of_call(call: dict) -> tuple:

@@ -361,10 +361,9 @@ def _read_output(path: Path) -> str:
         file.seek(-half, os.SEEK_END)
         tail = file.read()
     whole = ""
-    # or the next job would find no room
+    # else the next job would find no room
     if size <= OUTPUT_MOST_BYTES and shutil.disk_usage(path.parent).free > size:
-        # the disk is full after all: a job that went well is not lost for that
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the disk is full after all: the job is not lost for that
             handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
             os.close(handle)
             shutil.move(path, saved)

@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 
 from course_lib import torch_internals
-from course_lib.collectives import COLLECTIVES
+from course_lib.collectives import by_function
 from course_lib.measure import looks, wire
 from course_lib.ranks import places
 
@@ -134,15 +134,16 @@ def tell_before_abort(tell: Callable[[], None]) -> None:
 
 def _call(frame) -> dict | None:
     """The torch.distributed call in which a frame waits: op and its tensors as text; None if in none."""
-    innermost, calls = frame, {name for row in COLLECTIVES.values() for name in row.functions}
+    innermost = frame
     while frame is not None:
         name, filename = frame.f_code.co_name, frame.f_code.co_filename
-        if (name in calls or name in _MORE_CALLS) and torch_internals.is_of_distributed(filename):
+        row = by_function(name)
+        if (row is not None or name in _MORE_CALLS) and torch_internals.is_of_distributed(filename):
             tensors, peer = torch_internals.tensors_and_peer(frame)
             return {
                 "op": name,
                 "tensor": "" if tensors is None else _tensor_in_words(tensors),
-                "peer": peer if name in COLLECTIVES and COLLECTIVES[name].kind == "message" else None,
+                "peer": peer if row is not None and row.kind in ("send", "receive") else None,
             }
         frame = frame.f_back
     return (

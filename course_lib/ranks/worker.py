@@ -108,11 +108,9 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    # the learner's function has forked: the copy is no rank, and must not speak for one
     if os.getpid() != own_pid:
-        return
-    # stay until all are done: a peer may still read what this rank has sent
-    kernel.over.wait()
+        return  # the learner's function has forked: the copy is no rank, and must not speak for one
+    kernel.over.wait()  # until all are done: a peer may still read what this rank has sent
     if returned:
         _end_as_python_does()
     if request["backend"] == "nccl" and dist.is_initialized():

@@ -6,6 +6,7 @@ from numbers import Integral
 import pandas as pd
 
 from course_lib.arguments import instance, listed, one_of
+from course_lib.collectives import of_kind
 from course_lib.record.job import Job
 
 __all__ = ["sent", "held", "calls", "step_seconds"]
@@ -79,7 +80,7 @@ def calls(job: Job) -> pd.DataFrame:
     Errors: ValueError if no step was traced.
     """
     _require_traced(job)
-    comm = job.comm[job.comm["op"] != "barrier"]
+    comm = job.comm[~job.comm["op"].isin(of_kind("meeting"))]
     table = pd.crosstab(comm["rank"], comm["op"]).reindex(range(job.ranks), fill_value=0)
     return table[list(comm["op"].unique())].rename_axis(index="rank", columns="op")
 
