@@ -205,7 +205,9 @@ def _forwards(job: Job) -> str:
         within=RELATIVE_ERROR,
         advice=lambda job, error: it_is(job),
     ),
-    activations=Demand("never more activations than the largest micro-batch needs", _held),
+    activations=Demand(
+        f"never more than {ACTIVATIONS_LIMIT} times the activations of the largest micro-batch", _held
+    ),
     forwards=Demand("one forward per micro-batch", _forwards),
 )
 def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
