@@ -5,7 +5,7 @@ of its messages.
 import pandas as pd
 
 from course_lib.collectives import of_kind
-from course_lib.record import Job
+from course_lib.record import Job, sent
 
 __all__ = ["sent_bytes", "header_bytes"]
 
@@ -17,15 +17,13 @@ CALL_HEADER_BYTES = 600  # of a collective, for each other rank of its group; me
 def sent_bytes(job: Job) -> pd.Series:
     """The most that each rank sent in a step after the warm-up; 0 if there was none.
 
-    The most, and not the median of `record.sent`: an answer could spare in one step what it sends in another.
-    On the wire where the system counts it (what gloo really sends, whatever the textbook says); elsewhere by
-    the algorithms of the traced step.
+    The most, and not the median: an answer could spare in one step what it sends in another. On the wire
+    where the system counts it (what gloo really sends, whatever the textbook says); elsewhere by the
+    algorithms of the traced step.
     """
-    if _on_the_wire(job):
-        sent = job.steps[job.steps["phase"] != "warm-up"].groupby("rank")["wire_bytes"].max()
-    else:
-        sent = job.comm.groupby("rank")["algorithm_bytes"].sum()
-    return sent.reindex(range(job.ranks), fill_value=0).astype(float)
+    if "traced" not in set(job.steps["phase"]):
+        return pd.Series(0.0, index=range(job.ranks))
+    return sent(job, over="max")
 
 
 def header_bytes(job: Job) -> pd.Series:
@@ -39,8 +37,5 @@ def header_bytes(job: Job) -> pd.Series:
         .groupby(by_rank)
         .sum()
     )
-    return headers.reindex(range(job.ranks), fill_value=0).astype(float) * _on_the_wire(job)
-
-
-def _on_the_wire(job: Job) -> bool:
-    return "wire bytes" not in job.absent
+    on_the_wire = "wire bytes" not in job.absent
+    return headers.reindex(range(job.ranks), fill_value=0).astype(float) * on_the_wire

@@ -12,7 +12,7 @@ from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import Demand
 from course_lib.collectives import of_kind
 from course_lib.ranks.errors import RankError
-from course_lib.record import Job
+from course_lib.record import Job, sent
 
 __all__ = ["star_all_reduce", "forward_in_threads", "tree_all_reduce"]
 
@@ -428,5 +428,4 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
 
 def _in_messages(job: Job, op: str) -> list[float]:
     """Bytes that each rank sent, or received, with calls of send or recv."""
-    moved = job.comm[job.comm["op"] == op].groupby("rank")["payload_bytes"].sum()
-    return [float(moved.get(rank, 0)) for rank in range(job.ranks)]
+    return sent(job, layer="payload", ops=[op]).tolist()

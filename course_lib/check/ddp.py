@@ -2,7 +2,6 @@
 
 import random
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -24,10 +23,9 @@ from course_lib.check.rubric import (
     used,
     values,
 )
-from course_lib.collectives import of_kind
 from course_lib.datasets import digits
 from course_lib.models import MLP, TinyGPT
-from course_lib.record import Job
+from course_lib.record import Job, calls, sent
 
 __all__ = ["own_ddp", "one_synchronisation", "checkpoint"]
 
@@ -63,16 +61,15 @@ def _once(job: Job) -> str | None:
     """In the traced step. Whoever gathers all gradients is told of the bytes alone."""
     if _gathers(job):
         return None
-    # buffers may travel beside the gradients
-    calls = job.comm[~job.comm["op"].isin({"broadcast"} | of_kind("meeting"))]
-    times = calls.groupby("rank")["algorithm_bytes"].sum().max() / _ring(job) if len(calls) else 0.0
+    called = calls(job).drop(columns="broadcast", errors="ignore")  # of buffers, beside the gradients
+    ops = list(called)
+    times = sent(job, layer="algorithm", ops=ops).max() / _ring(job) if ops else 0.0
     if 0.98 <= times <= BYTES_LIMIT:
         return ""
     if times == 0:
         why = "nothing was summed: the gradients of the other ranks cannot have come into yours"
     else:
-        ops = used(Counter(calls[calls["rank"] == 0]["op"]))
-        why = f"the gradients travelled {times:.2f} times ({ops})"
+        why = f"the gradients travelled {times:.2f} times ({used(called.loc[0])})"
         if 0.95 < times / job.results[0]["micro_batches"] < 1.05:
             why += (
                 ": once in every micro-batch. Under `no_sync` nothing may be sent: gradients add up in"

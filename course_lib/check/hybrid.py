@@ -17,7 +17,7 @@ from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, sends, values
 from course_lib.collectives import of_kind
 from course_lib.mini import hybrid, tensor_parallel
 from course_lib.models import TinyGPT
-from course_lib.record import Job
+from course_lib.record import Job, sent
 
 __all__ = ["mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"]
 
@@ -446,8 +446,7 @@ def _norm(job: Job) -> str:
 
 
 def _few_bytes(job: Job) -> str:
-    most = float(job.comm.groupby("rank")["algorithm_bytes"].sum().max()) if len(job.comm) else 0.0
-    most = max(most, (sent_bytes(job) - header_bytes(job)).max())
+    most = max(sent(job, layer="algorithm").max(), (sent_bytes(job) - header_bytes(job)).max())
     if most <= LIMIT_BYTES:
         return ""
     return (

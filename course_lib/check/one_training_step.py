@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import Demand, calls, it_is, sends, values
+from course_lib.check.rubric import Demand, collectives, it_is, sends, values
 from course_lib.datasets import digits
 from course_lib.models import CNN, MLP, TinyGPT
 from course_lib.record import Job, held
@@ -205,7 +205,9 @@ def _forwards(job: Job) -> str:
         within=RELATIVE_ERROR,
         advice=lambda job, error: it_is(job),
     ),
-    activations=Demand("never more activations than the largest micro-batch needs", _held),
+    activations=Demand(
+        f"never more than {ACTIVATIONS_LIMIT} times the activations of the largest micro-batch", _held
+    ),
     forwards=Demand("one forward per micro-batch", _forwards),
 )
 def uneven_accumulation(judge: Judge, accumulate: Callable) -> None:
@@ -284,7 +286,7 @@ def _by_reduce_scatter(job: Job) -> str:
 
 @exercise(
     gradient=Demand("every rank has the gradient of the whole batch", _averaged),
-    calls=calls(
+    calls=collectives(
         "at most 2 collectives",
         lambda ops: ops.total() <= 2,
         "a rank called {count} collectives ({used}); 2 are enough: put all gradients into one flat tensor.",

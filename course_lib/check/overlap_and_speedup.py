@@ -15,7 +15,7 @@ from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT
 from course_lib.models import MLP
-from course_lib.record import Job
+from course_lib.record import Job, calls, sent, step_seconds
 from course_lib.stand_ins.sleeping import SleepingNet
 
 __all__ = ["bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates"]
@@ -208,8 +208,8 @@ def _gradient_problem(job: Job) -> str:
 
 
 def _judge_calls(judge: Judge, job: Job, wanted: int) -> bool:
-    mine = job.comm[job.comm["rank"] == 0]
-    ops, count = sorted(set(mine["op"])), len(mine)
+    called = calls(job, barriers=True).loc[0]
+    ops, count = sorted(called[called > 0].index), int(called.sum())
     hint = ""
     if ops == ["all_reduce"]:
         hint = {1: ": everything in one, at the end?", LAYERS: ": one for each parameter?"}.get(
@@ -222,13 +222,13 @@ def _judge_calls(judge: Judge, job: Job, wanted: int) -> bool:
     )
     right = count == wanted and ops == ["all_reduce"]
     met = judge.demand("calls", "" if right else why, f"{wanted} all_reduce calls")
-    sent = mine["algorithm_bytes"].sum()
+    its = sent(job, layer="algorithm")[0]
     least = theory.collective_bytes("all_reduce", LAYERS * LAYER_BYTES, job.ranks)
     why = (
-        f"each rank sends {sent:,.0f} bytes, {sent / least:.2f} times what an all_reduce of all gradients"
+        f"each rank sends {its:,.0f} bytes, {its / least:.2f} times what an all_reduce of all gradients"
         f" sends ({least:,.0f})"
     )
-    return met & judge.demand("once", "" if 0.98 * least <= sent <= BYTES_LIMIT * least else why)
+    return met & judge.demand("once", "" if 0.98 * least <= its <= BYTES_LIMIT * least else why)
 
 
 @exercise(
@@ -516,13 +516,12 @@ def _judge_rates(judge: Judge, job: Job, found, which: str) -> bool:
     """Demand the three rates, as the tables of the job give them; `which`: words for a job that is not the
     first one.
     """
-    timed, mine = job.steps[job.steps["phase"] == "timed"], job.comm[job.comm["rank"] == 0]
-    slowest = timed.groupby("step")["seconds"].max()
+    timed, slowest = job.steps[job.steps["phase"] == "timed"], step_seconds(job)
     step_s, samples = float(slowest.median()), float(timed.groupby("step")["samples"].sum().median())
     wanted = {
         "samples_per_s": samples / step_s,
-        "collectives_per_s": len(mine) / step_s,
-        "sent_per_s": mine["algorithm_bytes"].sum() / step_s,
+        "collectives_per_s": calls(job).loc[0].sum() / step_s,
+        "sent_per_s": sent(job, layer="algorithm")[0] / step_s,
     }
     other_steps = {
         "the shortest step, and not the median": float(slowest.min()),
@@ -559,10 +558,10 @@ def _judge_rates(judge: Judge, job: Job, found, which: str) -> bool:
             guesses["the sum over all ranks"] = job.ranks * value
         if name == "sent_per_s":
             guesses["the payload, and not what the algorithm sends for it"] = (
-                mine["payload_bytes"].sum() / step_s
+                sent(job, layer="payload")[0] / step_s
             )
             guesses["the bytes on the wire; the exercise asks for the algorithm bytes"] = (
-                float(timed.loc[timed["rank"] == 0, "wire_bytes"].median()) / step_s
+                sent(job, list(slowest.index))[0] / step_s
             )
         looks = next(
             (

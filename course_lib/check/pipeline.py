@@ -17,7 +17,7 @@ from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.collectives import of_kind
 from course_lib.mini import pipeline as mini
-from course_lib.record import Job
+from course_lib.record import Job, sent
 
 __all__ = ["schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"]
 
@@ -408,13 +408,13 @@ def _wrong_messages(job: Job, micro_batches: int) -> str:
             f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and"
             " recv"
         )
-    sent = job.comm[job.comm["op"] == "send"].groupby("rank")["payload_bytes"].sum()
+    payload = sent(job, layer="payload", ops=["send"])
     told = ""
     for rank in range(job.ranks):
         want = micro_batches * job.results[0][3] * ((rank > 0) + (rank < job.ranks - 1))
-        if want and sent.get(rank, 0) != want:
+        if want and payload[rank] != want:
             told += (
-                f"rank {rank} sends {sent.get(rank, 0) / want:.2f} times the bytes of one tensor per cut,"
+                f"rank {rank} sends {payload[rank] / want:.2f} times the bytes of one tensor per cut,"
                 " direction and micro-batch. "
             )
     return told

@@ -2,7 +2,7 @@
 
     @exercise(
         output=values("the output is right", "the output is not right (relative error {error:.2g})."),
-        calls=calls("one collective", lambda ops: ops.total() == 1, "you used {used}, and one is enough"),
+        calls=collectives("one collective", lambda ops: ops.total() == 1, "you used {used}. One is enough"),
         bytes=sends("2(n-1)/n S", lambda job: ..., "rank {rank} sends {times:.2f} times 2(n-1)/n S."),
         order="rank 0 sends first",             # words alone: the check judges it itself
     )
@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pandas as pd
+
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
-from course_lib.record import Job
+from course_lib.record import Job, calls
 
-__all__ = ["Demand", "values", "it_is", "largest", "at_most", "calls", "used", "sends"]
+__all__ = ["Demand", "values", "it_is", "largest", "at_most", "collectives", "used", "sends"]
 
 ERROR_LIMIT = 1e-9  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02  # times what the textbook algorithm sends
@@ -98,7 +100,7 @@ def at_most(words: str, name: str, limit: float, instead: str, after: tuple[str,
     return Demand(words, missed, after)
 
 
-def calls(
+def collectives(
     words: str,
     right: Callable[[Counter], bool],
     instead: str,
@@ -118,19 +120,21 @@ def calls(
     def missed(job: Job) -> str:
         if none and job.comm.empty:
             return none
+        called = calls(job, barriers=True)
         for rank in range(job.ranks):
-            ops = Counter(job.comm[job.comm["rank"] == rank]["op"])
+            ops = +Counter(dict(called.loc[rank]))  # without those that it does not call
             if not right(ops):
-                hints = [f" {hint}" for op, hint in (advice or {}).items() if op in set(job.comm["op"])]
+                hints = [f" {hint}" for op, hint in (advice or {}).items() if op in called]
                 return instead.format(count=ops.total(), used=used(ops), ops=ops) + "".join(hints)
         return ""
 
     return Demand(words, missed)
 
 
-def used(ops: Counter) -> str:
-    """Calls in words: "2 all_reduce, 1 broadcast"."""
-    return ", ".join(f"{count} {op}" for op, count in ops.most_common()) or "no collective"
+def used(ops: Counter | pd.Series) -> str:
+    """How often each op was called, in words: "2 all_reduce, 1 broadcast"."""
+    called = +Counter(dict(ops))  # without those that were not
+    return ", ".join(f"{count} {op}" for op, count in called.most_common()) or "no collective"
 
 
 def sends(

@@ -2,7 +2,6 @@
 vocabulary, f and g for cut tokens.
 """
 
-from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -13,9 +12,9 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, calls, sends, used, values
+from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, collectives, sends, used, values
 from course_lib.collectives import COLLECTIVES, of_kind
-from course_lib.record import Job, held
+from course_lib.record import Job, calls, held, sent
 
 __all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
 
@@ -52,7 +51,7 @@ PARTS = {
 def _two_all_reduces(where: str, gathered: str) -> Demand:
     """`gathered`: the advice where an all_gather is found."""
     words = f"exactly two all_reduces, {where}"
-    return calls(
+    return collectives(
         words,
         lambda ops: {op: ops[op] for op in set(ops) - of_kind("meeting")} == {"all_reduce": 2},
         f"{words}; you used {{used}}.",
@@ -89,19 +88,19 @@ def f_and_g(judge: Judge, f: Callable, g: Callable) -> None:
 
 
 def _taking_turns(job: Job) -> str:
-    ops = Counter(job.comm[job.comm["rank"] == 0]["op"])
-    rooted = sorted(op for op in set(job.comm["op"]) if COLLECTIVES[op].rooted)
+    called = calls(job, barriers=True)
+    rooted = sorted(op for op in set(called) if COLLECTIVES[op].rooted)
     if not rooted:
         return ""
     return (
-        f"you used {used(ops)}. A {rooted[0]} has one root, so the ranks take turns. In an all_gather and a"
-        " reduce_scatter all send at the same time."
+        f"you used {used(called.loc[0])}. A {rooted[0]} has one root, so the ranks take turns. In an"
+        " all_gather and a reduce_scatter all send at the same time."
     )
 
 
 @exercise(
     **PARTS,
-    calls=calls(
+    calls=collectives(
         "no all_reduce",
         lambda ops: not ops["all_reduce"],
         "you used {ops[all_reduce]} all_reduce. It gives every rank the sum for all tokens, and a rank needs"
@@ -425,13 +424,12 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
 
 
 def _small(job: Job) -> str:
-    mine = job.comm[job.comm["rank"] == 0]
-    sent = mine["algorithm_bytes"].sum() / (8 * TOKENS) if len(mine) else 0.0
+    numbers = sent(job, layer="algorithm")[0] / (8 * TOKENS)
     enough = theory.collective_bytes("all_reduce", 3, job.ranks)
-    if sent <= BYTES_LIMIT * enough:
+    if numbers <= BYTES_LIMIT * enough:
         return ""
     return (
-        f"your collectives send {sent:,.1f} numbers per token, and all_reduces of three numbers send"
+        f"your collectives send {numbers:,.1f} numbers per token, and all_reduces of three numbers send"
         f" {enough:.1f}. The logits must stay where they are: only a maximum and two sums over the vocabulary"
         " need to travel."
     )
@@ -440,7 +438,7 @@ def _small(job: Job) -> str:
 @exercise(
     loss="the loss is that of one process, on every rank",
     gradient="the gradient of each rank's logits is that of one process",
-    calls=calls(
+    calls=collectives(
         "at most three collectives",
         lambda ops: ops.total() <= 3,
         "{used}, and three are enough: the largest logit, the sum of exp(), and the target's logit.",

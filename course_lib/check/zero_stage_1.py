@@ -19,7 +19,7 @@ from course_lib.collectives import of_kind
 from course_lib.datasets import digits
 from course_lib.models import MLP, TinyGPT
 from course_lib.ranks.errors import RankError
-from course_lib.record import Job
+from course_lib.record import Job, calls
 
 __all__ = ["sharded_adam", "clip_grad_norm", "sharded_checkpoint"]
 
@@ -259,11 +259,11 @@ def _few_bytes(job: Job) -> str:
 
 
 def _one_collective(job: Job) -> str:
-    calls = job.comm[~job.comm["op"].isin(of_kind("meeting"))].groupby("rank").size()
-    most = calls.reindex(range(job.ranks), fill_value=0).max()
+    called = calls(job)
+    most = called.sum(axis=1).max()
     if most == 1:
         return ""
-    own = "sends and receives" if set(job.comm["op"]) & of_kind("send", "receive") else "collectives"
+    own = "sends and receives" if set(called) & of_kind("send", "receive") else "collectives"
     return (
         f"a rank calls {most} {own}, and one collective is needed: each rank needs one number from the"
         " others."

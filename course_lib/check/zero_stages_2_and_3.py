@@ -94,7 +94,7 @@ def _too_much(job: Job) -> str:
 
 @exercise(
     gradients=Demand("the gradients of one process, after one and after two micro-batches", _added_up),
-    freed=Demand("backward holds the gradients of a few layers at most", _freed),
+    freed=Demand("backward holds the gradients of three layers at most", _freed),
     hidden=_nothing_hidden("freed"),
     bytes=_as_a_ring(
         "(n-1)/n P", lambda job: theory.collective_bytes("reduce_scatter", job.results[0]["P"], job.ranks)

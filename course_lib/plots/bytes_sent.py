@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from course_lib.plots.styles import COLORS, INK, NORMAL, PAPER, SMALL, SOFT, legend, panel
 from course_lib.plots.traced import require_trace, times_theory
 from course_lib.plots.units import Unit
-from course_lib.record import Job, sent
+from course_lib.record import Job, calls, sent
 
 __all__ = ["communication"]
 
@@ -32,8 +32,8 @@ def communication(job: Job, theory: float | Sequence[float] | None = None, ax: A
     require_trace(job)
     predicted = None if theory is None else _one_per_rank(theory, job.ranks)
     layers = {
-        "payload": _by_op(job, "payload_bytes"),
-        "algorithm": _by_op(job, "algorithm_bytes"),
+        "payload": _by_op(job, "payload"),
+        "algorithm": _by_op(job, "algorithm"),
         "wire": _wire(job),
     }
     heights = [layer.sum(axis=1).max() for layer in layers.values() if layer is not None]
@@ -75,14 +75,11 @@ def _one_per_rank(theory, ranks: int) -> np.ndarray:
     return values
 
 
-def _by_op(job: Job, column: str) -> pd.DataFrame:
+def _by_op(job: Job, layer: str) -> pd.DataFrame:
     """Bytes of the traced step: one row per rank, one column per collective."""
-    table = (
-        job.comm.pivot_table(index="rank", columns="op", values=column, aggfunc="sum")
-        .reindex(range(job.ranks))
-        .fillna(0)
-    )
-    return table[[op for op in COLORS if op in table] + [op for op in table if op not in COLORS]]
+    called = set(calls(job, barriers=True))
+    table = {op: sent(job, layer=layer, ops=[op]) for op in COLORS if op in called}
+    return pd.DataFrame(table, index=range(job.ranks))
 
 
 def _wire(job: Job) -> pd.DataFrame | None:
@@ -96,8 +93,8 @@ def _calls(job: Job, op: str) -> str:
     """Legend entry of a collective, with how often each rank called it."""
     if op == "wire":
         return "wire, all together"
-    calls = job.comm[job.comm["op"] == op].groupby("rank").size().reindex(range(job.ranks), fill_value=0)
-    low, high = calls.min(), calls.max()
+    times = calls(job, barriers=True)[op]
+    low, high = times.min(), times.max()
     return f"{op}, {low if low == high else f'{low} to {high}'} call{'' if high == 1 else 's'}"
 
 

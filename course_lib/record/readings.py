@@ -6,7 +6,7 @@ from numbers import Integral
 import pandas as pd
 
 from course_lib.arguments import instance, listed, one_of
-from course_lib.collectives import of_kind
+from course_lib.collectives import COLLECTIVES, of_kind
 from course_lib.record.job import Job
 
 __all__ = ["sent", "held", "calls", "step_seconds"]
@@ -15,37 +15,53 @@ __all__ = ["sent", "held", "calls", "step_seconds"]
 _CATEGORIES = ("params", "grads", "optimizer_states", "buffers", "activations", "other", "peak")
 
 
-def sent(job: Job, steps: Sequence[int] | None = None, layer: str = "wire") -> pd.Series:
+def sent(
+    job: Job,
+    steps: Sequence[int] | None = None,
+    layer: str = "wire",
+    ops: Sequence[str] | None = None,
+    over: str = "median",
+) -> pd.Series:
     """Return the bytes that each rank sent in one step.
 
     Args:
-        steps: numbers of the steps to look at; each rank's median over them is taken. None: all but the
-            warm-up, which are the traced step and the timed ones.
+        steps: numbers of the steps to look at. None: all but the warm-up, which are the traced step and the
+            timed ones.
         layer: "wire", what the operating system counted; "algorithm", what textbook algorithms send for the
-            collectives of the traced step. Where the system cannot count (`job.absent` says why), "wire"
-            gives "algorithm" too; but for given `steps`, which were not traced perhaps, it gives nan.
+            collectives of the traced step; "payload", the tensors that were handed to them (of a recv, what
+            came in). Where the system cannot count (`job.absent` says why), "wire" gives "algorithm" too; but
+            for given `steps`, which were not traced perhaps, it gives nan.
+        ops: of these collectives alone, ["send"] say. None: of all. The wire does not know them apart.
+        over: "median" or "max", which of its steps stands for a rank.
 
     Returns:
         float64, index `rank`; 0 for a rank that has measured no such step. Its name says which layer it
-        holds: "wire_bytes" or "algorithm_bytes".
+        holds: "wire_bytes", "algorithm_bytes" or "payload_bytes".
 
-    Errors: ValueError if no step was traced, or none of `steps` was measured; and for `steps` of the layer
-        "algorithm": collectives are traced in one step only.
+    Errors: ValueError if no step was traced, or none of `steps` was measured; for `steps` of another layer
+        than "wire": collectives are traced in one step only; and for `ops` of the wire.
     """
     _require_traced(job)
-    one_of("layer", layer, ("wire", "algorithm"))
+    one_of("layer", layer, ("wire", "algorithm", "payload"))
+    one_of("over", over, ("median", "max"))
     if steps is not None:
         listed("steps", steps, "a list of the numbers of steps", lambda step: isinstance(step, Integral))
-        if layer == "algorithm":
+        if layer != "wire":
             raise ValueError(
-                'steps: collectives are traced in one step only, so layer="algorithm" takes none.'
+                f'steps: collectives are traced in one step only, so layer="{layer}" takes none.'
             )
-    if layer == "algorithm" or (steps is None and "wire bytes" in job.absent):
-        return _per_rank(job, job.comm.groupby("rank")["algorithm_bytes"].sum())
+    if ops is not None:
+        listed("ops", ops, f"a list of some of {', '.join(COLLECTIVES)}", _is_collective)
+        if layer == "wire":
+            raise ValueError('ops: the wire does not know collectives apart; take layer="algorithm".')
+    if layer != "wire" or (steps is None and "wire bytes" in job.absent):
+        comm = job.comm if ops is None else job.comm[job.comm["op"].isin(ops)]
+        column = "payload_bytes" if layer == "payload" else "algorithm_bytes"
+        return _per_rank(job, comm.groupby("rank")[column].sum())
     rows = job.steps[job.steps["phase"] != "warm-up" if steps is None else job.steps["step"].isin(steps)]
     if rows.empty:
         raise ValueError(f"{job.label} has measured no step with a number of {list(steps or [])}.")
-    return _per_rank(job, rows.groupby("rank")["wire_bytes"].median())
+    return _per_rank(job, rows.groupby("rank")["wire_bytes"].agg(over))
 
 
 def held(job: Job) -> pd.DataFrame:
@@ -69,10 +85,11 @@ def held(job: Job) -> pd.DataFrame:
     return table[[category for category in _CATEGORIES if category in table]]
 
 
-def calls(job: Job) -> pd.DataFrame:
+def calls(job: Job, barriers: bool = False) -> pd.DataFrame:
     """Return how often each rank called each collective, send and receive in the traced step.
 
-    A barrier carries no data, and is left out.
+    Args:
+        barriers: whether they are counted, too. A barrier carries no data.
 
     Returns:
         int64, a row per rank, a column per operation that any rank called, in the order of the first calls.
@@ -80,7 +97,7 @@ def calls(job: Job) -> pd.DataFrame:
     Errors: ValueError if no step was traced.
     """
     _require_traced(job)
-    comm = job.comm[~job.comm["op"].isin(of_kind("meeting"))]
+    comm = job.comm if barriers else job.comm[~job.comm["op"].isin(of_kind("meeting"))]
     table = pd.crosstab(comm["rank"], comm["op"]).reindex(range(job.ranks), fill_value=0)
     return table[list(comm["op"].unique())].rename_axis(index="rank", columns="op")
 
@@ -109,6 +126,10 @@ def _require_traced(job: Job) -> None:
             f"{job.label} has traced no step: run two steps or more, each inside `with measure.step(model,"
             " optimizer):`; the second one is traced."
         )
+
+
+def _is_collective(op: object) -> bool:
+    return isinstance(op, str) and op in COLLECTIVES
 
 
 def _per_rank(job: Job, values: pd.Series) -> pd.Series:

@@ -5,7 +5,7 @@ import pandas as pd
 from course_lib.arguments import instance
 from course_lib.record.job import Job
 
-__all__ = ["overlap", "bubble"]
+__all__ = ["overlap", "bubble", "span_seconds"]
 
 Intervals = list[tuple[float, float]]
 
@@ -49,7 +49,18 @@ def bubble(job: Job) -> float:
 
     busy: seconds in spans of `measure.span`, all ranks together; `mini.pipeline` makes one of every
         instruction. Waiting and sending count as idle.
-    length: from the start of the first span to the end of the last one, whichever rank's they are.
+    length: `span_seconds`.
+
+    Errors: ValueError if the traced step has no span.
+    """
+    length_s = span_seconds(job)
+    busy_s = overlap(job, kinds=("span",))["compute_s"].sum()
+    return float(1 - busy_s / (job.ranks * length_s))
+
+
+def span_seconds(job: Job) -> float:
+    """Return the seconds of the traced step from the start of the first span of `measure.span` to the end of
+    the last one, whichever rank's they are.
 
     Errors: ValueError if the traced step has no span.
     """
@@ -59,9 +70,7 @@ def bubble(job: Job) -> float:
         raise ValueError(
             f"{job.label} has no span in its traced step: run two steps or more, each inside measure.step."
         )
-    length_s = (spans["start_s"] + spans["seconds"]).max() - spans["start_s"].min()
-    busy_s = overlap(job, kinds=("span",))["compute_s"].sum()
-    return float(1 - busy_s / (job.ranks * length_s))
+    return float((spans["start_s"] + spans["seconds"]).max() - spans["start_s"].min())
 
 
 def _union(pieces: pd.DataFrame) -> Intervals:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from course_lib import Job
-from course_lib.check.rubric import at_most, calls, it_is, sends, used, values
+from course_lib.check.rubric import at_most, collectives, it_is, sends, used, values
 
 
 def job(results=(0, 0), ops=(), sent=(0, 0)) -> Job:
@@ -69,8 +69,8 @@ def test_at_most():
         (["all_gather", "all_reduce"], "1 all_gather, 1 all_reduce: 2 are too many. It gathers."),
     ],
 )
-def test_calls(ops, told):
-    demand = calls(
+def test_collectives(ops, told):
+    demand = collectives(
         "one",
         lambda ops: ops.total() == 1,
         "{used}: {count} are too many.",
@@ -80,7 +80,7 @@ def test_calls(ops, told):
     assert demand.missed(job(ops=ops)) == told
 
 
-def test_calls_in_words():
+def test_collectives_in_words():
     assert used(Counter()) == "no collective"
     assert used(Counter(["broadcast", "all_reduce", "all_reduce"])) == "2 all_reduce, 1 broadcast"
 

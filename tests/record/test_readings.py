@@ -31,6 +31,24 @@ def test_sent_by_the_textbook():
     assert by_textbook.to_dict() == {0: 192.0, 1: 64.0} and by_textbook.name == "algorithm_bytes"
 
 
+def test_sent_by_the_most_of_its_steps():
+    assert sent(job(), over="max").to_dict() == {0: 400.0, 1: 401.0}
+    assert sent(job(), [1, 2], over="max").to_dict() == {0: 200.0, 1: 201.0}
+
+
+def test_payload_is_what_was_handed_to_the_collectives():
+    records = job().records
+    comm = [row | {"payload_bytes": 10 if row["op"] == "broadcast" else 7} for row in records["comm"]]
+    payload = sent(bare(steps=records["steps"], comm=comm), layer="payload")
+    assert payload.to_dict() == {0: 21.0, 1: 10.0} and payload.name == "payload_bytes"
+
+
+def test_sent_of_some_collectives_alone():
+    assert sent(job(), layer="payload", ops=["all_reduce"]).to_dict() == {0: 128.0, 1: 0.0}
+    assert sent(job(), layer="algorithm", ops=("broadcast", "barrier")).to_dict() == {0: 64.0, 1: 64.0}
+    assert sent(job(), layer="payload", ops=["send"]).to_dict() == {0: 0.0, 1: 0.0}
+
+
 def test_where_the_wire_is_not_counted_sent_is_the_textbooks_and_says_so():
     not_counted = job(NOT_COUNTED)
     assert sent(not_counted).equals(sent(not_counted, layer="algorithm"))
@@ -58,6 +76,13 @@ def test_calls_are_counted_per_rank_without_barriers():
     }
 
 
+def test_calls_with_barriers():
+    assert calls(job(), barriers=True).to_dict("index") == {
+        0: {"all_reduce": 2, "barrier": 1, "broadcast": 0},
+        1: {"all_reduce": 0, "barrier": 0, "broadcast": 1},
+    }
+
+
 def test_calls_of_a_job_without_any():
     assert calls(bare(steps=job().records["steps"])).shape == (2, 0)
 
@@ -75,7 +100,12 @@ def test_step_seconds_are_those_of_the_slowest_rank():
         (lambda: step_seconds(bare()), "has timed no step"),
         (lambda: sent(job(), [9]), r"no step with a number of \[9\]"),
         (lambda: sent(job(), [1], layer="algorithm"), "collectives are traced in one step only"),
-        (lambda: sent(job(), layer="payload"), "'wire', 'algorithm'"),
+        (lambda: sent(job(), [1], layer="payload"), 'layer="payload" takes none'),
+        (lambda: sent(job(), layer="air"), "'wire', 'algorithm', 'payload'"),
+        (lambda: sent(job(), over="mean"), "'median', 'max'"),
+        (lambda: sent(job(), ops=["send"]), "the wire does not know collectives apart"),
+        (lambda: sent(job(), layer="payload", ops="send"), "a list of some of all_reduce, "),
+        (lambda: sent(job(), layer="payload", ops=["sending"]), "a list of some of all_reduce, "),
     ],
 )
 def test_what_was_not_measured_cannot_be_read(read, words):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from course_lib.record import Job, overlap
+from course_lib.record import Job, bubble, overlap, span_seconds
 
 
 def job(*rows) -> Job:
@@ -34,3 +34,11 @@ def test_overlap(rows, compute_s, communication_s, both_s):
 def test_overlap_with_named_spans_alone():
     mixed = job(("span", 0, 2), ("forward", 2, 4), ("communication", 1, 4))
     assert overlap(mixed).loc[0, "both_s"] == 3 and overlap(mixed, kinds=("span",)).loc[0, "both_s"] == 1
+
+
+def test_a_bubble_is_measured_from_the_first_span_to_the_last():
+    spans = job(("span", 1, 2), ("forward", 0, 4), ("span", 2.5, 3))
+    assert span_seconds(spans) == 2 and bubble(spans) == pytest.approx(1 - 1.5 / 2)
+    for read in (span_seconds, bubble):
+        with pytest.raises(ValueError, match="has no span in its traced step"):
+            read(job(("forward", 0, 1)))
