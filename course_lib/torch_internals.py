@@ -276,10 +276,12 @@ def hold_weakly(storage: torch.UntypedStorage) -> int:
     return storage._weak_ref()
 
 
-def bytes_if_alive(number: int) -> int | None:
-    """Bytes of a storage that is held weakly; None if it is gone."""
-    storage = torch.UntypedStorage._new_with_weak_ptr(number)
-    return None if storage is None else storage.nbytes()
+def bytes_if_alive(numbers: Iterable[int]) -> list[int | None]:
+    """Bytes of storages that are held weakly, each; None if it is gone. All at once: this is asked after each
+    operation.
+    """
+    storages = map(torch.UntypedStorage._new_with_weak_ptr, numbers)
+    return [None if storage is None else storage.nbytes() for storage in storages]
 
 
 def let_go(number: int) -> None:

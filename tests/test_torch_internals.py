@@ -191,7 +191,7 @@ def test_storages_are_followed_and_not_kept():
     tensor = torch.zeros(10)
     number = torch_internals.hold_weakly(tensor.untyped_storage())
     assert number == torch_internals.storage_number(tensor.untyped_storage())
-    assert torch_internals.bytes_if_alive(number) == 40
+    assert torch_internals.bytes_if_alive([number]) == [40]
     del tensor
-    assert torch_internals.bytes_if_alive(number) is None
+    assert torch_internals.bytes_if_alive([number]) == [None]
     torch_internals.let_go(number)
