@@ -1,8 +1,10 @@
 """What trials share on the ranks, and the list by which checks load when they are used."""
 
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import on_rank_workers
@@ -19,8 +21,21 @@ def test_the_list_of_checks_is_what_the_modules_offer():
 
 
 def test_a_rank_that_needs_on_rank_does_not_load_pandas():
-    code = "import sys, course_lib.check.on_rank; sys.exit('pandas' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    """Nor does one that is asked for a function of the tests' own workers and answers."""
+    names = ["course_lib.check.on_rank"]
+    for pattern in ("*workers.py", "answers_*.py"):
+        names += sorted(path.stem for path in Path(__file__).parents[1].rglob(pattern))
+    code = (
+        "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print(*{'pandas', 'matplotlib', 'pytest'} & set(sys.modules))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, *names],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0 and told.stdout == "\n" and len(names) > 18, (names, told)
 
 
 def test_every_try_has_another_seed():
