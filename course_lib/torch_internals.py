@@ -16,7 +16,7 @@ import functools
 import importlib
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from types import FrameType
 from typing import NamedTuple
@@ -381,13 +381,14 @@ def hold_weakly(storage: torch.UntypedStorage) -> int:
 
 
 @_of_allocations
-def bytes_if_alive(number: int) -> int | None:
-    """Bytes of a storage that is held weakly; None if it has ended.
+def bytes_if_alive(numbers: Iterable[int]) -> list[int | None]:
+    """Bytes of storages that are held weakly, each; None if it has ended. In one call: this is asked after
+    each operation.
 
     Seen: 2.11 to 2.14. Gone: a RuntimeError.
     """
-    storage = torch.UntypedStorage._new_with_weak_ptr(number)
-    return None if storage is None else storage.nbytes()
+    storages = map(torch.UntypedStorage._new_with_weak_ptr, numbers)
+    return [None if storage is None else storage.nbytes() for storage in storages]
 
 
 @_of_allocations

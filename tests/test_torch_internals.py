@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import workers
 
 import course_lib
-from course_lib import measure, run, torch_internals
+from course_lib import run, torch_internals
 
 FOLDER = Path(course_lib.__file__).parent
 FILES = {str(path.relative_to(FOLDER)): path.read_text() for path in sorted(FOLDER.rglob("*.py"))}
@@ -147,21 +148,6 @@ def test_everything_in_the_file_is_offered():
 # A release in which one of them is gone
 
 
-def one_step_without(holder: str, name: str):
-    model = torch.nn.Linear(4, 4)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    place = torch
-    for part in holder.split(".")[1:]:
-        place = getattr(place, part)
-    delattr(place, name)
-    for _ in range(3):
-        with measure.step(model, optimizer):
-            model(torch.ones(2, 4)).sum().backward()
-            dist.all_reduce(model.weight.grad)
-            optimizer.step()
-            optimizer.zero_grad()
-
-
 @pytest.mark.parametrize(
     "holder, name, absent",
     [
@@ -174,7 +160,7 @@ def one_step_without(holder: str, name: str):
     ],
 )
 def test_where_a_place_is_gone_that_layer_is_absent_and_the_others_measure(holder, name, absent):
-    job = run(one_step_without, holder, name, ranks=1)
+    job = run(workers.one_step_without, holder, name, ranks=1)
     assert set(job.absent) - {"other memory", "wire bytes"} == absent
     assert all(name in job.absent[layer] for layer in absent)
     assert job.steps["phase"].tolist() == ["warm-up", "traced", "timed"] and not job.timeline.empty
@@ -222,7 +208,7 @@ def test_storages_are_followed_and_not_kept():
     tensor = torch.zeros(10)
     number = torch_internals.hold_weakly(tensor.untyped_storage())
     assert number == torch_internals.storage_number(tensor.untyped_storage())
-    assert torch_internals.bytes_if_alive(number) == 40
+    assert torch_internals.bytes_if_alive([number]) == [40]
     del tensor
-    assert torch_internals.bytes_if_alive(number) is None
+    assert torch_internals.bytes_if_alive([number]) == [None]
     torch_internals.let_go(number)

@@ -476,3 +476,19 @@ def views_of_parameters(model_known: bool = True) -> int:
             half.grad = torch.ones(50)
             optimizer.step()
     return flat.nbytes
+
+
+def one_step_without(holder: str, name: str):
+    """Three steps in a torch that lacks one of its private places."""
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    place = torch
+    for part in holder.split(".")[1:]:
+        place = getattr(place, part)
+    delattr(place, name)
+    for _ in range(3):
+        with measure.step(model, optimizer):
+            model(torch.ones(2, 4)).sum().backward()
+            dist.all_reduce(model.weight.grad)
+            optimizer.step()
+            optimizer.zero_grad()

@@ -151,16 +151,14 @@ class Allocations(TorchDispatchMode):
         ]
 
     def _live(self) -> int:
-        live = 0
         with looks.lock:
-            for weak in [*self._made]:
-                count = torch_internals.bytes_if_alive(weak)
+            made = [*self._made]
+            counts = torch_internals.bytes_if_alive(made)
+            for weak, count in zip(made, counts):
                 if count is None:
                     torch_internals.let_go(weak)
                     del self._made[weak]
-                else:
-                    live += count
-        return live
+        return sum(filter(None, counts))
 
     def _note(self, mark: str) -> None:
         gc.collect()

@@ -4,7 +4,7 @@ and wasteful answers with a reason that helps.
 
 import answers_collectives_and_the_ring as answers
 from verdicts import *  # noqa: F403
-from verdicts import LITTLE_PATIENCE_S
+from verdicts import LITTLE_PATIENCE_S, judged
 
 from course_lib.check import judge
 from course_lib.check.collectives_and_the_ring import chain_broadcast, doubling_all_reduce, ring_all_reduce
@@ -188,7 +188,7 @@ WRONG = [
 
 def test_an_answer_that_waits_for_nobody_is_not_asked_whether_it_waits(monkeypatch):
     monkeypatch.setattr(judge, "TIMEOUT_S", LITTLE_PATIENCE_S)
-    verdict = ring_all_reduce(answers.ring_that_never_ends)
+    verdict = judged(ring_all_reduce, (answers.ring_that_never_ends,))
     assert f"had not finished after timeout={LITTLE_PATIENCE_S:g} s" in repr(
         verdict
     ) and "Do you `wait`" not in repr(verdict)

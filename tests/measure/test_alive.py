@@ -2,6 +2,7 @@
 
 import gc
 
+import alive_workers
 import pytest
 import torch
 from torch import nn
@@ -121,23 +122,8 @@ def test_memory_that_comes_back_is_seen_and_gradients_too():
     assert (held.at("freed"), held.at("back"), held.at("backward")) == (0, 400, 800)
 
 
-def late_release() -> list[int]:
-    """What is held after each of many gathers by gloo, whose inputs and outputs nobody needs."""
-    import torch.distributed as dist
-
-    n, held_after = dist.get_world_size(), []
-    with alive.Allocations() as held:
-        for number in range(30):
-            parts = [torch.empty(10_000) for _ in range(n)]
-            dist.all_gather(parts, torch.ones(10_000))
-            del parts
-            held.mark(f"{number}")
-        held_after = [held.at(f"{number}") for number in range(30)]
-    return held_after
-
-
 def test_what_gloos_threads_let_go_of_late_does_not_count():
-    for held_after in run(late_release, ranks=2).results:
+    for held_after in run(alive_workers.late_release, ranks=2).results:
         assert held_after == [0] * 30
 
 
