@@ -179,7 +179,7 @@ def test_what_a_waiting_rank_tells_is_empty_where_a_place_is_gone(monkeypatch):
 
 
 def test_a_record_that_cannot_be_read_is_absent_and_memory_is_not():
-    job = run(one_step_without, "torch._C._autograd._KinetoEvent", "start_ns", ranks=1)
+    job = run(workers.one_step_without, "torch._C._autograd._KinetoEvent", "start_ns", ranks=1)
     told = {layer for layer, reason in job.absent.items() if "start_ns" in reason}
     assert told == {"collectives", "collective times", "timeline"}
     assert job.comm.empty and job.timeline.empty and "activations" in set(job.memory["category"])
