@@ -298,7 +298,8 @@ class Group:
 
 def _nothing_moved(before: dict, now: dict) -> bool:
     """Whether a rank was blocked at the same place all the time between two answers, and neither sent nor
-    worked in the background.
+    worked in the background, nor would have if a core had been free: a thread that is awake has slept since
+    the answer before, and so has found nothing to do.
     """
     return (
         bool(before)
@@ -306,6 +307,10 @@ def _nothing_moved(before: dict, now: dict) -> bool:
         and now["written_bytes"] is not None
         and now["cpu_s"] - before["cpu_s"] < STILL_CPU_S
         and all(before[name] == now[name] for name in ("frames", "call", "collectives", "written_bytes"))
+        and all(
+            asleep or times >= before["threads"].get(thread, (asleep, times))[1] + 2  # whole rounds
+            for thread, (asleep, times) in now["threads"].items()
+        )
     )
 
 

@@ -1,10 +1,13 @@
-"""Names of threads for the operating system, by which other processes can tell what a thread does (Linux)."""
+"""What the operating system knows of threads (Linux): names, by which other processes can tell what a thread
+does, and whether a thread sleeps.
+"""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 
-__all__ = ["ANSWERING", "called"]
+__all__ = ["ANSWERING", "called", "others"]
 
 ANSWERING = "course_lib"  # a rank's thread that answers when the kernel asks where the rank is
 
@@ -24,6 +27,19 @@ def called(name: str) -> Iterator[None]:
     finally:
         if before:
             _write(path, before)
+
+
+def others() -> dict[int, tuple[bool, int]]:
+    """Of each thread of this process but the one that asks: does it sleep, and how often has it gone to sleep
+    by itself so far? Empty where there is no /proc.
+    """
+    found = {}
+    with contextlib.suppress(OSError):
+        for task in set(map(int, os.listdir("/proc/self/task"))) - {threading.get_native_id()}:
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/status") as file:  # it may end
+                told = dict(line.split(":", 1) for line in file)
+                found[task] = (told["State"].split()[0] == "S", int(told["voluntary_ctxt_switches"]))
+    return found
 
 
 def _write(path: str, name: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from course_lib import torch_internals
 from course_lib.collectives import by_function
 from course_lib.measure import looks, wire
-from course_lib.ranks import places
+from course_lib.ranks import places, threads
 
 __all__ = ["whereabouts", "collectives", "tell_before_abort"]
 
@@ -36,10 +36,11 @@ def whereabouts() -> dict:
         that it is making.
     free: it is in code that waits for nobody, even if a collective is under way.
     blocked: it can only go on when another rank does something.
-    written_bytes, cpu_s: of this process so far; a transfer that moves shows in them.
+    written_bytes, cpu_s, threads (`threads.others`): of this process so far; a transfer that moves shows in
+        them, and a thread that waits for a core.
     """
     with looks.lock:
-        frames, call, making, threads = _look()
+        frames, call, making, count = _look()
     return {
         "frames": frames,
         "call": call,
@@ -51,12 +52,13 @@ def whereabouts() -> dict:
         "blocked": (
             call is not None
             and call["op"] not in _NOT_FOR_EVER
-            and threads == 2
+            and count == 2
             and _on_cpus()
             and _groups_wait_long()
         ),
         "written_bytes": wire.all_written_bytes(),
         "cpu_s": time.process_time(),
+        "threads": threads.others(),
     }
 
 
@@ -64,9 +66,9 @@ def _look() -> tuple[list[tuple[str, int, str]], dict | None, dict[str, str], in
     """The main thread's frames, the call it is in, the group that it is making, and how many threads there
     are; nothing of it holds a frame, and so a tensor, when this returns.
     """
-    threads = sys._current_frames()
-    count, frame = len(threads), threads.get(threading.main_thread().ident or 0)
-    threads.clear()  # the frame of this function is among them: a circle would keep all of them alive
+    of_threads = sys._current_frames()
+    count, frame = len(of_threads), of_threads.get(threading.main_thread().ident or 0)
+    of_threads.clear()  # the frame of this function is among them: a circle would keep all of them alive
     # traceback's own extracts read the sources, which costs memory
     inwards = reversed(list(islice(traceback.walk_stack(frame), FRAMES))) if frame else []
     frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in inwards]

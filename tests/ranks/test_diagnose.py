@@ -172,8 +172,10 @@ def test_what_counts_as_moving():
         "blocked": True,
         "written_bytes": 10,
         "cpu_s": 1.0,
+        "threads": {7: (True, 20), 8: (True, 300)},
     }
     assert _nothing_moved(blocked, blocked | {"cpu_s": 1.001})
+    assert _nothing_moved(blocked, blocked | {"threads": {7: (True, 20), 8: (False, 302)}})
     for change in (
         {"cpu_s": 1.001 + STILL_CPU_S},
         {"written_bytes": 11},
@@ -181,6 +183,9 @@ def test_what_counts_as_moving():
         {"blocked": False},
         {"written_bytes": None},
         {"collectives": [call(1)]},
+        {"threads": {7: (False, 20), 8: (True, 400)}},  # awake, and no core is free
+        {"threads": {7: (True, 20), 8: (False, 301)}},
+        {"threads": {7: (True, 20), 8: (True, 400), 9: (False, 0)}},  # it has begun
     ):
         assert not _nothing_moved(blocked, blocked | change)
     assert not _nothing_moved(None, blocked) and not _nothing_moved(
