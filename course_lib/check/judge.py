@@ -99,9 +99,7 @@ class Judge:
                 met &= self.demand(key, missed, demand.words.format(n=job.ranks))
         return met
 
-    def run(
-        self, fn: Callable, *args, timeout: float = TIMEOUT_S, label: str = "your function", **options
-    ) -> Job:
+    def run(self, fn: Callable, *args, label: str = "your function", **options) -> Job:
         """Run a job as `course_lib.run` does, without its line.
 
         If it fails, the answer is refused with the reason, which names the function by its `label`. The same
@@ -109,7 +107,7 @@ class Judge:
         """
         self._met_now = {}
         try:
-            job = run_quietly(fn, *args, timeout=timeout, label=label, **options)
+            job = run_quietly(fn, *args, **{"timeout": TIMEOUT_S, "label": label} | options)
         except RankError as error:
             raise _without_the_check(error) from None
         except (TypeError, ValueError, RuntimeError, OSError) as error:
