@@ -36,7 +36,7 @@ def whereabouts() -> dict:
         that it is making.
     free: it is in code that waits for nobody, even if a collective is under way.
     blocked: it can only go on when another rank does something.
-    written_bytes, cpu_s, threads (`threads.others`): of this process so far; a transfer that moves shows in
+    written_bytes, cpu_s, threads: of this process so far (`threads.others`); a transfer that moves shows in
         them, and a thread that waits for a core.
     """
     with looks.lock:
