@@ -1,6 +1,7 @@
 """Lists that are kept by hand name all that they should, and nothing else."""
 
 import ast
+import json
 import re
 import tomllib
 from importlib.metadata import packages_distributions
@@ -152,6 +153,17 @@ def test_the_layout_in_the_design_names_nothing_else():
         for name in re.findall(r"\w+(?:\.\w+|/)", words)
     }
     assert names and [path for path in names if not path.exists()] == []
+
+
+def test_files_that_a_chapter_names_are_there():
+    for path in sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""
+            folders = [ROOT / name for name in re.findall(r"`(course_lib/[\w/]*)`", text)]
+            files = re.findall(r"`([\w./]+\.py)`", text)
+            folders += [(ROOT / name).parent for name in files]
+            gone = [name for name in files if not any((home / name).exists() for home in (ROOT, *folders))]
+            assert not gone, (path.name, gone)
 
 
 @pytest.mark.parametrize(
