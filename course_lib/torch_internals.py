@@ -34,6 +34,9 @@ __all__ = [
     "TorchDispatchMode",
     "tree_leaves",
     "tree_map_only",
+    "GLOO_RUNS",
+    "GLOO_LISTENS",
+    "RECORDER_LENGTH",
     "watch_collectives",
     "process_group_in",
     "asked_by_ddp",
@@ -90,6 +93,14 @@ def _needed_by(who: str) -> Callable[[Callable], Callable]:
         return or_say
 
     return decorate
+
+
+# Names of threads in which gloo carries out calls, and receives; and the variable that says how many calls
+# torch's Flight Recorder keeps. Seen: 2.11 to 2.14. Gone: memory that a thread of gloo lets go of late counts
+# as held, a late rank of a check comes at its deadline, a hang is explained without the calls before it.
+GLOO_RUNS = "gloo_runloop"  # a part of the name
+GLOO_LISTENS = "gloo_tcp_loop"  # in 2.11 it has no name, and who looks for stillness finds it a little later
+RECORDER_LENGTH = "TORCH_FR_BUFFER_SIZE"
 
 
 # Collectives

@@ -6,13 +6,14 @@ not stand still, and one that waits for a message does.
 import contextlib
 import os
 
+from course_lib import torch_internals
 from course_lib.ranks import threads
 
 __all__ = ["still_at", "looking"]
 
 LOOKING = "looking"
 # gloo's own threads wake up a hundred times a second: they are judged by the bytes that they write
-NOT_AT_WORK = (LOOKING, threads.ANSWERING, "gloo_tcp_loop")
+NOT_AT_WORK = (LOOKING, threads.ANSWERING, torch_internals.GLOO_LISTENS)
 
 
 def still_at() -> int | None:

@@ -210,4 +210,4 @@ def _gloo_is_awake() -> bool:
         ]
     except OSError:  # a thread has ended meanwhile: nothing is sure
         return sys.platform == "linux"
-    return any("gloo_runloop" in name and state.split()[0] == "R" for name, _, state in threads)
+    return any(torch_internals.GLOO_RUNS in name and state.split()[0] == "R" for name, _, state in threads)

@@ -23,7 +23,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from course_lib import measure
+from course_lib import measure, torch_internals
 from course_lib.ranks import imports, sending, settings, threads, where
 
 __all__ = ["work", "in_rank"]
@@ -32,7 +32,7 @@ MEETING_S = 2.0  # how long a rank waits at a meeting point within a job
 _DEFAULTS = {
     "KINETO_LOG_LEVEL": "99",  # or the profiler's banners stand in the output
     # the Flight Recorder: the last collectives of this rank, for the explanation of a hang
-    "TORCH_FR_BUFFER_SIZE": str(where.RECORDED),
+    torch_internals.RECORDER_LENGTH: str(where.RECORDED),
 }
 _NOTEBOOKS = ("display", "get_ipython")  # what IPython adds to Python's own names
 _running = False  # True in a rank: a rank cannot start ranks

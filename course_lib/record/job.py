@@ -102,7 +102,9 @@ class Job:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write this job as JSON. A result that JSON cannot hold is kept as its text."""
+        """Write this job as JSON. A result that JSON cannot hold, such as a tensor, is kept as its text: for
+        `parity` of a job that was loaded, return numbers.
+        """
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         content["results"] = [_plain(result) for result in self.results]
         Path(path).write_text(json.dumps(_without_nan(content), indent=1))

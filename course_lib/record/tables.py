@@ -1,7 +1,8 @@
 """The tables of a job's ledger: the columns of each, and their dtypes. What they mean stands at `Job`.
 
 A rank writes rows without `rank`, which is added when the rows of all ranks come together. A new column, or a
-new table, is entered here, where the rank writes it (`measure/ledger.py`, `measure/tracing.py`) and at `Job`.
+new table, is entered here, at `Job`, and where the rank writes it, in `measure/`: steps in `ledger.py`, comm
+in `calls.py`, memory in `memory.py`, the timeline in `tracing.py`.
 """
 
 __all__ = ["COLUMNS"]

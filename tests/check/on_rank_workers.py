@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from course_lib import measure
+from course_lib import measure, torch_internals
 from course_lib.check import on_rank
 from course_lib.ranks import where
 
@@ -104,7 +104,7 @@ def all_wait():
 
 def waits_for_another(other: str) -> tuple[bool, bool]:
     """Rank 0 waits for what rank 1 does: whether it came, and whether the time was what ended it."""
-    begin, store = time.monotonic(), torch.distributed.distributed_c10d._get_default_store()
+    begin, store = time.monotonic(), torch_internals.default_store()
     if torch.distributed.get_rank() == 0:
         came = on_rank.wait_until(lambda: store.check(["came"]), 60.0, looks=50)
         store.set("seen", "")

@@ -1,4 +1,4 @@
-"""What the ranks of test_hybrid.py run."""
+"""What the ranks of test_mini_hybrid.py run."""
 
 import time
 

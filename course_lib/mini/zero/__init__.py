@@ -13,7 +13,7 @@ chunk k, its *shard*. The optimizer gets shards instead of parameters and never 
     3       shards             until their unit is complete    while their module computes    3 r P
 
 Each stage shards one thing more. A reduce_scatter and an all_gather send r P bytes each, r = (n-1)/n.
-Beside: `shard` in `sharding`, `hooks` (who calls `Events`), `bookkeeping` of units, `everyday`, `refusals`.
+Beside: `bookkeeping` (a unit is made, gradients are put in), `sharding` (units of a model: `shard`), `hooks`.
 Source: Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward training trillion parameter models", 5, 7.
 """
 
