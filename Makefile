@@ -3,17 +3,20 @@
 PYTHON   ?= python3
 PIP_ARGS ?=
 LAB_ARGS ?=
+DESK     ?=
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PLACE := $(if $(DESK),--place "$(DESK)")
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab lint test test-quick demo notebooks bench clean
+.PHONY: help env lab desk lint test test-quick demo notebooks bench clean
 
 help:
 	@echo "make env         build the virtual environment in $(VENV)"
-	@echo "make lab         open JupyterLab on the first notebook"
+	@echo "make lab         open JupyterLab on your desk: copies of the chapters, which are yours to change"
+	@echo "make desk        lay the desk, or bring it up to date, and open nothing"
 	@echo "make test        look at style and types, run all tests, and every notebook against its stored outputs"
 	@echo "make test-quick  the part of it that answers in three minutes, for who changes code"
 	@echo "make lint        look at style and types only"
@@ -25,6 +28,7 @@ help:
 	@echo
 	@echo "PYTHON=python3.13   the Python to build with: 3.11, 3.12 or 3.13 (now: $(PYTHON))"
 	@echo "PIP_ARGS='...'      more arguments for pip, for example to choose the CPU build of PyTorch"
+	@echo "DESK=/some/folder   where desk/ is laid, for someone else or for a class (now: here)"
 	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
 
 env: $(STAMP)
@@ -39,7 +43,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 lab: env
-	$(PY) -m jupyterlab notebooks/00_start_here.ipynb $(LAB_ARGS)
+	$(PY) -m course_lib.learner lab $(PLACE) $(LAB_ARGS)
+
+desk: env
+	$(PY) -m course_lib.learner desk $(PLACE)
 
 lint: env
 	$(PY) -m ruff format --check .

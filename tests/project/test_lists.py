@@ -21,7 +21,6 @@ LIBRARY = ROOT / "course_lib"
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 # what is used without being imported, and the words in the Makefile that use it
 TOOLS = {
-    "jupyterlab": "-m jupyterlab",
     "pytest-xdist": "-m pytest -n ",
     "ruff": "-m ruff",
     "mypy": "-m mypy",

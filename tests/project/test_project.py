@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.12", "3.13")
-TARGETS = {"env", "lab", "lint", "test", "test-quick", "demo", "notebooks", "bench", "clean", "help"}
+TARGETS = {"env", "lab", "desk", "lint", "test", "test-quick", "demo", "notebooks", "bench", "clean", "help"}
 
 
 def read(name: str) -> str:
@@ -215,7 +215,8 @@ def test_hooks_run_the_pinned_tools():
 
 
 def test_the_other_targets_run_what_they_say():
-    assert "-m jupyterlab notebooks/00_start_here.ipynb" in recipe("lab")
+    assert recipe("lab").split() == ".venv/bin/python -m course_lib.learner lab".split()
+    assert recipe("desk").split() == ".venv/bin/python -m course_lib.learner desk".split()
     assert "-m course_lib.demo" in recipe("demo")
     assert (
         "tests/execute_notebooks.py" in recipe("notebooks")

@@ -1,0 +1,66 @@
+"""Lay a desk, open it in JupyterLab, or begin a chapter or an exercise anew.
+
+    python -m course_lib.learner lab                  # what `make lab` does
+    python -m course_lib.learner desk                 # lay it, or bring it up to date, and open nothing
+    python -m course_lib.learner reset ddp            # a whole chapter; what you wrote is kept beside it
+    python -m course_lib.learner reset ddp own_ddp    # one exercise, by the name of its check
+
+Each takes --place FOLDER: the desk is `desk/` in it, and not in the project's own folder. What else `lab` is
+given goes to JupyterLab.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from course_lib.learner import desk, kernel
+
+__all__ = ["main"]
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m course_lib.learner",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("lab", "desk", "reset"):
+        command = commands.add_parser(name, allow_abbrev=False)
+        command.add_argument("--place", type=Path, default=PROJECT)
+        if name == "reset":
+            command.add_argument("chapter")
+            command.add_argument("exercise", nargs="?")
+    options, more = parser.parse_known_args(arguments)
+    if more and options.command != "lab":
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    place = options.place.expanduser().resolve()
+    try:
+        if options.command == "reset":
+            print(desk.reset(PROJECT, options.chapter, options.exercise, place))
+            return 0
+        kernel.make_known()
+        for sentence in desk.lay(PROJECT, place):
+            print(sentence)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    if options.command == "lab":
+        _open(place, more)
+    return 0
+
+
+def _open(place: Path, more: list[str]) -> None:
+    """JupyterLab, until it is closed, with the desk's first chapter as the page that it begins with."""
+    from jupyterlab import labapp  # loads for seconds
+
+    first = min(path.name for path in (place / desk.DESK).glob("[0-9]*.ipynb"))
+    settings = [f"--ServerApp.root_dir={place}", f"--LabApp.default_url=/lab/tree/{desk.DESK}/{first}"]
+    labapp.main([*settings, *more])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
