@@ -17,12 +17,13 @@ from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.collectives import of_kind
 from course_lib.mini import pipeline as mini
-from course_lib.record import Job, sent
+from course_lib.record import Job, bubble, sent
 
 __all__ = ["schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"]
 
 SIZES = ((4, 8), (4, 2), (3, 3), (2, 5), (1, 3))  # stages, micro-batches; the first is run for real
 FORWARD_S = 0.006  # a stage's forward sleeps so long, its backward twice
+STAGE = ("F", "B")  # spans in which a stage of `_trial` sleeps
 DRAWN_MODELS, DRAWN_SIZES = 400, 12
 RELATIVE_ERROR = 1e-9  # of gradients in float64; a right answer is at 1e-15
 HOLD_S = 12.0  # so long a rank stands still, unless the others do before what they can do without it
@@ -494,18 +495,14 @@ def _kept(job: Job, schedule: str, micro_batches: int) -> str:
 
 
 def _asleep(job: Job, rank: int) -> pd.DataFrame:
-    """The spans in which a stage of `_trial` sleeps, F or B, in order. (mini's worker makes spans of its own
-    around them.)
-    """
-    spans = job.timeline[job.timeline["name"].isin(["F", "B"]) & (job.timeline["rank"] == rank)]
+    """A rank's spans of `STAGE`, in order. (mini's worker makes spans of its own around them.)"""
+    spans = job.timeline[job.timeline["name"].isin(STAGE) & (job.timeline["rank"] == rank)]
     return spans.sort_values("start_s")
 
 
 def _idle(job: Job) -> float:
-    """Share of the step in which a rank's stage did not work, as the mean over the ranks."""
-    spans = pd.concat([_asleep(job, rank) for rank in range(job.ranks)])
-    length_s = (spans["start_s"] + spans["seconds"]).max() - spans["start_s"].min()
-    return 1 - float(spans["seconds"].sum()) / job.ranks / length_s if len(spans) else 1.0
+    """The measured bubble; all, where no stage slept (who calls its layers one by one runs no stage)."""
+    return bubble(job, STAGE) if job.timeline["name"].isin(STAGE).any() else 1.0
 
 
 def _looks_busy(job: Job, micro_batches: int) -> bool:
