@@ -2,7 +2,6 @@
 
 import os
 import time
-from itertools import chain
 
 import psutil
 import torch
@@ -11,8 +10,9 @@ import torch.distributed as dist
 from course_lib import theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import BYTES_LIMIT
+from course_lib.check.rubric import BYTES_LIMIT, Demand, at_most, fact
 from course_lib.collectives import of_kind
+from course_lib.record import Job
 
 __all__ = ["ping_pong", "my_share", "average"]
 
@@ -22,13 +22,37 @@ RELATIVE_ERROR = 1e-6  # of averages, which float32 holds exactly here
 SHAPES = ((64, 32), (32,), (3, 4, 5), (1,))  # of the gradients
 
 
+def _others(job: Job) -> str | None:
+    """It cannot be told where nothing was sent."""
+    used = {call["op"] for result in job.results for _, calls, _ in result["games"] for call in calls}
+    others = ", ".join(sorted(used - of_kind("send", "receive")))
+    why = f"only send and recv are needed here, and you also used {others}"
+    return (why if others else "") if used else None
+
+
+def _not_two(job: Job) -> str:
+    pids = {result["processes"][0][0] for result in job.results}
+    return "" if len(pids | {os.getpid()}) == 3 else "the two ranks were not two processes"
+
+
 @exercise(
     numbers="each rank returns what it received, whatever the start",
-    messages="only send and recv were used",
+    messages=Demand("only send and recv were used", _others),
     rounds="each rank sends once in each round",
-    first="rank 0 sent first",
-    size="each message is one number",
-    processes="two processes played, and the notebook was neither of them",
+    first=fact(
+        "rank 0 sent first",
+        "in_turn",
+        "rank 0 must send first, and rank 1 must receive before it sends",
+        after=("rounds",),
+    ),
+    size=at_most(
+        "each message is one number",
+        "largest_bytes",
+        8,
+        "one number needs at most 8 bytes, and your largest message has {most} bytes",
+        after=("rounds",),
+    ),
+    processes=Demand("two processes played, and the notebook was neither of them", _not_two),
     gone="nothing is left running",
 )
 def ping_pong(judge: Judge, answer) -> None:
@@ -46,20 +70,26 @@ def ping_pong(judge: Judge, answer) -> None:
             if start == 40:
                 on_rank.is_back("game")
             received.append((numbers, calls.rows, " ".join(repr(said).split())))
-        me = psutil.Process()
-        return received, [
-            (process.pid, process.create_time()) for process in (me, *me.children(recursive=True))
-        ]
+        me, first = psutil.Process(), "send" if dist.get_rank() == 0 else "recv"
+        sizes = [call["payload_bytes"] for _, calls, _ in received for call in calls if call["op"] == "send"]
+        return {
+            "games": received,
+            "in_turn": all(calls and calls[0]["op"] == first for _, calls, _ in received),
+            "largest_bytes": max(sizes, default=0),
+            "processes": [
+                (process.pid, process.create_time()) for process in (me, *me.children(recursive=True))
+            ],
+        }
 
     job = judge.run(play, ranks=2)
     for game, (start, rounds) in enumerate(games):
-        got = [result[0][game][0] for result in job.results]
+        got = [result["games"][game][0] for result in job.results]
         wanted = [list(range(start + 2 - rank, start + 2 - rank + 2 * rounds, 2)) for rank in (0, 1)]
         wrong = [rank for rank in (1, 0) if _numbers(got[rank]) != wanted[rank]]
         case = f"start {start}, {rounds} rounds"
         why = "; ".join(
             f"{case}: rank {rank} must return {wanted[rank]}, and returned"
-            f" {on_rank.short(job.results[rank][0][game][2])}"
+            f" {on_rank.short(job.results[rank]['games'][game][2])}"
             for rank in wrong
         )
         received = f"{case}: rank 1 received {_listed(wanted[1])}, and rank 0 received {_listed(wanted[0])}"
@@ -68,12 +98,8 @@ def ping_pong(judge: Judge, answer) -> None:
             break
 
     # of each rank, in each game
-    ops = [[[call["op"] for call in calls] for _, calls, _ in result[0]] for result in job.results]
-    messages = of_kind("send", "receive")
-    others = sorted({op for op in chain(*ops[0], *ops[1]) if op not in messages})
-    if any(chain(*ops)):
-        why = f"only send and recv are needed here, and you also used {', '.join(others)}"
-        judge.demand("messages", why if others else "")
+    ops = [[[call["op"] for call in calls] for _, calls, _ in result["games"]] for result in job.results]
+    judge.look(job, "messages")
     worst, rounds = 1, games[1][1]  # the game that is told of: the second, or a wrong one
     for game, (_, its_rounds) in enumerate(games):
         if (
@@ -84,28 +110,10 @@ def ping_pong(judge: Judge, answer) -> None:
     sends = [ops[rank][worst].count("send") for rank in (0, 1)]
     judge.case = f"{rounds} rounds"
     why = f"each rank must send {rounds} times, and rank 0 sent {sends[0]} and rank 1 sent {sends[1]} times"
-    right = judge.demand("rounds", why if sends != [rounds, rounds] else "", f"each rank sent {rounds} times")
+    judge.demand("rounds", why if sends != [rounds, rounds] else "", f"each rank sent {rounds} times")
     judge.case = ""
-    if right:
-        in_turn = all(ops[0][game][0] == "send" and ops[1][game][0] == "recv" for game in range(len(games)))
-        judge.demand(
-            "first", "" if in_turn else "rank 0 must send first, and rank 1 must receive before it sends"
-        )
-        largest = max(
-            call["payload_bytes"]
-            for result in job.results
-            for _, calls, _ in result[0]
-            for call in calls
-            if call["op"] == "send"
-        )
-        why = f"one number needs at most 8 bytes, and your largest message has {largest} bytes"
-        judge.demand("size", why if largest > 8 else "")
-
-    pids = {processes[0][0] for _, processes in job.results}
-    judge.demand(
-        "processes", "" if len(pids | {os.getpid()}) == 3 else "the two ranks were not two processes"
-    )
-    left = [process for _, processes in job.results for process in processes]
+    judge.look(job, "first", "size", "processes")
+    left = [process for result in job.results for process in result["processes"]]
     deadline = time.monotonic() + GONE_S
     while (left := [process for process in left if _alive(*process)]) and time.monotonic() < deadline:
         time.sleep(0.02)
