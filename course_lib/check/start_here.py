@@ -132,9 +132,18 @@ def _alive(pid: int, since: float) -> bool:
         return False
 
 
+def _messages(job: Job) -> str:
+    messages = {op for found in job.results for op in found["messages"]}
+    why = (
+        "each rank can work out its share from its rank and the world size alone, and yours sent messages"
+        f" ({', '.join(sorted(messages))})"
+    )
+    return why if messages else ""
+
+
 @exercise(
     shares="every sample is on one rank, and no rank has more than one sample more than another",
-    messages="no message was needed",
+    messages=Demand("no message was needed", _messages),
 )
 def my_share(judge: Judge, answer) -> None:
     """`answer(batch)` returns this rank's samples of a batch that every rank has."""
@@ -163,11 +172,11 @@ def my_share(judge: Judge, answer) -> None:
                 )
             else:
                 shares.append(mine.tolist())
-        return shares, messages
+        return {"shares": shares, "messages": messages}
 
     for ranks in (4, 3):
         job = judge.run(share, ranks=ranks)
-        shares = list(zip(*(shares for shares, _ in job.results)))
+        shares = list(zip(*(found["shares"] for found in job.results)))
         good = []
         for size, its in zip(sizes, shares):
             problem = _shares_problem(range(first, first + size), its)
@@ -175,13 +184,8 @@ def my_share(judge: Judge, answer) -> None:
             # a size that is another one in each try is told of only where it alone is wrong
             if size in SIZES or problem and all(good):
                 good.append(judge.demand("shares", problem, _listed(sorted(map(len, its), reverse=True))))
-        messages = sorted({op for _, messages in job.results for op in messages})
         judge.case = f"{ranks} ranks"
-        why = (
-            "each rank can work out its share from its rank and the world size alone, and yours sent messages"
-            f" ({', '.join(messages)})"
-        )
-        quiet = judge.demand("messages", why if messages else "")
+        quiet = judge.look(job, "messages")
         if not (all(good) and quiet):
             break
 
@@ -215,9 +219,16 @@ def _shares_problem(batch: range, shares: tuple[list[int] | str, ...]) -> str:
     return ""
 
 
+def _more_than_one(job: Job) -> str:
+    """On rank 0, in any case; told is the one with many gradients, if it is wrong there."""
+    few, many = (len(calls) for _, calls in job.results[0])
+    why = f"one collective is enough for all gradients together, and you called {many if many != 1 else few}"
+    return why if (few, many) != (1, 1) else ""
+
+
 @exercise(
     average="every rank has the average over all ranks of every gradient",
-    calls="one collective",
+    calls=Demand("one collective", _more_than_one),
     bytes="it sends no more than 2(n-1)/n times the gradients' bytes",
 )
 def average(judge: Judge, answer) -> None:
@@ -261,15 +272,11 @@ def average(judge: Judge, answer) -> None:
 
     payload_bytes = sum(4 * torch.Size(shape).numel() for shape in SHAPES)
     least_bytes = theory.collective_bytes("all_reduce", payload_bytes, ranks)
-    (_, other), (_, mine) = job.results[0]
-    sent_bytes, count = sum(call["algorithm_bytes"] for call in mine), len(mine)
-    why = (
-        "one collective is enough for all gradients together, and you called"
-        f" {count if count != 1 else len(other)}"
-    )
-    if judge.demand("calls", why if (count, len(other)) != (1, 1) else ""):
+    if judge.look(job, "calls"):
+        (call,) = job.results[0][1][1]
+        sent_bytes = call["algorithm_bytes"]
         why = (
-            f"your {mine[0]['op']} sends {sent_bytes:,.0f} bytes per rank, and an all_reduce of the"
+            f"your {call['op']} sends {sent_bytes:,.0f} bytes per rank, and an all_reduce of the"
             f" {payload_bytes:,} bytes of gradients sends {least_bytes:,.0f}"
         )
         said = (
