@@ -321,9 +321,19 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
     judge.look(replace(job, results=rows), "no_grad")
 
 
+def _elsewhere(job: Job) -> str:
+    """A message over the link is two sends: of a tensor, and of the time."""
+    for found in zip(*job.results):  # of each size, what each rank tells
+        ops = [op for *_, its in found for op in its]
+        over_link = sum(messages for _, _, messages, *_ in found)
+        if set(ops) - of_kind("send", "receive") or ops.count("send") != 2 * over_link:
+            return "some bytes did not go over `link`. Use link.send and link.recv only"
+    return ""
+
+
 @exercise(
     sum="every rank has the sum",
-    over_link=Demand("all bytes go over `link`", quiet=True),
+    over_link=Demand("all bytes go over `link`", _elsewhere, quiet=True),
     total="2(n-1) S are sent in all",
     each="no rank sends more than log2(n) S",
     time="done after the time of 2 log2(n) messages",
@@ -389,16 +399,9 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
         bad = ", ".join(map(str, bad))
         if not judge.demand("sum", bad and f"rank {bad} does not hold the sum of all tensors{why}"):
             return
-        cases = list(zip(*job.results))  # of each size, what each rank tells
-        ops = [[op for *_, its in found for op in its] for found in cases]
-        elsewhere = any(
-            set(its) - of_kind("send", "receive")
-            or its.count("send") != 2 * sum(messages for _, _, messages, _, _ in found)
-            for its, found in zip(ops, cases)
-        )
-        why = "some bytes did not go over `link`. Use link.send and link.recv only"
-        if not judge.demand("over_link", why if elsewhere else ""):
+        if not judge.look(job, "over_link"):
             return
+        cases = list(zip(*job.results))  # of each size, what each rank tells
         sent = [max(its) for its in zip(*([sent for *_, sent, _ in found] for found in cases))]
         total, enough = sum(sent), 2 * (ranks - 1)
         why = f"{total:.1f} S were sent in all, and 2(n-1) S = {enough} S are enough"
