@@ -22,6 +22,7 @@ _HOMES = {
     "step_seconds": "record",
     "overlap": "record",
     "bubble": "record",
+    "span_seconds": "record",
     "parity": "record",
     "RankError": "ranks.errors",
     "last_error": "ranks.errors",

@@ -15,7 +15,7 @@ from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT, Demand
 from course_lib.collectives import of_kind
 from course_lib.ranks.errors import RankError
-from course_lib.record import Job
+from course_lib.record import Job, sent
 
 __all__ = ["ring_all_reduce", "chain_broadcast", "doubling_all_reduce"]
 
@@ -35,10 +35,7 @@ Case = tuple[tuple[int, ...], str]  # shape and dtype of one tensor
 
 def _sends_and_receives(job: Job) -> str:
     """Sends and receives alone were used, whatever the size, and they were seen."""
-    used = [
-        {call["op"] for rank in job.results for call in rank[number]["calls"]}
-        for number in range(len(job.results[0]))
-    ]
+    used = [_ops([found["calls"] for found in case]) for case in zip(*job.results)]
     messages = of_kind("send", "receive")
     others = sorted(set().union(*used) - messages)
     some = " for tensors of some sizes" if others and not all(ops - messages for ops in used) else ""
@@ -55,27 +52,28 @@ def _sends_and_receives(job: Job) -> str:
 ONLY_MESSAGES = Demand("only sends and receives were used", _sends_and_receives)
 
 
+def _ops(calls: list[list[dict]]) -> set[str]:
+    """What the ranks called."""
+    return {call["op"] for its in calls for call in its}
+
+
 def _too_much(job: Job, limit_bytes: float, formula: str, advice: Callable[[list[float]], str]) -> str:
     """Who has sent more than 2% above the limit for the large tensor: by the sends, or of collectives by the
     system's count.
     """
     number = next(number for number, case in enumerate(job.results[0]) if case["large"])
-    wire = job.steps[job.steps["step"] == number + 2].set_index("rank")["wire_bytes"]
+    wire = sent(job, [number + 2])
     calls = [results[number]["calls"] for results in job.results]
-    messages = of_kind("send", "receive")
-    by_calls = wire.isna().any() or all(call["op"] in messages for its in calls for call in its)
-    sent = [
-        sum(call["algorithm_bytes"] for call in its) if by_calls else float(wire[rank])
-        for rank, its in enumerate(calls)
-    ]
-    most = max(sent)
+    by_calls = wire.isna().any() or _ops(calls) <= of_kind("send", "receive")
+    by_rank = [sum(call["algorithm_bytes"] for call in its) for its in calls] if by_calls else wire.tolist()
+    most = max(by_rank)
     if most <= BYTES_LIMIT * limit_bytes:
         return ""
-    return f"rank {sent.index(most)} sends {most / limit_bytes:.2f} times {formula}. {advice(sent)}"
+    return f"rank {by_rank.index(most)} sends {most / limit_bytes:.2f} times {formula}. {advice(by_rank)}"
 
 
-def _ring_advice(sent: list[float]) -> str:
-    if min(sent) < 0.7 * max(sent):
+def _ring_advice(by_rank: list[float]) -> str:
+    if min(by_rank) < 0.7 * max(by_rank):
         return "The others send less, and wait for this rank"
     return "All ranks send this much: does a whole tensor travel where a chunk would do, or a larger dtype?"
 
@@ -114,6 +112,11 @@ def _sends(results: list[dict]) -> list[dict]:
     return [call for case in results for call in case["calls"] if call["op"] == "send"]
 
 
+def _more_than_once(job: Job) -> str:
+    advice = "A rank of a chain sends each piece once, to its right neighbour, in the tensor's own dtype"
+    return _too_much(job, LARGE_BYTES, "S", lambda by_rank: advice)
+
+
 def _small_pieces(job: Job) -> str:
     large = [call for results in job.results for call in _sends([case for case in results if case["large"]])]
     largest = max((call["payload_bytes"] for call in large), default=0)
@@ -129,7 +132,7 @@ def _small_pieces(job: Job) -> str:
 @exercise(
     values="every rank has the root's tensor, whatever its size and dtype",
     messages=ONLY_MESSAGES,
-    bytes=f"no rank sends more than {BYTES_LIMIT} times S",
+    bytes=Demand(f"no rank sends more than {BYTES_LIMIT} times S", _more_than_once),
     pieces=Demand(f"no message is larger than S/{PIECES}", _small_pieces),
     passed_on="pieces are passed on while others are on their way",
 )
@@ -137,13 +140,11 @@ def chain_broadcast(judge: Judge, answer: Callable) -> None:
     """`answer(tensor, root)` gives every rank the root's tensor, in pieces that are passed on: at most S
     bytes from any rank, no message above S / 8.
     """
-    advice = "A rank of a chain sends each piece once, to its right neighbour, in the tensor's own dtype"
     for ranks, root in ((4, 0), (3, 1)):
         cases = [((10, 7), "float32"), ((LARGE,), "float32"), ((3,), "int64")]
         job, hoards = _trial_of_a_chain(judge, answer, [*cases, _any_size(judge)], ranks, root)
         right = _judge_values(judge, job, cases, f"the tensor of rank {root}, the root")
-        judge.look(job, "messages")
-        judge.demand("bytes", _too_much(job, LARGE_BYTES, "S", lambda sent: advice))
+        judge.look(job, "messages", "bytes")
         if judge.look(job, "pieces"):
             why = (
                 f"rank {hoards} keeps what it has received, and waits for more before it passes on the first"

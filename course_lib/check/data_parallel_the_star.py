@@ -1,6 +1,7 @@
 """Checks of the chapter "DataParallel, the star"."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -9,7 +10,7 @@ from course_lib import measure
 from course_lib.check import on_rank
 from course_lib.check.counted import sent_bytes
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import Demand
+from course_lib.check.rubric import Demand, at_most, fact
 from course_lib.collectives import of_kind
 from course_lib.ranks.errors import RankError
 from course_lib.record import Job, sent
@@ -26,25 +27,18 @@ LARGE_SHAPE = (100, 10_000)  # where memory is looked at: beside it, what Python
 OUTSIDE_LIMIT = 1.2  # times S, of memory that is not torch's: Python's own comes on top of the one tensor
 TREES = (4, 8)  # ranks
 PIECES = ((12, 3), (10, 4), (3, 4))  # images, threads
-GRADIENTS = {  # what is said of the gradients that the model has got
-    "yes": "",
-    "no": "the output has no graph, so backward is impossible",
-    "none": (
-        "the model got no gradient. It stayed in the replicas: copy so that autograd knows where the copy"
-        " came from"
-    ),
-    "wrong": (
-        "the model's gradient is not that of the whole batch. Does the gradient of every replica find its way"
-        " back?"
-    ),
-}
 
 
 @exercise(
     sum="every rank has the sum",
     messages=Demand("only sends and receives are used", quiet=True),
     bytes="the root sends and receives (n-1) S, the others 1 S",
-    held="the root held one extra tensor at most",
+    held=at_most(
+        "the root held one extra tensor at most",
+        "held",
+        LIMIT,
+        "the root held {most:.1f} S of new tensors at once. One is enough: receive, add, and use it again",
+    ),
 )
 def star_all_reduce(judge: Judge, answer: Callable) -> None:
     """`answer(tensor, root)` sums in place over all ranks: the root moves (n-1) S each way, the others S, and
@@ -102,7 +96,7 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
             problem = next(
                 (text for text, guess in guesses.items() if torch.equal(seen, guess)), "has wrong values"
             )
-        return problem, held, calls
+        return {"wrong": problem, "held": held if rank == root else 0.0, "ops": calls}
 
     seed = judge.seed
     shapes = ((1 + seed % 9, 3), STAR_SHAPE, (1 + seed % 30,), LARGE_SHAPE)
@@ -124,11 +118,12 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
                 error.reports,
                 error.label,
             ) from None
-        bad = [f"rank {rank} {text}" for rank, (text, *_) in enumerate(job.results) if text]
+        bad = [f"rank {rank} {found['wrong']}" for rank, found in enumerate(job.results) if found["wrong"]]
         if not judge.demand("sum", f"; {judge.case}: ".join(bad)):
             return
         others = sorted(
-            {*job.comm["op"], *(op for *_, calls in job.results for op in calls)} - of_kind("send", "receive")
+            {*job.comm["op"], *(op for found in job.results for op in found["ops"])}
+            - of_kind("send", "receive")
         )
         why = ""
         if others:
@@ -157,24 +152,44 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
         ]
         said = f"the root sent and received {ranks - 1} S, the others 1 S"
         light = judge.demand("bytes", wrong[0] if wrong else "", said)
-        held = job.results[root][1]
-        why = (
-            f"the root held {held:.1f} S of new tensors at once. One is enough: receive, add, and use it"
-            " again"
-        )
-        judge.demand("held", why if held > LIMIT else "")
+        judge.look(job, "held")
         if not light:
             return
 
 
+def _shared(job: Job) -> str:
+    places = [place for _, _, place in job.results[0]["calls"]]
+    if len(set(places)) == len(places):
+        return ""
+    return (
+        f"{len(places)} replicas share {len(set(places))} set of weights. On GPUs each needs a copy in its"
+        " own memory"
+    )
+
+
 @exercise(
-    unchanged=Demand("the model and the images stay as they were", quiet=True),
-    outputs="the outputs of the whole batch, in order",
+    unchanged=fact(
+        "the model and the images stay as they were",
+        "unchanged",
+        "the model or the images that you were given have changed. Leave them alone: what they hold, and the"
+        " mode of training",
+        quiet=True,
+    ),
+    outputs=fact(
+        "the outputs of the whole batch, in order",
+        "outputs",
+        "the outputs of the whole batch, in order, are asked for, and you returned {wrong}",
+    ),
     pieces="each image goes through one replica, and no replica gets more than its share",
     at_once="all threads are at work at once",
-    own_weights="each replica has weights of its own",
-    gradient="the model got the gradient of the whole batch",
-    no_grad="under torch.no_grad() no graph is built",
+    own_weights=Demand("each replica has weights of its own", _shared),
+    gradient=fact("the model got the gradient of the whole batch", "gradient"),
+    no_grad=fact(
+        "under torch.no_grad() no graph is built",
+        "no_graph",
+        "under torch.no_grad() your output has a graph. Each thread has its own switch for gradients: set it"
+        " to that of the caller",
+    ),
 )
 def forward_in_threads(judge: Judge, answer: Callable) -> None:
     """`answer(model, images, num_threads)` is the model's output, computed by replicas in threads, through
@@ -223,6 +238,27 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
                 and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
             )
 
+        def shown(output, wanted):
+            if not isinstance(output, torch.Tensor):
+                return type(output).__name__
+            if (output.shape, output.dtype) == (wanted.shape, wanted.dtype):
+                return "other values"
+            dtype = str(output.dtype).removeprefix("torch.")
+            return f"a tensor of shape {tuple(output.shape)} and dtype {dtype}"
+
+        def problem_of_gradients(found, whole):
+            if all(g is None for g in found):
+                return (
+                    "the model got no gradient. It stayed in the replicas: copy so that autograd knows where"
+                    " the copy came from"
+                )
+            if all(g is not None and close(g, w) for g, w in zip(found, whole)):
+                return ""
+            return (
+                "the model's gradient is not that of the whole batch. Does the gradient of every replica find"
+                " its way back?"
+            )
+
         rows = []
         for size, threads in PIECES:
             torch.manual_seed(seed + size)
@@ -236,62 +272,31 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             given = [images.clone(), *(p.detach().clone() for p in model.parameters())]
             output = answer(model, images, threads)
             now = [images, *(p.detach() for p in model.parameters())]
-            changed = (
-                len(now) != len(given)
-                or any(not torch.equal(a, b) for a, b in zip(now, given))
-                or not model.training
-            )
+            unchanged = len(now) == len(given) and all(map(torch.equal, now, given)) and model.training
             calls, most, Watched.calls, Watched.expected = Watched.calls, Watched.most, [], 0
-            row = {
-                "calls": calls,
-                "most": most,
-                "root": model.first.weight.data_ptr(),
-                "output": close(output, wanted),
-                "grads": "no",
-                "changed": changed,
-            }
-            row["sorted"] = (
-                isinstance(output, torch.Tensor)
-                and output.shape == wanted.shape
-                and close(output.sort(0).values, wanted.sort(0).values)
-            )
-            row["what"] = type(output).__name__
-            if isinstance(output, torch.Tensor):
-                right = (output.shape, output.dtype) == (wanted.shape, wanted.dtype)
-                dtype = str(output.dtype).removeprefix("torch.")
-                shown = f"a tensor of shape {tuple(output.shape)} and dtype {dtype}"
-                row["what"] = "other values" if right else shown
-            if row["output"] and output.requires_grad and not changed:
+            row = {"calls": calls, "most": most, "outputs": "", "unchanged": unchanged}
+            if not close(output, wanted):
+                row["outputs"] = f"{shown(output, wanted)}."
+                same_shape = isinstance(output, torch.Tensor) and output.shape == wanted.shape
+                if same_shape and close(output.sort(0).values, wanted.sort(0).values):
+                    row["outputs"] += " It has the right rows in the wrong order."
+            row["gradient"] = "the output has no graph, so backward is impossible"
+            if not row["outputs"] and output.requires_grad and unchanged:
                 (output * weights).sum().backward()
-                found = gradients(model)
-                if all(g is None for g in found):
-                    row["grads"] = "none"
-                elif all(g is not None and close(g, w) for g, w in zip(found, whole)):
-                    row["grads"] = "yes"
-                else:
-                    row["grads"] = "wrong"
+                row["gradient"] = problem_of_gradients(gradients(model), whole)
             with torch.no_grad():
-                row["graph"] = bool(getattr(answer(model, images, threads), "requires_grad", False))
+                row["no_graph"] = not getattr(answer(model, images, threads), "requires_grad", False)
             rows.append(row)
             if most < min(size, threads):  # each further case would wait for others in vain
                 break
         return rows
 
     seed = judge.seed
-    rows = judge.run(examine, answer, ranks=1).results[0]
+    job = judge.run(examine, answer, ranks=1)
+    rows = job.results[0]
     for (size, threads), row in zip(PIECES, rows):
-        judge.case = f"{size} images, {threads} threads"
-        why = (
-            "the model or the images that you were given have changed. Leave them alone: what they hold, and"
-            " the mode of training"
-        )
-        if not judge.demand("unchanged", why if row["changed"] else ""):
-            return
-        hint = " It has the right rows in the wrong order." if row["sorted"] else ""
-        why = (
-            f"the outputs of the whole batch, in order, are asked for, and you returned {row['what']}.{hint}"
-        )
-        if not judge.demand("outputs", why if not row["output"] else ""):
+        judge.case, case = f"{size} images, {threads} threads", replace(job, results=[row])
+        if not judge.look(case, "unchanged") or not judge.look(case, "outputs"):
             return
         sizes = [length for _, length, _ in row["calls"]]
         count, largest = min(size, threads), -(-size // threads)
@@ -311,24 +316,24 @@ def forward_in_threads(judge: Judge, answer: Callable) -> None:
             " for one"
         )
         judge.demand("at_once", "" if together else why, f"{count} threads were at work at once")
-        places = [place for _, _, place in row["calls"]]
-        why = (
-            f"{len(places)} replicas share {len(set(places))} set of weights. On GPUs each needs a copy in"
-            " its own memory"
-        )
-        judge.demand("own_weights", why if len(set(places)) != len(places) else "")
-        judge.demand("gradient", GRADIENTS[row["grads"]])
+        judge.look(case, "own_weights", "gradient")
     judge.case = ""
-    why = (
-        "under torch.no_grad() your output has a graph. Each thread has its own switch for gradients: set it"
-        " to that of the caller"
-    )
-    judge.demand("no_grad", why if any(row["graph"] for row in rows) else "")
+    judge.look(replace(job, results=rows), "no_grad")
+
+
+def _elsewhere(job: Job) -> str:
+    """A message over the link is two sends: of a tensor, and of the time."""
+    for found in zip(*job.results):  # of each size, what each rank tells
+        ops = [op for *_, its in found for op in its]
+        over_link = sum(messages for _, _, messages, *_ in found)
+        if set(ops) - of_kind("send", "receive") or ops.count("send") != 2 * over_link:
+            return "some bytes did not go over `link`. Use link.send and link.recv only"
+    return ""
 
 
 @exercise(
     sum="every rank has the sum",
-    over_link=Demand("all bytes go over `link`", quiet=True),
+    over_link=Demand("all bytes go over `link`", _elsewhere, quiet=True),
     total="2(n-1) S are sent in all",
     each="no rank sends more than log2(n) S",
     time="done after the time of 2 log2(n) messages",
@@ -394,16 +399,9 @@ def tree_all_reduce(judge: Judge, answer: Callable) -> None:
         bad = ", ".join(map(str, bad))
         if not judge.demand("sum", bad and f"rank {bad} does not hold the sum of all tensors{why}"):
             return
-        cases = list(zip(*job.results))  # of each size, what each rank tells
-        ops = [[op for *_, its in found for op in its] for found in cases]
-        elsewhere = any(
-            set(its) - of_kind("send", "receive")
-            or its.count("send") != 2 * sum(messages for _, _, messages, _, _ in found)
-            for its, found in zip(ops, cases)
-        )
-        why = "some bytes did not go over `link`. Use link.send and link.recv only"
-        if not judge.demand("over_link", why if elsewhere else ""):
+        if not judge.look(job, "over_link"):
             return
+        cases = list(zip(*job.results))  # of each size, what each rank tells
         sent = [max(its) for its in zip(*([sent for *_, sent, _ in found] for found in cases))]
         total, enough = sum(sent), 2 * (ranks - 1)
         why = f"{total:.1f} S were sent in all, and 2(n-1) S = {enough} S are enough"

@@ -17,6 +17,7 @@ from course_lib.check.rubric import (
     ERROR_LIMIT,
     Demand,
     at_most,
+    fact,
     it_is,
     largest,
     sends,
@@ -397,15 +398,59 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
         judge.tried(f"{ranks} ranks, micro-batches of different sizes", train, update, ranks=ranks)
 
 
+def _saves(job: Job) -> str:
+    zero, other = job.results
+    wanted = 1 if zero["lost"] == "it was not written." else 2
+    if (zero["saves"], other["saves"]) == (wanted, 0):
+        return ""
+    return (
+        f"rank 0 must call torch.save once for each checkpoint and rank 1 never, and for {wanted} they"
+        f" called it {zero['saves']} and {other['saves']} times. All ranks have the same weights, and two"
+        " that write one file damage it."
+    )
+
+
+def _where_to(job: Job) -> str:
+    loads = [given for found in job.results for given in found["loads"]]
+    if not loads:
+        return "torch.load was not called."
+    if all(loads):
+        return ""
+    return (
+        "torch.load was called without `map_location`. A tensor that was saved from the GPU of rank 0 would"
+        " then be loaded to that GPU by every rank."
+    )
+
+
 @exercise(
-    saves="rank 0 alone saves, once",
-    awaited="when `save` returns on any rank, the file is there",
-    unchanged="saving changes nothing",
-    plain="a plain model can load it, without DDP",
-    step="`load` returns the step",
-    resumed="training goes on as if it had never stopped",
-    map_location="`map_location` says where the tensors go",
-    no_code="code that is hidden in a file does not run",
+    saves=Demand("rank 0 alone saves, once", _saves),
+    awaited=fact(
+        "when `save` returns on any rank, the file is there",
+        "complete",
+        "`save` returned on rank {rank} before the file was there, and complete. The others must wait until"
+        " rank 0 has written it: a barrier, after torch.save, on every rank.",
+    ),
+    unchanged=fact(
+        "saving changes nothing",
+        "unchanged",
+        "after `save`, the model or the optimizer's state is another one than before.",
+    ),
+    plain=fact("a plain model can load it, without DDP", "lost", "the file: {wrong}"),
+    step=fact("`load` returns the step", "step"),
+    resumed=values(
+        "training goes on as if it had never stopped",
+        "training does not go on as before: three steps later the weights are {error:.2g} away (relative)."
+        " Restore the optimizer's state too, all of it, on every rank.",
+        "resumed",
+        within=1e-6,
+        advice=lambda job, error: on_rank.rounding(error),
+    ),
+    map_location=Demand("`map_location` says where the tensors go", _where_to),
+    no_code=fact(
+        "code that is hidden in a file does not run",
+        "asleep",
+        "a file with code in it was loaded, and the code ran. Load with `weights_only=True`.",
+    ),
 )
 def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
     """`save(path, ddp, optimizer, step)` by rank 0 alone and awaited by all; `load(path, ddp, optimizer)`
@@ -506,7 +551,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             return ""
 
         rank, turn, sleep = dist.get_rank(), 0, time.sleep
-        found = {"saves": 0, "loads": [], "lost": "", "complete": True, "changed": False}
+        found = {"saves": 0, "loads": [], "lost": "", "complete": True, "unchanged": True}
         images, labels = digits()
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         images, labels = images[order], labels[order]
@@ -541,8 +586,8 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 there = os.path.exists(path)
                 if problem := on_rank.first_problem("" if there else "it was not written."):
                     return found | {"lost": problem.removeprefix("on rank 0 ")}
-                found["complete"] &= then == content()
-                found["changed"] |= not same(before, (ddp.state_dict(), optimizer.state_dict()))
+                found["complete"] &= rank == 0 or then == content()  # rank 0 has written it
+                found["unchanged"] &= same(before, (ddp.state_dict(), optimizer.state_dict()))
                 if turn == 0:
                     # as a schedule does: the state of the optimizer is more than its moments
                     optimizer.param_groups[0]["lr"] = 0.003
@@ -552,7 +597,11 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             straight = steps(ddp, optimizer, 5, 8)
             ddp, optimizer = make(seed + 1)
             torch.load = noted_load
-            found["step"] = load(path, ddp, optimizer)
+            told, found["step"] = load(path, ddp, optimizer), ""
+            if on_rank.whole(told) != last_step:
+                found["step"] = (
+                    f"`load` must return the step, {last_step}, on every rank, and returned {told!r:.60}."
+                )
             found["resumed"] = on_rank.apart(steps(ddp, optimizer, 5, 8), straight)
         finally:
             for home, name, function in own:
@@ -567,8 +616,8 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
         return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
 
-    def code_runs(load, path):
-        """Whether code that came with a file runs when it is loaded."""
+    def code_stays(load, path):
+        """Whether code that came with a file does not run when it is loaded."""
         import os
 
         from torch.nn.parallel import DistributedDataParallel
@@ -585,48 +634,12 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             load(path, ddp, torch.optim.Adam(ddp.parameters()))
         except Exception:
             pass  # as it should be
-        return os.path.exists(f"{path}.mark")
+        return {"asleep": not os.path.exists(f"{path}.mark")}
 
     with tempfile.TemporaryDirectory() as folder:
         job = judge.run(train, save, load, f"{folder}/checkpoint.pt", ranks=2)
-        zero, other = job.results
-        wanted = 1 if zero["lost"] == "it was not written." else 2
-        why = (
-            f"rank 0 must call torch.save once for each checkpoint and rank 1 never, and for {wanted} they"
-            f" called it {zero['saves']} and {other['saves']} times. All ranks have the same weights, and two"
-            " that write one file damage it."
-        )
-        judge.demand("saves", why if (zero["saves"], other["saves"]) != (wanted, 0) else "")
-        why = (
-            "`save` returned on rank 1 before the file was there, and complete. The others must wait until"
-            " rank 0 has written it: a barrier, after torch.save, on every rank."
-        )
-        judge.demand("awaited", why if not other["complete"] else "")
-        why = "after `save`, the model or the optimizer's state is another one than before."
-        judge.demand("unchanged", why if zero["changed"] or other["changed"] else "")
-        if not judge.demand("plain", zero["lost"] and f"the file: {zero['lost']}"):
+        judge.look(job, "saves", "awaited", "unchanged")
+        if not judge.look(job, "plain"):
             return
-        wrong = [found["step"] for found in job.results if on_rank.whole(found["step"]) != last_step]
-        why = (
-            f"`load` must return the step, {last_step}, on every rank, and returned"
-            f" {wrong[0] if wrong else None!r:.60}."
-        )
-        judge.demand("step", why if wrong else "")
-        resumed = max(found["resumed"] for found in job.results)
-        why = (
-            f"training does not go on as before: three steps later the weights are {resumed:.2g} away"
-            " (relative). Restore the optimizer's state too, all of it, on every"
-            f" rank.{on_rank.rounding(resumed)}"
-        )
-        judge.demand("resumed", why if not resumed < 1e-6 else "")
-        loads = zero["loads"] + other["loads"]
-        why = (
-            "torch.load was called without `map_location`. A tensor that was saved from the GPU of rank 0"
-            " would then be loaded to that GPU by every rank."
-            if loads
-            else "torch.load was not called."
-        )
-        judge.demand("map_location", why if not loads or not all(loads) else "")
-        planted = judge.run(code_runs, load, f"{folder}/planted.pt", ranks=1).results[0]
-    why = "a file with code in it was loaded, and the code ran. Load with `weights_only=True`."
-    judge.demand("no_code", why if planted else "")
+        judge.look(job, "step", "resumed", "map_location")
+        judge.look(judge.run(code_stays, load, f"{folder}/planted.pt", ranks=1), "no_code")

@@ -16,7 +16,7 @@ from course_lib.check.verdict import Demands, Note, Verdict
 from course_lib.jobs import run_quietly
 from course_lib.ranks import places
 from course_lib.ranks.diagnose import ranks_in_words
-from course_lib.ranks.errors import RankError
+from course_lib.ranks.errors import RankError, RankReport
 from course_lib.record import Job
 
 __all__ = ["Judge", "exercise", "demands"]
@@ -132,7 +132,7 @@ class Judge:
             job = self.run(each, fn, list(cases), ranks=1, timeout=timeout)
         except RankError as error:
             (report,) = error.reports
-            if report.state == "raised NotImplementedError":
+            if _of_a_stub(report):
                 raise NotImplementedError from None
             late = "timeout=" in error.headline
             state = f"had not finished after {timeout:g} s" if late else report.state
@@ -172,6 +172,11 @@ def _without_the_check(error: RankError) -> RankError:
         [replace(report, state="was done") if report.rank in done else report for report in error.reports],
         error.label,
     )
+
+
+def _of_a_stub(report: RankReport) -> bool:
+    """Whether it raised NotImplementedError, and said nothing."""
+    return report.cause and report.error_type == "NotImplementedError" and not report.error_message
 
 
 class Refused(Exception):
@@ -219,7 +224,7 @@ def exercise(**asked: Demand | str) -> Callable[[Callable], Callable[..., Verdic
             try:
                 check(judge, *answers)
             except RankError as error:
-                if any(report.state == "raised NotImplementedError" for report in error.reports):
+                if any(map(_of_a_stub, error.reports)):
                     return judge.untouched()
                 return judge.verdict(str(error))
             except Refused as refused:

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import Demand, collectives, it_is, sends, values
+from course_lib.check.rubric import Demand, at_most, collectives, holds, it_is, sends, values
 from course_lib.datasets import digits
 from course_lib.models import CNN, MLP, TinyGPT
-from course_lib.record import Job, held
+from course_lib.record import Job
 
 __all__ = ["memory_ledger", "uneven_accumulation", "weighted_average"]
 
@@ -28,7 +28,13 @@ UNSEEN_BYTES = 1_000_000
     exact=(
         "exact for every model: frozen or tied, with buffers, in views of one flat buffer, with any optimizer"
     ),
-    looks="it only looks: it makes no tensors of its own",
+    looks=at_most(
+        "it only looks: it makes no tensors of its own",
+        "made_bytes",
+        1000,
+        "the ledger itself made {most:,} bytes of new tensors. A ledger only looks: ask a tensor for its"
+        " storage, copy nothing.",
+    ),
 )
 def memory_ledger(judge: Judge, ledger: Callable) -> None:
     """`ledger(model, optimizer)` returns the bytes of params, grads and optimizer_states: exact, shared
@@ -115,7 +121,7 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
                 (P + 4 * spare, P, 0),
             ),
         ]
-        rows = []
+        rows, made_bytes = [], []
         for name, make_model, make_optimizer, trained, expected in cases:
             model = make_model()
             optimizer = make_optimizer(model.parameters())
@@ -128,30 +134,19 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
                 found = {str(key): counted(value) for key, value in on_rank.plain(found).items()}
             else:
                 found = type(found).__name__
-            rows.append(
-                (
-                    name,
-                    dict(zip(CATEGORIES, expected)),
-                    found,
-                    new.peak_bytes + (unseen_bytes if unseen_bytes > UNSEEN_BYTES else 0),
-                )
-            )
-        return rows
+            rows.append((name, dict(zip(CATEGORIES, expected)), found))
+            made_bytes.append(new.peak_bytes + (unseen_bytes if unseen_bytes > UNSEEN_BYTES else 0))
+        return {"cases": rows, "made_bytes": max(made_bytes)}
 
     # above 2**26, float32 rounds to multiples of 8
     width, spare = 80 + 2 * (judge.seed % 20), 2**24 + 1 + 2 * (judge.seed % 100)
-    rows = judge.run(examine, ledger, width, spare, ranks=1, label="your ledger").results[0]
-    for name, expected, found, _ in rows:
+    job = judge.run(examine, ledger, width, spare, ranks=1, label="your ledger")
+    for name, expected, found in job.results[0]["cases"]:
         difference = _difference(expected, found)
         judge.demand("exact", difference and f"{name}: {difference}", f"exact for {name}")
         if not isinstance(found, dict) or set(found) != set(expected):
             return  # the same for all others
-    copied = max(new for *_, new in rows)
-    why = (
-        f"the ledger itself made {copied:,} bytes of new tensors. A ledger only looks: ask a tensor for its"
-        " storage, copy nothing."
-    )
-    judge.demand("looks", why if copied > 1000 else "")
+    judge.look(job, "looks")
 
 
 def _difference(expected: dict, found) -> str:
@@ -178,16 +173,6 @@ def _difference(expected: dict, found) -> str:
     return "; ".join(wrong)
 
 
-def _held(job: Job) -> str:
-    most, largest = int(held(job)["activations"].max()), job.results[0]["largest_bytes"]
-    if most <= ACTIVATIONS_LIMIT * largest:
-        return ""
-    return (
-        f"at its peak your step held {most:,} bytes of activations, {most / largest:.1f} times those of the"
-        " largest micro-batch. Call backward for one micro-batch before the forward of the next."
-    )
-
-
 def _forwards(job: Job) -> str:
     found = job.results[0]
     if found["forwards"] == found["micro_batches"]:
@@ -205,8 +190,13 @@ def _forwards(job: Job) -> str:
         within=RELATIVE_ERROR,
         advice=lambda job, error: it_is(job),
     ),
-    activations=Demand(
-        f"never more than {ACTIVATIONS_LIMIT} times the activations of the largest micro-batch", _held
+    activations=holds(
+        f"never more than {ACTIVATIONS_LIMIT} times the activations of the largest micro-batch",
+        "activations",
+        lambda job: job.results[0]["largest_bytes"],
+        "at its peak your step held {held:,} bytes of activations, {times:.1f} times those of the largest"
+        " micro-batch. Call backward for one micro-batch before the forward of the next.",
+        times=ACTIVATIONS_LIMIT,
     ),
     forwards=Demand("one forward per micro-batch", _forwards),
 )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -13,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import BYTES_LIMIT
+from course_lib.check.rubric import BYTES_LIMIT, Demand, fact, largest
+from course_lib.collectives import COLLECTIVES
 from course_lib.models import MLP
 from course_lib.record import Job, calls, sent, step_seconds
 from course_lib.stand_ins.sleeping import SleepingNet
@@ -23,14 +25,31 @@ __all__ = ["bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rat
 RELATIVE_ERROR = 1e-5  # float32 gradients, added up in another order, differ by about 1e-7
 LAYERS, LAYER_BYTES = 8, 2**19
 PATIENCE_S = 12.0  # so long a rank waits for what a right answer does at once, however busy the machine is
+# what a hook may call: in its second step DDP itself tells all ranks its order of buckets, in a broadcast
+HOOKS = sorted(COLLECTIVES.keys() - {"broadcast"})
 HALF_ERROR = 1e-3  # float16 has 11 bits: 2^-11 at most for one number, less for the whole; bfloat16 has 8
+
+
+def _sent_once(job: Job) -> str:
+    its = sent(job, layer="algorithm")[0]
+    least = theory.collective_bytes("all_reduce", LAYERS * LAYER_BYTES, job.ranks)
+    if 0.98 * least <= its <= BYTES_LIMIT * least:
+        return ""
+    return (
+        f"each rank sends {its:,.0f} bytes, {its / least:.2f} times what an all_reduce of all gradients sends"
+        f" ({least:,.0f})"
+    )
 
 
 @exercise(
     gradient="every gradient is the average, in each step, with a frozen parameter and a late rank",
     calls="one all_reduce per full bucket",
-    once="each gradient is sent once",
-    overlap="a full bucket leaves at once, and backward waits for none",
+    once=Demand("each gradient is sent once", _sent_once),
+    overlap=fact(
+        "a full bucket leaves at once, and backward waits for none",
+        "in_the_way",
+        "communication cannot hide behind backward: {wrong}",
+    ),
 )
 def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
     """`bucketed(model, bucket_bytes)` registers hooks and returns `finish`: averages in few calls, which
@@ -160,11 +179,11 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
         with calls:
             backward_and_finish()
         if late := on_rank.first_problem(late):
-            return worst, late
+            return {"error": worst, "in_the_way": late}
         net.zero_grad()
         arrived, looking = 0, "on"
         backward_and_finish()
-        return worst, on_rank.first_problem(blocked)
+        return {"error": worst, "in_the_way": on_rank.first_problem(blocked)}
 
     judge_seed = judge.seed
     label = "training with your buckets"
@@ -176,7 +195,7 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
     for layers_per_bucket in (2, 3):
         judge.case = f"{LAYERS} equal layers, buckets of {layers_per_bucket}"
         job = judge.run(equal, bucketed, layers_per_bucket, ranks=4, label=label)
-        error = max(worst for worst, _ in job.results)
+        error = largest(job, "error")
         why = (
             f"a gradient is not the average over the ranks (relative error {error:.2g}). One rank comes late"
             " on purpose: `finish` must wait for it"
@@ -185,8 +204,7 @@ def bucketed_overlap(judge: Judge, bucketed: Callable) -> None:
             "gradient", why if not error < RELATIVE_ERROR else "", "every gradient is the average"
         )
         met &= _judge_calls(judge, job, math.ceil(LAYERS / layers_per_bucket))
-        why = job.results[0][1]
-        met &= judge.demand("overlap", why and f"communication cannot hide behind backward: {why}")
+        met &= judge.look(job, "once", "overlap")
         if not met:
             return
 
@@ -221,14 +239,7 @@ def _judge_calls(judge: Judge, job: Job, wanted: int) -> bool:
         f" ({', '.join(ops) or 'none'}){hint}"
     )
     right = count == wanted and ops == ["all_reduce"]
-    met = judge.demand("calls", "" if right else why, f"{wanted} all_reduce calls")
-    its = sent(job, layer="algorithm")[0]
-    least = theory.collective_bytes("all_reduce", LAYERS * LAYER_BYTES, job.ranks)
-    why = (
-        f"each rank sends {its:,.0f} bytes, {its / least:.2f} times what an all_reduce of all gradients"
-        f" sends ({least:,.0f})"
-    )
-    return met & judge.demand("once", "" if 0.98 * least <= its <= BYTES_LIMIT * least else why)
+    return judge.demand("calls", "" if right else why, f"{wanted} all_reduce calls")
 
 
 @exercise(
@@ -346,11 +357,40 @@ def _finish(ready_s: list[float], send_s: list[float]) -> float:
     return end
 
 
+def _halved(job: Job) -> str:
+    worst = max(job.results, key=lambda found: found["error"] if found["finite"] else math.inf)
+    if not worst["finite"]:
+        return (
+            "the result has inf or nan. The sum over 4 ranks is above 65,504, the largest fp16 number: divide"
+            " before you send"
+        )
+    if worst["error"] < HALF_ERROR:
+        return ""
+    why, factor = f"the relative error is {worst['error']:.2g}, and {HALF_ERROR} is asked.", worst["factor"]
+    if factor is not None and abs(factor - 1) > 0.01:
+        why += f" It is {factor:.3g} times the average: by what do you divide?"
+    return why
+
+
+def _one_each(job: Job) -> str:
+    ops, buckets = list(_of_the_hook(job)["op"]), job.results[0]["buckets"]
+    if ops == ["all_reduce"] * buckets:
+        return ""
+    return (
+        f"one all_reduce per bucket is enough, and for {buckets} buckets you call {', '.join(ops) or 'none'}"
+    )
+
+
+def _of_the_hook(job: Job) -> pd.DataFrame:
+    """The calls of rank 0."""
+    return job.comm[(job.comm["rank"] == 0) & job.comm["op"].isin(HOOKS)]
+
+
 @exercise(
     average="the average, with the precision of fp16, of small gradients and of very large ones",
-    fp32="as a flat fp32 tensor",
+    fp32=fact("as a flat fp32 tensor", "fp32"),
     payload="the payload is half of P",
-    calls="one all_reduce per bucket",
+    calls=Demand("one all_reduce per bucket", _one_each),
 )
 def half_precision_hook(judge: Judge, hook: Callable) -> None:
     """`hook(state, bucket)` averages a bucket through float16: half the bytes, one call, no overflow."""
@@ -406,50 +446,26 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
             with measure.step(parallel):
                 loss(parallel, shared.item()).backward()
         found = on_rank.flat(p.grad for p in model.parameters())
-        return (
-            on_rank.apart(found, wanted),
-            on_rank.times(found, wanted, 1e-2),
-            bool(torch.isfinite(found).all()),
-            strange,
-            buckets,
-        )
+        return {
+            "error": on_rank.apart(found, wanted),
+            "factor": on_rank.times(found, wanted, 1e-2),
+            "finite": bool(torch.isfinite(found).all()),
+            "fp32": strange,
+            "buckets": buckets,
+        }
 
     seed = judge.seed
     for name, scale in (("gradients of usual size", 1.0), ("gradients up to 40,000", 40_000.0)):
         judge.case = name
         job = judge.run(train, hook, scale, ranks=4, label="training with your hook")
-        error, factor, finite, strange, buckets = max(
-            job.results, key=lambda result: result[0] if result[2] else math.inf
-        )
-        if not finite:
-            why = (
-                "the result has inf or nan. The sum over 4 ranks is above 65,504, the largest fp16 number:"
-                " divide before you send"
-            )
-        elif not error < HALF_ERROR:
-            why = f"the relative error is {error:.2g}, and {HALF_ERROR} is asked."
-            if factor is not None and abs(factor - 1) > 0.01:
-                why += f" It is {factor:.3g} times the average: by what do you divide?"
-        else:
-            why = ""
-        judge.demand("average", why, "the average, with the precision of fp16")
-        judge.demand("fp32", strange)
-        # in its second step DDP tells all ranks its order of buckets
-        mine = job.comm[(job.comm["rank"] == 0) & (job.comm["op"] != "broadcast")]
-        sent = int(mine["payload_bytes"].sum())
-        why = (
-            f"the payload of a step is {sent:,} bytes"
-            f" ({', '.join(sorted(set(mine['dtype']))) or 'nothing was sent'}), and half of P is"
-            f" {2 * numel:,}"
-        )
-        said = f"the payload is half of P, {2 * numel:,} bytes"
-        judge.demand("payload", why if sent != 2 * numel else "", said)
-        one_each = not set(mine["op"]) - {"all_reduce"} and len(mine) == buckets
-        why = (
-            f"one all_reduce per bucket is enough, and for {buckets} buckets you call"
-            f" {', '.join(mine['op']) or 'none'}"
-        )
-        if not judge.demand("calls", "" if one_each else why):
+        judge.demand("average", _halved(job), "the average, with the precision of fp16")
+        judge.look(job, "fp32")
+        its, half = int(sent(job, layer="payload", ops=HOOKS)[0]), 2 * numel
+        dtypes = ", ".join(sorted(set(_of_the_hook(job)["dtype"]))) or "nothing was sent"
+        why = f"the payload of a step is {its:,} bytes ({dtypes}), and half of P is {half:,}"
+        said = f"the payload is half of P, {half:,} bytes"
+        judge.demand("payload", why if its != half else "", said)
+        if not judge.look(job, "calls"):
             return
 
 

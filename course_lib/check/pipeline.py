@@ -15,25 +15,31 @@ from torch import nn
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
+from course_lib.check.rubric import Demand, fact
 from course_lib.collectives import of_kind
 from course_lib.mini import pipeline as mini
-from course_lib.record import Job, sent
+from course_lib.record import Job, bubble, sent
 
 __all__ = ["schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"]
 
 SIZES = ((4, 8), (4, 2), (3, 3), (2, 5), (1, 3))  # stages, micro-batches; the first is run for real
 FORWARD_S = 0.006  # a stage's forward sleeps so long, its backward twice
+STAGE = ("F", "B")  # spans in which a stage of `_trial` sleeps
 DRAWN_MODELS, DRAWN_SIZES = 400, 12
 RELATIVE_ERROR = 1e-9  # of gradients in float64; a right answer is at 1e-15
 HOLD_S = 12.0  # so long a rank stands still, unless the others do before what they can do without it
 
-GRADIENTS = "the gradients of one process over the whole batch"
+GRADIENTS = fact(
+    "the gradients of one process over the whole batch",
+    "gradient",
+    "on rank {rank}, the gradient is wrong: {wrong}",
+)
 BUSY = (
     "no rank waits where it could work, and so the bubble is (p-1)/(m+p-1), and not (p-1)/p (compute sleeps)"
 )
 
 
-def _of_a_schedule(in_flight: str) -> dict[str, str]:
+def _of_a_schedule(in_flight: str) -> dict[str, Demand | str]:
     return {
         "complete": "every forward and backward once, and nobody waits for ever",
         "gradients": GRADIENTS,
@@ -55,13 +61,63 @@ def schedule_1f1b(judge: Judge, answer: Callable) -> None:
     _judge_schedule(judge, answer, "1f1b")
 
 
+def _wrong_messages(job: Job) -> str:
+    if others := sorted(set(job.comm["op"]) - of_kind("send", "receive")):
+        return (
+            f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and"
+            " recv"
+        )
+    payload = sent(job, layer="payload", ops=["send"])
+    told = ""
+    for rank, found in enumerate(job.results):
+        cuts = (rank > 0) + (rank < job.ranks - 1)
+        want = cuts * found["micro_batches"] * found["activation_bytes"]
+        if want and payload[rank] != want:
+            told += (
+                f"rank {rank} sends {payload[rank] / want:.2f} times the bytes of one tensor per cut,"
+                " direction and micro-batch. "
+            )
+    return told
+
+
+def _wrong_order(job: Job) -> str:
+    """Which micro-batch ran where; a stage knows it by its values."""
+    for rank, found in enumerate(job.results):
+        for ran, asked in zip(found["ran"], found["asked"]):
+            if ran != asked:
+                what = "something that is no micro-batch" if "?" in ran else ran
+                return (
+                    f"rank {rank} runs {what} where its list says {asked}. Each instruction names its"
+                    " micro-batch: take that one's tensors"
+                )
+    return ""
+
+
+def _kept(job: Job) -> str:
+    # one more, until a variable gets its next value
+    allowed = [_peak(_kinds(found["asked"])) + 1 for found in job.results]
+    kept = [
+        (held - most, rank, what, held)
+        for rank, (most, found) in enumerate(zip(allowed, job.results))
+        for what, held in (("outputs", found["graphs"]), ("inputs", found["inputs"]))
+    ]
+    more, rank, what, held = max(kept, key=lambda one: one[0])
+    if more <= 0:
+        return ""
+    return (
+        f"rank {rank} keeps the {what} of {held} micro-batches at once, and at most {allowed[rank]} are"
+        " needed. After the backward of a micro-batch nobody needs its tensors: take them out of your list"
+        " or dict (`pop`)"
+    )
+
+
 @exercise(
     gradients=GRADIENTS,
-    messages="one tensor per cut, direction and micro-batch, and no byte more",
+    messages=Demand("one tensor per cut, direction and micro-batch, and no byte more", _wrong_messages),
     busy=BUSY,
     in_flight="as many micro-batches in flight as the list says",
-    order="in the order of the list",
-    let_go="what a backward has used is let go",
+    order=Demand("in the order of the list", _wrong_order),
+    let_go=Demand("what a backward has used is let go", _kept),
 )
 def pipeline_worker(judge: Judge, answer: Callable) -> None:
     """`answer(instructions, stage, inputs, targets, loss_fn, like)` executes one rank's list, with sends and
@@ -79,14 +135,13 @@ def pipeline_worker(judge: Judge, answer: Callable) -> None:
             judge.case += " in another order"
             lists = [_shuffled(range(micro_batches), draw)] * stages
         job = _trial(judge, execute, lists, micro_batches)
-        if not judge.demand("gradients", _wrong_gradients(job)):
+        if not judge.look(job, "gradients"):
             return
         together = _looks_busy(job, micro_batches) or _works_ahead(judge, execute, lists, micro_batches)
-        judge.demand("messages", _wrong_messages(job, micro_batches))
+        judge.look(job, "messages")
         judge.demand("busy", "" if together else _waits(job, micro_batches))
         _judge_in_flight(judge, job, schedule, micro_batches)
-        judge.demand("order", _wrong_order(job, lists))
-        judge.demand("let_go", _kept(job, schedule, micro_batches))
+        judge.look(job, "order", "let_go")
         if not judge.met:  # the other sizes would say it again
             return
 
@@ -173,7 +228,7 @@ def _judge_schedule(judge: Judge, answer: Callable, schedule: str) -> None:
 
     judge.case = f"{stages} ranks, {micro_batches} micro-batches"
     job = _trial(judge, execute, lists, micro_batches)
-    judge.demand("gradients", _wrong_gradients(job))
+    judge.look(job, "gradients")
     together = _looks_busy(job, micro_batches) or not _paper_problem(lists, schedule, stages, micro_batches)
     judge.demand("busy", "" if together else _waits(job, micro_batches))
     _judge_in_flight(judge, job, schedule, micro_batches)
@@ -258,7 +313,7 @@ def _works_ahead(
     holds = [(rank, (3 * len(one)) // 8) for rank, one in enumerate(lists)]
     reach = [[len(done) for done in _done(lists, without=hold)] for hold in holds]
     job = _trial(judge, execute, lists, micro_batches, list(zip(holds, reach)))
-    return not any(problem for problem, *_ in job.results)
+    return not any(found["waits"] for found in job.results)
 
 
 def _trial(
@@ -268,13 +323,12 @@ def _trial(
     micro_batches: int,
     holds: Sequence = (),
 ) -> Job:
-    """Two steps. Each rank returns what is wrong with its gradients ("" if nothing), of how many
-    micro-batches it held the graphs and the inputs at most, the bytes of one activation, and what it ran, in
-    order: F0, B0.
+    """Two steps. Each rank returns what is wrong with its gradient ("" if nothing), of how many micro-batches
+    it held the graphs and the inputs at most, the bytes of one activation, and what its list asked for and
+    what it ran, in order: F0, B0.
 
     With `holds`, one step for each ((rank, position in its list), (how far each rank gets in its list without
-    that)): the rank stands still there until all others have come so far. Then the first result says who has
-    not.
+    that)): the rank stands still there until all others have come so far. Then the ranks return who has not.
     """
     seed = judge.seed
 
@@ -374,7 +428,7 @@ def _trial(
                 problem = on_rank.first_problem("the others wait where they could work" if waits else "")
                 if problem:
                     break
-            return problem, 0, 0, 0, []
+            return {"waits": problem}
         for number in range(2):
             mine.asleep = number == 1  # the first step warms up
             step()
@@ -390,34 +444,17 @@ def _trial(
                     else ""
                 )
                 problem = problem or f"it differs by {error:.2g}{looks or '.' + on_rank.rounding(error)}"
-        return problem, graphs[1], messages[1], inputs.chunk(micro_batches)[0].nbytes, order
+        return {
+            "gradient": problem.removesuffix("."),
+            "graphs": graphs[1],
+            "inputs": messages[1],
+            "activation_bytes": inputs.chunk(micro_batches)[0].nbytes,
+            "micro_batches": micro_batches,
+            "asked": list(map(repr, lists[rank])),
+            "ran": order,
+        }
 
     return judge.run(trial, ranks=len(lists), label="your pipeline")
-
-
-def _wrong_gradients(job: Job) -> str:
-    for rank, (problem, *_) in enumerate(job.results):
-        if problem:
-            return f"on rank {rank}, the gradient is wrong: {problem.removesuffix('.')}"
-    return ""
-
-
-def _wrong_messages(job: Job, micro_batches: int) -> str:
-    if others := sorted(set(job.comm["op"]) - of_kind("send", "receive")):
-        return (
-            f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and"
-            " recv"
-        )
-    payload = sent(job, layer="payload", ops=["send"])
-    told = ""
-    for rank in range(job.ranks):
-        want = micro_batches * job.results[0][3] * ((rank > 0) + (rank < job.ranks - 1))
-        if want and payload[rank] != want:
-            told += (
-                f"rank {rank} sends {payload[rank] / want:.2f} times the bytes of one tensor per cut,"
-                " direction and micro-batch. "
-            )
-    return told
 
 
 def _waits(job: Job, micro_batches: int) -> str:
@@ -462,50 +499,15 @@ def _judge_in_flight(judge: Judge, job: Job, schedule: str, micro_batches: int) 
     judge.demand("in_flight", wrong, said)
 
 
-def _wrong_order(job: Job, lists: Sequence[Sequence[mini.Instruction]]) -> str:
-    """Which micro-batch ran where; a stage knows it by its values."""
-    for rank, (*_, order) in enumerate(job.results):
-        for found, wanted in zip(order, map(repr, lists[rank])):
-            if found != wanted:
-                what = "something that is no micro-batch" if "?" in found else found
-                return (
-                    f"rank {rank} runs {what} where its list says {wanted}. Each instruction names its"
-                    " micro-batch: take that one's tensors"
-                )
-    return ""
-
-
-def _kept(job: Job, schedule: str, micro_batches: int) -> str:
-    # one more, until a variable gets its next value
-    allowed = [peak + 1 for peak in _peaks(schedule, job.ranks, micro_batches)]
-    found = [
-        (held - most, rank, what, held)
-        for rank, (most, (_, graphs, messages, *_)) in enumerate(zip(allowed, job.results))
-        for what, held in (("outputs", graphs), ("inputs", messages))
-    ]
-    more, rank, what, held = max(found, key=lambda one: one[0])
-    if more <= 0:
-        return ""
-    return (
-        f"rank {rank} keeps the {what} of {held} micro-batches at once, and at most {allowed[rank]} are"
-        " needed. After the backward of a micro-batch nobody needs its tensors: take them out of your list"
-        " or dict (`pop`)"
-    )
-
-
 def _asleep(job: Job, rank: int) -> pd.DataFrame:
-    """The spans in which a stage of `_trial` sleeps, F or B, in order. (mini's worker makes spans of its own
-    around them.)
-    """
-    spans = job.timeline[job.timeline["name"].isin(["F", "B"]) & (job.timeline["rank"] == rank)]
+    """A rank's spans of `STAGE`, in order. (mini's worker makes spans of its own around them.)"""
+    spans = job.timeline[job.timeline["name"].isin(STAGE) & (job.timeline["rank"] == rank)]
     return spans.sort_values("start_s")
 
 
 def _idle(job: Job) -> float:
-    """Share of the step in which a rank's stage did not work, as the mean over the ranks."""
-    spans = pd.concat([_asleep(job, rank) for rank in range(job.ranks)])
-    length_s = (spans["start_s"] + spans["seconds"]).max() - spans["start_s"].min()
-    return 1 - float(spans["seconds"].sum()) / job.ranks / length_s if len(spans) else 1.0
+    """The measured bubble; all, where no stage slept (who calls its layers one by one runs no stage)."""
+    return bubble(job, STAGE) if job.timeline["name"].isin(STAGE).any() else 1.0
 
 
 def _looks_busy(job: Job, micro_batches: int) -> bool:

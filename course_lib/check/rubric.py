@@ -4,6 +4,8 @@
         output=values("the output is right", "the output is not right (relative error {error:.2g})."),
         calls=collectives("one collective", lambda ops: ops.total() == 1, "you used {used}. One is enough"),
         bytes=sends("2(n-1)/n S", lambda job: ..., "rank {rank} sends {times:.2f} times 2(n-1)/n S."),
+        memory=holds("P / n", "params", lambda job: ..., "rank {rank} holds {times:.2f} times P / n."),
+        waits=fact("it waits for all", "waited", "rank {rank} did not wait."),
         order="rank 0 sends first",             # words alone: the check judges it itself
     )
     def my_exercise(judge, answer): ...
@@ -20,9 +22,20 @@ import pandas as pd
 
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
-from course_lib.record import Job, calls
+from course_lib.record import Job, calls, held
 
-__all__ = ["Demand", "values", "it_is", "largest", "at_most", "collectives", "used", "sends"]
+__all__ = [
+    "Demand",
+    "values",
+    "it_is",
+    "fact",
+    "largest",
+    "at_most",
+    "holds",
+    "collectives",
+    "used",
+    "sends",
+]
 
 ERROR_LIMIT = 1e-9  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02  # times what the textbook algorithm sends
@@ -85,6 +98,27 @@ def it_is(job: Job, begin: str = "It is") -> str:
     return next((f" {begin} {found['looks']}." for found in job.results if found["looks"]), "")
 
 
+def fact(
+    words: str, name: str, instead: str = "{wrong}", after: tuple[str, ...] = (), quiet: bool = False
+) -> Demand:
+    """On every rank it is so.
+
+    Args:
+        name: under which each rank of the trial returns whether it is so, or what is wrong ("" if nothing).
+        instead: what is said otherwise; {rank} is the first rank on which it is not so, {wrong} what it says
+            is wrong.
+    """
+
+    def missed(job: Job) -> str:
+        for rank, result in enumerate(job.results):
+            found = result[name]
+            if found if isinstance(found, str) else not found:
+                return instead.format(rank=rank, wrong=found)
+        return ""
+
+    return Demand(words, missed, after, quiet)
+
+
 def largest(job: Job, name: str):
     """The largest of what the ranks of a trial return under a name."""
     return max(found[name] for found in job.results)
@@ -98,6 +132,43 @@ def at_most(words: str, name: str, limit: float, instead: str, after: tuple[str,
         return "" if most <= limit else instead.format(most=most)
 
     return Demand(words, missed, after)
+
+
+def holds(
+    words: str,
+    what: str,
+    limit: Callable[[Job], float],
+    instead: str,
+    times: float = 1.0,
+    advice: Callable[[Job], str] | None = None,
+    after: tuple[str, ...] = (),
+    quiet: bool = False,
+) -> Demand:
+    """No rank holds more bytes than so many times a limit.
+
+    Args:
+        what: under which name each rank of the trial returns its bytes; or, where none does, a category of
+            `record.held`.
+        limit: in bytes.
+        instead: what is said otherwise: {rank} holds most, {held} bytes, {times} times the {limit} bytes; {n}
+            stands for the number of ranks.
+        times: so many times the limit are allowed.
+        advice: what to look at, after that.
+    """
+
+    def missed(job: Job) -> str:
+        by_rank = (
+            [found[what] for found in job.results] if what in job.results[0] else held(job)[what].tolist()
+        )
+        most, enough = max(by_rank), limit(job)
+        if most <= times * enough:
+            return ""
+        text = instead.format(
+            rank=by_rank.index(most), held=most, times=most / enough, limit=enough, n=job.ranks
+        )
+        return text + (advice(job) if advice else "")
+
+    return Demand(words, missed, after, quiet)
 
 
 def collectives(

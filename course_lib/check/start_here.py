@@ -2,7 +2,6 @@
 
 import os
 import time
-from itertools import chain
 
 import psutil
 import torch
@@ -11,8 +10,9 @@ import torch.distributed as dist
 from course_lib import theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import BYTES_LIMIT
+from course_lib.check.rubric import BYTES_LIMIT, Demand, at_most, fact
 from course_lib.collectives import of_kind
+from course_lib.record import Job
 
 __all__ = ["ping_pong", "my_share", "average"]
 
@@ -22,13 +22,37 @@ RELATIVE_ERROR = 1e-6  # of averages, which float32 holds exactly here
 SHAPES = ((64, 32), (32,), (3, 4, 5), (1,))  # of the gradients
 
 
+def _others(job: Job) -> str | None:
+    """It cannot be told where nothing was sent."""
+    used = {call["op"] for result in job.results for _, calls, _ in result["games"] for call in calls}
+    others = ", ".join(sorted(used - of_kind("send", "receive")))
+    why = f"only send and recv are needed here, and you also used {others}"
+    return (why if others else "") if used else None
+
+
+def _not_two(job: Job) -> str:
+    pids = {result["processes"][0][0] for result in job.results}
+    return "" if len(pids | {os.getpid()}) == 3 else "the two ranks were not two processes"
+
+
 @exercise(
     numbers="each rank returns what it received, whatever the start",
-    messages="only send and recv were used",
+    messages=Demand("only send and recv were used", _others),
     rounds="each rank sends once in each round",
-    first="rank 0 sent first",
-    size="each message is one number",
-    processes="two processes played, and the notebook was neither of them",
+    first=fact(
+        "rank 0 sent first",
+        "in_turn",
+        "rank 0 must send first, and rank 1 must receive before it sends",
+        after=("rounds",),
+    ),
+    size=at_most(
+        "each message is one number",
+        "largest_bytes",
+        8,
+        "one number needs at most 8 bytes, and your largest message has {most} bytes",
+        after=("rounds",),
+    ),
+    processes=Demand("two processes played, and the notebook was neither of them", _not_two),
     gone="nothing is left running",
 )
 def ping_pong(judge: Judge, answer) -> None:
@@ -46,20 +70,26 @@ def ping_pong(judge: Judge, answer) -> None:
             if start == 40:
                 on_rank.is_back("game")
             received.append((numbers, calls.rows, " ".join(repr(said).split())))
-        me = psutil.Process()
-        return received, [
-            (process.pid, process.create_time()) for process in (me, *me.children(recursive=True))
-        ]
+        me, first = psutil.Process(), "send" if dist.get_rank() == 0 else "recv"
+        sizes = [call["payload_bytes"] for _, calls, _ in received for call in calls if call["op"] == "send"]
+        return {
+            "games": received,
+            "in_turn": all(calls and calls[0]["op"] == first for _, calls, _ in received),
+            "largest_bytes": max(sizes, default=0),
+            "processes": [
+                (process.pid, process.create_time()) for process in (me, *me.children(recursive=True))
+            ],
+        }
 
     job = judge.run(play, ranks=2)
     for game, (start, rounds) in enumerate(games):
-        got = [result[0][game][0] for result in job.results]
+        got = [result["games"][game][0] for result in job.results]
         wanted = [list(range(start + 2 - rank, start + 2 - rank + 2 * rounds, 2)) for rank in (0, 1)]
         wrong = [rank for rank in (1, 0) if _numbers(got[rank]) != wanted[rank]]
         case = f"start {start}, {rounds} rounds"
         why = "; ".join(
             f"{case}: rank {rank} must return {wanted[rank]}, and returned"
-            f" {on_rank.short(job.results[rank][0][game][2])}"
+            f" {on_rank.short(job.results[rank]['games'][game][2])}"
             for rank in wrong
         )
         received = f"{case}: rank 1 received {_listed(wanted[1])}, and rank 0 received {_listed(wanted[0])}"
@@ -68,12 +98,8 @@ def ping_pong(judge: Judge, answer) -> None:
             break
 
     # of each rank, in each game
-    ops = [[[call["op"] for call in calls] for _, calls, _ in result[0]] for result in job.results]
-    messages = of_kind("send", "receive")
-    others = sorted({op for op in chain(*ops[0], *ops[1]) if op not in messages})
-    if any(chain(*ops)):
-        why = f"only send and recv are needed here, and you also used {', '.join(others)}"
-        judge.demand("messages", why if others else "")
+    ops = [[[call["op"] for call in calls] for _, calls, _ in result["games"]] for result in job.results]
+    judge.look(job, "messages")
     worst, rounds = 1, games[1][1]  # the game that is told of: the second, or a wrong one
     for game, (_, its_rounds) in enumerate(games):
         if (
@@ -84,28 +110,10 @@ def ping_pong(judge: Judge, answer) -> None:
     sends = [ops[rank][worst].count("send") for rank in (0, 1)]
     judge.case = f"{rounds} rounds"
     why = f"each rank must send {rounds} times, and rank 0 sent {sends[0]} and rank 1 sent {sends[1]} times"
-    right = judge.demand("rounds", why if sends != [rounds, rounds] else "", f"each rank sent {rounds} times")
+    judge.demand("rounds", why if sends != [rounds, rounds] else "", f"each rank sent {rounds} times")
     judge.case = ""
-    if right:
-        in_turn = all(ops[0][game][0] == "send" and ops[1][game][0] == "recv" for game in range(len(games)))
-        judge.demand(
-            "first", "" if in_turn else "rank 0 must send first, and rank 1 must receive before it sends"
-        )
-        largest = max(
-            call["payload_bytes"]
-            for result in job.results
-            for _, calls, _ in result[0]
-            for call in calls
-            if call["op"] == "send"
-        )
-        why = f"one number needs at most 8 bytes, and your largest message has {largest} bytes"
-        judge.demand("size", why if largest > 8 else "")
-
-    pids = {processes[0][0] for _, processes in job.results}
-    judge.demand(
-        "processes", "" if len(pids | {os.getpid()}) == 3 else "the two ranks were not two processes"
-    )
-    left = [process for _, processes in job.results for process in processes]
+    judge.look(job, "first", "size", "processes")
+    left = [process for result in job.results for process in result["processes"]]
     deadline = time.monotonic() + GONE_S
     while (left := [process for process in left if _alive(*process)]) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -124,9 +132,18 @@ def _alive(pid: int, since: float) -> bool:
         return False
 
 
+def _messages(job: Job) -> str:
+    messages = {op for found in job.results for op in found["messages"]}
+    why = (
+        "each rank can work out its share from its rank and the world size alone, and yours sent messages"
+        f" ({', '.join(sorted(messages))})"
+    )
+    return why if messages else ""
+
+
 @exercise(
     shares="every sample is on one rank, and no rank has more than one sample more than another",
-    messages="no message was needed",
+    messages=Demand("no message was needed", _messages),
 )
 def my_share(judge: Judge, answer) -> None:
     """`answer(batch)` returns this rank's samples of a batch that every rank has."""
@@ -155,11 +172,11 @@ def my_share(judge: Judge, answer) -> None:
                 )
             else:
                 shares.append(mine.tolist())
-        return shares, messages
+        return {"shares": shares, "messages": messages}
 
     for ranks in (4, 3):
         job = judge.run(share, ranks=ranks)
-        shares = list(zip(*(shares for shares, _ in job.results)))
+        shares = list(zip(*(found["shares"] for found in job.results)))
         good = []
         for size, its in zip(sizes, shares):
             problem = _shares_problem(range(first, first + size), its)
@@ -167,13 +184,8 @@ def my_share(judge: Judge, answer) -> None:
             # a size that is another one in each try is told of only where it alone is wrong
             if size in SIZES or problem and all(good):
                 good.append(judge.demand("shares", problem, _listed(sorted(map(len, its), reverse=True))))
-        messages = sorted({op for _, messages in job.results for op in messages})
         judge.case = f"{ranks} ranks"
-        why = (
-            "each rank can work out its share from its rank and the world size alone, and yours sent messages"
-            f" ({', '.join(messages)})"
-        )
-        quiet = judge.demand("messages", why if messages else "")
+        quiet = judge.look(job, "messages")
         if not (all(good) and quiet):
             break
 
@@ -207,9 +219,16 @@ def _shares_problem(batch: range, shares: tuple[list[int] | str, ...]) -> str:
     return ""
 
 
+def _more_than_one(job: Job) -> str:
+    """On rank 0, in any case; told is the one with many gradients, if it is wrong there."""
+    few, many = (len(calls) for _, calls in job.results[0])
+    why = f"one collective is enough for all gradients together, and you called {many if many != 1 else few}"
+    return why if (few, many) != (1, 1) else ""
+
+
 @exercise(
     average="every rank has the average over all ranks of every gradient",
-    calls="one collective",
+    calls=Demand("one collective", _more_than_one),
     bytes="it sends no more than 2(n-1)/n times the gradients' bytes",
 )
 def average(judge: Judge, answer) -> None:
@@ -253,15 +272,11 @@ def average(judge: Judge, answer) -> None:
 
     payload_bytes = sum(4 * torch.Size(shape).numel() for shape in SHAPES)
     least_bytes = theory.collective_bytes("all_reduce", payload_bytes, ranks)
-    (_, other), (_, mine) = job.results[0]
-    sent_bytes, count = sum(call["algorithm_bytes"] for call in mine), len(mine)
-    why = (
-        "one collective is enough for all gradients together, and you called"
-        f" {count if count != 1 else len(other)}"
-    )
-    if judge.demand("calls", why if (count, len(other)) != (1, 1) else ""):
+    if judge.look(job, "calls"):
+        (call,) = job.results[0][1][1]
+        sent_bytes = call["algorithm_bytes"]
         why = (
-            f"your {mine[0]['op']} sends {sent_bytes:,.0f} bytes per rank, and an all_reduce of the"
+            f"your {call['op']} sends {sent_bytes:,.0f} bytes per rank, and an all_reduce of the"
             f" {payload_bytes:,} bytes of gradients sends {least_bytes:,.0f}"
         )
         said = (

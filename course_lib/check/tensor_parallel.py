@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, collectives, sends, used, values
+from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, collectives, holds, sends, used, values
 from course_lib.collectives import COLLECTIVES, of_kind
 from course_lib.record import Job, calls, held, sent
 
@@ -273,33 +273,26 @@ def _mlp(cut_tokens: bool) -> Callable:
     return mlp
 
 
-def _enough_bytes(job: Job) -> tuple[int, int, int]:
-    """Bytes of parameters: what a rank holds at most, what it may hold, and all that are cut."""
-    h = HIDDEN
-    cut, bias = 8 * (4 * h * h + 4 * h + 4 * h * h), 8 * h
-    return int(held(job)["params"].max()), cut // job.ranks + bias, cut
+CUT_BYTES = 8 * (4 * HIDDEN**2 + 4 * HIDDEN + 4 * HIDDEN**2)  # of everything but the second bias
+
+
+def _one_nth(job: Job) -> int:
+    """Bytes of parameters that a rank may hold."""
+    return CUT_BYTES // job.ranks + 8 * HIDDEN
 
 
 def _let_go(job: Job) -> str:
-    most, allowed, _ = _enough_bytes(job)
-    if most > allowed or not any(found["kept"] for found in job.results):
+    too_many = held(job)["params"].max() > _one_nth(job)  # of which `held` tells
+    if too_many or not any(found["kept"] for found in job.results):
         return ""
     return (
         "your module's parameters are small, but it keeps a whole weight, or a copy of one, in another place."
     )
 
 
-def _held(job: Job) -> str:
-    """By storages: 1/n of everything but the second bias."""
-    most, allowed, cut = _enough_bytes(job)
-    if most <= allowed:
-        return ""
-    why = (
-        f"a rank holds {most:,} bytes of parameters, {most / allowed:.2f} times (weights / {job.ranks} + the"
-        f" second bias) = {allowed:,}"
-    )
-    if most >= cut:
-        why += ". All weights are on every rank"
+def _whole(job: Job) -> str:
+    """Why a rank holds too much."""
+    why = ". All weights are on every rank" if held(job)["params"].max() >= CUT_BYTES else ""
     if any(found["views"] for found in job.results):
         why += ": a slice is a view, and keeps the whole weight in memory. Take a `.clone()` of it"
     return f"{why}."
@@ -328,7 +321,14 @@ def _held(job: Job) -> str:
         after=("output",),
     ),
     let_go=Demand("the whole weights are let go", _let_go),
-    held=Demand("each rank holds 1/{n} of the weights, to the byte", _held),
+    held=holds(
+        "each rank holds 1/{n} of the weights, to the byte",
+        "params",
+        _one_nth,
+        "a rank holds {held:,} bytes of parameters, {times:.2f} times (weights / {n} + the second bias) ="
+        " {limit:,}",
+        advice=_whole,
+    ),
     calls=_two_all_reduces(
         "one in forward and one in backward",
         "An all_gather puts the hidden layer (or a weight) together on every rank, and it may stay in parts:"

@@ -15,7 +15,7 @@ from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import sent_bytes
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import ERROR_LIMIT, Demand, at_most, it_is, largest, sends, values
+from course_lib.check.rubric import ERROR_LIMIT, Demand, at_most, holds, it_is, largest, sends, values
 from course_lib.datasets import digits
 from course_lib.models import MLP
 from course_lib.record import Job
@@ -58,19 +58,17 @@ def _freed(job: Job) -> str:
     )
 
 
-def _unseen(job: Job) -> str:
-    most, P = largest(job, "unseen"), job.results[0]["P"]
-    if most <= P / 4:
-        return ""
-    return (
-        f"a rank holds {most / P:.1f} P outside of torch (numpy arrays, Python's lists), which is memory all"
-        " the same."
-    )
-
-
 def _nothing_hidden(*after: str) -> Demand:
-    words = "outside of torch (numpy arrays, Python's lists) it holds no more either"
-    return Demand(words, _unseen, after, quiet=True)
+    return holds(
+        "outside of torch (numpy arrays, Python's lists) it holds no more either",
+        "unseen",
+        lambda job: job.results[0]["P"],
+        "a rank holds {times:.1f} P outside of torch (numpy arrays, Python's lists), which is memory all the"
+        " same.",
+        times=1 / 4,
+        after=after,
+        quiet=True,
+    )
 
 
 def _as_a_ring(formula: str, limit: Callable[[Job], float]) -> Demand:

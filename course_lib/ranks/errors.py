@@ -45,6 +45,7 @@ class RankReport:
         line: that line of code.
         cause: whether this rank is why the job failed.
         error_type: name of the exception's type, if it raised.
+        error_message: what the exception says.
         traceback: everything, library frames included.
         output: what the rank had printed.
     """
@@ -55,6 +56,7 @@ class RankReport:
     line: str = ""
     cause: bool = False
     error_type: str = ""
+    error_message: str = ""
     traceback: str = ""
     output: str = ""
 
@@ -234,9 +236,8 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
     if state.thread_error:
         told += f"; one of its threads had raised {error_in_words(state.thread_error)}"
     trace = state.error["text"] if state.error else _stack_in_words(frames) if frames else state.stack
-    return RankReport(
-        state.rank, told, place, line, cause, state.error["type"] if state.error else "", trace, output
-    )
+    kind, message = (state.error["type"], state.error["message"]) if state.error else ("", "")
+    return RankReport(state.rank, told, place, line, cause, kind, message, trace, output)
 
 
 def error_in_words(error: dict) -> str:

@@ -28,10 +28,11 @@ def sent(
         steps: numbers of the steps to look at. None: all but the warm-up, which are the traced step and the
             timed ones.
         layer: "wire", what the operating system counted; "algorithm", what textbook algorithms send for the
-            collectives of the traced step; "payload", the tensors that were handed to them (of a recv, what
-            came in). Where the system cannot count (`job.absent` says why), "wire" gives "algorithm" too; but
-            for given `steps`, which were not traced perhaps, it gives nan.
-        ops: of these collectives alone, ["send"] say. None: of all. The wire does not know them apart.
+            collectives of the traced step; "payload", the tensors that were handed to them. Where the system
+            cannot count (`job.absent` says why), "wire" gives "algorithm" too; but for given `steps`, which
+            were not traced perhaps, it gives nan.
+        ops: of these collectives alone, ["send"] say; with ["recv"], the payload is what came in. None: of
+            all but recv, which sends nothing. The wire does not know them apart.
         over: "median" or "max", which of its steps stands for a rank.
 
     Returns:
@@ -55,7 +56,8 @@ def sent(
         if layer == "wire":
             raise ValueError('ops: the wire does not know collectives apart; take layer="algorithm".')
     if layer != "wire" or (steps is None and "wire bytes" in job.absent):
-        comm = job.comm if ops is None else job.comm[job.comm["op"].isin(ops)]
+        comm = job.comm
+        comm = comm[~comm["op"].isin(of_kind("receive")) if ops is None else comm["op"].isin(ops)]
         column = "payload_bytes" if layer == "payload" else "algorithm_bytes"
         return _per_rank(job, comm.groupby("rank")[column].sum())
     rows = job.steps[job.steps["phase"] != "warm-up" if steps is None else job.steps["step"].isin(steps)]

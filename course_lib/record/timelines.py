@@ -1,8 +1,10 @@
 """What one reads off a job's timeline: how much communication was hidden, how long a pipeline was idle."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
-from course_lib.arguments import instance
+from course_lib.arguments import instance, listed
 from course_lib.record.job import Job
 
 __all__ = ["overlap", "bubble", "span_seconds"]
@@ -43,7 +45,7 @@ def overlap(job: Job, kinds: tuple[str, ...] = ("forward", "backward", "optimize
     return pd.DataFrame(rows).set_index("rank")
 
 
-def bubble(job: Job) -> float:
+def bubble(job: Job, names: Sequence[str] | None = None) -> float:
     """Return the idle share of a pipeline's traced step: 1 - busy / (ranks x length), for comparison with
     `theory.bubble_fraction`.
 
@@ -51,11 +53,14 @@ def bubble(job: Job) -> float:
         instruction. Waiting and sending count as idle.
     length: `span_seconds`.
 
-    Errors: ValueError if the traced step has no span.
+    Args:
+        names: of the spans that count, ["F", "B"] say. None: all.
+
+    Errors: ValueError if the traced step has no such span.
     """
-    length_s = span_seconds(job)
-    busy_s = overlap(job, kinds=("span",))["compute_s"].sum()
-    return float(1 - busy_s / (job.ranks * length_s))
+    spans = _spans(job, names)
+    busy_s = sum(_seconds(_union(mine)) for _, mine in spans.groupby("rank"))
+    return float(1 - busy_s / (job.ranks * _length_s(spans)))
 
 
 def span_seconds(job: Job) -> float:
@@ -64,12 +69,25 @@ def span_seconds(job: Job) -> float:
 
     Errors: ValueError if the traced step has no span.
     """
+    return _length_s(_spans(job))
+
+
+def _spans(job: Job, names: Sequence[str] | None = None) -> pd.DataFrame:
     instance("job", job, Job, "what run returns")
     spans = job.timeline[job.timeline["kind"] == "span"]
+    if names is not None:
+        listed("names", names, "a list of names of spans", lambda name: isinstance(name, str))
+        spans = spans[spans["name"].isin(names)]
     if spans.empty:
+        called = f" called {' or '.join(names)}" if names else ""
         raise ValueError(
-            f"{job.label} has no span in its traced step: run two steps or more, each inside measure.step."
+            f"{job.label} has no span{called} in its traced step: run two steps or more, each inside"
+            " measure.step."
         )
+    return spans
+
+
+def _length_s(spans: pd.DataFrame) -> float:
     return float((spans["start_s"] + spans["seconds"]).max() - spans["start_s"].min())
 
 

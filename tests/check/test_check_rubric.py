@@ -5,11 +5,13 @@ from collections import Counter
 import pytest
 
 from course_lib import Job
-from course_lib.check.rubric import at_most, collectives, it_is, sends, used, values
+from course_lib.check.rubric import at_most, collectives, fact, holds, it_is, sends, used, values
 
 
-def job(results=(0, 0), ops=(), sent=(0, 0)) -> Job:
-    """Two ranks; each calls `ops` in the traced step; `sent` bytes on the wire, each in one large message."""
+def job(results=(0, 0), ops=(), sent=(0, 0), params=()) -> Job:
+    """Two ranks; each calls `ops` in the traced step; `sent` bytes on the wire, each in one large message;
+    `params` bytes of parameters.
+    """
     call = {"dtype": "float32", "payload_bytes": 4, "algorithm_bytes": 4.0, "group_size": 2, "group": "0,1"}
     comm = [call | {"rank": rank, "op": op, "start_s": 0.0, "seconds": 0.0} for rank in (0, 1) for op in ops]
     steps = [
@@ -24,7 +26,8 @@ def job(results=(0, 0), ops=(), sent=(0, 0)) -> Job:
         for rank in (0, 1)
         for step, phase in enumerate(("warm-up", "traced"))
     ]
-    records = {"steps": steps, "comm": comm, "memory": [], "timeline": []}
+    memory = [{"rank": rank, "category": "params", "bytes": its} for rank, its in enumerate(params)]
+    records = {"steps": steps, "comm": comm, "memory": memory, "timeline": []}
     return Job("made up", 2, "gloo", "cpu", "none", 0.0, list(results), ["", ""], {}, records)
 
 
@@ -59,6 +62,30 @@ def test_at_most():
     demand = at_most("few", "error", 2, "it holds {most:.1f} layers")
     assert demand.missed(numbers(2, 1)) == "" and demand.missed(numbers(1, 2.5)) == "it holds 2.5 layers"
     assert demand.missed(numbers(float("nan"), 1)) == "it holds nan layers"
+
+
+def test_fact():
+    demand = fact("it waits", "waited", "rank {rank} did not wait")
+    assert demand.missed(job([{"waited": True}, {"waited": True}])) == ""
+    assert demand.missed(job([{"waited": True}, {"waited": False}])) == "rank 1 did not wait"
+    told = fact("it is whole", "whole", "the file of rank {rank}: {wrong}", after=("waits",), quiet=True)
+    assert told.after == ("waits",) and told.quiet
+    assert told.missed(job([{"whole": ""}, {"whole": ""}])) == ""
+    assert told.missed(job([{"whole": "it is empty"}, {"whole": ""}])) == "the file of rank 0: it is empty"
+    assert fact("", "whole").missed(job([{"whole": ""}, {"whole": "it has {n} in it"}])) == "it has {n} in it"
+
+
+def test_holds():
+    demand = holds("P / n", "params", lambda job: 100, "rank {rank} of {n}: {held:,} is {times:.1f} {limit}")
+    assert demand.words == "P / n"
+    assert demand.missed(job([{}, {}], params=(100, 90))) == ""
+    assert demand.missed(job([{}, {}], params=(100, 1_250))) == "rank 1 of 2: 1,250 is 12.5 100"
+    assert (
+        demand.missed(job([{"params": 101}, {"params": 0}], params=(0, 0))) == "rank 0 of 2: 101 is 1.0 100"
+    )
+    told = holds("", "unseen", lambda job: 100, "{times} P.", 0.5, lambda job: f" {job.ranks} ranks", ("a",))
+    assert told.missed(job([{"unseen": 50}, {"unseen": 0}])) == "" and told.after == ("a",)
+    assert told.missed(job([{"unseen": 0}, {"unseen": 60}])) == "0.6 P. 2 ranks"
 
 
 @pytest.mark.parametrize(

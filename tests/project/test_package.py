@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import course_lib
+from course_lib import record
 
 FOLDER = Path(course_lib.__file__).parent
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.py"))
@@ -26,3 +27,7 @@ def test_what_the_package_offers_is_there():
     assert all(getattr(course_lib, name) for name in course_lib.__all__) and set(course_lib.__all__) <= set(
         dir(course_lib)
     )
+
+
+def test_the_front_door_has_all_that_is_read_off_a_job():
+    assert {name for name, home in course_lib._HOMES.items() if home == "record"} == set(record.__all__)

@@ -43,6 +43,13 @@ def test_payload_is_what_was_handed_to_the_collectives():
     assert payload.to_dict() == {0: 21.0, 1: 10.0} and payload.name == "payload_bytes"
 
 
+def test_who_receives_sends_nothing():
+    comm = [row | {"op": "recv" if row["rank"] else "send"} for row in job().records["comm"]]
+    message = bare(steps=job().records["steps"], comm=comm)
+    assert sent(message, layer="payload").to_dict() == {0: 192.0, 1: 0.0}
+    assert sent(message, layer="payload", ops=["recv"]).to_dict() == {0: 0.0, 1: 64.0}
+
+
 def test_sent_of_some_collectives_alone():
     assert sent(job(), layer="payload", ops=["all_reduce"]).to_dict() == {0: 128.0, 1: 0.0}
     assert sent(job(), layer="algorithm", ops=("broadcast", "barrier")).to_dict() == {0: 64.0, 1: 64.0}

@@ -42,3 +42,15 @@ def test_a_bubble_is_measured_from_the_first_span_to_the_last():
     for read in (span_seconds, bubble):
         with pytest.raises(ValueError, match="has no span in its traced step"):
             read(job(("forward", 0, 1)))
+
+
+def test_a_bubble_of_the_spans_with_some_names():
+    rows = [("span", 0, 4), ("span", 1, 2), ("span", 2.5, 3)]
+    spans = job(*rows)
+    for row, name in zip(spans.records["timeline"], ("step", "F", "B")):
+        row["name"] = name
+    assert bubble(spans) == 0 and bubble(spans, names=["F", "B"]) == pytest.approx(1 - 1.5 / 2)
+    with pytest.raises(ValueError, match="has no span called W in its traced step"):
+        bubble(spans, names=["W"])
+    with pytest.raises(ValueError, match="names='F'"):
+        bubble(spans, names="F")
