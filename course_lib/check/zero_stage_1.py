@@ -523,8 +523,11 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         return {"calls": len(calls), "written": written, "unsafe": on_rank.first_problem(problem)}
 
     def loading(load, root, wanted_step, seed):
+        import gc
+        import tracemalloc
+
         torch.set_default_device("cpu")
-        rank, n = dist.get_rank(), dist.get_world_size()
+        tracemalloc.start()
         try:
             returned = load(root, NUMEL)
         except NotImplementedError:
@@ -536,6 +539,26 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 f"`load` raised {type(error).__name__}{place}:"
                 f" {' '.join(str(error).split()).replace(str(root), '...')[:160]}"
             )
+        else:
+            problem = problem_of(returned, wanted_step, seed)
+            # memory that torch does not count, and that ends with the tensors
+            gc.collect()
+            held = tracemalloc.get_traced_memory()[0]
+            del returned
+            gc.collect()
+            freed = held - tracemalloc.get_traced_memory()[0]
+            if not problem and freed > 2.2 * len(NAMES) * 8 * -(-NUMEL // dist.get_world_size()):
+                problem = (
+                    "a tensor of it is a view that keeps the elements of all ranks alive, in a numpy array or"
+                    " in bytes: take a `clone()`"
+                )
+            return problem
+        finally:
+            tracemalloc.stop()
+
+    def problem_of(returned, wanted_step, seed):
+        """What is wrong with what was loaded, in words."""
+        rank, n = dist.get_rank(), dist.get_world_size()
         if not isinstance(returned, (tuple, list)) or len(returned) != 2 or not isinstance(returned[1], dict):
             return "`load` returned something else than a step and a dict of tensors"
         step, found = returned
