@@ -2,9 +2,7 @@
 
 import math
 import shutil
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +11,7 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
+from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, sends, values
 from course_lib.collectives import of_kind
@@ -602,10 +601,9 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         results = judge.run(function, load, *args, judge.seed, ranks=ranks).results
         return next((f"on rank {rank}, {problem}" for rank, problem in enumerate(results) if problem), "")
 
-    folder = Path(tempfile.mkdtemp(prefix="course_lib-check-"))
-    root = folder / "root"
-    root.mkdir()
-    try:
+    with trial_folder() as folder:
+        root = folder / "root"
+        root.mkdir()
         if not judge.look(judge.run(saving, save, root, FIRST, judge.seed, ranks=4)):
             return
         for killed, words in (  # noqa: B007  (told below)
@@ -646,5 +644,3 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 f" text, {SECOND} comes before {FIRST}.)"
             )
             judge.demand("again", why if again else "")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

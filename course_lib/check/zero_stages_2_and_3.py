@@ -5,7 +5,6 @@ and freed, a sharded checkpoint.
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import sent_bytes
+from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import ERROR_LIMIT, Demand, at_most, it_is, largest, sends, values
 from course_lib.datasets import digits
@@ -565,7 +565,7 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             "unchanged": torch.equal(weights, steps(*make(seed + 1), 2, 2, seed)),
         }
 
-    with tempfile.TemporaryDirectory() as folder:
+    with trial_folder() as folder:
         path = os.path.join(folder, "checkpoint")
         job = judge.run(save_it, save, path, judge.seed, ranks=SAVED_RANKS, label="your save")
         there = files_in(path)
