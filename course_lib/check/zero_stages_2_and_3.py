@@ -483,7 +483,7 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         def everyone_has(done):
             """Told beside torch.distributed: a save that goes on in the background may use that."""
             told.set(f"{done}/{rank}", "")
-            return on_rank.wait_until(lambda: told.check([f"{done}/{one}" for one in range(n)]), 30.0)
+            return on_rank.wait_until(lambda: told.check([f"{done}/{one}" for one in range(n)]), 50.0)
 
         def later(own):
             """In a thread beside, a write waits until all have looked, or wait for it, as they should."""
@@ -513,7 +513,7 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 save(path, model, optimizer)
                 hidden = unseen.peak()
             written = wire.written_bytes() - before
-            everyone_has("returned")
+            all_returned = everyone_has("returned")
             then = files_in(path)
             looked.set()
             beside = [thread for thread in threading.enumerate() if thread not in threads]
@@ -534,7 +534,7 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         }
         if then != files_in(path):
             told.set("written later", "")
-        if everyone_has("looked") and told.check(["written later"]):
+        if all_returned and everyone_has("looked") and told.check(["written later"]):
             return found
         dist.barrier()
         return found | {"straight": steps(model, optimizer, 2, 4, seed)}
