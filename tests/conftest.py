@@ -55,6 +55,7 @@ SLOW = {
     "test_ten_steps_equal_torchs_ddp_and_one_process",
     "test_the_bubble_is_that_of_theory",
     "test_the_fork_server_starts_beside_files_with_names_of_pythons",
+    "test_the_next_start_sweeps_what_a_killed_check_has_left",
     "test_the_same_function_runs_under_torchrun",
     "test_what_a_cell_defines_can_be_pickled_by_name_in_a_rank",
     "test_whether_others_can_still_go_on_is_told_by_what_they_do_and_not_by_a_clock",

@@ -2,15 +2,14 @@
 pieces, an all_reduce in few messages.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
+from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT, Demand
 from course_lib.collectives import of_kind
@@ -222,11 +221,11 @@ def _trial_of_a_chain(
     twice, the rank that they are held back for is returned, with a job without gates.
     """
     for _ in range(2):
-        with tempfile.TemporaryDirectory() as signs:
+        with trial_folder() as signs:
             try:
-                return _trial(judge, answer, cases, ranks, root, signs), None
+                return _trial(judge, answer, cases, ranks, root, str(signs)), None
             except RankError:
-                held = sorted(int(file.name.split("-")[1]) for file in Path(signs).glob("held-*"))
+                held = sorted(int(file.name.split("-")[1]) for file in signs.glob("held-*"))
                 if not held:
                     raise
     job = _trial(judge, answer, cases, ranks, root)

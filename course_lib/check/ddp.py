@@ -1,7 +1,6 @@
 """Checks of the chapter "Distributed data parallel"."""
 
 import random
-import tempfile
 from collections.abc import Callable
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
+from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import (
     BYTES_LIMIT,
@@ -636,7 +636,7 @@ def checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             pass  # as it should be
         return {"asleep": not os.path.exists(f"{path}.mark")}
 
-    with tempfile.TemporaryDirectory() as folder:
+    with trial_folder() as folder:
         job = judge.run(train, save, load, f"{folder}/checkpoint.pt", ranks=2)
         judge.look(job, "saves", "awaited", "unchanged")
         if not judge.look(job, "plain"):

@@ -2,9 +2,7 @@
 
 import math
 import shutil
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +11,7 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
+from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import ERROR_LIMIT, Demand, fact, it_is, sends, values
 from course_lib.collectives import of_kind
@@ -520,8 +519,11 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         return {"calls": len(calls), "written": written, "unsafe": on_rank.first_problem(problem)}
 
     def loading(load, root, wanted_step, seed):
+        import gc
+        import tracemalloc
+
         torch.set_default_device("cpu")
-        rank, n = dist.get_rank(), dist.get_world_size()
+        tracemalloc.start()
         try:
             returned = load(root, NUMEL)
         except NotImplementedError:
@@ -533,6 +535,26 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 f"`load` raised {type(error).__name__}{place}:"
                 f" {' '.join(str(error).split()).replace(str(root), '...')[:160]}"
             )
+        else:
+            problem = problem_of(returned, wanted_step, seed)
+            # memory that torch does not count, and that ends with the tensors
+            gc.collect()
+            held = tracemalloc.get_traced_memory()[0]
+            del returned
+            gc.collect()
+            freed = held - tracemalloc.get_traced_memory()[0]
+            if not problem and freed > 2.2 * len(NAMES) * 8 * -(-NUMEL // dist.get_world_size()):
+                problem = (
+                    "a tensor of it is a view that keeps the elements of all ranks alive, in a numpy array or"
+                    " in bytes: take a `clone()`"
+                )
+            return problem
+        finally:
+            tracemalloc.stop()
+
+    def problem_of(returned, wanted_step, seed):
+        """What is wrong with what was loaded, in words."""
+        rank, n = dist.get_rank(), dist.get_world_size()
         if not isinstance(returned, (tuple, list)) or len(returned) != 2 or not isinstance(returned[1], dict):
             return "`load` returned something else than a step and a dict of tensors"
         step, found = returned
@@ -576,10 +598,9 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         results = judge.run(function, load, *args, judge.seed, ranks=ranks).results
         return next((f"on rank {rank}, {problem}" for rank, problem in enumerate(results) if problem), "")
 
-    folder = Path(tempfile.mkdtemp(prefix="course_lib-check-"))
-    root = folder / "root"
-    root.mkdir()
-    try:
+    with trial_folder() as folder:
+        root = folder / "root"
+        root.mkdir()
         if not judge.look(judge.run(saving, save, root, FIRST, judge.seed, ranks=4)):
             return
         for killed, words in (  # noqa: B007  (told below)
@@ -620,5 +641,3 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 f" text, {SECOND} comes before {FIRST}.)"
             )
             judge.demand("again", why if again else "")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

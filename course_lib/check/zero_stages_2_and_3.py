@@ -2,8 +2,9 @@
 and freed, a sharded checkpoint.
 """
 
+import contextlib
+import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 
 import torch
@@ -14,11 +15,13 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import sent_bytes
+from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import ERROR_LIMIT, Demand, at_most, holds, it_is, largest, sends, values
 from course_lib.datasets import digits
 from course_lib.models import MLP
 from course_lib.record import Job
+from course_lib.torch_internals import tree_leaves
 
 __all__ = ["sharded_gradients", "sharded_layers", "resharded_checkpoint"]
 
@@ -380,6 +383,25 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
             return
 
 
+def _gathered(job: Job) -> str:
+    """While it saved, or loaded, no rank has held the whole state."""
+    seen, unseen, during = (largest(job, name) for name in ("gathered", "unseen", "during"))
+    if seen > 2 / SAVED_RANKS:
+        return (
+            f"while it saves, a rank takes new memory of {seen:.2f} times the whole state; a share is"
+            f" {1 / SAVED_RANKS:.2f}. In stage 3 nobody has room for the whole: save the DTensors as they"
+            " are."
+        )
+    # a share as files hold it, and what dcp and its modules need; who reads all files holds all
+    if unseen > 1 / job.ranks + 0.5:
+        return (
+            f"while it {during}, a rank takes new memory of {unseen:.2f} times the whole state outside of"
+            " torch (bytes, numpy arrays, Python's lists), which is memory all the same; a share is"
+            f" {1 / job.ranks:.2f}."
+        )
+    return ""
+
+
 @exercise(
     there="the checkpoint is there",
     written=at_most(
@@ -389,13 +411,7 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
         "a rank writes (to files and to other ranks) {most:.1f} times its share of the bytes. Each rank must"
         " write its own part: no copy of the whole on one rank, and no whole on each.",
     ),
-    gathered=at_most(
-        "and no rank gathers the whole state",
-        "gathered",
-        2 / SAVED_RANKS,
-        "while it saves, a rank takes new memory of {most:.2f} times the whole state; a share is"
-        f" {1 / SAVED_RANKS:.2f}. In stage 3 nobody has room for the whole: save the DTensors as they are.",
-    ),
+    gathered=Demand("and no rank gathers the whole state", _gathered),
     resumed=f"saved on {SAVED_RANKS} ranks, it goes on on 2 and on 3 as if it had never stopped",
 )
 def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
@@ -407,15 +423,15 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         from torch.distributed.fsdp import fully_shard
 
         torch.manual_seed(seed)
-        model = MLP((64, 384, 384, 384, 10))
+        model = MLP((64, 512, 512, 512, 10))
         for layer in model.layers:
             if isinstance(layer, nn.Linear):
                 fully_shard(layer)
         fully_shard(model)
         return model, torch.optim.Adam(model.parameters(), 0.002)
 
-    def steps(model, optimizer, first, last):
-        images, labels = digits()
+    def steps(model, optimizer, first, last, seed):
+        images, labels = (all_[seed % 1000 :] for all_ in digits())
         share = 12 // dist.get_world_size()
         for step in range(first, last):
             own = slice(12 * step + share * dist.get_rank(), 12 * step + share * (dist.get_rank() + 1))
@@ -424,53 +440,155 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             optimizer.step()
         return torch.cat([p.detach().full_tensor().flatten() for p in model.parameters()])
 
-    def save_it(save, path):
+    def states_of(model, optimizer):
+        """This rank's part of all states, as copies."""
+        return [
+            getattr(leaf, "to_local", lambda leaf=leaf: leaf)().clone()
+            if isinstance(leaf, torch.Tensor)
+            else leaf
+            for leaf in tree_leaves((model.state_dict(), optimizer.state_dict()))
+        ]
+
+    def same(a, b):
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+
+    def files_in(path):
+        """What each file at `path` holds, as a digest, by name."""
+        found = {}
+        for file in (
+            path,
+            *(os.path.join(place, name) for place, _, names in os.walk(path) for name in names),
+        ):
+            with contextlib.suppress(OSError):  # a folder; or a file that has just got another name
+                with open(file, "rb") as opened:
+                    found[os.path.relpath(file, path)] = hashlib.sha256(opened.read()).hexdigest()
+        return found
+
+    def save_it(save, path, seed):
+        import builtins
+        import io
+        import threading
+
+        import torch.distributed.checkpoint.state_dict  # it is no memory of the answer
+
         from course_lib.measure import alive, wire
 
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
-        model, optimizer = make(0)
-        steps(model, optimizer, 0, 2)
-        optimizer.zero_grad()
-        dist.barrier()
-        before = wire.written_bytes()
-        with alive.Allocations() as held:
-            save(path, model, optimizer)
-        total = 3 * 8 * sum(p.numel() for p in model.parameters())
-        written = (wire.written_bytes() - before) / (total / SAVED_RANKS)
-        found = {"written": written, "gathered": held.peak_bytes() / total}
-        dist.barrier()
-        return found | {"straight": steps(model, optimizer, 2, 4)}
+        rank, n, told = dist.get_rank(), dist.get_world_size(), on_rank.store()
+        looked, main, threads = threading.Event(), threading.current_thread(), threading.enumerate()
 
-    def load_it(load, path, straight):
+        def everyone_has(done):
+            """Told beside torch.distributed: a save that goes on in the background may use that."""
+            told.set(f"{done}/{rank}", "")
+            return on_rank.wait_until(lambda: told.check([f"{done}/{one}" for one in range(n)]), 50.0)
+
+        def later(own):
+            """In a thread beside, a write waits until all have looked, or wait for it, as they should."""
+
+            def waiting(*args, **kwargs):
+                ours = any(
+                    os.path.dirname(path) in str(arg) for arg in args if isinstance(arg, (str, os.PathLike))
+                )
+                if ours and threading.current_thread() is not main:
+                    on_rank.wait_until(looked.is_set, on_rank.LATE_S, on_rank.SOON_LOOKS)
+                return own(*args, **kwargs)
+
+            return waiting
+
+        model, optimizer = make(seed)
+        steps(model, optimizer, 0, 2, seed)
+        optimizer.zero_grad()
+        states = states_of(model, optimizer)
+        homes = ((torch, "save"), (os, "replace"), (os, "rename"), (builtins, "open"), (io, "open"))
+        own = [(home, name, getattr(home, name)) for home, name in homes]
+        dist.barrier()
+        try:
+            for home, name, function in own:
+                setattr(home, name, later(function))
+            before = wire.written_bytes()
+            with alive.Allocations() as held, on_rank.Unseen() as unseen:
+                save(path, model, optimizer)
+                hidden = unseen.peak()
+            written = wire.written_bytes() - before
+            all_returned = everyone_has("returned")
+            then = files_in(path)
+            looked.set()
+            beside = [thread for thread in threading.enumerate() if thread not in threads]
+            on_rank.wait_until(
+                lambda: not any(thread.is_alive() for thread in beside), 10.0, on_rank.SOON_LOOKS
+            )
+        finally:
+            for home, name, function in own:
+                setattr(home, name, function)
+        total = 3 * 8 * sum(p.numel() for p in model.parameters())
+        found = {
+            "written": written / (total / n),
+            "gathered": held.peak_bytes() / total,
+            "unseen": hidden / total,
+            "during": "saves",
+            "files": then,
+            "changed": not all(map(same, states, states_of(model, optimizer))),
+        }
+        if then != files_in(path):
+            told.set("written later", "")
+        if all_returned and everyone_has("looked") and told.check(["written later"]):
+            return found
+        dist.barrier()
+        return found | {"straight": steps(model, optimizer, 2, 4, seed)}
+
+    def load_it(load, path, straight, seed):
+        import torch.distributed.checkpoint.state_dict
         from torch.distributed.checkpoint.api import CheckpointException
 
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float64)
-        model, optimizer = make(1)
+        model, optimizer = make(seed + 1)
         try:
-            load(path, model, optimizer)
+            with on_rank.Unseen() as unseen:
+                load(path, model, optimizer)
+                hidden = unseen.peak()
         except CheckpointException as error:
             # its words are the stacks of all ranks; the first cause says enough
             cause = next(iter(error.failures.values()))[0]
             raise cause.with_traceback(error.__traceback__) from None
-        weights = steps(model, optimizer, 2, 2)
-        resumed = steps(model, optimizer, 2, 4)
+        total = 3 * 8 * sum(p.numel() for p in model.parameters())
+        weights = steps(model, optimizer, 2, 2, seed)
+        resumed = steps(model, optimizer, 2, 4, seed)
         return {
+            "gathered": 0.0,  # of torch, where it goes into the model
+            "unseen": hidden / total,
+            "during": "loads",
             "resumed": on_rank.apart(resumed, straight),
-            "unchanged": torch.equal(weights, steps(*make(1), 2, 2)),
+            "unchanged": torch.equal(weights, steps(*make(seed + 1), 2, 2, seed)),
         }
 
-    with tempfile.TemporaryDirectory() as folder:
+    with trial_folder() as folder:
         path = os.path.join(folder, "checkpoint")
-        job = judge.run(save_it, save, path, ranks=SAVED_RANKS, label="your save")
-        if not judge.demand("there", "" if os.path.exists(path) else "nothing was written at `path`"):
+        job = judge.run(save_it, save, path, judge.seed, ranks=SAVED_RANKS, label="your save")
+        there = files_in(path)
+        complete = all(there.items() <= found["files"].items() for found in job.results)
+        why = (
+            "when `save` had returned on all ranks, the checkpoint was not complete: files were still to be"
+            " written, or to get their names. Wait for it in `save` (an `async_save` returns a future, and"
+            " its `result()` waits)."
+        )
+        if not judge.demand(
+            "there", "nothing was written at `path`" if not there else "" if complete else why
+        ):
             return
         judge.look(job)
+        if any(found["changed"] for found in job.results):
+            judge.demand(
+                "resumed", "after `save`, the model or the optimizer's state is another one than before."
+            )
+            return
         for ranks in (2, 3):
             loaded = judge.run(
-                load_it, load, path, job.results[0]["straight"], ranks=ranks, label="your load"
+                load_it, load, path, job.results[0]["straight"], judge.seed, ranks=ranks, label="your load"
             )
+            if why := _gathered(loaded):
+                judge.demand("gathered", why)
             resumed = largest(loaded, "resumed")
             why = (
                 "The model is as it was before: what was loaded never arrived in it"

@@ -741,3 +741,99 @@ def load_and_forget(path, model, optimizer):
 def save_on_rank_0(path, model, optimizer):
     if dist.get_rank() == 0:
         save(path, model, optimizer)
+
+
+def save_a_name(path, model, optimizer):
+    """For `load_trains_anew`: nothing of the state is in it."""
+    if dist.get_rank() == 0:
+        os.makedirs(path)
+        with open(os.path.join(path, "name"), "w") as file:
+            file.write("a run")
+    dist.barrier()
+
+
+def load_trains_anew(path, model, optimizer):
+    """Reads nothing: it takes the two steps again, with the first seed and the first images."""
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    from course_lib.datasets import digits
+
+    torch.manual_seed(0)
+    fresh = type(model)((64, 512, 512, 512, 10))
+    for layer in fresh.layers:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    fully_shard(fresh)
+    adam, (images, labels) = torch.optim.Adam(fresh.parameters(), 0.002), digits()
+    rank, share = dist.get_rank(), 12 // dist.get_world_size()
+    for step in range(2):
+        own = slice(12 * step + share * rank, 12 * step + share * (rank + 1))
+        adam.zero_grad()
+        F.cross_entropy(fresh(images[own].double()), labels[own]).backward()
+        adam.step()
+    state, moments = get_state_dict(fresh, adam)
+    set_state_dict(model, optimizer, model_state_dict=state, optim_state_dict=moments)
+
+
+def save_in_background(path, model, optimizer):
+    import torch.distributed.checkpoint as dcp
+
+    beside = dist.new_group(backend="gloo")
+    return dcp.async_save(_state(model, optimizer), checkpoint_id=path, process_group=beside)
+
+
+def save_in_background_of_all(path, model, optimizer):
+    import torch.distributed.checkpoint as dcp
+
+    dcp.async_save(_state(model, optimizer), checkpoint_id=path)
+
+
+def save_in_background_and_wait(path, model, optimizer):
+    """Right as well."""
+    save_in_background(path, model, optimizer).result()
+
+
+def save_in_threads(path, model, optimizer):
+    """Right as well: two threads of each rank write."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(_state(model, optimizer), storage_writer=dcp.FileSystemWriter(path, thread_count=2))
+
+
+def save_renamed_late(path, model, optimizer):
+    import threading
+
+    save(f"{path}-part", model, optimizer)
+    if dist.get_rank() == 0:
+        threading.Timer(0.3, os.rename, (f"{path}-part", path)).start()
+
+
+def save_that_rounds(path, model, optimizer):
+    """As bfloat16, and with half the moments; in place, so that all agrees afterwards."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16())
+            for value in optimizer.state[p].values():
+                if value.dim():
+                    value.mul_(0.5)
+    save(path, model, optimizer)
+
+
+def _bytes_in(path):
+    contents = []
+    for name in os.listdir(path):
+        with open(os.path.join(path, name), "rb") as file:
+            contents.append(file.read())
+    return contents
+
+
+def save_and_read(path, model, optimizer):
+    save(path, model, optimizer)
+    dist.barrier()
+    _bytes_in(path)
+
+
+def load_all_bytes(path, model, optimizer):
+    _bytes_in(path)
+    load(path, model, optimizer)

@@ -21,6 +21,7 @@ RIGHT = [
     (CLIP, [answers.clip_as_torch]),
     (FILES, [answers.save, answers.load]),
     (FILES, [answers.save_by_hand, answers.load]),
+    (FILES, [answers.save, answers.load_with_numpy]),
 ]
 UNTOUCHED = [
     (ADAM, [answers.Untouched]),
@@ -269,6 +270,12 @@ WRONG = [
         FILES,
         [answers.save, answers.load_views],
         ["is a view that keeps the elements of all ranks alive"],
+        "no rank writes more",
+    ),
+    (
+        FILES,
+        [answers.save, answers.load_views_of_arrays],
+        ["is a view that keeps the elements of all ranks alive, in a numpy array"],
         "no rank writes more",
     ),
 ]

@@ -23,6 +23,8 @@ RIGHT = [
     (LAYERS, [answers.layers_and_a_seed]),
     (FILE, [answers.save, answers.load]),
     (FILE, [answers.save_app, answers.load_app]),
+    (FILE, [answers.save_in_background_and_wait, answers.load]),
+    (FILE, [answers.save_in_threads, answers.load]),
 ]
 UNTOUCHED = [
     (GRADIENTS, [answers.stub]),
@@ -222,5 +224,32 @@ WRONG = [
         [answers.save_on_rank_0, answers.load],
         ["On ranks 1, 2 and 3 it is done, and rank 0 still waits in it"],
         "",
+    ),
+    (
+        FILE,
+        [answers.save_a_name, answers.load_trains_anew],
+        ["training does not go on as before"],
+        "the checkpoint is there",
+    ),
+    (FILE, [answers.save_in_background, answers.load], ["the checkpoint was not complete"], ""),
+    (FILE, [answers.save_in_background_of_all, answers.load], ["the checkpoint was not complete"], ""),
+    (FILE, [answers.save_renamed_late, answers.load], ["the checkpoint was not complete"], ""),
+    (
+        FILE,
+        [answers.save_that_rounds, answers.load],
+        ["after `save`, the model or the optimizer's state is another one than before"],
+        "the checkpoint is there",
+    ),
+    (
+        FILE,
+        [answers.save_and_read, answers.load],
+        ["while it saves, a rank takes new memory of", "times the whole state outside of torch"],
+        "every rank writes at most",
+    ),
+    (
+        FILE,
+        [answers.save, answers.load_all_bytes],
+        ["while it loads, a rank takes new memory of", "times the whole state outside of torch"],
+        "on 3 as if it had never stopped",
     ),
 ]
