@@ -32,6 +32,7 @@ RIGHT = [
     (NORM, [answers.norm_shared]),
     (NORM, [answers.norm_by_numpy]),
     (NORM, [answers.norm_by_all_gather]),
+    (NORM, [answers.norm_number_by_number]),
     (PLAN, [answers.plan]),
     (PLAN, [answers.plan_by_numpy]),
 ]
@@ -205,6 +206,18 @@ WRONG = [
         "more than 100 bytes",
     ),
     (NORM, [answers.norm_in_float32], ["the rounding of float32"], "more than 100 bytes"),
+    (
+        NORM,
+        [answers.norm_that_sleeps],
+        ["It is right while all ranks are in step, and wrong when one comes late: wait for what"],
+        "more than 100 bytes",
+    ),
+    (
+        NORM,
+        [answers.norm_that_waits_for_the_first],
+        ["It is right while all ranks are in step, and wrong when one comes late: wait for what"],
+        "more than 100 bytes",
+    ),
     (
         NORM,
         [answers.norm_on_rank_0],
