@@ -400,6 +400,22 @@ def norm_in_float32(model, groups):
     return (squares + squares_of(whole)).sqrt().item()
 
 
+def norm_of_two(model, groups):
+    """The size of tp is known: 2."""
+    cut, whole = cut_and_whole(model)
+    squares = squares_of(cut) + squares_of(whole) / 2
+    dist.all_reduce(squares, group=groups["tp"])
+    return squares.sqrt().item()
+
+
+def norm_of_three_rows(model, groups):
+    """The size of dp is known: 3."""
+    cut, whole = cut_and_whole(model)
+    squares = squares_of(cut)
+    dist.all_reduce(squares)
+    return (squares / 3 + squares_of(whole)).sqrt().item()
+
+
 def norm_that_sleeps(model, groups):
     """Not waited for: while all ranks are in step, the sum happens to be there."""
     cut, whole = cut_and_whole(model)

@@ -198,6 +198,18 @@ WRONG = [
         ["the whole parameters counted once per rank"],
         "more than 100 bytes",
     ),
+    (
+        NORM,
+        [answers.norm_of_two],
+        ["dp 2 x tp 3: on rank 0 it is not the norm that one process has. On dp 3 x tp 2 it is."],
+        "every rank has the norm of one process",
+    ),
+    (
+        NORM,
+        [answers.norm_of_three_rows],
+        ["dp 2 x tp 3: on rank 0 it is not the norm that one process has. On dp 3 x tp 2 it is."],
+        "every rank has the norm of one process",
+    ),
     (NORM, [answers.norm_over_all_ranks], ["too large by the root of the size of dp"], "more than 100 bytes"),
     (
         NORM,
