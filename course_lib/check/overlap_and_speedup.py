@@ -415,9 +415,12 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
         )
 
     seed = judge.seed
-    for name, scale in (("gradients of usual size", 1.0), ("gradients up to 40,000", 40_000.0)):
+    for name, scale, ranks in (
+        ("gradients of usual size", 1.0, 3),
+        ("gradients up to 40,000", 40_000.0, 4),
+    ):
         judge.case = name
-        job = judge.run(train, hook, scale, ranks=4, label="training with your hook")
+        job = judge.run(train, hook, scale, ranks=ranks, label="training with your hook")
         error, factor, finite, strange, buckets = max(
             job.results, key=lambda result: result[0] if result[2] else math.inf
         )
