@@ -9,7 +9,7 @@ import secrets
 import sys
 import tracemalloc
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 # as they are now: an answer or a check may put others in their place
 from time import monotonic, sleep
@@ -38,6 +38,8 @@ __all__ = [
     "everyone",
     "first_problem",
     "wait_until",
+    "LATE_S",
+    "NOT_WAITED",
     "come_late",
     "is_back",
     "store",
@@ -49,9 +51,13 @@ __all__ = [
 ]
 
 LATE_S = 1.5  # so late at most comes a rank for which the others wait
+# of wrong numbers, where they were right before
+NOT_WAITED = (
+    "right while all ranks are in step, and wrong when one comes late: wait for what you have asked for"
+)
 LOOK_EVERY_S = 0.005
 SOON_LOOKS, SURE_LOOKS = 20, 300  # looks in a row at which nobody moves: to go on; to refuse an answer for it
-FIRST_S, LATER_S = 0.8, 0.2  # where it is every message that is late: the first one, and at least
+LATE_EACH_S = (0.8, 0.4, *[0.2] * 6)  # where it is every message that is late
 
 
 def private_seed() -> int:
@@ -208,15 +214,18 @@ class Calls:
         self._listening.__exit__(*error)
 
 
-def late(call: str, calls: int = 8) -> Callable[[dict], None]:
+def late(call: str, at_most_s: Sequence[float] = LATE_EACH_S) -> Callable[[dict], None]:
     """For `Calls`: each message that this rank sends in a call of the answer leaves late, as in `come_late`.
-    The first ones most: there may be no others.
+
+    Args:
+        at_most_s: how late at most, message by message; 0 for one that leaves in time, as all after the last.
+            Unless given, the first ones most: there may be no others.
     """
-    at_most_s = [max(FIRST_S / 2**k, LATER_S) for k in range(calls)]
+    left_s = [*at_most_s]
 
     def before(row):
-        if row["op"] not in of_kind("receive") and at_most_s:
-            come_late(call, at_most_s.pop(0))
+        if row["op"] not in of_kind("receive") and left_s and (most_s := left_s.pop(0)):
+            come_late(call, most_s)
 
     return before
 

@@ -361,8 +361,8 @@ def _halved(job: Job) -> str:
     worst = max(job.results, key=lambda found: found["error"] if found["finite"] else math.inf)
     if not worst["finite"]:
         return (
-            "the result has inf or nan. The sum over 4 ranks is above 65,504, the largest fp16 number: divide"
-            " before you send"
+            f"the result has inf or nan. The sum over {job.ranks} ranks is above 65,504, the largest fp16"
+            " number: divide before you send"
         )
     if worst["error"] < HALF_ERROR:
         return ""
@@ -455,9 +455,12 @@ def half_precision_hook(judge: Judge, hook: Callable) -> None:
         }
 
     seed = judge.seed
-    for name, scale in (("gradients of usual size", 1.0), ("gradients up to 40,000", 40_000.0)):
+    for name, scale, ranks in (
+        ("gradients of usual size", 1.0, 3),
+        ("gradients up to 40,000", 40_000.0, 4),
+    ):
         judge.case = name
-        job = judge.run(train, hook, scale, ranks=4, label="training with your hook")
+        job = judge.run(train, hook, scale, ranks=ranks, label="training with your hook")
         judge.demand("average", _halved(job), "the average, with the precision of fp16")
         judge.look(job, "fp32")
         its, half = int(sent(job, layer="payload", ops=HOOKS)[0]), 2 * numel

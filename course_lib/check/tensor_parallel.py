@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
+from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, collectives, holds, sends, used, values
 from course_lib.collectives import COLLECTIVES, of_kind
@@ -59,14 +60,19 @@ def _two_all_reduces(where: str, gathered: str) -> Demand:
     )
 
 
-def _as_two_rings(what: str) -> Demand:
-    """No more bytes than two ring all_reduces of x: 4 r S. `what` sends so much."""
+def _as_two_rings(what: str, right: Callable[[Job], bool] | None = None) -> Demand:
+    """No more bytes than two ring all_reduces of x: 4 r S. `what` sends so much. `right`: as in `sends`."""
     return sends(
         "4(n-1)/n S",
         lambda job: 2 * theory.collective_bytes("all_reduce", S, job.ranks),
         f"a rank sent {{times:.1f}} times the 4(n-1)/n S = {{limit:,.0f}} bytes of {what}. Something larger"
         " than the input travels, or whole tensors travel where sums would do.",
+        right=right,
     )
+
+
+def _all_right(job: Job) -> bool:
+    return all(error < ERROR_LIMIT for found in job.results for error, *_ in found.values())
 
 
 @exercise(
@@ -108,7 +114,8 @@ def _taking_turns(job: Job) -> str:
     ),
     turns=Demand("all ranks send at the same time: no collective has one root", _taking_turns, quiet=True),
     bytes=_as_two_rings(
-        "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a ring)"
+        "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a ring)",
+        _all_right,
     ),
 )
 def sequence_operators(judge: Judge, f: Callable, g: Callable) -> None:
@@ -173,7 +180,7 @@ def _mlp(cut_tokens: bool) -> Callable:
             return kept
 
         def gradients(x, A, B, weights, enter, leave):
-            x, A, B = (tensor.clone().requires_grad_() for tensor in (x, A, B))
+            given, (x, A, B) = x, (tensor.clone().requires_grad_() for tensor in (x, A, B))
             with measure.step() if enter is f else torch.enable_grad():
                 entered = checked(enter(comes_late(x, "f")), "f", (BATCH, SEQUENCE, HIDDEN))
                 kept = at_once(entered, "f")
@@ -188,6 +195,8 @@ def _mlp(cut_tokens: bool) -> Callable:
                     "what your f or g had returned was changed afterwards: a message was still on its way."
                     " Wait for it before you return"
                 )
+            if late and not torch.equal(x.detach(), given):
+                raise NotATensor("your f changes the `x` that it was given; leave it alone")
             if (
                 late
                 and cut_tokens
@@ -273,6 +282,17 @@ def _mlp(cut_tokens: bool) -> Callable:
     return mlp
 
 
+def _or_not_waited(advice: str) -> Callable[[Job, float], str]:
+    """What to look at, where it is not a rank that comes late that makes the difference."""
+
+    def of(job: Job, error: float) -> str:
+        if any(found["not_waited"] for found in job.results):
+            return f" It is {on_rank.NOT_WAITED}."
+        return f" {advice}{on_rank.rounding(error)}"
+
+    return of
+
+
 CUT_BYTES = 8 * (4 * HIDDEN**2 + 4 * HIDDEN + 4 * HIDDEN**2)  # of everything but the second bias
 
 
@@ -303,13 +323,15 @@ def _whole(job: Job) -> str:
         "the output is that of one process",
         "the output is not that of one process (relative error {error:.2g}).",
         "output",
-        advice="Cut the first weight by columns, the second by rows, and add the second bias once, after g.",
+        advice=_or_not_waited(
+            "Cut the first weight by columns, the second by rows, and add the second bias once, after g."
+        ),
     ),
     input_grad=values(
         "the gradient of the input is that of one process",
         "the gradient of the input is not that of one process (relative error {error:.2g}).",
         "x",
-        advice="An all_reduce in backward is missing or too many: that is what f is for.",
+        advice=_or_not_waited("An all_reduce in backward is missing or too many: that is what f is for."),
         after=("output",),
     ),
     later=values(
@@ -338,7 +360,7 @@ def _whole(job: Job) -> str:
 )
 def parallel_mlp(judge: Judge, make: Callable) -> None:
     """`make(mlp)` returns a module that computes what `mlp` (Linear, GELU, Linear) does, with 1/n of its
-    weights and two all_reduces.
+    weights and two all_reduces. At the end one rank comes late to forward, and to backward.
     """
 
     def train(make, seed):
@@ -412,10 +434,32 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
                     return {"problem": problem}
                 grads.append((y.detach(), x.grad))
             errors.append([on_rank.apart(mine, wanted) for mine, wanted in zip(*grads)])
+        if all(on_rank.everyone(max(map(max, errors)) < ERROR_LIMIT)):
+
+            def forward_and_backward(model, is_late):
+                x = data.clone().requires_grad_()
+                if is_late:
+                    on_rank.come_late("forward")
+                y = model(x)
+                output = y.detach().clone()  # at once: who has not waited for it does not have it
+                on_rank.is_back("forward")
+                loss = F.mse_loss(y, target)
+                if is_late:
+                    on_rank.come_late("backward")
+                loss.backward()
+                grad = None if x.grad is None else x.grad.clone()
+                on_rank.is_back("backward")
+                return output, grad
+
+            its = forward_and_backward(module, dist.get_rank() == seed % dist.get_world_size())
+            late = [on_rank.apart(*both) for both in zip(its, forward_and_backward(one, False))]
+            if max(late) > ERROR_LIMIT:
+                return found | {"output": late[0], "x": late[1], "later": 0.0, "not_waited": True}
         return found | {
             "output": errors[0][0],
             "x": errors[0][1],
             "later": max(output for output, _ in errors),
+            "not_waited": False,
         }
 
     for ranks in (2, 4):
@@ -424,7 +468,8 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
 
 
 def _small(job: Job) -> str:
-    numbers = sent(job, layer="algorithm")[0] / (8 * TOKENS)
+    most = max(sent(job, layer="algorithm").max(), (sent_bytes(job) - header_bytes(job)).max())
+    numbers = most / (8 * TOKENS)
     enough = theory.collective_bytes("all_reduce", 3, job.ranks)
     if numbers <= BYTES_LIMIT * enough:
         return ""
@@ -447,7 +492,7 @@ def _small(job: Job) -> str:
 )
 def vocabulary_loss(judge: Judge, answer: Callable) -> None:
     """`answer(logits, targets)`: the mean cross-entropy, from logits of which each rank has the columns of
-    its part of the vocabulary.
+    its part of the vocabulary. In the last case one rank comes late with each message.
     """
 
     def losses(answer, seed):
@@ -459,7 +504,7 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
         # first and last tokens of the parts of 2 and 3 ranks
         borders = torch.tensor([0, 199, 200, 299, 300, 399, 400, 599])
         inner = torch.tensor([token for token in range(VOCABULARY) if token not in borders])
-        for kind in ("plain", "plain", "large", "uneven", "borders"):  # all before an answer runs
+        for kind in ("plain", "plain", "large", "uneven", "borders", "late"):  # all before an answer runs
             # The largest logit of a token is not on every rank (large: exp(2000) is more than a float64 can
             # hold), and not the same for all tokens (uneven).
             full = torch.randn(TOKENS, VOCABULARY)
@@ -468,14 +513,15 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
             if kind == "uneven":
                 full += torch.linspace(-2000, 2000, TOKENS)[:, None]
             others = inner[torch.randint(len(inner), (TOKENS,))]
-            cases.append((full, borders.repeat(3) if kind == "borders" else others))
-        for full, targets in cases:
+            cases.append((kind, full, borders.repeat(3) if kind == "borders" else others))
+        for kind, full, targets in cases:
             mine = full.tensor_split(n, 1)[rank].clone().requires_grad_()
             whole = full.clone().requires_grad_()
             wanted = F.cross_entropy(whole, targets)
             wanted.backward()
-            given = targets.clone()
-            with measure.step():
+            given, is_late = targets.clone(), kind == "late" and rank == seed % n
+            late = on_rank.late("loss", [on_rank.LATE_S] * 3) if is_late else None
+            with on_rank.Calls(late) if kind == "late" else measure.step():
                 loss = answer(mine, given)
                 problem, is_tensor = "", isinstance(loss, torch.Tensor)
                 if not is_tensor or loss.numel() != 1 or not loss.requires_grad:
@@ -491,6 +537,10 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
                     )
                 else:
                     loss.sum().backward()
+                    # at once: who has not waited for them does not have them
+                    loss, grad = loss.detach().clone(), None if mine.grad is None else mine.grad.clone()
+                if kind == "late":
+                    on_rank.is_back("loss")
             if not problem and not (
                 torch.equal(mine.detach(), full.tensor_split(n, 1)[rank]) and torch.equal(given, targets)
             ):
@@ -500,7 +550,7 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
                 )
             if problem := on_rank.first_problem(problem):
                 return {"problem": problem}
-            grad, part, loss = mine.grad, whole.grad.tensor_split(n, 1)[rank], loss.detach().reshape(())
+            part, loss = whole.grad.tensor_split(n, 1)[rank], loss.reshape(())
             factor = 0.0
             if grad is not None and grad.shape == part.shape:
                 near = [by for by in (n, 1 / n) if torch.allclose(grad.double(), part * by, rtol=1e-6)]
@@ -534,7 +584,11 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
                 judge.demand("gradient", _wrong_gradient(found))
             elif case == 1 and not all(f["finite"] for f in found):
                 break  # the other cases would only say another thing of the same
-        judge.case = f"{ranks} ranks"
+        # of one that comes late nothing is said where all is right, or something else is wrong
+        judge.case, found = f"{ranks} ranks", [result[5] for result in job.results]
+        for key, why in (("loss", _wrong_loss(found, small=True)), ("gradient", _wrong_gradient(found))):
+            if why and judge.met:
+                judge.demand(key, f"{why} It is {on_rank.NOT_WAITED}.")
         judge.look(job, "calls", "bytes")
         if not judge.met:
             return

@@ -99,7 +99,7 @@ def _too_much(job: Job) -> str:
 )
 def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
     """`make_optimizer(groups)` has `step` and `zero_grad`: the weights of one process, the moments of one
-    n-th, and 2 r P bytes.
+    n-th, and 2 r P bytes. In the last update, the last messages of one rank come late.
     """
 
     def mlp():
@@ -138,7 +138,12 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
         def weights(model):
             return on_rank.flat(model.parameters())
 
-        def one_process(pieces_of=lambda pieces: pieces, scale=1 / n, options=lambda group, first: group):
+        def one_process(
+            pieces_of=lambda pieces: pieces,
+            scale=1 / n,
+            options=lambda group, first: group,
+            updates=UPDATES,
+        ):
             """Weights of one process that uses, of each batch, the pieces that `pieces_of` picks."""
             torch.manual_seed(seed)
             model, groups = make()
@@ -147,7 +152,7 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
                 for group in groups
             ]
             optimizer = torch.optim.Adam(groups)
-            for update in range(UPDATES):
+            for update in range(updates):
                 pieces = list(zip(*(tensor.split(4) for tensor in data(model, 4 * n, update, seed))))
                 optimizer.zero_grad()
                 (sum(loss_of(model, piece) for piece in pieces_of(pieces)) * scale).backward()
@@ -163,7 +168,7 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
             return storages(found for found in gc.get_objects() if issubclass(type(found), torch.Tensor))
 
         rank = dist.get_rank()
-        wanted = one_process()
+        wanted, wanted_before = one_process(), one_process(updates=UPDATES - 1)
         torch.manual_seed(seed)
         model, groups = make()
         start, sizes = weights(model), [p.numel() for p in model.parameters() if p.requires_grad]
@@ -187,17 +192,30 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
             # two moments of one n-th, padding, a counter
             "allowed": sum(16 * math.ceil(size / n) + 16 for size in sizes),
         }
+        in_step, late = math.inf, None
         for update in range(UPDATES):
             mine = [tensor.split(4)[rank] for tensor in data(model, 4 * n, update, seed)]
             with measure.step(model):
                 loss_of(model, mine).backward()
-                optimizer.step()
+                # not in the traced step
+                with on_rank.Calls(late) if update > 1 else torch.enable_grad() as calls:
+                    optimizer.step()
+                final = weights(model)  # at once: who has not waited for them does not have them
+                if update == UPDATES - 1:
+                    on_rank.is_back("step")
+            if update == UPDATES - 2:
+                in_step = on_rank.apart(final - start, wanted_before - start)
+                if rank == seed % n:
+                    count = sum(row["op"] not in of_kind("receive") for row in calls.rows)
+                    late = on_rank.late(
+                        "step", [on_rank.LATE_S * (k == 0 or k >= count - 3) for k in range(count)]
+                    )
             if update < UPDATES - 1:
                 optimizer.zero_grad()
                 found["old"] |= any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
-        del mine
+        del mine, calls
         of_model = storages(
-            [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+            [final, *model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
         )
         # a thread of gloo's may let go of what it has sent a little later
         end = time.monotonic() + PATIENCE_S
@@ -213,7 +231,6 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
             if found["kept"] <= found["allowed"] or time.monotonic() > end:
                 break
             time.sleep(0.05)
-        final = weights(model)
         found["error"] = on_rank.apart(final - start, wanted - start)
         if found["error"] > ERROR_LIMIT:
             guesses = {
@@ -234,7 +251,9 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
                 ),
             }
             guesses = {words: guess - start for words, guess in guesses.items()}
-            found["looks"] = on_rank.looks(final - start, guesses)
+            found["looks"] = on_rank.looks(final - start, guesses) or (
+                on_rank.NOT_WAITED if in_step < ERROR_LIMIT else ""
+            )
             found["unmoved"] = bool(torch.equal(final, start))
         return found | {"final": final}
 
@@ -285,6 +304,7 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
         ("a gradient that is short enough", 3.0, 2.0),
         ("a gradient that is too long, with parts that are short", 0.5, 10.0),
         ("a gradient that is too long, with parts that are all short", 0.95, 1.0),
+        ("a rank that comes late", 0.01, 2.0),
         ("a rank without any shard", 0.01, 2.0),
     )
 
@@ -347,7 +367,7 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
                 return "a gradient that is short enough must stay as it is"
             return "the gradients are scaled by another factor than max_norm / norm"
 
-        for number, (_, share, _) in enumerate(CASES):
+        for number, (name, share, _) in enumerate(CASES):
             everyone = [shards(number, other) for other in range(n)]
             own, norms = norm_of(everyone[rank]), [norm_of(part) for part in everyone]
             whole = norm_of([tensor for part in everyone for tensor in part])
@@ -356,14 +376,21 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
             grads = list(given)
             dist.barrier()
             with measure.step():
+                if "late" in name and rank == seed % n:
+                    on_rank.come_late("clip")
                 returned = clip(grads, max_norm)
+                # at once: who has not waited for it does not have it
+                try:
+                    returned = float(returned)
+                except (TypeError, ValueError, RuntimeError):  # None, a text, a long tensor
+                    pass
+                if "late" in name:
+                    on_rank.is_back("clip")
             factor, problem = min(1.0, max_norm / whole), ""
-            try:
-                returned = float(returned)
-            except (TypeError, ValueError, RuntimeError):  # None, a text, a long tensor
-                pass
             if not (isinstance(returned, float) and near(returned, whole)):
                 look = wrong_norm(returned, own, whole, norms, max_norm)
+                if "late" in name and not any(problems):
+                    look = f"it is {on_rank.NOT_WAITED}"
                 problem = f"the norm must be that of the whole gradient, {whole:.4g}, and {look}"
             elif not close(given, [tensor * factor for tensor in everyone[rank]]):
                 problem = wrong_gradients(grads, given, everyone[rank], own, max_norm, factor)

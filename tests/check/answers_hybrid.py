@@ -3,6 +3,7 @@ so that a rank need not import pytest.
 """
 
 import math
+import time
 
 import numpy as np
 import torch
@@ -397,6 +398,57 @@ def norm_in_float32(model, groups):
     squares = squares_of(cut).float()
     dist.all_reduce(squares, group=groups["tp"])
     return (squares + squares_of(whole)).sqrt().item()
+
+
+def norm_of_two(model, groups):
+    """The size of tp is known: 2."""
+    cut, whole = cut_and_whole(model)
+    squares = squares_of(cut) + squares_of(whole) / 2
+    dist.all_reduce(squares, group=groups["tp"])
+    return squares.sqrt().item()
+
+
+def norm_of_three_rows(model, groups):
+    """The size of dp is known: 3."""
+    cut, whole = cut_and_whole(model)
+    squares = squares_of(cut)
+    dist.all_reduce(squares)
+    return (squares / 3 + squares_of(whole)).sqrt().item()
+
+
+def norm_that_sleeps(model, groups):
+    """Not waited for: while all ranks are in step, the sum happens to be there."""
+    cut, whole = cut_and_whole(model)
+    squares = squares_of(cut)
+    work = dist.all_reduce(squares, group=groups["tp"], async_op=True)
+    time.sleep(0.4)
+    norm = (squares + squares_of(whole)).sqrt().item()
+    work.wait()
+    return norm
+
+
+def norm_that_waits_for_the_first(model, groups):
+    """The first number is waited for, the others are not."""
+    cut, whole = cut_and_whole(model)
+    squares, works = [p.grad.square().sum() for p in cut], []
+    for square in squares:
+        works.append(dist.all_reduce(square, group=groups["tp"], async_op=True))
+        works[0].wait()
+    time.sleep(0.2)
+    norm = (sum(squares) + squares_of(whole)).sqrt().item()
+    for work in works:
+        work.wait()
+    return norm
+
+
+def norm_number_by_number(model, groups):
+    """Right as well: many small messages, all waited for."""
+    cut, whole = cut_and_whole(model)
+    squares = [p.grad.square().sum() for p in cut]
+    works = [dist.all_reduce(square, group=groups["tp"], async_op=True) for square in squares]
+    for work in works:
+        work.wait()
+    return (sum(squares) + squares_of(whole)).sqrt()
 
 
 def norm_over_dp(model, groups):

@@ -151,6 +151,12 @@ def g_that_sleeps(x):
     return operator(forward, same)(x)
 
 
+def summed_while_it_sleeps(tensor):
+    tensor = summed_in_the_background(tensor)
+    time.sleep(0.4)
+    return tensor
+
+
 def f_without_waiting(x):
     return operator(same, summed_in_the_background)(x)
 
@@ -394,6 +400,20 @@ class OfNewLayers(nn.Module):
         return g(self.second(F.gelu(self.first(f(x))))) + self.bias
 
 
+class SleepsInForward(ParallelMLP):
+    """The sum is not waited for: while all ranks are in step, it happens to be there."""
+
+    def forward(self, x):
+        y = F.gelu(F.linear(f(x), self.A, self.a)) @ self.B.T
+        return operator(summed_while_it_sleeps, same)(y) + self.b
+
+
+class SleepsInBackward(ParallelMLP):
+    def forward(self, x):
+        x = operator(same, summed_while_it_sleeps)(x)
+        return g(F.gelu(F.linear(x, self.A, self.a)) @ self.B.T) + self.b
+
+
 class KeepsNumpy(ParallelMLP):
     """The whole weights stay, where torch does not see them."""
 
@@ -482,6 +502,19 @@ def loss_in_a_row(logits, targets):
     """Right as well: one number in a tensor of shape [1], and a seed."""
     torch.manual_seed(dist.get_rank())
     return loss(logits, targets)[None]
+
+
+def loss_that_sleeps(logits, targets):
+    """Two of three sums are not waited for: while all ranks are in step, they happen to be there."""
+    total = operator(summed_while_it_sleeps, same)
+    logits = logits - largest_logit(logits)[:, None]
+    return (total(logits.exp().sum(1)).log() - total(target_logit(logits, targets))).mean()
+
+
+def loss_that_sleeps_at_the_end(logits, targets):
+    logits = logits - largest_logit(logits)[:, None]
+    total = g(logits.exp().sum(1))
+    return (total.log() - operator(summed_while_it_sleeps, same)(target_logit(logits, targets))).mean()
 
 
 def loss_that_changes_logits(logits, targets):

@@ -4,6 +4,7 @@ that a rank need not import pytest.
 
 import os
 import shutil
+import time
 
 import torch
 import torch.distributed as dist
@@ -372,6 +373,32 @@ class SingleMessages(Sharded):
         shard.grad.copy_(mine / dist.get_world_size())
 
 
+class SleepsForWeights(Sharded):
+    """The new weights of the others are not waited for: while all ranks are in step, they happen to come in
+    time.
+    """
+
+    def spread(self, flat, shard):
+        dist.all_gather_into_tensor(flat, shard.clone(), async_op=True)
+        time.sleep(0.4)
+
+
+class GathersInTheBackground(Sharded):
+    """Right as well: the weights of all groups travel at once, and are waited for."""
+
+    def __init__(self, groups):
+        super().__init__(groups)
+        self.works = []
+
+    def spread(self, flat, shard):
+        self.works.append(dist.all_gather_into_tensor(flat, shard.clone(), async_op=True))
+
+    def step(self):
+        super().step()
+        while self.works:
+            self.works.pop().wait()
+
+
 # clip(grads, max_norm)
 
 
@@ -468,6 +495,25 @@ def clip_by_ring(grads, max_norm):
 
 def clip_and_tell(grads, max_norm):
     return f"the norm was {clip(grads, max_norm)}"
+
+
+def clip_that_sleeps(grads, max_norm):
+    """Not waited for: while all ranks are in step, the sum happens to be there."""
+    squares = torch.tensor(_local(grads) ** 2, dtype=torch.float64)
+    work = dist.all_reduce(squares, async_op=True)
+    time.sleep(0.4)
+    norm = _scale(grads, squares.sqrt().item() or 1.0, max_norm)
+    work.wait()
+    return norm
+
+
+def clip_in_the_background(grads, max_norm):
+    """Right as well: waited for, and told of."""
+    squares = torch.tensor([_local(grads) ** 2], dtype=torch.float64)
+    work = dist.all_reduce(squares, async_op=True)
+    print("clip", grads)
+    work.wait()
+    return _scale(grads, squares.sqrt().item(), max_norm)
 
 
 def clip_with_numpy(grads, max_norm):

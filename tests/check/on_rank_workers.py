@@ -66,11 +66,11 @@ def calls_in_threads():
 
 def one_is_late():
     rank, tensor, found = torch.distributed.get_rank(), torch.zeros(1), []
-    on_rank.FIRST_S = 60.0  # the late one leaves long before, because it is told
     for how in ("by a message", "by itself"):
         begin = time.monotonic()
         if rank == 0 and how == "by a message":
-            with on_rank.Calls(on_rank.late(how)):
+            # it leaves long before, because it is told
+            with on_rank.Calls(on_rank.late(how, [60.0])):
                 torch.distributed.send(torch.ones(1), 1)
         elif rank == 0:
             on_rank.come_late(how, 60.0)

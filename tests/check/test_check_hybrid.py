@@ -32,6 +32,7 @@ RIGHT = [
     (NORM, [answers.norm_shared]),
     (NORM, [answers.norm_by_numpy]),
     (NORM, [answers.norm_by_all_gather]),
+    (NORM, [answers.norm_number_by_number]),
     (PLAN, [answers.plan]),
     (PLAN, [answers.plan_by_numpy]),
 ]
@@ -197,6 +198,18 @@ WRONG = [
         ["the whole parameters counted once per rank"],
         "more than 100 bytes",
     ),
+    (
+        NORM,
+        [answers.norm_of_two],
+        ["dp 2 x tp 3: on rank 0 it is not the norm that one process has. On dp 3 x tp 2 it is."],
+        "every rank has the norm of one process",
+    ),
+    (
+        NORM,
+        [answers.norm_of_three_rows],
+        ["dp 2 x tp 3: on rank 0 it is not the norm that one process has. On dp 3 x tp 2 it is."],
+        "every rank has the norm of one process",
+    ),
     (NORM, [answers.norm_over_all_ranks], ["too large by the root of the size of dp"], "more than 100 bytes"),
     (
         NORM,
@@ -205,6 +218,18 @@ WRONG = [
         "more than 100 bytes",
     ),
     (NORM, [answers.norm_in_float32], ["the rounding of float32"], "more than 100 bytes"),
+    (
+        NORM,
+        [answers.norm_that_sleeps],
+        ["It is right while all ranks are in step, and wrong when one comes late: wait for what"],
+        "more than 100 bytes",
+    ),
+    (
+        NORM,
+        [answers.norm_that_waits_for_the_first],
+        ["It is right while all ranks are in step, and wrong when one comes late: wait for what"],
+        "more than 100 bytes",
+    ),
     (
         NORM,
         [answers.norm_on_rank_0],

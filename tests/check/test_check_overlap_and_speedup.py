@@ -107,7 +107,12 @@ WRONG = [
     ),
     (chapter.finish_time, answers.finish_time_by_the_formula, "a large bucket in the middle: ready at"),
     (chapter.half_precision_hook, answers.half_hook_divides_after, "divide before you send"),
-    (chapter.half_precision_hook, answers.half_hook_sum, "It is 4 times the average"),
+    (chapter.half_precision_hook, answers.half_hook_sum, "It is 3 times the average"),
+    (
+        chapter.half_precision_hook,
+        answers.half_hook_of_four,
+        "gradients of usual size: the relative error is 0.25, and 0.001 is asked. It is 0.75 times the",
+    ),
     (chapter.half_precision_hook, answers.half_hook_that_stays_half, "must be the flat fp32 tensor of"),
     (
         chapter.half_precision_hook,

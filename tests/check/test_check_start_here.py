@@ -112,6 +112,14 @@ WRONG = [  # a check, an answer, and words that name its problem
     (check.average, answers.average_one_by_one, "you called 4"),
     (check.average, answers.average_is_a_sum, "4 times the average: by what do you divide?"),
     (check.average, answers.average_of_two, "2 times the average"),
+    (
+        check.average,
+        answers.average_of_four_ranks,
+        (
+            "right on 4 ranks, and not on 2. There, on rank 0: gradient 0 is not the average over all ranks."
+            " It is 0.5 times the average: by what do you divide?"
+        ),
+    ),
     (check.average, answers.average_by_all_gather, "your all_gather sends"),
     (check.average, answers.average_in_double, "your all_reduce sends"),
     (check.average, answers.average_padded, "your all_reduce sends"),

@@ -136,6 +136,24 @@ WRONG = [
         ["it keeps a whole weight, or a copy of one, in another place"],
         "to the byte",
     ),
+    (
+        MLP,
+        [answers.SleepsInForward],
+        [
+            "2 ranks: the output is not that of one process",
+            "It is right while all ranks are in step, and wrong when one comes late: wait for what",
+        ],
+        "exactly two all_reduces",
+    ),
+    (
+        MLP,
+        [answers.SleepsInBackward],
+        [
+            "2 ranks: the gradient of the input is not that of one process",
+            "It is right while all ranks are in step, and wrong when one comes late: wait for what",
+        ],
+        VALUES,
+    ),
     (MLP, [answers.InFloat32], ["the rounding of float32"], "exactly two all_reduces"),
     (MLP, [answers.NoModuleOnRank1], ["on rank 1 ParallelMLP(mlp) must be a module, and it is None"], ""),
     (
@@ -218,6 +236,18 @@ WRONG = [
         [answers.loss_masked_with_infinity],
         ["is something masked with -inf"],
         "at most three collectives",
+    ),
+    (
+        LOSS,
+        [answers.loss_that_sleeps],
+        ["It is right while all ranks are in step, and wrong when one comes late: wait for what"],
+        "2 ranks: the gradient of each rank's logits",
+    ),
+    (
+        LOSS,
+        [answers.loss_that_sleeps_at_the_end],
+        ["It is right while all ranks are in step, and wrong when one comes late: wait for what"],
+        "2 ranks: the gradient of each rank's logits",
     ),
     (LOSS, [answers.loss_in_float32], ["the rounding of float32"], "at most three collectives"),
     (

@@ -16,9 +16,11 @@ RIGHT = [
     (ADAM, [answers.EachByItself]),
     (ADAM, [answers.GathersLists]),
     (ADAM, [answers.ByHand]),
+    (ADAM, [answers.GathersInTheBackground]),
     (CLIP, [answers.clip]),
     (CLIP, [answers.clip_with_numpy]),
     (CLIP, [answers.clip_as_torch]),
+    (CLIP, [answers.clip_in_the_background]),
     (FILES, [answers.save, answers.load]),
     (FILES, [answers.save_by_hand, answers.load]),
     (FILES, [answers.save, answers.load_with_numpy]),
@@ -92,6 +94,15 @@ WRONG = [
         ["And the ranks do not agree: the new weights of each rank must reach all others"],
         KEPT,
     ),
+    (
+        ADAM,
+        [answers.SleepsForWeights],
+        [
+            "an MLP in two groups, 3 ranks: after 4 updates the weights are not those of one process",
+            "They are right while all ranks are in step, and wrong when one comes late: wait for what",
+        ],
+        KEPT,
+    ),
     (ADAM, [answers.UpdatesACopy], ["They have not changed at all"], ""),
     (
         ADAM,
@@ -144,6 +155,15 @@ WRONG = [
         [answers.clip_tensor_by_tensor],
         ["a rank calls 2 collectives, and one collective is needed"],
         "the norm and the gradients are those of one process",
+    ),
+    (
+        CLIP,
+        [answers.clip_that_sleeps],
+        [
+            "2 ranks, a rank that comes late: on rank",
+            "it is right while all ranks are in step, and wrong when one comes late: wait for what",
+        ],
+        "one collective",
     ),
     (
         CLIP,
