@@ -173,7 +173,7 @@ def _mlp(cut_tokens: bool) -> Callable:
             return kept
 
         def gradients(x, A, B, weights, enter, leave):
-            x, A, B = (tensor.clone().requires_grad_() for tensor in (x, A, B))
+            given, (x, A, B) = x, (tensor.clone().requires_grad_() for tensor in (x, A, B))
             with measure.step() if enter is f else torch.enable_grad():
                 entered = checked(enter(comes_late(x, "f")), "f", (BATCH, SEQUENCE, HIDDEN))
                 kept = at_once(entered, "f")
@@ -188,6 +188,8 @@ def _mlp(cut_tokens: bool) -> Callable:
                     "what your f or g had returned was changed afterwards: a message was still on its way."
                     " Wait for it before you return"
                 )
+            if late and not torch.equal(x.detach(), given):
+                raise NotATensor("your f changes the `x` that it was given; leave it alone")
             if (
                 late
                 and cut_tokens

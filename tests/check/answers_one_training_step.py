@@ -127,6 +127,29 @@ def ledger_that_copies(model, optimizer):
     return ledger(model, optimizer)
 
 
+def ledger_that_frees(model, optimizer):
+    """Right numbers: and then there is nothing left of what was counted."""
+    counts = ledger(model, optimizer)
+    optimizer.zero_grad()
+    optimizer.state.clear()
+    return counts
+
+
+def ledger_that_zeroes(model, optimizer):
+    """Right numbers, and the same tensors: but other values are in them."""
+    for grad in _grads(model):
+        grad.zero_()
+    return ledger(model, optimizer)
+
+
+def ledger_that_asks_each(model, optimizer):
+    """Right as well: `optimizer.state` is a defaultdict, which makes an empty entry of each question."""
+    states = [value for p in model.parameters() for value in optimizer.state[p].values()]
+    return ledger(model, optimizer) | {
+        "optimizer_states": _once(value for value in states if isinstance(value, torch.Tensor))
+    }
+
+
 def ledger_of_total(model, optimizer):
     return sum(ledger(model, optimizer).values())
 

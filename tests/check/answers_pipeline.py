@@ -271,6 +271,29 @@ def execute_all_forwards_first(instructions, stage, inputs, targets, loss_fn, li
     )
 
 
+def execute_uses_up(instructions, stage, inputs, targets, loss_fn, like):
+    """Right gradients: and nothing is left of the batch."""
+    _execute(instructions, stage, inputs, targets, loss_fn, like)
+    for tensor in (*inputs, *targets):
+        tensor.zero_()
+
+
+def execute_takes_out_of_the_lists(instructions, stage, inputs, targets, loss_fn, like):
+    """Right as well: a list is emptied, and the tensors stay as they are."""
+    waiting, wanted = dict(enumerate(inputs)), dict(enumerate(targets))
+    count = len(inputs)
+    inputs.clear(), targets.clear()
+    _execute(
+        instructions,
+        stage,
+        waiting,
+        wanted,
+        lambda output, target: loss_fn(output, target) / count,
+        like,
+        divide=False,
+    )
+
+
 def execute_keeps_all(instructions, stage, inputs, targets, loss_fn, like):
     _execute(instructions, stage, inputs, targets, loss_fn, like, keep=lambda x, y: (x, y))
 

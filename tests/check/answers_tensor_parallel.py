@@ -61,6 +61,13 @@ def f_in_place(x):
     return operator(same, backward)(x)
 
 
+def f_and_zero(x):
+    """Right, on a copy; and what was given is gone."""
+    copy = f(x.clone())
+    x.data.zero_()
+    return copy
+
+
 def f_identity(x):
     return x
 
@@ -681,6 +688,13 @@ def scatter_all_reduce(x):
 
 def scatter_without_sum(x):
     return operator(own_tokens, all_tokens)(x)
+
+
+def gather_and_zero(x):
+    """Right tokens; and those that were given are gone."""
+    tokens = gather_tokens(x)
+    x.data.zero_()
+    return tokens
 
 
 def sample_by_sample(function):

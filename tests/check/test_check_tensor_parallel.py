@@ -345,6 +345,18 @@ WRONG = [
     ),
     (
         TOKENS,
+        [answers.gather_and_zero, answers.scatter_sum],
+        ["your f changes the `x` that it was given; leave it alone"],
+        "",
+    ),
+    (
+        OPERATORS,
+        [answers.f_and_zero, answers.g],
+        ["your f changes the `x` that it was given; leave it alone"],
+        "",
+    ),
+    (
+        TOKENS,
         [answers.gather_in_order_of_ranks, answers.scatter_in_order_of_ranks],
         ["the right numbers in another order than one process has them"],
         "",
