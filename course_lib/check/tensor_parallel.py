@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
+from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, collectives, sends, used, values
 from course_lib.collectives import COLLECTIVES, of_kind
@@ -426,7 +427,8 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
 
 
 def _small(job: Job) -> str:
-    numbers = sent(job, layer="algorithm")[0] / (8 * TOKENS)
+    most = max(sent(job, layer="algorithm").max(), (sent_bytes(job) - header_bytes(job)).max())
+    numbers = most / (8 * TOKENS)
     enough = theory.collective_bytes("all_reduce", 3, job.ranks)
     if numbers <= BYTES_LIMIT * enough:
         return ""

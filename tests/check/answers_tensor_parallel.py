@@ -555,6 +555,15 @@ def loss_gathered(logits, targets):
     return F.cross_entropy(full, targets)
 
 
+def loss_below_torch_distributed(logits, targets):
+    """Right values: all logits are gathered, by the object that torch.distributed itself asks."""
+    backend, mine = dist.group.WORLD._get_backend(torch.device("cpu")), logits.detach().contiguous()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    backend.allgather([parts], [mine]).wait()
+    parts[dist.get_rank()] = logits
+    return F.cross_entropy(torch.cat(parts, 1), targets)
+
+
 def loss_without_maximum(logits, targets):
     return (g(logits.exp().sum(1)).log() - g(target_logit(logits, targets))).mean()
 

@@ -237,6 +237,12 @@ WRONG = [
     ),
     (
         LOSS,
+        [answers.loss_below_torch_distributed],
+        ["numbers per token, and all_reduces of three numbers send 3.0. The logits must stay"],
+        "the gradient of each rank's logits",
+    ),
+    (
+        LOSS,
         [answers.loss_exact_but_padded],
         ["your collectives send 602.0 numbers per token"],
         "the gradient of each rank's logits",
