@@ -60,14 +60,19 @@ def _two_all_reduces(where: str, gathered: str) -> Demand:
     )
 
 
-def _as_two_rings(what: str) -> Demand:
-    """No more bytes than two ring all_reduces of x: 4 r S. `what` sends so much."""
+def _as_two_rings(what: str, right: Callable[[Job], bool] | None = None) -> Demand:
+    """No more bytes than two ring all_reduces of x: 4 r S. `what` sends so much. `right`: as in `sends`."""
     return sends(
         "4(n-1)/n S",
         lambda job: 2 * theory.collective_bytes("all_reduce", S, job.ranks),
         f"a rank sent {{times:.1f}} times the 4(n-1)/n S = {{limit:,.0f}} bytes of {what}. Something larger"
         " than the input travels, or whole tensors travel where sums would do.",
+        right=right,
     )
+
+
+def _all_right(job: Job) -> bool:
+    return all(error < ERROR_LIMIT for found in job.results for error, *_ in found.values())
 
 
 @exercise(
@@ -109,7 +114,8 @@ def _taking_turns(job: Job) -> str:
     ),
     turns=Demand("all ranks send at the same time: no collective has one root", _taking_turns, quiet=True),
     bytes=_as_two_rings(
-        "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a ring)"
+        "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a ring)",
+        _all_right,
     ),
 )
 def sequence_operators(judge: Judge, f: Callable, g: Callable) -> None:

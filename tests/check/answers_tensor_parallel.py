@@ -6,6 +6,7 @@ import time
 
 import torch
 import torch.distributed as dist
+from by_files import by_files
 from torch import nn
 from torch.nn import functional as F
 
@@ -704,6 +705,14 @@ def gather_and_zero(x):
     tokens = gather_tokens(x)
     x.data.zero_()
     return tokens
+
+
+def gather_by_files(x):
+    return operator(lambda x: torch.cat(by_files(x), 1), lambda grad: own_tokens(sum(by_files(grad))))(x)
+
+
+def scatter_by_files(x):
+    return operator(lambda x: own_tokens(sum(by_files(x))), lambda grad: torch.cat(by_files(grad), 1))(x)
 
 
 def sample_by_sample(function):

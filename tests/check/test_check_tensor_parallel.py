@@ -351,6 +351,12 @@ WRONG = [
     ),
     (
         TOKENS,
+        [answers.gather_by_files, answers.scatter_by_files],
+        ["must travel. What a rank needs from the others comes in messages of torch.distributed"],
+        VALUES,
+    ),
+    (
+        TOKENS,
         [answers.gather_and_zero, answers.scatter_sum],
         ["your f changes the `x` that it was given; leave it alone"],
         "",
