@@ -348,6 +348,12 @@ def average_one_call_per_parameter(model, num_samples):
         dist.all_reduce(grad)
 
 
+def average_with_a_barrier(model, num_samples):
+    """Right gradients; and everybody waits for everybody, once more."""
+    average(model, num_samples)
+    dist.barrier()
+
+
 def average_by_all_gather(model, num_samples):
     mine = torch.cat([_flat(model) * num_samples, torch.tensor([float(num_samples)])])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]

@@ -106,6 +106,11 @@ WRONG = [
     (chapter.weighted_average, answers.average_one_call_per_parameter, "6 collectives"),
     (
         chapter.weighted_average,
+        answers.average_with_a_barrier,
+        "a rank called 3 collectives (2 all_reduce, 1 barrier); 2 are enough",
+    ),
+    (
+        chapter.weighted_average,
         answers.average_by_all_gather,
         "4 ranks with different numbers of samples: a rank sent",
     ),
@@ -134,6 +139,7 @@ WASTEFUL = {
     answers.accumulate_one_backward,
     answers.accumulate_single_samples,
     answers.average_one_call_per_parameter,
+    answers.average_with_a_barrier,
     answers.average_by_all_gather,
     answers.average_by_reduce_scatter,
     answers.average_over_root,

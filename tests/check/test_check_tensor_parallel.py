@@ -219,6 +219,12 @@ WRONG = [
         ["is something masked with -inf"],
         "at most three collectives",
     ),
+    (
+        LOSS,
+        [answers.loss_masked_by_a_logarithm],
+        ["2 ranks: the loss is not that of one process on every rank: it is not finite, with small logits"],
+        "at most three collectives",
+    ),
     (LOSS, [answers.loss_in_float32], ["the rounding of float32"], "at most three collectives"),
     (
         LOSS,
