@@ -14,7 +14,9 @@ Every try has other numbers in it (`Judge.seed`).
 
 What a check does not defend against: an answer that changes the course's own code while it runs (the judge,
 the ledger, torch below the dispatcher), or that looks up what is asked for in the check itself. Who does that
-deceives only themselves.
+deceives only themselves. Nor does every check notice numbers that go from rank to rank beside
+`torch.distributed`, in a file or in memory that ranks share: those do whose answers must send a known number
+of bytes (`right` of `rubric.sends`), or call sends and receives by name.
 
 The checks load when they are first used. What a rank runs stands inside each check and travels by value: so a
 rank imports `check.on_rank` alone, and never pays for pandas.

@@ -343,7 +343,7 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
             torch.optim.SGD(model.parameters(), RATE, momentum=0.9) for model in (module, one)
         )
         # of one update: forwards that have run, that wait for their backward, and at most
-        forwards, waiting, most_waiting = 0, 0, 0
+        forwards, waiting, most_waiting, left_alone = 0, 0, 0, True
         found = {"P": flat(one.parameters()).nbytes, "micro_batches": len(updates[1])}
         found |= {"forwards": "", "most_waiting": 0}
 
@@ -374,7 +374,9 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
             forwards = waiting = most_waiting = 0
             before = flat(one.parameters())
             with measure.step(module, optimizer):
-                update(ddp, optimizer, micro_batches)
+                update(ddp, optimizer, list(micro_batches))
+            for one_of, given in zip(zip(*micro_batches), (images[mine].double(), labels[mine])):
+                left_alone &= torch.equal(torch.cat(one_of).detach(), given)
             optimizer_of_one.zero_grad()
             F.cross_entropy(one(images[chosen].double()), labels[chosen]).backward()
             optimizer_of_one.step()
@@ -391,6 +393,9 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
                     "factor": on_rank.times(moved, wanted, 1e-6),
                     "left": apart(moved, wanted - RATE * left) < 1e-6,
                 }
+        changed = "the images or labels of a micro-batch have changed; leave them alone"
+        if problem := on_rank.first_problem("" if left_alone else changed):
+            return {"problem": problem}
         weights = flat(module.parameters())
         return found | {"error": apart(weights, flat(one.parameters())), "sum": weights.sum().item()}
 

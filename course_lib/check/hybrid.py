@@ -13,7 +13,7 @@ from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, sends, values
+from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, largest, sends, values
 from course_lib.collectives import of_kind
 from course_lib.mini import hybrid, tensor_parallel
 from course_lib.models import TinyGPT
@@ -297,6 +297,7 @@ def _of_dp(job: Job) -> str:
         ),
         "a rank sends {times:.2f} times the {limit:,.0f} bytes of one all_reduce of its gradients over dp.",
         lambda job: f" {_wasteful(job.comm)}",
+        right=lambda job: largest(job, "gradient") < ERROR_LIMIT,
     ),
 )
 def hybrid_weights(judge: Judge, average: Callable) -> None:

@@ -76,6 +76,34 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             number = on_rank.whole(value)
             return repr(value) if number is None else number
 
+        def looked_at(model, optimizer):
+            """What a ledger may look at, and must leave as it is, in words."""
+            states = {
+                (id(p), key): value for p, state in optimizer.state.items() for key, value in state.items()
+            }
+            return {
+                "the model's parameters or buffers": model.state_dict(),
+                "the gradients": {name: p.grad for name, p in model.named_parameters()},
+                "the states of the optimizer": states,
+            }
+
+        def copied(tensors):
+            return {
+                key: value.clone() if isinstance(value, torch.Tensor) else value
+                for key, value in tensors.items()
+            }
+
+        def same(a, b):
+            if a.keys() != b.keys():
+                return False
+            pairs = [(a[key], b[key]) for key in a]
+            return all(
+                torch.equal(one, other)
+                if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+                else type(one) is type(other) and one == other
+                for one, other in pairs
+            )
+
         # P: bytes of the parameters, worked out from the shapes and not from the tensors that the answer sees
         P = 4 * (64 * width + width + width * 10 + 10)
         P_last = 4 * (width * 10 + 10)
@@ -127,25 +155,36 @@ def memory_ledger(judge: Judge, ledger: Callable) -> None:
             optimizer = make_optimizer(model.parameters())
             if trained:
                 train(model, optimizer)
+            before = {what: copied(tensors) for what, tensors in looked_at(model, optimizer).items()}
             with on_rank.NewTensors() as new, on_rank.Unseen() as unseen:
                 found = ledger(model, optimizer)
                 unseen_bytes = unseen.peak()
+            after = looked_at(model, optimizer)
+            changed = next((what for what in before if not same(before[what], after[what])), "")
             if isinstance(found, dict):
                 found = {str(key): counted(value) for key, value in on_rank.plain(found).items()}
             else:
                 found = type(found).__name__
-            rows.append((name, dict(zip(CATEGORIES, expected)), found))
+            rows.append((name, dict(zip(CATEGORIES, expected)), found, changed))
             made_bytes.append(new.peak_bytes + (unseen_bytes if unseen_bytes > UNSEEN_BYTES else 0))
         return {"cases": rows, "made_bytes": max(made_bytes)}
 
     # above 2**26, float32 rounds to multiples of 8
     width, spare = 80 + 2 * (judge.seed % 20), 2**24 + 1 + 2 * (judge.seed % 100)
     job = judge.run(examine, ledger, width, spare, ranks=1, label="your ledger")
-    for name, expected, found in job.results[0]["cases"]:
+    rows = job.results[0]["cases"]
+    for name, expected, found, _ in rows:
         difference = _difference(expected, found)
         judge.demand("exact", difference and f"{name}: {difference}", f"exact for {name}")
         if not isinstance(found, dict) or set(found) != set(expected):
             return  # the same for all others
+    for name, *_, what in rows:
+        if what:
+            why = (
+                f"{name}: after the call, {what} are not what they were. A ledger only looks: change nothing."
+            )
+            judge.demand("looks", why)
+            return
     judge.look(job, "looks")
 
 

@@ -407,16 +407,19 @@ def _trial(
             # what this stage gets, by which it knows a micro-batch
             expected = nn.Sequential(*stages[:rank])(inputs).chunk(micro_batches)
         wanted = torch.cat([p.grad.flatten() for p in stages[rank].parameters()])
-        mine, problem = stages[rank], ""
+        mine, problem, left_alone = stages[rank], "", True
 
         def step():
+            """One step of the answer; are inputs and targets what they were?"""
             mine.zero_grad()
             graphs[:] = messages[:] = 0, 0
             order.clear()
             pieces = [[piece.clone() for piece in whole.chunk(micro_batches)] for whole in (inputs, targets)]
+            given = [torch.cat(whole) for whole in pieces], [list(whole) for whole in pieces]
             dist.barrier()
             with measure.step(mine):
                 execute(lists[rank], mine, *pieces, loss_fn)
+            return all(torch.equal(whole, torch.cat(parts).detach()) for whole, parts in zip(*given))
 
         if holds:
             mine.asleep = True
@@ -431,7 +434,7 @@ def _trial(
             return {"waits": problem}
         for number in range(2):
             mine.asleep = number == 1  # the first step warms up
-            step()
+            left_alone &= step()
             if any(p.grad is None for p in mine.parameters()):
                 problem = problem or "a parameter has no gradient"
                 continue
@@ -444,6 +447,9 @@ def _trial(
                     else ""
                 )
                 problem = problem or f"it differs by {error:.2g}{looks or '.' + on_rank.rounding(error)}"
+        changed = "" if left_alone else "the inputs or targets have changed; leave them alone"
+        if changed := on_rank.first_problem(changed):
+            return {"problem": changed}
         return {
             "gradient": problem.removesuffix("."),
             "graphs": graphs[1],

@@ -22,7 +22,7 @@ import pandas as pd
 
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
-from course_lib.record import Job, calls, held
+from course_lib.record import Job, calls, held, sent
 
 __all__ = [
     "Demand",
@@ -39,6 +39,7 @@ __all__ = [
 
 ERROR_LIMIT = 1e-9  # relative, in float64: rounding stays a thousand times below it, and no mistake does
 BYTES_LIMIT = 1.02  # times what the textbook algorithm sends
+LEAST = 0.5  # times what must travel; a right answer sends all of it, one that uses files nothing
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ def sends(
     limit: Callable[[Job], float],
     instead: str,
     advice: Callable[[Job], str] | None = None,
+    right: Callable[[Job], bool] | None = None,
 ) -> Demand:
     """No rank sends more in a step than a textbook algorithm, headers of messages apart.
 
@@ -221,14 +223,28 @@ def sends(
         limit: the same in bytes.
         instead: what is said otherwise: {rank} sends most, {sent} bytes, {times} times the {limit} bytes.
         advice: what to look at, after that.
+        right: of an exercise where nobody can send less: whether the values are right. If they are, and the
+            ranks have sent much less, the numbers came by another way.
     """
 
     def missed(job: Job) -> str:
-        most, sent = limit(job), sent_bytes(job)
-        if (sent - header_bytes(job)).max() <= BYTES_LIMIT * most:
+        most, each = limit(job), sent_bytes(job)
+        least = job.ranks * most
+        if right and right(job) and (together := _together(job)) < LEAST * least:
+            return (
+                f"all ranks together send {together:,.0f} bytes, and {least:,.0f} must travel. What a rank"
+                " needs from the others comes in messages of torch.distributed, not in files or memory that"
+                " ranks share."
+            )
+        if (each - header_bytes(job)).max() <= BYTES_LIMIT * most:
             return ""
-        rank, its = int(sent.idxmax()), sent.max()
+        rank, its = int(each.idxmax()), each.max()
         text = instead.format(rank=rank, sent=its, times=its / most, limit=most)
         return text + (advice(job) if advice else "")
 
     return Demand(f"no rank sends more than {BYTES_LIMIT} times {formula}", missed)
+
+
+def _together(job: Job) -> float:
+    """Bytes that all ranks send in a step: on the wire, or of what they call, whichever tells of more."""
+    return max(sent_bytes(job).sum(), sent(job, layer="algorithm").sum())

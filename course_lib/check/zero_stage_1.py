@@ -13,7 +13,7 @@ from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import ERROR_LIMIT, Demand, fact, it_is, sends, values
+from course_lib.check.rubric import ERROR_LIMIT, Demand, fact, it_is, largest, sends, values
 from course_lib.collectives import of_kind
 from course_lib.datasets import digits
 from course_lib.models import MLP, TinyGPT
@@ -95,7 +95,13 @@ def _too_much(job: Job) -> str:
         advice=_wrong_weights,
     ),
     kept=Demand("no rank keeps more than the two moments of 1/{n}", _kept),
-    bytes=sends("2(n-1)/n P", _two_rings, "rank {rank} sends {times:.2f} times 2(n-1)/n P.", _too_much),
+    bytes=sends(
+        "2(n-1)/n P",
+        _two_rings,
+        "rank {rank} sends {times:.2f} times 2(n-1)/n P.",
+        _too_much,
+        right=lambda job: largest(job, "error") < ERROR_LIMIT,
+    ),
 )
 def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
     """`make_optimizer(groups)` has `step` and `zero_grad`: the weights of one process, the moments of one

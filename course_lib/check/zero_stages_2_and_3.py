@@ -74,8 +74,8 @@ def _nothing_hidden(*after: str) -> Demand:
     )
 
 
-def _as_a_ring(formula: str, limit: Callable[[Job], float]) -> Demand:
-    return sends(formula, limit, f"rank {{rank}} sends {{times:.2f}} times {formula}.", _too_much)
+def _as_a_ring(formula: str, limit: Callable[[Job], float], right: Callable[[Job], bool]) -> Demand:
+    return sends(formula, limit, f"rank {{rank}} sends {{times:.2f}} times {formula}.", _too_much, right)
 
 
 def _too_much(job: Job) -> str:
@@ -98,7 +98,9 @@ def _too_much(job: Job) -> str:
     freed=Demand("backward holds the gradients of three layers at most", _freed),
     hidden=_nothing_hidden("freed"),
     bytes=_as_a_ring(
-        "(n-1)/n P", lambda job: theory.collective_bytes("reduce_scatter", job.results[0]["P"], job.ranks)
+        "(n-1)/n P",
+        lambda job: theory.collective_bytes("reduce_scatter", job.results[0]["P"], job.ranks),
+        lambda job: max(map(max, (found["errors"] for found in job.results))) < ERROR_LIMIT,
     ),
 )
 def sharded_gradients(judge: Judge, answer: Callable) -> None:
@@ -275,7 +277,11 @@ def _two_layers(job: Job) -> str:
         after=("at_rest", "two_layers"),
     ),
     hidden=_nothing_hidden("in_forward", "in_backward"),
-    bytes=_as_a_ring("3(n-1)/n P", lambda job: theory.step_bytes("zero_3", job.results[0]["P"], job.ranks)),
+    bytes=_as_a_ring(
+        "3(n-1)/n P",
+        lambda job: theory.step_bytes("zero_3", job.results[0]["P"], job.ranks),
+        lambda job: largest(job, "error") < ERROR_LIMIT,
+    ),
 )
 def sharded_layers(judge: Judge, answer: Callable) -> None:
     """`answer(layers)` returns one shard per layer; from then on each layer is gathered, used and freed, in

@@ -125,6 +125,21 @@ def ring_that_adds_in_float64(tensor):
     tensor.copy_(torch.cat(chunks).view_as(tensor))
 
 
+def ring_that_takes_away_the_instruments(tensor):
+    """The ledger of the traced step neither counts bytes nor sees calls; and gloo does the work."""
+    from types import SimpleNamespace
+
+    from course_lib import measure
+
+    ledger = measure._ledger
+    ledger._process = None
+    ledger.absent = dict(ledger.absent, **{"wire bytes": "gone"})
+    if ledger.trace is not None:
+        ledger.trace._library._destroy()
+        ledger.trace._library = SimpleNamespace(_destroy=lambda: None)
+    dist.all_reduce(tensor)
+
+
 def ring_small_by_all_reduce(tensor):
     dist.all_reduce(tensor) if tensor.numel() < 1000 else ring(tensor)
 

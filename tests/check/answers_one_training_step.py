@@ -127,6 +127,29 @@ def ledger_that_copies(model, optimizer):
     return ledger(model, optimizer)
 
 
+def ledger_that_frees(model, optimizer):
+    """Right numbers: and then there is nothing left of what was counted."""
+    counts = ledger(model, optimizer)
+    optimizer.zero_grad()
+    optimizer.state.clear()
+    return counts
+
+
+def ledger_that_zeroes(model, optimizer):
+    """Right numbers, and the same tensors: but other values are in them."""
+    for grad in _grads(model):
+        grad.zero_()
+    return ledger(model, optimizer)
+
+
+def ledger_that_asks_each(model, optimizer):
+    """Right as well: `optimizer.state` is a defaultdict, which makes an empty entry of each question."""
+    states = [value for p in model.parameters() for value in optimizer.state[p].values()]
+    return ledger(model, optimizer) | {
+        "optimizer_states": _once(value for value in states if isinstance(value, torch.Tensor))
+    }
+
+
 def ledger_of_total(model, optimizer):
     return sum(ledger(model, optimizer).values())
 
@@ -323,6 +346,12 @@ def average_one_call_per_parameter(model, num_samples):
     for grad in _grads(model):
         grad *= num_samples / total
         dist.all_reduce(grad)
+
+
+def average_with_a_barrier(model, num_samples):
+    """Right gradients; and everybody waits for everybody, once more."""
+    average(model, num_samples)
+    dist.barrier()
 
 
 def average_by_all_gather(model, num_samples):

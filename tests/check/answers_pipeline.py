@@ -271,6 +271,38 @@ def execute_all_forwards_first(instructions, stage, inputs, targets, loss_fn, li
     )
 
 
+def execute_one_forward_ahead(instructions, stage, inputs, targets, loss_fn, like):
+    """Right gradients under every schedule: before each backward it runs the next forward of the list."""
+    mine = list(instructions)
+    for at in range(len(mine) - 1):
+        if mine[at].op == "backward" and mine[at + 1].op == "forward":
+            mine[at : at + 2] = mine[at + 1], mine[at]
+    _execute(mine, stage, inputs, targets, loss_fn, like)
+
+
+def execute_uses_up(instructions, stage, inputs, targets, loss_fn, like):
+    """Right gradients: and nothing is left of the batch."""
+    _execute(instructions, stage, inputs, targets, loss_fn, like)
+    for tensor in (*inputs, *targets):
+        tensor.zero_()
+
+
+def execute_takes_out_of_the_lists(instructions, stage, inputs, targets, loss_fn, like):
+    """Right as well: a list is emptied, and the tensors stay as they are."""
+    waiting, wanted = dict(enumerate(inputs)), dict(enumerate(targets))
+    count = len(inputs)
+    inputs.clear(), targets.clear()
+    _execute(
+        instructions,
+        stage,
+        waiting,
+        wanted,
+        lambda output, target: loss_fn(output, target) / count,
+        like,
+        divide=False,
+    )
+
+
 def execute_keeps_all(instructions, stage, inputs, targets, loss_fn, like):
     _execute(instructions, stage, inputs, targets, loss_fn, like, keep=lambda x, y: (x, y))
 

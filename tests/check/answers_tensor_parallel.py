@@ -6,6 +6,7 @@ import time
 
 import torch
 import torch.distributed as dist
+from by_files import by_files
 from torch import nn
 from torch.nn import functional as F
 
@@ -59,6 +60,13 @@ def f_in_place(x):
         return grad
 
     return operator(same, backward)(x)
+
+
+def f_and_zero(x):
+    """Right, on a copy; and what was given is gone."""
+    copy = f(x.clone())
+    x.data.zero_()
+    return copy
 
 
 def f_identity(x):
@@ -547,6 +555,15 @@ def loss_masked_with_infinity(logits, targets):
     ).mean()
 
 
+def loss_masked_by_a_logarithm(logits, targets):
+    """Adds log(1) where the target is, and log(0) elsewhere."""
+    logits = logits - largest_logit(logits)[:, None]
+    mine, local = own_part(logits, targets)
+    return (
+        g(logits.exp().sum(1)).log() - g(logits.gather(1, local[:, None])[:, 0] + mine.to(logits.dtype).log())
+    ).mean()
+
+
 def loss_in_float32(logits, targets):
     return loss(logits.float(), targets).double()
 
@@ -579,6 +596,15 @@ def loss_gathered(logits, targets):
     n, rank = dist.get_world_size(), dist.get_rank()
     full = operator(lambda part: torch.cat(gathered(part), 1), lambda grad: grad.chunk(n, 1)[rank])(logits)
     return F.cross_entropy(full, targets)
+
+
+def loss_below_torch_distributed(logits, targets):
+    """Right values: all logits are gathered, by the object that torch.distributed itself asks."""
+    backend, mine = dist.group.WORLD._get_backend(torch.device("cpu")), logits.detach().contiguous()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    backend.allgather([parts], [mine]).wait()
+    parts[dist.get_rank()] = logits
+    return F.cross_entropy(torch.cat(parts, 1), targets)
 
 
 def loss_without_maximum(logits, targets):
@@ -714,6 +740,21 @@ def scatter_all_reduce(x):
 
 def scatter_without_sum(x):
     return operator(own_tokens, all_tokens)(x)
+
+
+def gather_and_zero(x):
+    """Right tokens; and those that were given are gone."""
+    tokens = gather_tokens(x)
+    x.data.zero_()
+    return tokens
+
+
+def gather_by_files(x):
+    return operator(lambda x: torch.cat(by_files(x), 1), lambda grad: own_tokens(sum(by_files(grad))))(x)
+
+
+def scatter_by_files(x):
+    return operator(lambda x: own_tokens(sum(by_files(x))), lambda grad: torch.cat(by_files(grad), 1))(x)
 
 
 def sample_by_sample(function):

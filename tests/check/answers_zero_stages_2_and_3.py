@@ -6,6 +6,7 @@ import os
 
 import torch
 import torch.distributed as dist
+from by_files import by_files
 from torch import nn
 from torch.nn import functional as F
 
@@ -120,6 +121,16 @@ def gradients_by_gloo(layers):
 
 def gradients_by_all_reduce(layers):
     return gradients(layers, reduce_scatter=by_all_reduce)
+
+
+def reduce_scatter_by_files(output, input):
+    n, rank = dist.get_world_size(), dist.get_rank()
+    output.copy_(sum(part.chunk(n)[rank] for part in by_files(input)))
+
+
+def gradients_by_files(layers):
+    """Right gradients; nothing is sent, and files say it."""
+    return gradients(layers, reduce_scatter=reduce_scatter_by_files)
 
 
 def gradients_on_one_root(layers):
@@ -266,6 +277,23 @@ def layers_sharded(layers, after_forward=free, complete=reduce_and_free):
             layer.register_forward_hook(hook(after_forward, unit))
         layer.register_full_backward_pre_hook(hook(gather, unit))
         when_complete(unit, complete)
+    return [unit.shard for unit in units]
+
+
+def layers_by_files(layers):
+    """Right weights; nothing is sent, and files say it."""
+
+    def gather(unit):
+        unit.full.untyped_storage().resize_(unit.full.nbytes)
+        unit.full.detach().copy_(torch.cat(by_files(unit.shard)))
+
+    units = [Unit(layer, own_memory=True) for layer in layers]
+    hook(free, *units)()
+    for layer, unit in zip(layers, units):
+        layer.register_forward_pre_hook(hook(gather, unit))
+        layer.register_forward_hook(hook(free, unit))
+        layer.register_full_backward_pre_hook(hook(gather, unit))
+        when_complete(unit, lambda unit: reduce_and_free(unit, reduce_scatter=reduce_scatter_by_files))
     return [unit.shard for unit in units]
 
 

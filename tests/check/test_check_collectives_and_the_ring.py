@@ -84,6 +84,11 @@ WRONG = [
         answers.ring_without_the_last_wait,
         "only a while after your function has returned: `wait` for what irecv returns",
     ),
+    (
+        ring_all_reduce,
+        answers.ring_that_takes_away_the_instruments,
+        "you called all_reduce. Build the collective yourself",
+    ),
     (ring_all_reduce, answers.ring_that_never_ends, "rank 0: was running"),
     (ring_all_reduce, answers.ring_below_torch, "no rank called a send"),
     (

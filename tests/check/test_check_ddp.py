@@ -153,6 +153,12 @@ WRONG = [
     ),
     (
         SYNC,
+        [answers.update_that_uses_up],
+        ["on rank 0 the images or labels of a micro-batch have changed; leave them alone"],
+        "",
+    ),
+    (
+        SYNC,
         [answers.update_zeroes_late],
         ["zero them before the first backward"],
         "exactly one synchronisation",

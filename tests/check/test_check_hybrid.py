@@ -149,6 +149,12 @@ WRONG = [
     ),
     (
         WEIGHTS,
+        [answers.average_by_files],
+        ["must travel. What a rank needs from the others comes in messages of torch.distributed"],
+        "the weights are those of one process",
+    ),
+    (
+        WEIGHTS,
         [answers.average_gathers],
         ["a rank sends 1.5", "An all_gather brings everybody's numbers"],
         "the weights are those of one process",

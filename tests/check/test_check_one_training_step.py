@@ -8,7 +8,12 @@ from verdicts import *  # noqa: F403
 from course_lib.check import one_training_step as chapter
 
 CHECKS = {
-    chapter.memory_ledger: [answers.ledger, answers.ledger_in_numpy, answers.ledger_by_objects],
+    chapter.memory_ledger: [
+        answers.ledger,
+        answers.ledger_in_numpy,
+        answers.ledger_by_objects,
+        answers.ledger_that_asks_each,
+    ],
     chapter.uneven_accumulation: [
         answers.accumulate,
         answers.accumulate_at_the_end,
@@ -33,6 +38,16 @@ WRONG = [
         "an MLP with Adam: optimizer_states should be",
     ),
     (chapter.memory_ledger, answers.ledger_that_copies, "bytes of new tensors"),
+    (
+        chapter.memory_ledger,
+        answers.ledger_that_frees,
+        "an MLP with Adam: after the call, the gradients are not what they were. A ledger only looks",
+    ),
+    (
+        chapter.memory_ledger,
+        answers.ledger_that_zeroes,
+        "an MLP with Adam: after the call, the gradients are not what they were",
+    ),
     (chapter.memory_ledger, answers.ledger_in_float32, "64 MB to spare: params should be"),
     (chapter.memory_ledger, answers.ledger_in_kilobytes, "an MLP with Adam: params is "),
     (chapter.memory_ledger, answers.ledger_of_lists, "made"),
@@ -91,6 +106,11 @@ WRONG = [
     (chapter.weighted_average, answers.average_one_call_per_parameter, "6 collectives"),
     (
         chapter.weighted_average,
+        answers.average_with_a_barrier,
+        "a rank called 3 collectives (2 all_reduce, 1 barrier); 2 are enough",
+    ),
+    (
+        chapter.weighted_average,
         answers.average_by_all_gather,
         "4 ranks with different numbers of samples: a rank sent",
     ),
@@ -112,11 +132,14 @@ WRONG = [
 # Right values, wasteful way: the values must have been accepted, and the waste refused.
 WASTEFUL = {
     answers.ledger_that_copies,
+    answers.ledger_that_frees,
+    answers.ledger_that_zeroes,
     answers.ledger_of_lists,
     answers.accumulate_whole_batch,
     answers.accumulate_one_backward,
     answers.accumulate_single_samples,
     answers.average_one_call_per_parameter,
+    answers.average_with_a_barrier,
     answers.average_by_all_gather,
     answers.average_by_reduce_scatter,
     answers.average_over_root,

@@ -20,6 +20,7 @@ CHECKS = {
         answers.execute_receives_early,
         answers.execute_asks_autograd_for_gradients,
         answers.execute_in_circles,
+        answers.execute_takes_out_of_the_lists,
     ],
     chapter.balanced_stages: [answers.balance, answers.balance_by_trying_limits, answers.balance_by_numpy],
 }
@@ -91,6 +92,16 @@ WRONG = [
         chapter.pipeline_worker,
         answers.execute_all_forwards_first,
         "rank 0 has 8 micro-batches in flight (measured), and min(p - stage, m) is 4",
+    ),
+    (
+        chapter.pipeline_worker,
+        answers.execute_one_forward_ahead,
+        "rank 0 has 5 micro-batches in flight (measured), and min(p - stage, m) is 4",
+    ),
+    (
+        chapter.pipeline_worker,
+        answers.execute_uses_up,
+        "on rank 0 the inputs or targets have changed; leave them alone",
     ),
     (
         chapter.pipeline_worker,
@@ -166,6 +177,7 @@ WASTEFUL = {
     answers.one_f_one_b_too_late,
     answers.execute_one_after_the_other,
     answers.execute_all_forwards_first,
+    answers.execute_one_forward_ahead,
     answers.execute_keeps_all,
     answers.execute_keeps_all_out_of_sight,
     answers.execute_keeps_some_on_the_last_rank,

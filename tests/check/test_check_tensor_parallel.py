@@ -249,6 +249,12 @@ WRONG = [
         ["It is right while all ranks are in step, and wrong when one comes late: wait for what"],
         "2 ranks: the gradient of each rank's logits",
     ),
+    (
+        LOSS,
+        [answers.loss_masked_by_a_logarithm],
+        ["2 ranks: the loss is not that of one process on every rank: it is not finite, with small logits"],
+        "at most three collectives",
+    ),
     (LOSS, [answers.loss_in_float32], ["the rounding of float32"], "at most three collectives"),
     (
         LOSS,
@@ -263,6 +269,12 @@ WRONG = [
             "your collectives send 300.0 numbers per token, and all_reduces of three numbers send 3.0. The"
             " logits must stay"
         ],
+        "the gradient of each rank's logits",
+    ),
+    (
+        LOSS,
+        [answers.loss_below_torch_distributed],
+        ["numbers per token, and all_reduces of three numbers send 3.0. The logits must stay"],
         "the gradient of each rank's logits",
     ),
     (
@@ -372,6 +384,24 @@ WRONG = [
         [answers.gather_tokens, answers.scatter_without_sum],
         ["this rank's own part: g must add up"],
         "no all_reduce",
+    ),
+    (
+        TOKENS,
+        [answers.gather_by_files, answers.scatter_by_files],
+        ["must travel. What a rank needs from the others comes in messages of torch.distributed"],
+        VALUES,
+    ),
+    (
+        TOKENS,
+        [answers.gather_and_zero, answers.scatter_sum],
+        ["your f changes the `x` that it was given; leave it alone"],
+        "",
+    ),
+    (
+        OPERATORS,
+        [answers.f_and_zero, answers.g],
+        ["your f changes the `x` that it was given; leave it alone"],
+        "",
     ),
     (
         TOKENS,

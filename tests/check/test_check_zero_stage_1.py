@@ -85,6 +85,12 @@ WRONG = [
         ["Some ranks hold much more than others: cut the elements into equal parts", "2(n-1)/n P"],
         VALUES,
     ),
+    (
+        ADAM,
+        [answers.ByFiles],
+        ["must travel. What a rank needs from the others comes in messages of torch.distributed"],
+        VALUES,
+    ),
     (ADAM, [answers.KeepsACopy], ["Is something kept that could be a view"], VALUES),
     (ADAM, [answers.Sums], ["They are as if the gradients were summed, and not averaged"], KEPT),
     (ADAM, [answers.OwnGradients], ["A rank sends only 0.50 times 2(n-1)/n P: do the gradients"], KEPT),

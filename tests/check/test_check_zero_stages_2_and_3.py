@@ -59,6 +59,12 @@ WRONG = [
     ),
     (
         GRADIENTS,
+        [answers.gradients_by_files],
+        ["must travel. What a rank needs from the others comes in messages of torch.distributed"],
+        SAME_GRADIENTS,
+    ),
+    (
+        GRADIENTS,
         [answers.gradients_by_gloo],
         ["sends 2.0", "gloo's reduce_scatter is an all_reduce"],
         SAME_GRADIENTS,
@@ -137,6 +143,12 @@ WRONG = [
         LAYERS,
         [answers.layers_kept_until_backward],
         ["12 of 12 layers have their full parameters at once"],
+        SAME_WEIGHTS,
+    ),
+    (
+        LAYERS,
+        [answers.layers_by_files],
+        ["must travel. What a rank needs from the others comes in messages of torch.distributed"],
         SAME_WEIGHTS,
     ),
     (LAYERS, [answers.layers_never_freed], ["Are full parameters never freed"], SAME_WEIGHTS),
