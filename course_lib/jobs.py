@@ -47,17 +47,28 @@ def run(
     """
     with told_in_one_line():
         options = Options.checked(fn, ranks, backend, timeout, threads, label)
-    title = f"{options.label} on {ranks} rank{'' if ranks == 1 else 's'}"
-    with told_in_one_line(), Progress(title) as progress:
+    with told_in_one_line(), Progress(_title(options)) as progress:
         return carry_out(fn, args, kwargs, options, progress.update)
 
 
 def run_quietly(
     fn: Callable, *args, ranks: int = 2, timeout: float = 60.0, label: str | None = None, **kwargs
 ) -> Job:
-    """`run` without its line of text, for checks."""
+    """`run` without its line of text, for checks. Only where it waits for the fork server, which takes
+    seconds once per kernel, a sign is shown until the job is over.
+    """
     options = Options.checked(fn, ranks, timeout=timeout, label=label)
-    return carry_out(fn, args, kwargs, options, lambda text, fraction: None, of_learner=False)
+    with Progress(_title(options), stays=False) as progress:
+
+        def show(text, fraction):
+            if fraction is None or progress.drawn:
+                progress.update(text, fraction)
+
+        return carry_out(fn, args, kwargs, options, show, of_learner=False)
+
+
+def _title(options: Options) -> str:
+    return f"{options.label} on {options.ranks} rank{'' if options.ranks == 1 else 's'}"
 
 
 def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int = 5, **kwargs) -> Sweep:

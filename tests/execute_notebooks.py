@@ -105,6 +105,9 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
         for key in NOISE:
             holder.metadata.pop(key, None)
     CoalesceStreamsPreprocessor().preprocess(notebook, {})  # where a stream is cut depends on timing
+    for cell in notebook.cells:
+        if "outputs" in cell:  # an empty display is what is left of a sign that is over
+            cell.outputs = [out for out in cell.outputs if out.output_type != "display_data" or out.data]
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         output.get("data", {}).pop(WIDGET_MIME, None)  # means nothing without the widget's state
         if output.output_type == "stream":

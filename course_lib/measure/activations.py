@@ -53,11 +53,13 @@ class SavedForBackward:
 
         @contextlib.contextmanager
         def step_aside(message: str):
-            """torch.func wants that there are no hooks at all."""
+            """Who disables hooks, as torch.func does, wants that there are none at all."""
             aside = _is(torch_internals.saved_hooks(tracing=True), ours)
             if aside:
                 torch_internals.pop_saved_hooks()
-                self.unknown = "torch.func does not let anyone see what it saves for backward"
+                self.unknown = (
+                    "hooks on what is saved for backward were disabled in the step, as torch.func does"
+                )
             try:
                 with disable(message):
                     yield

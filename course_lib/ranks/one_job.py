@@ -49,7 +49,8 @@ def carry_out(
     Args:
         options: as `Options.checked` has made them.
         show: called with what the job is doing, in words, and how much of its time is over (0 to 1, or None).
-        of_learner: the function is the learner's own, and no check's.
+        of_learner: the function is the learner's own, and no check's: only then is long output saved whole,
+            and a warning given of settings that the ranks lack.
     """
     ranks, timeout, label = options.ranks, options.timeout, options.label
     placement = devices.place(ranks, options.backend)
@@ -89,7 +90,7 @@ def carry_out(
             unfinished, flood = (
                 ([], "") if stopped is not None else _let_finish(group, deadline, show_progress)
             )
-            output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
+            output = [_read_output(group.output_of(rank), of_learner) for rank in range(ranks)]
             if stopped is None:
                 _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
                 for told in settings.lost(group.states[0].records["settings"]) if of_learner else ():
@@ -100,7 +101,7 @@ def carry_out(
         except KeyboardInterrupt:
             with _no_second_interrupt(outside):
                 group.ask_and_wait()
-                output = [_read_output(group.output_of(rank)) for rank in range(ranks)]
+                output = [_read_output(group.output_of(rank), of_learner) for rank in range(ranks)]
             raise remember(explain(group.states, output, label, timeout, interrupted=True)) from None
     finally:
         if group:
@@ -346,9 +347,9 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _read_output(path: Path) -> str:
-    """What a rank has printed; of very long output the beginning and the end, and where the rest is (nowhere,
-    if it is too much to be kept).
+def _read_output(path: Path, save: bool) -> str:
+    """What a rank has printed; of very long output the beginning and the end, and where the rest is: nowhere,
+    if it is too much to be kept, or if nobody asks to `save` it.
     """
     size = _size(path)
     if not size:
@@ -362,7 +363,7 @@ def _read_output(path: Path) -> str:
         tail = file.read()
     whole = ""
     # else the next job would find no room
-    if size <= OUTPUT_MOST_BYTES and shutil.disk_usage(path.parent).free > size:
+    if save and size <= OUTPUT_MOST_BYTES and shutil.disk_usage(path.parent).free > size:
         with contextlib.suppress(OSError):  # the disk is full after all: the job is not lost for that
             handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
             os.close(handle)

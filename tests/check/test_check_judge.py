@@ -4,6 +4,7 @@ told with their own line.
 
 import os
 import sys
+import tempfile
 import threading
 import time
 
@@ -117,6 +118,25 @@ def test_an_answer_that_cannot_be_sent_is_told_so():
 def test_an_answer_changes_nothing_here_and_its_words_are_shown(capsys):
     assert double(changes_what_is_around) and "CHANGED_BY_AN_ANSWER" not in os.environ
     assert double(speaks) and capsys.readouterr().out == "I was given 1\nI was given 2\n"
+
+
+def says_much(number=1):
+    print("x" * 500_000)
+    return 2 * number
+
+
+def says_much_and_fails(number=1):
+    says_much()
+    raise ValueError("enough")
+
+
+@pytest.mark.parametrize("answer", [says_much, says_much_and_fails])
+def test_an_answer_that_prints_a_lot_leaves_no_file(answer, tmp_path, monkeypatch):
+    """A job keeps long output in a file, and says where. Of a check's jobs nobody would be told."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert bool(double(answer)) == (answer is says_much)
+    assert not count_ranks(answer), "it returns no number of ranks"
+    assert not list(tmp_path.glob("course_lib-output*"))
 
 
 @pytest.mark.parametrize(

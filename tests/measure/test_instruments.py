@@ -21,6 +21,7 @@ CASES = [
     (ranks.plain, SGD, set()),
     (ranks.per_sample_gradients, SGD, {"activations"}),
     (ranks.jacobian, SGD, {"activations"}),
+    (ranks.without_hooks, SGD, {"activations"}),
     (ranks.csr, SGD, set()),
     (ranks.csc, SGD, set()),
     (ranks.mkldnn, SGD, {"activations"}),
@@ -59,6 +60,13 @@ def test_correct_training_stays_correct_and_what_cannot_be_measured_is_absent(st
         assert rows["params"] == 4 * WIDTH * (WIDTH + 1)
         if step not in (ranks.compiled_optimizer,):
             assert rows["grads"] == rows["params"], "counted right after the step, before zero_grad"
+
+
+@pytest.mark.parametrize("step", [ranks.jacobian, ranks.without_hooks])
+def test_who_disabled_the_hooks_on_what_is_saved_is_not_guessed(step):
+    assert run(ranks.twice, step, SGD, ranks=1).absent["activations"] == (
+        "hooks on what is saved for backward were disabled in the step, as torch.func does"
+    )
 
 
 def test_a_profiler_around_the_steps_keeps_its_record():

@@ -194,7 +194,8 @@ def groups_of_each_ones_own():
     dist.all_reduce(torch.ones(3), group=mesh.get_group())
 
 
-def groups_as_they_should_be():
+def groups_as_they_should_be(told: str):
+    """No fault. The ranks stay until there is a file `told`: until they were asked what they do."""
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh, x = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp")), torch.ones(1)
@@ -207,7 +208,8 @@ def groups_as_they_should_be():
     ]
     for group in groups:
         dist.all_reduce(x, group=group)
-    time.sleep(3)  # long enough to be asked what it does
+    while not os.path.exists(told):
+        time.sleep(0.05)
     return x.item()
 
 

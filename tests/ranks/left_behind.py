@@ -54,12 +54,12 @@ class Traces:
 
     def files(self) -> list[str]:
         """What stands in its folder for temporary files, but for what others put there (torch makes one cache
-        per user). Saved output is kept on purpose.
+        per user).
         """
         return sorted(
             path.name
             for path in self.folder.iterdir()
-            if not path.name.startswith(("ipykernel", "torchinductor", "course_lib-output"))
+            if not path.name.startswith(("ipykernel", "torchinductor"))
         )
 
     def shared_memory(self) -> list[str]:

@@ -12,6 +12,7 @@ import textwrap
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import faults
 import psutil
@@ -19,13 +20,13 @@ import pytest
 from left_behind import Traces, shared_memory_of
 
 from course_lib import RankError, RankWarning, last_error, run
-from course_lib.ranks import budget, folder, one_job
+from course_lib.ranks import budget, folder, one_job, places
 from course_lib.ranks.launch import Group
 
 # generous, for a busy machine, and long before a timeout: seconds are measured by tests/bench/bench_faults.py
 SOON_S = 20.0
-# a timeout that is meant to be over: until then the ranks must have started and be where they hang
-LATE_S = 6.0
+# of a job that is meant to end at its timeout; no test waits for that: see `at_the_timeout`
+TIMEOUT_S = 200.0
 
 
 def ranks_alive() -> list[psutil.Process]:
@@ -84,9 +85,7 @@ def nothing_left(tmp_path, monkeypatch):
     assert soon(lambda: psutil.Process().num_fds() == descriptors), (
         "sockets or files of this process were left"
     )
-    assert not [path for path in tmp_path.glob("course_lib-*") if "output" not in path.name], (
-        "temporary files were left"
-    )
+    assert not list(tmp_path.glob("course_lib-*")), "temporary files were left"
     assert soon(lambda: not shared_memory_of(ranks)), "shared memory was left"
     begin = time.monotonic()
     assert run(faults.addresses, ranks=2).ranks == 2
@@ -98,6 +97,62 @@ def fails(fn, *args, ranks=2, timeout=60.0, within=SOON_S, **kwargs) -> RankErro
     with pytest.raises(RankError) as caught:
         run(fn, *args, ranks=ranks, timeout=timeout, **kwargs)
     assert time.monotonic() - begin < within
+    return caught.value
+
+
+def once(monkeypatch, holds, act) -> list[float]:
+    """Do `act` as soon as `holds` is true of what the ranks of a job have told. Returns a list that will hold
+    when.
+    """
+    done, listen = [], Group.listen
+
+    def listen_and_look(group, wait_s):
+        listen(group, wait_s)
+        if not done and holds(group.states):
+            done.append(time.monotonic())
+            act()
+
+    monkeypatch.setattr(Group, "listen", listen_and_look)
+    return done
+
+
+def stand(*asleep: int):
+    """Whether these ranks have told that they sleep for good, and all others that they are in a call of
+    torch.distributed.
+    """
+
+    def holds(states) -> bool:
+        return all(
+            state.where
+            and (
+                any("time.sleep(100)" in places.line_of(frame) for frame in state.where["frames"][-1:])
+                if state.rank in asleep
+                else state.where["call"]
+            )
+            for state in states
+        )
+
+    return holds
+
+
+def at_the_timeout(monkeypatch, holds, fn, **options):
+    """Run `fn`, whose timeout is over as soon as `holds` is true of its ranks, however long they took to
+    start, and not before.
+    """
+    late = once(monkeypatch, holds, lambda: None)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + TIMEOUT_S * bool(late))
+    monkeypatch.setattr(one_job, "time", clock)
+    try:
+        return run(fn, timeout=TIMEOUT_S, **options)
+    finally:
+        assert late and time.monotonic() - late[0] < SOON_S
+
+
+def late(*arguments, **options) -> RankError:
+    """The error of a job that ends `at_the_timeout`."""
+    with pytest.raises(RankError) as caught:
+        at_the_timeout(*arguments, **options)
+    assert f"had not finished after timeout={TIMEOUT_S:g} s." in caught.value.headline
     return caught.value
 
 
@@ -159,18 +214,16 @@ def test_row_3_a_rank_leaves_early(nothing_left):
     assert error.reports[1].state == "had finished"
 
 
-def test_row_4_a_rank_never_arrives(nothing_left):
-    error = fails(faults.never_arrives, ranks=3, timeout=LATE_S, within=LATE_S + SOON_S)
-    assert (
-        f"had not finished after timeout={LATE_S:g} s. Ranks 0 and 2 wait in all_reduce; rank 1 is not there."
-        in error.headline
-    )
+def test_row_4_a_rank_never_arrives(nothing_left, monkeypatch):
+    error = late(monkeypatch, stand(1), faults.never_arrives, ranks=3)
+    assert "Ranks 0 and 2 wait in all_reduce; rank 1 is not there." in error.headline
     assert error.reports[2].state == "waits in all_reduce of float32[4]"
     assert "time.sleep(100)" in error.reports[1].line
 
 
 def test_row_4_ranks_wait_for_messages(nothing_left):
-    error = fails(faults.waits_for_a_message, timeout=LATE_S, within=LATE_S + SOON_S)
+    error = fails(faults.waits_for_a_message)
+    assert "Nobody sends." in error.headline
     assert error.reports[0].state == "waits in recv from rank 1 of float32[3]"
     assert "dist.recv(x" in error.reports[1].line
 
@@ -222,8 +275,8 @@ def test_row_4_a_rank_that_works_in_a_thread_is_waited_for(nothing_left):
     run(faults.slow_but_well, 4.5)
 
 
-def test_row_4_a_rank_that_naps_waits_for_nothing(nothing_left):
-    error = fails(faults.naps_with_a_collective_under_way, timeout=LATE_S, within=LATE_S + SOON_S)
+def test_row_4_a_rank_that_naps_waits_for_nothing(nothing_left, monkeypatch):
+    error = late(monkeypatch, stand(0, 1), faults.naps_with_a_collective_under_way)
     assert (
         error.reports[0].state == "was running; all_reduce of float32[4] was under way"
         and "time.sleep(100)" in error.reports[0].line
@@ -255,15 +308,19 @@ def test_row_18_what_is_still_at_work_when_a_rank_returns_is_finished(nothing_le
     assert sorted(job.output[0].split()) == sorted(["done"] * 4 + ["thread", "executor", "process", "atexit"])
 
 
-def test_row_18_what_never_ends_is_given_up_with_a_warning(nothing_left):
+def test_row_18_what_never_ends_is_given_up_with_a_warning(nothing_left, monkeypatch):
     with pytest.warns(
         RankWarning,
         match=(
-            rf"Ranks 0 and 1 had returned, and still worked after timeout={LATE_S:g} s \(faults.py, line \d+,"
-            r" in .*What was not done is lost"
+            rf"Ranks 0 and 1 had returned, and still worked after timeout={TIMEOUT_S:g} s \(faults.py,"
+            r" line \d+, in .*What was not done is lost"
         ),
     ):
-        job = run(faults.never_ends, timeout=LATE_S)
+        job = at_the_timeout(
+            monkeypatch,
+            lambda states: all(state.phase == "finished" for state in states),
+            faults.never_ends,
+        )
     assert job.results == ["returned"] * 2
 
 
@@ -309,10 +366,14 @@ def test_row_17_every_rank_must_make_every_group(nothing_left, fn, words):
     assert f"The ranks made different groups: {words} Every rank must call new_group for every group" in told
 
 
-def test_row_17_groups_that_all_ranks_make_are_no_mistake(nothing_left):
+def test_row_17_groups_that_all_ranks_make_are_no_mistake(nothing_left, tmp_path, monkeypatch):
+    told = tmp_path / "told"
+    # a job is stopped for what two answers say
+    once(monkeypatch, lambda states: all(state.answers >= 3 for state in states), told.touch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert run(faults.groups_as_they_should_be, ranks=4).results == [16.0] * 4
+        job = run(faults.groups_as_they_should_be, str(told), ranks=4, timeout=TIMEOUT_S)
+    assert job.results == [16.0] * 4
 
 
 def test_the_last_error_stays(nothing_left):
@@ -402,8 +463,19 @@ def test_row_7_join_is_no_mistake(nothing_left):
         (faults.holds_the_lock, "was running"),
     ],
 )
-def test_row_8_a_rank_does_not_respond(nothing_left, fn, words):
-    error = fails(fn, timeout=LATE_S, within=LATE_S + SOON_S)
+def test_row_8_a_rank_does_not_respond(nothing_left, monkeypatch, fn, words):
+    used_s = {}  # of the CPU, by rank 1, when rank 0 was first seen to wait
+
+    def holds(states) -> bool:
+        if not states[0].where.get("call") or states[1].phase != "running":
+            return False
+        rank_1 = psutil.Process(states[1].pid)
+        if fn is faults.is_stopped:
+            return rank_1.status() == psutil.STATUS_STOPPED
+        now_s = sum(rank_1.cpu_times()[:2])
+        return now_s - used_s.setdefault(1, now_s) > 1  # nothing else than the search needs so much
+
+    error = late(monkeypatch, holds, fn)
     assert error.reports[1].state == words
     assert error.reports[0].state == "waits in all_reduce of float32[4]"
     if fn is faults.holds_the_lock:
@@ -414,19 +486,7 @@ def interrupts_once_ranks_wait(monkeypatch) -> list[float]:
     """SIGINT to this process as soon as the ranks of `never_arrives` have told that they are where they hang.
     Returns a list that will hold when.
     """
-    pressed, listen = [], Group.listen
-
-    def listen_and_press(group, wait_s):
-        listen(group, wait_s)
-        if not pressed and all(
-            state.where and (state.where["call"] or "never_arrives" in str(state.where["frames"][-1]))
-            for state in group.states
-        ):
-            pressed.append(time.monotonic())
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Group, "listen", listen_and_press)
-    return pressed
+    return once(monkeypatch, stand(1), lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
 def test_row_9_interrupt(nothing_left, monkeypatch):
@@ -757,6 +817,7 @@ def test_row_12_very_long_output(nothing_left, tmp_path):
     saved = [path for path in tmp_path.glob("course_lib-output-*")]
     assert len(saved) == 1 and saved[0].stat().st_size > 9e6 and str(saved[0]) in job.output[0]
     assert saved[0].stat().st_mode & 0o077 == 0
+    saved[0].unlink()  # the one file that is kept on purpose
 
 
 def test_row_13_a_small_machine():

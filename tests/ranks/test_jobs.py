@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import inspect
+import io
 import math
+import sys
 import threading
 import warnings
 
@@ -14,7 +16,7 @@ import workers
 
 import course_lib
 from course_lib import Job, run, sweep
-from course_lib.ranks import devices
+from course_lib.ranks import devices, progress
 from course_lib.ranks.options import Options
 
 FACTOR = 7
@@ -434,3 +436,14 @@ def test_saved_and_loaded(tmp_path):
     job.save(tmp_path / "job.json")
     again = Job.load(tmp_path / "job.json")
     assert again.where == job.where and again.comm.equals(job.comm) and again.memory.equals(job.memory)
+
+
+@pytest.mark.parametrize("stays, last", [(True, "\rwork on 2 ranks\x1b[K\n"), (False, "\r\x1b[K")])
+def test_in_a_terminal_a_line_rewrites_itself_and_stays_or_goes(monkeypatch, stays, last):
+    written = io.StringIO()
+    written.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    with progress.Progress("work on 2 ranks", stays) as shown:
+        shown.update("starting")
+    assert shown.drawn and written.getvalue() == "\rwork on 2 ranks: starting\x1b[K" + last

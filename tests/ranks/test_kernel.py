@@ -181,16 +181,19 @@ print(torch.load(io.BytesIO(saved), weights_only=False).scale(), [type(x) is Sca
     assert "3 [True, True] [6]" in texts(outputs)
 
 
-def test_the_first_run_of_a_kernel_shows_a_sign_and_can_be_interrupted():
+@pytest.mark.parametrize(
+    "first, label", [("run(len, 'x')", "len"), ("check.average(lambda values: values)", "your function")]
+)
+def test_the_first_run_of_a_kernel_shows_a_sign_and_can_be_interrupted(first, label):
     kernel = Kernel()
     try:
         kernel.run(
             "import os, tempfile\nfolder = tempfile.mkdtemp()\nopen(folder + '/cloudpickle.py',"
             " 'w').write('import time; time.sleep(600)')\n"
             # a server that needs very long to start
-            "from course_lib import run\nos.environ['PYTHONPATH'] = folder"
+            "from course_lib import check, run\nos.environ['PYTHONPATH'] = folder"
         )
-        kernel.run("run(len, 'x')", wait=False)
+        kernel.run(first, wait=False)
         sign, shown = False, None
         while shown is None:
             message = kernel.client.get_iopub_msg(timeout=60)
@@ -202,8 +205,8 @@ def test_the_first_run_of_a_kernel_shows_a_sign_and_can_be_interrupted():
         assert sign and shown["ename"] == "RankInterrupt"
         assert (
             shown["evalue"]
-            == "len was interrupted while the fork server was starting. It goes on starting: the next run"
-            " finds it ready."
+            == f"{label} was interrupted while the fork server was starting. It goes on starting: the next"
+            " run finds it ready."
         )
         assert len("".join(shown["traceback"]).splitlines()) == 1
     finally:
@@ -373,3 +376,42 @@ def test_progress_leaves_one_static_line(tmp_path):
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     stored = [[(o["output_type"], dict(o["data"])) for o in cell.outputs] for cell in notebook.cells[1:]]
     assert stored[0] == stored[1] == [("display_data", {"text/plain": "nap on 2 ranks"})]
+
+
+SLOW_START = """
+import os, tempfile
+from course_lib import check
+folder = tempfile.mkdtemp()
+open(folder + "/cloudpickle.py", "w").write(
+    "import sys, time; time.sleep(4); sys.path.remove(%r); del sys.modules['cloudpickle']; import cloudpickle"
+    % folder
+)
+os.environ["PYTHONPATH"] = folder
+def stub(tensor):
+    raise NotImplementedError
+"""  # a server that needs long to start
+
+
+def test_a_check_that_waits_for_the_server_shows_a_sign_that_goes_away(tmp_path):
+    """What is stored of it is the verdict, as without the sign, and nbval finds nothing else."""
+    cells = [nbformat.v4.new_code_cell(code) for code in (SLOW_START, "check.average(stub)")]
+    notebook, heard = nbformat.v4.new_notebook(cells=cells), []
+    client = NotebookClient(notebook, timeout=240, kernel_name="python3")
+    hear = client.process_message
+    client.process_message = lambda message, *others: (heard.append(message), hear(message, *others))[1]
+    client.execute()
+    shown = [message["content"] for message in heard if "your function on" in str(message["content"])]
+    assert any("starting the fork server, once per kernel" in str(content) for content in shown)
+    *signs, verdict = cells[1].outputs
+    assert verdict.output_type == "execute_result" and "average: not attempted" in verdict.data["text/plain"]
+    assert [(sign.output_type, sign.data) for sign in signs] == [("display_data", {})]
+    cells[1].outputs = [verdict]
+    nbformat.write(notebook, tmp_path / "slow.ipynb")
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=240", "--nbval-current-env"]
+    result = subprocess.run(
+        [*command, "-q", "-p", "no:cacheprovider", str(tmp_path / "slow.ipynb")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0 and "2 passed" in result.stdout, result.stdout
