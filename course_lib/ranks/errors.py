@@ -6,7 +6,7 @@ import html
 import re
 import signal
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from course_lib.ranks import diagnose, places
 from course_lib.ranks.diagnose import ranks_in_words
@@ -185,6 +185,7 @@ def explain(
         stuck: the sentence of `diagnose.deadlock`, if that is why.
         interrupted: whether the learner did it.
     """
+    states = [_without_what_is_over(state) for state in states]
     causes = set() if interrupted or timed_out or stuck else _causes(states)
     disagree = diagnose.disagreement(states, pending_only=True)
     if interrupted:
@@ -203,6 +204,15 @@ def explain(
     ]
     kind = RankInterrupt if interrupted else RankError
     return kind(headline.strip(), reports, label)
+
+
+def _without_what_is_over(state: RankState) -> RankState:
+    """A rank may have told where it was, and go on until it cannot answer any more. Then its threads have
+    been dumped; if they are elsewhere by now, what it told is over.
+    """
+    now = places.learners_frame(frames_of_dump(state.stack))
+    told = places.learners_frame(state.where["frames"]) if state.where else None
+    return replace(state, where={}, collectives=[]) if told and now and told != now else state
 
 
 def _report(state: RankState, output: str, cause: bool, because: str) -> RankReport:

@@ -296,9 +296,13 @@ def is_stopped():
     dist.all_reduce(torch.ones(4))
 
 
-def holds_the_lock():
-    """Stuck in native code without letting other Python threads run."""
+def holds_the_lock(told: str = ""):
+    """Stuck in native code without letting other Python threads run; once there is a file `told`, if it is
+    named.
+    """
     if dist.get_rank() == 1:
+        while told and not os.path.exists(told):
+            time.sleep(0.05)
         re.match(r"(a+)+$", "a" * 60 + "b")  # years of backtracking
     dist.all_reduce(torch.ones(4))
 

@@ -456,14 +456,8 @@ def test_row_7_join_is_no_mistake(nothing_left):
         run(faults.uneven_with_join)
 
 
-@pytest.mark.parametrize(
-    "fn, words",
-    [
-        (faults.is_stopped, "does not respond: its process was stopped (SIGSTOP)"),
-        (faults.holds_the_lock, "was running"),
-    ],
-)
-def test_row_8_a_rank_does_not_respond(nothing_left, monkeypatch, fn, words):
+def without_answer(fn):
+    """Whether rank 0 waits, and rank 1 is stopped, or searches without letting its other threads run."""
     used_s = {}  # of the CPU, by rank 1, when rank 0 was first seen to wait
 
     def holds(states) -> bool:
@@ -475,7 +469,32 @@ def test_row_8_a_rank_does_not_respond(nothing_left, monkeypatch, fn, words):
         now_s = sum(rank_1.cpu_times()[:2])
         return now_s - used_s.setdefault(1, now_s) > 1  # nothing else than the search needs so much
 
-    error = late(monkeypatch, holds, fn)
+    return holds
+
+
+def test_row_8_a_rank_that_has_answered_before_is_where_it_is_now(nothing_left, tmp_path, monkeypatch):
+    told = tmp_path / "told"
+    once(monkeypatch, lambda states: states[1].answers and states[0].where.get("call"), told.touch)
+    holds = without_answer(faults.holds_the_lock)
+    error = late(
+        monkeypatch,
+        lambda states: told.exists() and holds(states),
+        faults.holds_the_lock,
+        told=str(told),
+    )
+    assert error.reports[1].state == "was running" and "re.match(" in error.reports[1].line
+    assert error.reports[0].state == "waits in all_reduce of float32[4]"
+
+
+@pytest.mark.parametrize(
+    "fn, words",
+    [
+        (faults.is_stopped, "does not respond: its process was stopped (SIGSTOP)"),
+        (faults.holds_the_lock, "was running"),
+    ],
+)
+def test_row_8_a_rank_does_not_respond(nothing_left, monkeypatch, fn, words):
+    error = late(monkeypatch, without_answer(fn), fn)
     assert error.reports[1].state == words
     assert error.reports[0].state == "waits in all_reduce of float32[4]"
     if fn is faults.holds_the_lock:
