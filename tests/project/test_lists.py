@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -152,6 +153,11 @@ def test_the_layout_in_the_design_names_nothing_else():
         for name in re.findall(r"\w+(?:\.\w+|/)", words)
     }
     assert names and [path for path in names if not path.exists()] == []
+
+
+def test_the_bench_of_checks_has_an_answer_for_each():
+    bench = runpy.run_path(str(ROOT / "tests" / "bench" / "bench_checks.py"))
+    assert {its.__name__ for its, _ in bench["right_answers"]([], first=True)} == set(check.EXERCISES)
 
 
 def test_files_that_a_chapter_names_are_there():
