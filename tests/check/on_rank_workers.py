@@ -6,6 +6,7 @@ import linecache
 import threading
 import time
 
+import numpy
 import torch
 
 from course_lib import measure, torch_internals
@@ -131,3 +132,23 @@ def asked_where_it_is():
         for _ in range(3):
             where.whereabouts()
         return unseen.peak(), len(linecache.cache)
+
+
+def holds_bytes_arrays_and_tensors():
+    with on_rank.Unseen() as unseen:
+        kept, copy, tensor = bytearray(300_000), numpy.ones(100_000), torch.ones(1_000_000)
+        del kept, copy
+        assert tensor.sum() == 1_000_000
+        return unseen.peak()
+
+
+def looks_while_gloo_calls_back(rounds):
+    """Python's own function in a thread of gloo: the thread allocates before it has the interpreter."""
+    total = 0
+    for _ in range(rounds):
+        one = torch.ones(1)
+        with on_rank.Unseen():
+            done = torch.distributed.all_reduce(one, async_op=True).get_future().then(lambda future: None)
+        done.wait()
+        total += int(one)
+    return total
