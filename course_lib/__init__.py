@@ -27,6 +27,8 @@ _HOMES = {
     "RankError": "ranks.errors",
     "last_error": "ranks.errors",
     "about": "environment",
+    "predict": "learner.predictions",
+    "where_i_stand": "learner.standing",
 }
 _MODULES = ("measure", "plots", "theory", "models", "datasets", "mini", "check")
 

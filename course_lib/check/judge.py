@@ -14,6 +14,7 @@ from course_lib.check import on_rank
 from course_lib.check.rubric import Demand
 from course_lib.check.verdict import Demands, Note, Verdict
 from course_lib.jobs import run_quietly
+from course_lib.learner import record
 from course_lib.ranks import places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import RankError, RankReport
@@ -214,6 +215,13 @@ def exercise(**asked: Demand | str) -> Callable[[Callable], Callable[..., Verdic
 
         @functools.wraps(check)
         def checked(*answers) -> Verdict:
+            verdict = judged(*answers)
+            if not verdict.untouched:
+                missed = sorted({note.key for note in verdict.notes if not note.met})
+                record.keep("verdict", exercise=check.__name__, passed=verdict.passed, missed=missed)
+            return verdict
+
+        def judged(*answers) -> Verdict:
             judge = Judge(check.__name__, asked)
             if len(answers) != wanted or not all(map(callable, answers)):
                 functions = "your function" if wanted == 1 else f"your {wanted} functions"

@@ -1,6 +1,9 @@
-"""What belongs to one learner: a desk with copies of the chapters.
+"""What belongs to one learner: a desk with copies of the chapters, and what they guessed and solved.
 
-desk.py      copies without outputs; what a learner has touched is never overwritten
-kernel.py    the kernel under the course's name
-__main__.py  `python -m course_lib.learner`: lay the desk, open it, begin a chapter or an exercise anew
+desk.py         copies without outputs; what a learner has touched is never overwritten
+kernel.py       the kernel under the course's name
+predictions.py  `predict`: a guess before the run, answered by the measurement
+record.py       guesses and verdicts, lines of JSON in the desk
+standing.py     `where_i_stand`: chapter by chapter, what is predicted and solved
+__main__.py     `python -m course_lib.learner`: lay the desk, open it, begin anew, where I stand
 """

@@ -1,9 +1,10 @@
-"""Lay a desk, open it in JupyterLab, or begin a chapter or an exercise anew.
+"""Lay a desk, open it in JupyterLab, begin a chapter or an exercise anew, or see where you stand.
 
     python -m course_lib.learner lab                  # what `make lab` does
     python -m course_lib.learner desk                 # lay it, or bring it up to date, and open nothing
     python -m course_lib.learner reset ddp            # a whole chapter; what you wrote is kept beside it
     python -m course_lib.learner reset ddp own_ddp    # one exercise, by the name of its check
+    python -m course_lib.learner where                # for each chapter, what is predicted and what is solved
 
 Each takes --place FOLDER: the desk is `desk/` in it, and not in the project's own folder. What else `lab` is
 given goes to JupyterLab.
@@ -13,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from course_lib.learner import desk, kernel
+from course_lib.learner import desk, kernel, standing
 
 __all__ = ["main"]
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("lab", "desk", "reset"):
+    for name in ("lab", "desk", "reset", "where"):
         command = commands.add_parser(name, allow_abbrev=False)
         command.add_argument("--place", type=Path, default=PROJECT)
         if name == "reset":
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "reset":
             print(desk.reset(PROJECT, options.chapter, options.exercise, place))
+            return 0
+        if options.command == "where":
+            print(standing.where_i_stand(place / desk.DESK, PROJECT))
             return 0
         kernel.make_known()
         for sentence in desk.lay(PROJECT, place):

@@ -12,15 +12,16 @@ import re
 import secrets
 from pathlib import Path
 
-from course_lib.learner import kernel
+from course_lib.learner import kernel, record
+from course_lib.learner.record import COPIES
 
-__all__ = ["DESK", "lay", "reset", "exercises"]
+__all__ = ["DESK", "lay", "reset", "published", "exercises", "predictions"]
 
 DESK = "desk"  # the folder's name
 # Beside the desk, links of its chapters lead where they lead in the project.
 _BESIDE = ("README.md", "course_lib", "data", "docs", "notebooks")
-_COPIES = ".copies.json"  # in the desk: for each copy, the edition of which it is one
 _CHECK = re.compile(r"^check\.(\w+)\(", re.MULTILINE)
+_PREDICT = re.compile(r"""\bpredict\(\s*["']([a-z0-9-]+)["']""")
 
 
 def lay(project: Path, place: Path | None = None) -> list[str]:
@@ -36,7 +37,7 @@ def lay(project: Path, place: Path | None = None) -> list[str]:
     place cannot be written to.
     """
     place = place or project
-    desk, chapters = place / DESK, _published(project)
+    desk, chapters = place / DESK, published(project)
     if not chapters:
         raise FileNotFoundError(f"There are no chapters in {project / 'notebooks'}.")
     desk.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def lay(project: Path, place: Path | None = None) -> list[str]:
             told.append(f"{name}: {done}")
     for name in sorted(copies.keys() - chapters.keys()):
         told += _take_away(desk / name, copies, name)
-    _write(desk / _COPIES, json.dumps(copies, indent=1))
+    _write(desk / COPIES, json.dumps(copies, indent=1))
     return ([f"{desk}: {made} chapters and solutions copied"] if made else []) + told
 
 
@@ -66,7 +67,7 @@ def reset(project: Path, chapter: str, exercise: str | None = None, place: Path 
 
     Errors: ValueError if there is no such chapter or exercise.
     """
-    desk, chapters = (place or project) / DESK, _published(project)
+    desk, chapters = (place or project) / DESK, published(project)
     name = _chapter(chapter, chapters)
     copy, copies = desk / name, _copies(desk)
     if exercise is None:
@@ -75,7 +76,8 @@ def reset(project: Path, chapter: str, exercise: str | None = None, place: Path 
             kept = _free_name(copy)
             copy.rename(kept)
         copies[name] = _copy(chapters[name], copy)
-        _write(desk / _COPIES, json.dumps(copies, indent=1))
+        _write(desk / COPIES, json.dumps(copies, indent=1))
+        record.keep("reset", desk, chapter=name, predictions=predictions(_load(copy)))
         return f"{name} is as published." + (f" What you wrote is in {kept.name}, beside it." if kept else "")
     if not copy.exists():
         raise ValueError(f"There is no {copy}: make the desk first.")
@@ -106,7 +108,13 @@ def exercises(notebook: dict) -> dict[str, list[int]]:
     return found
 
 
-def _published(project: Path) -> dict[str, Path]:
+def predictions(notebook: dict) -> tuple[str, ...]:
+    """The names of a chapter's predictions."""
+    code = [_text(cell) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return tuple(dict.fromkeys(name for text in code for name in _PREDICT.findall(text)))
+
+
+def published(project: Path) -> dict[str, Path]:
     """Chapters and solutions, by their names in the desk."""
     folder = project / "notebooks"
     paths = sorted(folder.glob("[0-9]*.ipynb")) + sorted(folder.glob("solutions/[0-9]*.ipynb"))
@@ -197,7 +205,7 @@ def _free_name(path: Path) -> Path:
 
 def _copies(desk: Path) -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((desk / _COPIES).read_text(encoding="utf-8"))
+        found = json.loads((desk / COPIES).read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
     return {}

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "in_kernel"]
 
 QUIET_S = 1.0  # shorter jobs show nothing while they run
 REFRESH_S = 0.2
@@ -23,7 +23,7 @@ class Progress:
         """`title`: the static line, for example "train on 4 ranks"; `stays`: when the job is over, too."""
         self.title, self.drawn = title, False
         self._stays, self._begin, self._last = stays, time.monotonic(), 0.0
-        self._in_kernel = _in_kernel()
+        self._in_kernel = in_kernel()
         self._handle: Any = None  # IPython's of what is shown, and the widget in it
         self._widget: Any = None
 
@@ -83,7 +83,7 @@ class Progress:
             self._widget.value = shown
 
 
-def _in_kernel() -> bool:
+def in_kernel() -> bool:
     """Whether this is a Jupyter kernel (and not a terminal or a script)."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None

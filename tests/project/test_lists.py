@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import tomllib
+from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 import course_lib
 from course_lib import check
+from course_lib.learner import desk
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "course_lib"
@@ -109,6 +111,20 @@ def test_the_front_door_has_the_modules_that_notebooks_import():
     names = {name.split(" as ")[0].strip() for line in found for name in line.strip("()").split(",")} - {""}
     assert names <= set(course_lib.__all__)
     assert set(course_lib._MODULES) <= names, "no chapter imports this one"
+
+
+def test_predictions_have_names_of_their_own_and_each_is_compared():
+    asked = Counter()
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        names = desk.predictions(notebook)
+        asked.update(names)
+        code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+        kept = re.findall(r"^(\w+) = predict\(", code, re.MULTILINE)
+        assert len(kept) == len(names) and (not names or 3 <= len(names) <= 6), path.name
+        for name in kept:
+            assert f"{name}.compare(" in code, f"{path.name}: {name}"
+    assert asked.total() == len(asked)
 
 
 def test_every_exercise_has_a_check_and_every_check_an_exercise():

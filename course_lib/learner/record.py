@@ -1,0 +1,60 @@
+"""What a learner has guessed and solved: lines of JSON in their desk. Nothing leaves the desk, and elsewhere
+nothing is kept.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+__all__ = ["COPIES", "RECORD", "keep", "kept"]
+
+COPIES = ".copies.json"  # in a desk: for each copy, the edition of which it is one
+RECORD = "record.jsonl"  # in a desk, one line for each thing that happened
+
+
+def keep(kind: str, desk: Path | None = None, **fields) -> None:
+    """Write down one thing that happened; nothing, where there is no desk. A folder in it (of solutions) is
+    none: whose answers those are is known.
+
+    Args:
+        kind: "guess", "compared", "verdict" or "reset".
+        desk: None: the folder in which this process works.
+        fields: what JSON knows.
+    """
+    desk = desk or Path()
+    if not (desk / COPIES).exists():
+        return
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    line = json.dumps({"kind": kind, "when": when} | fields, ensure_ascii=False) + "\n"
+    # a desk that cannot be written to (a full disk, say) stops nobody's work
+    with contextlib.suppress(OSError):
+        # at the end and in one piece, also when two notebooks write at once
+        file = os.open(desk / RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+
+
+def kept(desk: Path | None = None) -> Iterator[dict]:
+    """What is kept, the oldest first, each with its `kind`, `when` (UTC) and fields; lines that are damaged
+    are passed over.
+
+    Args:
+        desk: None: the one in which this process works; nothing, where it is none.
+    """
+    desk = desk or Path()
+    if not (desk / COPIES).exists():
+        return
+    try:
+        lines = (desk / RECORD).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and isinstance(found.get("kind"), str):
+                yield found
