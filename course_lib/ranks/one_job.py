@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending, settings
+from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending, settings, threads
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import (
     RankError,
@@ -37,6 +37,7 @@ __all__ = ["carry_out"]
 
 GRACE_S = 0.3  # after a first failure: the true cause may be the second to be heard
 ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0  # how often ranks without progress are asked where they are
+PATIENCE = 4  # times its timeout: how long a check's job may wait for free cores
 OUTPUT_LIMIT_BYTES = 100_000  # of each rank's output, what a Job keeps; longer output is saved whole
 OUTPUT_MOST_BYTES = 200_000_000  # a rank that prints more is stopped, before it fills the disk
 
@@ -50,7 +51,8 @@ def carry_out(
         options: as `Options.checked` has made them.
         show: called with what the job is doing, in words, and how much of its time is over (0 to 1, or None).
         of_learner: the function is the learner's own, and no check's: only then is long output saved whole,
-            and a warning given of settings that the ranks lack.
+            and a warning given of settings that the ranks lack. A check's job has longer where the machine
+            is busy: seconds in which its ranks have waited for a core do not count.
     """
     ranks, timeout, label = options.ranks, options.timeout, options.label
     placement = devices.place(ranks, options.backend)
@@ -70,7 +72,7 @@ def carry_out(
                         "backend": placement.backend,
                         "devices": placement.devices,
                         "threads": options.threads,
-                        "timeout": timeout,
+                        "timeout": timeout if of_learner else (1 + PATIENCE) * timeout,
                         "loopback": devices.loopback(),
                     },
                     content,
@@ -80,16 +82,19 @@ def carry_out(
         try:
             deadline = time.monotonic() + timeout
 
+            def left() -> float:
+                seconds = deadline - time.monotonic()
+                more = not of_learner and seconds <= 0
+                return seconds + _starved(group.states, timeout) if more else seconds
+
             def show_progress():
                 show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout))
 
-            stopped = _follow(group, deadline, show_progress)
+            stopped = _follow(group, left, show_progress)
             if group.failed:
                 raise budget.refusal(group.failed, ranks, label)
             seconds = time.monotonic() - begin
-            unfinished, flood = (
-                ([], "") if stopped is not None else _let_finish(group, deadline, show_progress)
-            )
+            unfinished, flood = ([], "") if stopped is not None else _let_finish(group, left, show_progress)
             output = [_read_output(group.output_of(rank), of_learner) for rank in range(ranks)]
             if stopped is None:
                 _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
@@ -209,7 +214,7 @@ def _no_second_interrupt(outside: BaseException | None):
         raise KeyboardInterrupt
 
 
-def _let_finish(group: Group, deadline: float, show) -> tuple[list, str]:
+def _let_finish(group: Group, left: Callable[[], float], show) -> tuple[list, str]:
     """All ranks have returned: let them finish their threads and end, as Python does.
 
     Returns those that have not ended at the deadline, or when one has printed too much, and what there is to
@@ -217,8 +222,8 @@ def _let_finish(group: Group, deadline: float, show) -> tuple[list, str]:
     """
     flood = ""
     group.let_go()
-    while group.alive and time.monotonic() < deadline and not flood:
-        group.listen(min(0.1, deadline - time.monotonic()))
+    while group.alive and (seconds := left()) > 0 and not flood:
+        group.listen(min(0.1, seconds))
         show()
         flood = _flood(group)
     if unfinished := group.alive:
@@ -284,15 +289,26 @@ def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> 
         warnings.warn(suspicious, RankWarning, stacklevel=4)
 
 
-def _follow(group: Group, deadline: float, show) -> dict | None:
-    """Listen until every rank has finished (None), or the job has to be stopped (why, as `explain` takes it).
+def _starved(states, timeout: float) -> float:
+    """For how many seconds ranks have waited for a core, one after the other at worst; 0 for a job that has
+    computed for all its time: it is slow by itself.
+    """
+    found = [threads.computed_and_waited(state.pid) for state in states if state.pid and state.status is None]
+    if sum(computed for computed, _ in found) >= timeout:
+        return 0.0
+    return min(sum(waited for _, waited in found), PATIENCE * timeout)
+
+
+def _follow(group: Group, left: Callable[[], float], show) -> dict | None:
+    """Listen until every rank has finished (None), or the job has to be stopped (why, as `explain` takes it),
+    because no time is `left`, say.
 
     Ranks that show no progress are asked where they are, now and then; a job that can never go on is not left
     to its deadline.
     """
     asked_at, pause, suspicion, seen = time.monotonic(), ASK_AFTER_S, None, None
     while True:
-        group.listen(min(0.1, deadline - time.monotonic()))
+        group.listen(min(0.1, left()))
         show()
         if group.failed:
             return {}
@@ -311,7 +327,7 @@ def _follow(group: Group, deadline: float, show) -> dict | None:
             group.ask_and_wait()
             return {}
         now = time.monotonic()
-        if now >= deadline:
+        if left() <= 0:
             group.ask_and_wait()
             return {"timed_out": True}
         leaving = any(state.phase == "finished" for state in group.states)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-__all__ = ["ANSWERING", "called", "others"]
+__all__ = ["ANSWERING", "called", "others", "computed_and_waited"]
 
 ANSWERING = "course_lib"  # a rank's thread that answers when the kernel asks where the rank is
 
@@ -40,6 +40,22 @@ def others() -> dict[int, tuple[bool, int]]:
                 told = dict(line.split(":", 1) for line in file)
                 found[task] = (told["State"].split()[0] == "S", int(told["voluntary_ctxt_switches"]))
     return found
+
+
+def computed_and_waited(pid: int) -> tuple[float, float]:
+    """Seconds that a process has computed, all its threads together, and that the one of them which has
+    waited most for a free core has waited. Both 0 where there is no /proc, or no such process.
+    """
+    computed, waited = 0, 0
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with (
+                contextlib.suppress(OSError),
+                open(f"/proc/{pid}/task/{task}/schedstat") as file,
+            ):  # it may end
+                ran, delayed, _ = map(int, file.read().split())
+                computed, waited = computed + ran, max(waited, delayed)
+    return computed / 1e9, waited / 1e9
 
 
 def _write(path: str, name: str) -> None:

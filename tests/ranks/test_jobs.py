@@ -15,8 +15,9 @@ import torch
 import workers
 
 import course_lib
-from course_lib import Job, run, sweep
-from course_lib.ranks import devices, progress
+from course_lib import Job, RankError, run, sweep
+from course_lib.jobs import run_quietly
+from course_lib.ranks import devices, progress, threads
 from course_lib.ranks.options import Options
 
 FACTOR = 7
@@ -447,3 +448,22 @@ def test_in_a_terminal_a_line_rewrites_itself_and_stays_or_goes(monkeypatch, sta
     with progress.Progress("work on 2 ranks", stays) as shown:
         shown.update("starting")
     assert shown.drawn and written.getvalue() == "\rwork on 2 ranks: starting\x1b[K" + last
+
+
+@pytest.mark.parametrize(
+    ("computed", "waited", "late"),
+    [(0.1, 3.0, False), (0.1, 0.1, True), (2.0, 3.0, True), (0.1, 1e6, True)],
+    ids=["waits for cores", "sleeps", "computes", "longer than patience"],
+)
+def test_a_check_on_a_busy_machine_does_not_count_the_time_that_its_ranks_wait_for_a_core(
+    computed, waited, late, monkeypatch
+):
+    monkeypatch.setattr(threads, "computed_and_waited", lambda pid: (computed, waited))
+    naps = functools.partial(workers.sleeper, 100.0 if waited == 1e6 else 2.0)
+    if not late:
+        run_quietly(naps, ranks=1, timeout=0.5)
+    else:
+        with pytest.raises(RankError, match="had not finished after timeout=0.5 s"):
+            run_quietly(naps, ranks=1, timeout=0.5)
+    with pytest.raises(RankError, match="had not finished after timeout=0.5 s"):
+        run(naps, ranks=1, timeout=0.5)  # a learner's own timeout is what it says

@@ -1,5 +1,8 @@
 """What the operating system tells of threads (Linux)."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -40,3 +43,24 @@ def test_a_thread_that_waits_sleeps_and_one_that_works_does_not():
         end.set()
         for thread in both:
             thread.join()
+
+
+def test_what_a_process_computes_and_waits_for_a_core():
+    core = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]  # two on one core
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            told = [threads.computed_and_waited(process.pid) for process in both]
+            if all(computed > 0.3 and waited > 0.3 for computed, waited in told):
+                break
+            time.sleep(0.05)
+        assert all(computed > 0.3 and waited > 0.3 for computed, waited in told)
+        assert threads.computed_and_waited(sleeper.pid)[0] < 0.3
+    finally:
+        for process in (*both, sleeper):
+            process.kill()
+            process.wait()
+    assert threads.computed_and_waited(sleeper.pid) == (0, 0)
