@@ -20,6 +20,7 @@ __all__ = ["DESK", "lay", "reset", "published", "exercises", "predictions"]
 DESK = "desk"  # the folder's name
 # Beside the desk, links of its chapters lead where they lead in the project.
 _BESIDE = ("README.md", "course_lib", "data", "docs", "notebooks")
+_UNREADABLE = "unreadable"
 _CHECK = re.compile(r"^check\.(\w+)\(", re.MULTILINE)
 _PREDICT = re.compile(r"""\bpredict\(\s*["']([a-z0-9-]+)["']""")
 
@@ -81,6 +82,8 @@ def reset(project: Path, chapter: str, exercise: str | None = None, place: Path 
         return f"{name} is as published." + (f" What you wrote is in {kept.name}, beside it." if kept else "")
     if not copy.exists():
         raise ValueError(f"There is no {copy}: make the desk first.")
+    if _edition(copy) == _UNREADABLE:
+        raise ValueError(f"Your {name} cannot be read as a notebook: reset the whole chapter.")
     fresh, mine = _load(chapters[name]), _load(copy)
     stubs, answers = exercises(fresh), exercises(mine)
     if exercise not in stubs:
@@ -90,7 +93,8 @@ def reset(project: Path, chapter: str, exercise: str | None = None, place: Path 
     if first is None:
         raise ValueError(f"Your {name} calls check.{exercise} in no cell: reset the whole chapter.")
     new = [_without_output(fresh["cells"][number]) for number in stubs[exercise]]
-    kept = [_kept("\n\n".join(_text(mine["cells"][number]) for number in written))] if written else []
+    text = "\n\n".join(_text(mine["cells"][number]) for number in written)
+    kept = [] if text in ("", "\n\n".join(map(_text, new))) else [_kept(text)]
     left = [cell for number, cell in enumerate(mine["cells"]) if number not in written]
     mine["cells"] = [*left[:first], *new, *kept, *left[first:]]
     _write(copy, _dumped(mine))
@@ -142,7 +146,8 @@ def _bring_up_to_date(copy: Path, source: Path, copies: dict[str, str], name: st
         copies[name] = _copy(source, copy)
         return "there was a newer edition, and you had not touched yours; now it is the new one"
     return (
-        "there is a newer edition. Yours has your work in it and stays; `reset` gets the new one, keeps yours"
+        "there is a newer edition. Yours has your work in it and stays; `python -m course_lib.learner reset"
+        f" {re.sub(r'^[0-9]+_', '', Path(name).stem)}` gets the new one, and keeps yours"
     )
 
 
@@ -163,7 +168,7 @@ def _edition(path: Path, outputs: bool = True) -> str:
         cells = _load(path)["cells"]
         parts = [[cell["cell_type"], _text(cell), outputs and bool(cell.get("outputs"))] for cell in cells]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "unreadable"  # the learner's, in whatever state it is
+        return _UNREADABLE  # the learner's, in whatever state it is
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -108,7 +108,9 @@ def test_touched_is_what_was_run_written_cut_or_spoilt(project, touch):
     before = copy.read_text()
     publish(project, "second")
     (told,) = desk.lay(project)
-    assert copy.read_text() == before and "stays" in told
+    assert (
+        copy.read_text() == before and "`python -m course_lib.learner reset begin` gets the new one" in told
+    )
 
 
 def test_what_jupyterlab_writes_on_opening_is_no_touch(project):
@@ -184,6 +186,22 @@ def test_an_exercise_whose_cells_are_gone_comes_back_before_its_check(project):
     write(copy, notebook)
     desk.reset(project, "begin", "f")
     assert text(copy) == text(project / "notebooks/10_begin.ipynb")
+
+
+def test_an_untouched_exercise_begins_anew_without_a_trace(project):
+    desk.lay(project)
+    assert "wrote" not in desk.reset(project, "begin", "g")
+    assert text(project / "desk/10_begin.ipynb") == text(project / "notebooks/10_begin.ipynb")
+
+
+def test_of_a_file_that_is_no_notebook_any_more_the_whole_chapter_can_be_reset(project):
+    desk.lay(project)
+    copy = project / "desk/10_begin.ipynb"
+    copy.write_text("{ half a noteb")
+    with pytest.raises(ValueError, match="cannot be read as a notebook: reset the whole chapter"):
+        desk.reset(project, "begin", "f")
+    desk.reset(project, "begin")
+    assert (project / "desk/10_begin.mine-1.ipynb").read_text() == "{ half a noteb"
 
 
 @pytest.mark.parametrize(
