@@ -170,7 +170,7 @@ class Guess:
     def _field(self):
         import ipywidgets as widgets
 
-        told = widgets.HTML()
+        told = widgets.HTML(layout=widgets.Layout(margin="0 0 0 1em"))
         layout = widgets.Layout(width="max-content")
         if self.choices:
             field = widgets.RadioButtons(options=self.choices, value=self.value, layout=layout)
@@ -186,9 +186,12 @@ class Guess:
             try:
                 self.say(change["new"] if self.choices else _typed(change["new"]))
             except (TypeError, ValueError):
-                told.value = "a number, please: 1.5, 3/2 or 2e6"
+                said = "a number, please: 1.5, 3/2 or 2e6"
             else:
-                told.value = "locked: it has been compared" if self.locked else "kept"
+                said = (
+                    "it has been compared, and stays" if self.locked else "kept; it may change until the run"
+                )
+            told.value = f'<span style="color: var(--jp-ui-font-color2)">{said}</span>'
 
         field.observe(say, "value")
         question = widgets.HTML(
