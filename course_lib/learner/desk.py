@@ -10,6 +10,8 @@ import json
 import os
 import re
 import secrets
+import shlex
+import sys
 from pathlib import Path
 
 from course_lib.learner import kernel, record
@@ -44,17 +46,27 @@ def lay(project: Path, place: Path | None = None) -> list[str]:
     desk.mkdir(parents=True, exist_ok=True)
     if place.resolve() != project.resolve():
         for name in _BESIDE:
-            if not (place / name).is_symlink() and not (place / name).exists():
-                (place / name).symlink_to((project / name).resolve())
+            link = place / name
+            if link.is_symlink() and not link.exists():
+                link.unlink()  # the project has moved
+            if not link.exists():
+                link.symlink_to((project / name).resolve())
     copies, told, made = _copies(desk), [], 0
-    for name, source in chapters.items():
-        done = _bring_up_to_date(desk / name, source, copies, name)
-        made += done == "made"
-        if done not in ("", "made"):
-            told.append(f"{name}: {done}")
-    for name in sorted(copies.keys() - chapters.keys()):
-        told += _take_away(desk / name, copies, name)
-    _write(desk / COPIES, json.dumps(copies, indent=1))
+    try:
+        for name, source in chapters.items():
+            done = _bring_up_to_date(desk / name, source, copies, name)
+            made += done == "made"
+            if done == "theirs":
+                done = (
+                    "there is a newer edition. Yours has your work in it and stays; to get the new one and"
+                    f" keep yours beside it: {_command(name, project, place)}"
+                )
+            if done not in ("", "made"):
+                told.append(f"{name}: {done}")
+        for name in sorted(copies.keys() - chapters.keys()):
+            told += _take_away(desk / name, copies, name)
+    finally:
+        _write(desk / COPIES, json.dumps(copies, indent=1))
     return ([f"{desk}: {made} chapters and solutions copied"] if made else []) + told
 
 
@@ -88,7 +100,9 @@ def reset(project: Path, chapter: str, exercise: str | None = None, place: Path 
     stubs, answers = exercises(fresh), exercises(mine)
     if exercise not in stubs:
         raise ValueError(f"{name} has no exercise {exercise!r}: it has {', '.join(stubs)}.")
-    written = answers.get(exercise, [])
+    ids = {fresh["cells"][number].get("id") for number in stubs[exercise]} - {None}
+    written = [number for number, cell in enumerate(mine["cells"]) if cell.get("id") in ids]
+    written = written or answers.get(exercise, [])
     first = written[0] if written else _where_checked(mine, exercise)
     if first is None:
         raise ValueError(f"Your {name} calls check.{exercise} in no cell: reset the whole chapter.")
@@ -135,27 +149,37 @@ def _chapter(wanted: str, chapters: dict[str, Path]) -> str:
 
 
 def _bring_up_to_date(copy: Path, source: Path, copies: dict[str, str], name: str) -> str:
-    """Make or replace one copy where that is right; return what is to be said of it, or "made"."""
+    """Make or replace one copy where that is right; return what is to be said of it, "made", or "theirs"."""
     edition = _edition(source, outputs=False)
     if not copy.exists():
         copies[name] = _copy(source, copy)
         return "made"
     if copies.get(name) == edition:
         return ""
-    if copies.get(name) is not None and _edition(copy) == copies[name]:
+    found = _edition(copy)
+    if found == edition:  # it is the new one already, and the list of copies was lost
+        copies[name] = edition
+        return ""
+    if found == copies.get(name):
         copies[name] = _copy(source, copy)
         return "there was a newer edition, and you had not touched yours; now it is the new one"
-    return (
-        "there is a newer edition. Yours has your work in it and stays; `python -m course_lib.learner reset"
-        f" {re.sub(r'^[0-9]+_', '', Path(name).stem)}` gets the new one, and keeps yours"
-    )
+    return "theirs"
+
+
+def _command(name: str, project: Path, place: Path) -> str:
+    """What to type to reset a chapter or a solution, from wherever one is."""
+    where = [] if place.resolve() == project.resolve() else ["--place", str(place.resolve())]
+    command = [sys.executable, "-m", "course_lib.learner", "reset", name.removesuffix(".ipynb"), *where]
+    return shlex.join(command)
 
 
 def _take_away(copy: Path, copies: dict[str, str], name: str) -> list[str]:
-    """A chapter that is published no more, or under another name."""
-    if not copy.exists() or _edition(copy) == copies[name]:
+    """A chapter that is published no more, or under another name. A touched one is the learner's own from now
+    on.
+    """
+    edition = copies.pop(name)
+    if not copy.exists() or _edition(copy) == edition:
         copy.unlink(missing_ok=True)
-        del copies[name]
         return []
     return [f"{name}: is published no more, or under another name; yours stays"]
 

@@ -17,7 +17,7 @@ def make_known() -> None:
     """Make the kernel of this Python known to Jupyter: to all who share the environment; where that cannot be
     written to, to this user alone.
 
-    Errors: PermissionError where neither can be written to.
+    Errors: OSError where neither can be written to.
     """
     try:
         if KernelSpecManager().get_kernel_spec(NAME).argv[0] == sys.executable:
@@ -26,5 +26,5 @@ def make_known() -> None:
         pass
     try:
         install(prefix=sys.prefix, kernel_name=NAME, display_name=SPEC["display_name"])
-    except PermissionError:
+    except OSError:  # no right to, or a disk that is read only
         install(user=True, kernel_name=NAME, display_name=SPEC["display_name"])

@@ -7,6 +7,7 @@
 Where nobody guesses, in CI say, both cells print one line that is the same on every machine.
 """
 
+import contextlib
 import html
 import math
 import re
@@ -69,18 +70,23 @@ class Guess:
         self.locked, self._known = False, False
         self._handle: Any = None  # IPython's of what is shown
         for line in record.kept():
-            if name in (line.get("name"), *line.get("predictions", ())):
+            if (
+                line.get("name") == name
+                or line["kind"] == "reset"
+                and name in (line.get("predictions") or ())
+            ):
                 self._read(line)
 
     def _read(self, line: dict) -> None:
-        """Take over what was kept earlier. A chapter that is begun anew asks anew."""
-        if line["kind"] == "reset":
-            self.value, self.locked = None, False
-        if line["kind"] == "compared":
-            self._known, self.locked = True, line.get("guess") is not None
-        if line["kind"] in ("guess", "compared"):
-            said = line.get("guess")
-            self.value = said if said is None or self.choices is None or said in self.choices else None
+        """Take over what was kept earlier, as far as it is an answer to what is asked now. A chapter that is
+        begun anew asks anew.
+        """
+        self.value = None
+        if line["kind"] != "reset" and line.get("guess") is not None:
+            with contextlib.suppress(ValueError, TypeError):
+                self.value = self._checked(line["guess"])
+        self.locked = line["kind"] == "compared" and self.value is not None
+        self._known = line["kind"] != "reset" and (self._known or line["kind"] == "compared")
 
     def say(self, guess: float | str) -> None:
         """Keep a guess; one that has been compared stays.
@@ -186,7 +192,7 @@ class Guess:
             try:
                 self.say(change["new"] if self.choices else _typed(change["new"]))
             except (TypeError, ValueError):
-                said = "a number, please: 1.5, 3/2 or 2e6"
+                said = "a number, please: 1.5 (with a point), 3/2 or 2e6"
             else:
                 said = (
                     "it has been compared, and stays" if self.locked else "kept; it may change until the run"
@@ -202,8 +208,10 @@ class Guess:
 
 
 def _typed(text: str) -> float:
-    """A number as people write it: 1.5, 1,000,000, 2e6, 3/2."""
-    above, slash, below = text.replace(",", "").replace("_", "").partition("/")
+    """A number as people write it: 1.5, 1,000,000, 2e6, 3/2. No decimal comma: 1,5 may be meant as 1.5."""
+    if "," in text and not re.fullmatch(r"\s*[-+]?\d{1,3}(,\d{3})+(\.\d*)?\s*", text):
+        raise ValueError(text)
+    above, slash, below = text.replace(",", "").partition("/")
     if not slash and above.strip().isdecimal():
         return int(above)
     return float(above) / (float(below) or math.nan) if slash else float(above)

@@ -3,38 +3,48 @@ nothing is kept.
 """
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["COPIES", "RECORD", "keep", "kept"]
+__all__ = ["COPIES", "RECORD", "here", "keep", "kept"]
 
 COPIES = ".copies.json"  # in a desk: for each copy, the edition of which it is one
 RECORD = "record.jsonl"  # in a desk, one line for each thing that happened
 
 
+@functools.cache
+def here() -> Path | None:
+    """The desk in which this process works: the folder in which it was when this was first asked for. A
+    folder in a desk (of solutions) is none: whose answers those are is known.
+    """
+    return Path.cwd() if Path(COPIES).exists() else None
+
+
 def keep(kind: str, desk: Path | None = None, **fields) -> None:
-    """Write down one thing that happened; nothing, where there is no desk. A folder in it (of solutions) is
-    none: whose answers those are is known.
+    """Write down one thing that happened; nothing, where there is no desk.
 
     Args:
         kind: "guess", "compared", "verdict" or "reset".
-        desk: None: the folder in which this process works.
+        desk: None: the one in which this process works.
         fields: what JSON knows.
     """
-    desk = desk or Path()
-    if not (desk / COPIES).exists():
+    desk = desk or here()
+    if desk is None or not (desk / COPIES).exists():
         return
     when = datetime.now(UTC).isoformat(timespec="seconds")
     line = json.dumps({"kind": kind, "when": when} | fields, ensure_ascii=False) + "\n"
     # a desk that cannot be written to (a full disk, say) stops nobody's work
     with contextlib.suppress(OSError):
         # at the end and in one piece, also when two notebooks write at once
-        file = os.open(desk / RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        file = os.open(desk / RECORD, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(file, line.encode())
+            size = os.fstat(file).st_size
+            half = size and os.pread(file, 1, size - 1) != b"\n"  # a line that was cut
+            os.write(file, b"\n" * bool(half) + line.encode())
         finally:
             os.close(file)
 
@@ -46,8 +56,8 @@ def kept(desk: Path | None = None) -> Iterator[dict]:
     Args:
         desk: None: the one in which this process works; nothing, where it is none.
     """
-    desk = desk or Path()
-    if not (desk / COPIES).exists():
+    desk = desk or here()
+    if desk is None or not (desk / COPIES).exists():
         return
     try:
         lines = (desk / RECORD).read_text(encoding="utf-8", errors="replace").splitlines()

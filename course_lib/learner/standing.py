@@ -88,8 +88,10 @@ def where_i_stand(where: Path | None = None, project: Path = PROJECT) -> Standin
     """
     guessed, solved, tried = set(), set(), set()
     for line in record.kept(where):
-        if line["kind"] == "guess":
+        if line["kind"] == "guess" and not line.get("known"):
             guessed.add(line.get("name"))
+        elif line["kind"] == "reset":
+            guessed.difference_update(line.get("predictions") or ())
         elif line["kind"] == "verdict":
             (solved if line.get("passed") else tried).add(line.get("exercise"))
     places = []

@@ -1,6 +1,7 @@
 """A learner's desk: nothing of theirs is ever overwritten."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -108,9 +109,40 @@ def test_touched_is_what_was_run_written_cut_or_spoilt(project, touch):
     before = copy.read_text()
     publish(project, "second")
     (told,) = desk.lay(project)
-    assert (
-        copy.read_text() == before and "`python -m course_lib.learner reset begin` gets the new one" in told
-    )
+    assert copy.read_text() == before
+    assert told.endswith(f"{sys.executable} -m course_lib.learner reset 10_begin")
+
+
+def test_the_command_that_is_told_gets_the_new_solution_in_a_class_too(project, tmp_path):
+    place = tmp_path / "anna's"
+    desk.lay(project, place)
+    edit(place / "desk/solutions/10_begin.ipynb", 0, "My note")
+    solution = read(project / "notebooks/solutions/10_begin.ipynb")
+    solution["cells"][0]["source"] = ["The second edition"]
+    write(project / "notebooks/solutions/10_begin.ipynb", solution)
+    (told,) = desk.lay(project, place)
+    *_, asked, option, where = shlex.split(told.partition("beside it: ")[2])
+    assert option == "--place"
+    desk.reset(project, asked, place=Path(where))
+    assert text(place / "desk/solutions/10_begin.ipynb")[0] == "The second edition"
+    assert desk.lay(project, place) == []
+
+
+def test_a_desk_whose_list_of_copies_is_lost_heals(project):
+    desk.lay(project)
+    edit(project / "desk/11_go_on.ipynb", 0, "My note")
+    (project / "desk" / desk.COPIES).unlink()
+    (told,) = desk.lay(project)
+    assert told.startswith("11_go_on.ipynb: there is a newer edition")
+    publish(project, "second")
+    assert any(told.startswith("10_begin.ipynb: there was a newer") for told in desk.lay(project))
+
+
+def test_links_of_a_desk_follow_a_project_that_has_moved(project, tmp_path):
+    desk.lay(project, tmp_path / "anna")
+    project.rename(tmp_path / "moved")
+    desk.lay(tmp_path / "moved", tmp_path / "anna")
+    assert (tmp_path / "anna/README.md").read_text() == "Read me"
 
 
 def test_what_jupyterlab_writes_on_opening_is_no_touch(project):
@@ -186,6 +218,22 @@ def test_an_exercise_whose_cells_are_gone_comes_back_before_its_check(project):
     write(copy, notebook)
     desk.reset(project, "begin", "f")
     assert text(copy) == text(project / "notebooks/10_begin.ipynb")
+
+
+def test_an_exercise_is_known_by_its_cells_where_a_check_is_gone(project):
+    path = project / "notebooks/10_begin.ipynb"
+    notebook = read(path)
+    for number, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"cell-{number}"
+    write(path, notebook)
+    desk.lay(project)
+    copy = project / "desk/10_begin.ipynb"
+    edit(copy, 2, "def f(x): return x")
+    mine = read(copy)
+    del mine["cells"][3]  # check.f
+    write(copy, mine)
+    desk.reset(project, "begin", "g")
+    assert text(copy)[2] == "def f(x): return x" and len(text(copy)) == 6
 
 
 def test_an_untouched_exercise_begins_anew_without_a_trace(project):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from course_lib import predict
-from course_lib.learner import record
+from course_lib.learner import predictions, record
 
 PROJECT = Path(__file__).resolve().parents[2]
 WRONG = {"every rank the same": "The root has n - 1 partners."}
@@ -22,7 +22,9 @@ def desk(tmp_path, monkeypatch):
     """This process works in a desk."""
     (tmp_path / record.COPIES).write_text("{}")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    record.here.cache_clear()
+    yield tmp_path
+    record.here.cache_clear()
 
 
 def ring(**more):
@@ -127,13 +129,43 @@ def test_damaged_and_foreign_lines_are_passed_over(desk):
     ring(guess=2)
     with (desk / record.RECORD).open("a") as file:
         file.write('{"kind": "guess", "name": "ring\n[1]\n{"kind": 3}\n\x00\n{"kind": "other"}\n')
+        file.write('{"kind": "reset", "predictions": null}\n{"kind": "guess", "name": "ri')  # cut
     ring(guess=3)
     assert [line["guess"] for line in record.kept() if line["kind"] == "guess"] == [2, 3]
+
+
+def test_a_question_that_is_another_one_now_is_asked_anew(desk):
+    who(guess="the root").compare("the root", WRONG)
+    assert predict("who-sends", "How many send?").value is None
+    asked = predict("who-sends", "Who sends least?", choices=("rank 1", "nobody"))
+    assert (asked.value, asked.locked) == (None, False)
+
+
+def test_the_desk_is_kept_where_a_learner_goes_elsewhere(desk, tmp_path_factory, monkeypatch):
+    ring(guess=2)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    ring().compare(1.5)
+    assert [line["kind"] for line in record.kept(desk)] == ["guess", "compared"]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1.5", 1.5), (" 2 ", 2), ("1,000,000", 1e6), ("12,345.6", 12345.6), ("3/2", 1.5), ("2e6", 2e6)],
+)
+def test_numbers_as_people_type_them(text, number):
+    assert predictions._typed(text) == number
+
+
+@pytest.mark.parametrize("text", ["1,5", "0,25", "2,5e6", "1,23", "much", "", "1/0"])
+def test_what_may_be_meant_otherwise_is_asked_again(text):
+    with pytest.raises(ValueError):
+        ring().say(predictions._typed(text))
 
 
 def test_outside_of_a_desk_and_among_its_solutions_nothing_is_kept(desk, monkeypatch):
     (desk / "solutions").mkdir()
     monkeypatch.chdir(desk / "solutions")
+    record.here.cache_clear()
     ring(guess=2).compare(1.5)
     assert os.listdir() == [] and list(record.kept()) == [] and not (desk / record.RECORD).exists()
 

@@ -59,6 +59,10 @@ def test_what_is_predicted_and_solved_and_where_to_further(project):
     assert '<a href="00_begin.ipynb">Begin</a></td><td>1 of 1</td>' in standing()._repr_html_()
     record.keep("verdict", place, exercise="begin_f", passed=True)
     assert standing().next_step == "Begin with Further."
+    record.keep("guess", place, name="further-bytes", guess=3, known=True)  # the answer was there
+    assert not standing()[1].predicted
+    desk.reset(project, "begin")
+    assert standing().next_step == "Go on with Begin: its predictions."
 
 
 def test_the_command_prints_it_and_where_no_desk_is_nothing_is_done(project, tmp_path, monkeypatch, capsys):
@@ -70,6 +74,7 @@ def test_the_command_prints_it_and_where_no_desk_is_nothing_is_done(project, tmp
 def test_a_check_keeps_its_verdict_in_a_desk_and_not_that_of_a_stub(tmp_path, monkeypatch):
     (tmp_path / record.COPIES).write_text("{}")
     monkeypatch.chdir(tmp_path)
+    record.here.cache_clear()
 
     def stub(ready_s, send_s):
         raise NotImplementedError
@@ -79,6 +84,7 @@ def test_a_check_keeps_its_verdict_in_a_desk_and_not_that_of_a_stub(tmp_path, mo
     (line,) = record.kept()
     assert (line["kind"], line["exercise"], line["passed"]) == ("verdict", "finish_time", False)
     assert line["missed"]
+    record.here.cache_clear()
 
 
 def test_the_book_is_known():
