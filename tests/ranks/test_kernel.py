@@ -149,7 +149,7 @@ BELONGS = (
 def test_what_belongs_to_the_notebook(kernel, line, words):
     kernel.run("import threading; lock = threading.Lock()")
     content, _ = kernel.run(f"def f():\n    {line}\nrun(f, ranks=1)")
-    shown = re.sub(r"\x1b\[\d*m", "", "\n".join(content["traceback"]))
+    shown = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(content["traceback"]))
     assert words in shown and "course_lib/" not in shown and len(shown.splitlines()) <= 4
 
 
