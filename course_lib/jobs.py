@@ -7,6 +7,7 @@ from course_lib.arguments import whole
 from course_lib.ranks.errors import RankWarning, told_in_one_line
 from course_lib.ranks.one_job import carry_out
 from course_lib.ranks.options import Options
+from course_lib.ranks.outside import explain_outside
 from course_lib.ranks.progress import Progress
 from course_lib.record import Job, Sweep
 
@@ -47,6 +48,7 @@ def run(
     """
     with told_in_one_line():
         options = Options.checked(fn, ranks, backend, timeout, threads, label)
+    explain_outside()
     with told_in_one_line(), Progress(_title(options)) as progress:
         return carry_out(fn, args, kwargs, options, progress.update)
 

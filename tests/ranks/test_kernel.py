@@ -378,6 +378,33 @@ def test_progress_leaves_one_static_line(tmp_path):
     assert stored[0] == stored[1] == [("display_data", {"text/plain": "nap on 2 ranks"})]
 
 
+@pytest.fixture(scope="module")
+def seen_kernel():
+    """One at which a person looks, as JupyterLab starts it."""
+    kernel = Kernel(env=os.environ | {"JPY_SESSION_NAME": "a.ipynb"})
+    yield kernel
+    kernel.close()
+
+
+@pytest.mark.parametrize(
+    "cell, told",
+    [
+        ("dist.get_rank()", "This ran in the notebook itself, which is no rank: only what `run` starts"),
+        ("run(rank_of(), ranks=2)", "without its brackets: run(rank_of, ranks=2)"),
+        ("1 / 0", ""),
+    ],
+)
+def test_row_19_a_call_outside_of_the_ranks_is_told_below_torchs_error(seen_kernel, cell, told):
+    seen_kernel.run(
+        "import torch.distributed as dist\nfrom course_lib import about, run\nabout()\nabout()\n"
+        "def rank_of():\n    return dist.get_rank()"
+    )
+    content, outputs = seen_kernel.run(cell)
+    said = [output["content"]["text"] for output in outputs if output["msg_type"] == "stream"]
+    assert content["status"] == "error" and len(said) == bool(told)
+    assert not told or told in said[0]
+
+
 SLOW_START = """
 import os, tempfile
 from course_lib import check
