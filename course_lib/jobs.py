@@ -50,7 +50,9 @@ def run(
         options = Options.checked(fn, ranks, backend, timeout, threads, label)
     explain_outside()
     with told_in_one_line(), Progress(_title(options)) as progress:
-        return carry_out(fn, args, kwargs, options, progress.update)
+        job = carry_out(fn, args, kwargs, options, progress.update)
+        progress.over(job.output, "job.output[{rank}]")
+    return job
 
 
 def run_quietly(
@@ -62,7 +64,7 @@ def run_quietly(
     options = Options.checked(fn, ranks, timeout=timeout, label=label)
     with Progress(_title(options), stays=False) as progress:
 
-        def show(text, fraction):
+        def show(text, fraction, outputs):
             if fraction is None or progress.drawn:
                 progress.update(text, fraction)
 
@@ -106,10 +108,11 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         for options in plan * repeats:
             done = len(jobs)
 
-            def show(text, fraction, done=done, count=options.ranks):
+            def show(text, fraction, outputs, done=done, count=options.ranks):
                 progress.update(
                     text if fraction is None else f"job {done + 1} of {total} (ranks={count})", done / total
                 )
 
             jobs.append(carry_out(fn, args, kwargs, options, show))
+        progress.over(jobs[-1].output, "sweep.jobs[-1].output[{rank}]", f"the last of {total} jobs printed:")
     return Sweep(label, tuple(jobs), repeats)
