@@ -13,7 +13,7 @@ from course_lib.record import printed
 
 __all__ = ["Note", "Printed", "Verdict", "Demands"]
 
-TRIALS = 4  # of so many, what was printed is shown
+TRIALS = 4  # of so many (or one more), what was printed is shown
 # legible in JupyterLab's light and dark theme; elsewhere a colour between
 GOOD, BAD = "var(--jp-success-color0, #2e8b3d)", "var(--jp-error-color1, #d84343)"
 
@@ -44,6 +44,14 @@ class Printed:
 
     case: str
     rows: tuple[tuple[int, str], ...]
+
+    def fold(self, opened: bool) -> str:
+        """As HTML, with one line to look at while it is closed."""
+        title = "printed on the ranks" + f", {self.case}" * bool(self.case)
+        return (
+            f'<details{" open" * opened}><summary style="cursor: pointer">{html.escape(title)}</summary>'
+            f"{printed.rows_html(self.rows)}</details>"
+        )
 
 
 @dataclass(frozen=True)
@@ -99,19 +107,18 @@ class Verdict:
         return f'<div style="{printed.CODE}">{head}{first}{rest}{self._printed_html()}</div>'
 
     def _printed_html(self) -> str:
-        """A fold: open while the exercise is not solved."""
+        """A fold for each trial; open is the one of what is missed first, or that ended the check."""
         if not self.printed:
             return ""
-        trials = "".join(
-            f'<div style="padding-left: 1em">{html.escape(trial.case)}</div>{printed.rows_html(trial.rows)}'
-            for trial in self.printed[:TRIALS]
-        )
-        if more := len(self.printed[TRIALS:]):
-            trials += f'<div style="padding-left: 1em">... and in {more} more trials</div>'
-        return (
-            f'<details{" open" * (not self.passed)}><summary style="cursor: pointer">what was printed on the'
-            f" ranks</summary>{trials}</details>"
-        )
+        missed = next((note.text for note in self.notes if note.text and not note.met), "")
+        of_missed = [trial for trial in self.printed if trial.case and missed.startswith(f"{trial.case}: ")]
+        opened = None if self.passed else (of_missed or self.printed)[-1]
+        shown = [trial for trial in self.printed[:TRIALS] if trial is not opened]
+        folds = "".join(trial.fold(opened=False) for trial in shown)
+        if opened:
+            folds = opened.fold(opened=True) + folds
+        left_out = len(self.printed) - len(shown) - bool(opened)
+        return folds + f"<div>... and in {left_out} more trials</div>" * bool(left_out)
 
 
 class Demands(list):

@@ -105,7 +105,9 @@ def test_what_an_answer_prints_stands_in_the_verdict_also_when_it_raises(person)
     assert right and right.printed == SAID and "printed" not in repr(right)
     assert not wrong and wrong.printed == SAID and "raised ValueError: boom" in repr(wrong)
     assert quiet and quiet.printed == () and "<details" not in quiet._repr_html_()
-    assert "<details><summary" in right._repr_html_() and "<details open>" in wrong._repr_html_()
+    folds = re.findall("<details( open)?><summary[^>]*>(.*?)</summary>", wrong._repr_html_())
+    assert folds == [(" open", "printed on the ranks, 2 ranks"), ("", "printed on the ranks, 1 ranks")]
+    assert right._repr_html_().count("<details>") == 2 and "<details open>" not in right._repr_html_()
     assert wrong._repr_html_().count("I am 0") == 2
 
 
@@ -113,6 +115,10 @@ def test_of_many_trials_the_first_few_are_shown(person):
     trials = tuple(Printed(f"case {number}", ((0, "x"),)) for number in range(9))
     panel = Verdict("ping_pong", True, False, (), (), trials)._repr_html_()
     assert "case 3" in panel and "case 4" not in panel and "... and in 5 more trials" in panel
+    notes = (Note("a", False, "case 7: wrong"),)
+    panel = Verdict("ping_pong", False, False, notes, (), trials)._repr_html_()
+    assert panel.count("<details open>") == 1 and "... and in 4 more trials" in panel
+    assert panel.index("ranks, case 7") < panel.index("ranks, case 0")
 
 
 def raises_alone(number):

@@ -38,7 +38,7 @@ def pieces(text):
                 assert five == 5 and 16 <= number < 232
                 number -= 16
                 steps = [number // 36, number // 6 % 6, number % 6]
-                rgb = "#" + "".join(f"{55 + 40 * step if step else 0:02x}" for step in steps)
+                rgb = "#" + bytes(55 + 40 * step if step else 0 for step in steps).hex()
                 fore, back = (rgb, back) if code == 38 else (fore, rgb)
             else:
                 raise AssertionError(f"no colour is known for {code}")
