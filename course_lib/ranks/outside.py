@@ -75,4 +75,5 @@ def _called_too_early(cell: str, called: set[str]) -> tuple[str, str, str] | Non
 
 
 def _name(function: ast.expr) -> str:
-    return getattr(function, "id", None) or getattr(function, "attr", "")
+    """The last part of a function's name; "" of what has none."""
+    return getattr(function, "id", "") or getattr(function, "attr", "")
