@@ -27,7 +27,8 @@ def run(
     """Run `fn(*args, **kwargs)` once on every rank, as real processes, and return one Job.
 
     The default process group is initialised before `fn` starts, and the rank's device is set, so `fn` is
-    plain PyTorch; it may be defined in a notebook cell and use other names of the notebook.
+    plain PyTorch; it may be defined in a notebook cell and use other names of the notebook. The first lines
+    that each rank prints are shown, in JupyterLab and in a terminal; all of them are in `job.output`.
 
     Args:
         fn: the function that every rank runs.
