@@ -7,6 +7,7 @@ from course_lib.arguments import whole
 from course_lib.ranks.errors import RankWarning, told_in_one_line
 from course_lib.ranks.one_job import carry_out
 from course_lib.ranks.options import Options
+from course_lib.ranks.outside import explain_outside
 from course_lib.ranks.progress import Progress
 from course_lib.record import Job, Sweep
 
@@ -26,7 +27,8 @@ def run(
     """Run `fn(*args, **kwargs)` once on every rank, as real processes, and return one Job.
 
     The default process group is initialised before `fn` starts, and the rank's device is set, so `fn` is
-    plain PyTorch; it may be defined in a notebook cell and use other names of the notebook.
+    plain PyTorch; it may be defined in a notebook cell and use other names of the notebook. The first lines
+    that each rank prints are shown, in JupyterLab and in a terminal; all of them are in `job.output`.
 
     Args:
         fn: the function that every rank runs.
@@ -47,8 +49,11 @@ def run(
     """
     with told_in_one_line():
         options = Options.checked(fn, ranks, backend, timeout, threads, label)
+    explain_outside()
     with told_in_one_line(), Progress(_title(options)) as progress:
-        return carry_out(fn, args, kwargs, options, progress.update)
+        job = carry_out(fn, args, kwargs, options, progress.update)
+        progress.over(job.output, "job.output[{rank}]")
+    return job
 
 
 def run_quietly(
@@ -60,7 +65,7 @@ def run_quietly(
     options = Options.checked(fn, ranks, timeout=timeout, label=label)
     with Progress(_title(options), stays=False) as progress:
 
-        def show(text, fraction):
+        def show(text, fraction, outputs):
             if fraction is None or progress.drawn:
                 progress.update(text, fraction)
 
@@ -104,10 +109,11 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         for options in plan * repeats:
             done = len(jobs)
 
-            def show(text, fraction, done=done, count=options.ranks):
+            def show(text, fraction, outputs, done=done, count=options.ranks):
                 progress.update(
                     text if fraction is None else f"job {done + 1} of {total} (ranks={count})", done / total
                 )
 
             jobs.append(carry_out(fn, args, kwargs, options, show))
+        progress.over(jobs[-1].output, "sweep.jobs[-1].output[{rank}]", f"the last of {total} jobs printed:")
     return Sweep(label, tuple(jobs), repeats)

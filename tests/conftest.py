@@ -18,6 +18,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 pytest.register_assert_rewrite("verdicts")
 
+# Started from a cell, the tests would take its notebook for theirs (course_lib.frontend).
+os.environ.pop("JPY_SESSION_NAME", None)
+
 # Kernels talk through sockets in the file system. A TCP port that is free when a kernel is started may be a
 # rank's when the kernel wants to have it.
 _folder, _number = tempfile.TemporaryDirectory(prefix="kernels-"), itertools.count()

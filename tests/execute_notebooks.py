@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := [path for path in paths if not path.is_file()]:
         parser.error("there is no " + ", ".join(map(str, missing)))
 
+    os.environ.pop("JPY_SESSION_NAME", None)  # no person looks at these kernels, even if a cell started this
     failed = []
     for number, path in enumerate(paths, start=1):
         print(f"[{number}/{len(paths)}] {path} ...", end=" ", flush=True)

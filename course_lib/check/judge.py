@@ -12,13 +12,14 @@ from typing import NoReturn
 from course_lib.arguments import one_of
 from course_lib.check import on_rank
 from course_lib.check.rubric import Demand
-from course_lib.check.verdict import Demands, Note, Verdict
+from course_lib.check.verdict import Demands, Note, Printed, Verdict
 from course_lib.jobs import run_quietly
 from course_lib.learner import record
 from course_lib.ranks import places
 from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import RankError, RankReport
-from course_lib.record import Job
+from course_lib.ranks.progress import say
+from course_lib.record import Job, printed
 
 __all__ = ["Judge", "exercise", "demands"]
 
@@ -62,6 +63,7 @@ class Judge:
         self.exercise, self.demands, self.case = exercise, demands or {}, ""
         self.seed = secrets.randbelow(2**31)
         self._notes: list[Note] = []
+        self._printed: list[Printed] = []
         self._met_now: dict[str, bool] = {}  # by key, since the last job
 
     @property
@@ -108,12 +110,11 @@ class Judge:
         """
         self._met_now = {}
         try:
-            job = run_quietly(fn, *args, **{"timeout": TIMEOUT_S, "label": label} | options)
+            job = self._carry_out(fn, args, {"label": label} | options)
         except RankError as error:
+            self._keep([report.output for report in error.reports])
             raise _without_the_check(error) from None
-        except (TypeError, ValueError, RuntimeError, OSError) as error:
-            # it cannot be sent, or the machine cannot hold it: the words say it all
-            raise Refused(str(error)) from None
+        self._keep(job.output)
         for found in job.results:
             if isinstance(found, dict) and found.get("problem"):
                 self.refuse(f"{found['problem']}.")
@@ -129,24 +130,41 @@ class Judge:
         def each(fn, cases):
             return [fn(*case) for case in cases]
 
+        options = {"ranks": 1, "timeout": timeout, "label": "your function"}
         try:
-            job = self.run(each, fn, list(cases), ranks=1, timeout=timeout)
+            job = self._carry_out(each, (fn, list(cases)), options)
         except RankError as error:
             (report,) = error.reports
             if _of_a_stub(report):
                 raise NotImplementedError from None
+            print(report.output[-SHOWN_OUTPUT:], end="")
             late = "timeout=" in error.headline
             state = f"had not finished after {timeout:g} s" if late else report.state
             raise Refused(f"your function {state}", report.place, report.line) from None
         print(job.output[0][-SHOWN_OUTPUT:], end="")
         return job.results[0]
 
+    def _carry_out(self, fn: Callable, args: tuple, options: dict) -> Job:
+        try:
+            return run_quietly(fn, *args, **{"timeout": TIMEOUT_S} | options)
+        except RankError:
+            raise
+        except (TypeError, ValueError, RuntimeError, OSError) as error:
+            # it cannot be sent, or the machine cannot hold it: the words say it all
+            raise Refused(str(error)) from None
+
+    def _keep(self, outputs: Sequence[str]) -> None:
+        """For the verdict: what an answer printed in the case at hand. A terminal shows it at once."""
+        if rows := printed.rows(outputs):
+            self._printed.append(Printed(self.case, tuple(rows)))
+            say(outputs)
+
     def verdict(self, refused: str = "") -> Verdict:
         """The judgement so far; `refused`: why it ends here, if the answer could not be judged further."""
         notes = [*self._notes, Note(RUNS, False, refused)] if refused else self._notes
         lines = [f"{'yes ' if note.met else 'no  '} {note.text}" for note in notes if note.text]
         passed = bool(notes) and all(note.met for note in notes)
-        return Verdict(self.exercise, passed, False, tuple(notes), tuple(lines))
+        return Verdict(self.exercise, passed, False, tuple(notes), tuple(lines), tuple(self._printed))
 
     def untouched(self) -> Verdict:
         """The calm line that a stub gets, and what is asked for."""

@@ -16,8 +16,8 @@ from numbers import Integral
 from typing import Any
 
 from course_lib.arguments import one_of
+from course_lib.frontend import in_kernel
 from course_lib.learner import record
-from course_lib.ranks.progress import in_kernel
 
 __all__ = ["predict", "Guess"]
 

@@ -18,5 +18,6 @@ where.py             where a rank is: answered by the rank itself
 diagnose.py          who waits for whom, and which calls don't match
 places.py            a place in the learner's own code, in words
 errors.py            RankError: a failed job, told rank by rank
+outside.py           a call of torch.distributed in the notebook itself, explained
 progress.py          a sign of life while a job runs
 """

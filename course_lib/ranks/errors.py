@@ -31,7 +31,9 @@ _CONNECTION = re.compile(
 )
 _CELL = re.compile(r"Cell In\[\d+\]")
 MESSAGE_LIMIT = 1000  # of an exception's message, what is shown; the traceback has all of it
-_BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
+# No red can be read on the panels of both a light and a dark theme: bold is in the theme's own ink, and a
+# badge (white on dark red, of 256 colours) brings its own ground.
+_BOLD, _BADGE, _PLAIN = "\x1b[1m", "\x1b[1;38;5;231;48;5;124m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,23 @@ class _Told(BaseException):
     def _ordered(self) -> list[RankReport]:
         return sorted(self.reports, key=lambda report: (not report.cause, report.rank))
 
-    def _lines(self, strong: str = "", cause: str = "", plain: str = "") -> list[str]:
+    def _lines(self, strong: str = "", badge: str = "", plain: str = "") -> list[str]:
         lines = [f"{strong}{self.headline}{plain}"]
         for report in self._ordered():
-            colour = cause if report.cause else ""
             # a message of several lines stays in its place
             state = "\n      ".join(line for line in report.state.splitlines() if line.strip())
-            lines.append(f"  {colour}rank {report.rank}: {state}{plain if colour else ''}")
+            rank = f"rank {report.rank}:"
+            if report.cause:
+                rank, state = f"{badge}{rank}{plain}", f"{strong}{state}{plain}"
+            lines.append(f"  {rank} {state}")
             if report.place:
                 lines.append(f"      {report.place}" + (f":  {report.line}" if report.line else ""))
         return lines
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a stack through this library."""
-        lines = self._lines(_BOLD, _RED, _PLAIN)
-        lines[0] = f"{_RED}{type(self).__name__}{_PLAIN}: {lines[0]}"
+        lines = self._lines(_BOLD, _BADGE, _PLAIN)
+        lines[0] = f"{_BADGE}{type(self).__name__}{_PLAIN}: {lines[0]}"
         for report in self._ordered():
             if report.cause and report.output.strip():
                 lines += [
@@ -158,7 +162,7 @@ def told_in_one_line():
         yield
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         if not isinstance(error, _Told):  # which has a panel of its own
-            line = f"{_RED}{type(error).__name__}{_PLAIN}: {error}"
+            line = f"{_BADGE}{type(error).__name__}{_PLAIN}: {error}"
             error._render_traceback_ = lambda: [line]
         raise
 

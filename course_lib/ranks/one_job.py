@@ -39,6 +39,7 @@ GRACE_S = 0.3  # after a first failure: the true cause may be the second to be h
 ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0  # how often ranks without progress are asked where they are
 PATIENCE = 4  # times its timeout: how long a check's job may wait for free cores
 OUTPUT_LIMIT_BYTES = 100_000  # of each rank's output, what a Job keeps; longer output is saved whole
+OUTPUT_LIVE_BYTES = 16_000  # of each rank's output, what is read again and again while the job runs
 OUTPUT_MOST_BYTES = 200_000_000  # a rank that prints more is stopped, before it fills the disk
 
 
@@ -49,7 +50,8 @@ def carry_out(
 
     Args:
         options: as `Options.checked` has made them.
-        show: called with what the job is doing, in words, and how much of its time is over (0 to 1, or None).
+        show: called with what the job is doing, in words, how much of its time is over (0 to 1, or None), and
+            a function that reads what each rank has printed so far.
         of_learner: the function is the learner's own, and no check's: only then is long output saved whole,
             and a warning given of settings that the ranks lack. A check's job has longer where the machine
             is busy: seconds in which its ranks have waited for a core do not count.
@@ -87,8 +89,13 @@ def carry_out(
                 more = not of_learner and seconds <= 0
                 return seconds + _starved(group.states, timeout) if more else seconds
 
+            def printed():
+                return [
+                    _read_output(group.output_of(rank), False, OUTPUT_LIVE_BYTES) for rank in range(ranks)
+                ]
+
             def show_progress():
-                show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout))
+                show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout), printed)
 
             stopped = _follow(group, left, show_progress)
             if group.failed:
@@ -158,7 +165,7 @@ def _wait_for_server(label: str, show) -> None:
     """
     try:
         while not server_is_ready(0.1):
-            show("starting the fork server, once per kernel", None)
+            show("starting the fork server, once per kernel", None, tuple)
     except KeyboardInterrupt:
         raise RankInterrupt(
             f"{label} was interrupted while the fork server was starting. It goes on starting: the next run"
@@ -363,7 +370,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _read_output(path: Path, save: bool) -> str:
+def _read_output(path: Path, save: bool, limit_bytes: int = OUTPUT_LIMIT_BYTES) -> str:
     """What a rank has printed; of very long output the beginning and the end, and where the rest is: nowhere,
     if it is too much to be kept, or if nobody asks to `save` it.
     """
@@ -371,9 +378,9 @@ def _read_output(path: Path, save: bool) -> str:
     if not size:
         return ""
     with open(path, "rb") as file:
-        if size <= OUTPUT_LIMIT_BYTES:
+        if size <= limit_bytes:
             return file.read().decode(errors="replace")
-        half = OUTPUT_LIMIT_BYTES // 2
+        half = limit_bytes // 2
         head = file.read(half)
         file.seek(-half, os.SEEK_END)
         tail = file.read()

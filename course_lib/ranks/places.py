@@ -1,8 +1,9 @@
 """Tell the learner's own code from libraries, and name a place in it."""
 
 import linecache
-import sys
 from pathlib import Path
+
+from course_lib.frontend import ipython_shell
 
 __all__ = ["is_learners", "learners_frame", "place_in_words", "line_of"]
 
@@ -25,8 +26,7 @@ def learners_frame(frames: list[tuple[str, int, str]]) -> tuple[str, int, str] |
 def place_in_words(frame: tuple[str, int, str]) -> str:
     """ "Cell In[5], line 3, in train" in a notebook, "train.py, line 3, in train" elsewhere."""
     filename, number, function = frame
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
+    shell = ipython_shell()
     name = shell.compile.format_code_name(filename) if shell is not None else None
     return f"{' '.join(name) if name else Path(filename).name}, line {number}, in {function}"
 

@@ -1,15 +1,21 @@
-"""A sign of life while a job runs: a widget in JupyterLab, a line that rewrites itself in a terminal.
+"""A sign of life while a job runs, with the first lines that its ranks print: a widget in JupyterLab, a line
+that rewrites itself in a terminal, below what was printed.
 
-When the job is over one static line stays, the same on every machine, so that nbval can compare it. Of a
-check's job nothing stays that can be seen or compared.
+When the job is over, one static line stays, the same on every machine, so that nbval can compare it. Where a
+person looks (`frontend.is_seen`) the lines of the ranks stay below it, in rank order: only HTML, and only if
+there are any. Of a check's job nothing stays that can be seen or compared.
 """
 
 import html
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Progress", "in_kernel"]
+from course_lib.frontend import in_kernel, is_seen
+from course_lib.record import printed
+
+__all__ = ["Progress", "say"]
 
 QUIET_S = 1.0  # shorter jobs show nothing while they run
 REFRESH_S = 0.2
@@ -26,25 +32,44 @@ class Progress:
         self._in_kernel = in_kernel()
         self._handle: Any = None  # IPython's of what is shown, and the widget in it
         self._widget: Any = None
+        self._outputs: Sequence[str] = ()
+        self._where = self._of = ""
+        self._said: dict[int, int] = {}  # in a terminal: rank -> how many of its lines have been written
 
     def __enter__(self) -> "Progress":
         return self
 
-    def update(self, text: str, fraction: float | None = None) -> None:
-        """Show `text` beside the title; `fraction` (0 to 1) fills a bar."""
+    def update(
+        self,
+        text: str,
+        fraction: float | None = None,
+        outputs: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """Show `text` beside the title; `fraction` (0 to 1) fills a bar; `outputs` is asked, when something
+        is drawn, for what each rank has printed so far.
+        """
         now = time.monotonic()
         if now - self._begin < QUIET_S or now - self._last < REFRESH_S:
             return
         self._last = now
         if self._in_kernel:
-            self._draw_widget(text, fraction)
+            self._draw_widget(text, fraction, outputs())
             self.drawn = True
         elif sys.stderr.isatty():
+            self._write_lines(outputs(), over=False)
             sys.stderr.write(f"\r{self.title}: {text}\x1b[K")
             sys.stderr.flush()
             self.drawn = True
 
+    def over(self, outputs: Sequence[str], where: str, of: str = "") -> None:
+        """The job is done: what each rank has printed in all, and where one finds it; `of`: words for which
+        job it is, where there are several.
+        """
+        self._outputs, self._where, self._of = outputs, where, of
+
     def __exit__(self, kind, error, trace) -> None:
+        if reports := getattr(error, "reports", ()):
+            self.over([report.output for report in reports], "last_error().reports[{rank}].output")
         if self._in_kernel:
             from IPython.display import display
 
@@ -53,15 +78,40 @@ class Progress:
                 self._widget.close()
             elif self._stays:
                 display(self._line(), raw=True)
-        elif self.drawn:
+        elif self._stays and sys.stderr.isatty() and any(self._outputs):
+            self._write_lines(self._outputs, over=True)
+        if self.drawn and not self._in_kernel:
             sys.stderr.write(f"\r{self.title}\x1b[K\n" if self._stays else "\r\x1b[K")
             sys.stderr.flush()
 
     def _line(self) -> dict[str, str]:
         """What stays, as Jupyter takes it. Jupyter cannot take a display away: an empty one shows nothing."""
-        return {"text/plain": self.title} if self._stays else {}
+        if not self._stays:
+            return {}
+        line = {"text/plain": self.title}
+        if any(self._outputs) and is_seen():
+            shown = printed.rows(self._outputs)
+            cut = [rank for rank, text in shown if text.startswith(printed.MORE)]
+            notes = [self._of, f"all of it: {self._where.format(rank=cut[0])}" if cut else ""]
+            before, after = (f'<div style="{printed.SOFT}">{html.escape(note)}</div>' for note in notes)
+            line["text/html"] = (
+                f'<div style="{printed.CODE}"><div>{html.escape(self.title)}</div>'
+                f"{before * bool(self._of)}{printed.rows_html(shown)}{after * bool(cut)}</div>"
+            )
+        return line
 
-    def _draw_widget(self, text: str, fraction: float | None) -> None:
+    def _write_lines(self, outputs: Sequence[str], over: bool) -> None:
+        """In a terminal: lines of the ranks that have not been written yet, above the one that rewrites
+        itself.
+        """
+        for rank, text in enumerate(outputs):
+            # while the job runs, whole lines alone
+            whole = text if over else text[: text.rfind("\n") + 1]
+            for line in printed.first_lines(whole, len(outputs), more=over)[self._said.get(rank, 0) :]:
+                sys.stderr.write(f"\r\x1b[Krank {rank} | {line}\n")
+                self._said[rank] = self._said.get(rank, 0) + 1
+
+    def _draw_widget(self, text: str, fraction: float | None, outputs: Sequence[str]) -> None:
         bar = ""
         if fraction is not None:
             bar = (
@@ -72,6 +122,11 @@ class Progress:
             f'<span style="color: var(--jp-ui-font-color1)">{html.escape(self.title)}'
             f" {bar}{html.escape(text)}</span>"
         )
+        if said := printed.rows(outputs):
+            shown += (
+                f'<div style="color: var(--jp-content-font-color1); line-height: normal; {printed.CODE}">'
+                f"{printed.rows_html(said)}</div>"
+            )
         if self._handle is None:
             from IPython.display import display
             from ipywidgets import HTML
@@ -79,12 +134,12 @@ class Progress:
             self._widget = HTML(shown)
             view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
             self._handle = display({_WIDGET: view, **self._line()}, raw=True, display_id=True)
-        else:
+        elif self._widget.value != shown:
             self._widget.value = shown
 
 
-def in_kernel() -> bool:
-    """Whether this is a Jupyter kernel (and not a terminal or a script)."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return hasattr(shell, "kernel")
+def say(outputs: Sequence[str]) -> None:
+    """In a terminal: the first lines of what each rank has printed, for a job without a line of its own."""
+    if not in_kernel() and sys.stderr.isatty():
+        for rank, line in printed.rows(outputs):
+            sys.stderr.write(f"rank {rank} | {line}\n")

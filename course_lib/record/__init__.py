@@ -2,6 +2,7 @@
 
 job.py        a Job: results, output, and one ledger of bytes, memory and time
 sweep.py      a Sweep: one job for each number of ranks and repeat
+printed.py    what ranks have printed, for who looks at a job
 tables.py     the columns of the ledger's tables
 readings.py   what one reads off the tables: bytes sent, bytes held, calls, seconds of a step
 timelines.py  what one reads off a timeline: communication that was hidden, a pipeline's idle time

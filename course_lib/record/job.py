@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from course_lib.record import printed
 from course_lib.record.tables import COLUMNS
 
 __all__ = ["Job"]
@@ -146,6 +147,8 @@ class Job:
         for name, kind in wanted.items():
             if not isinstance(content.get(name), kind):
                 raise ValueError(f"{path} is damaged: {name!r} is missing or of the wrong kind.")
+        if not all(isinstance(text, str) for text in content["output"]):
+            raise ValueError(f"{path} is damaged: 'output' holds something that is no text.")
         if extra := set(content) - set(wanted):
             raise ValueError(f"{path} is damaged: it holds the unknown field {sorted(extra)[0]!r}.")
         job = cls(**content)
@@ -166,6 +169,16 @@ class Job:
         return made[name].copy()
 
     def __repr__(self) -> str:
+        return "\n  ".join(["\n".join(self._lines()), *printed.in_words(self.output, "job.output[{rank}]")])
+
+    def _repr_html_(self) -> str:
+        head, *rest = self._lines()
+        lines = "".join(f"<div>{html.escape(line)}</div>" for line in rest)
+        said = printed.folds_html(self.output, "job.output[{rank}]")
+        return f'<div style="{printed.CODE}"><b>{html.escape(head)}</b>{lines}{said}</div>'
+
+    def _lines(self) -> list[str]:
+        """What there is to say of this job, but for what its ranks have printed."""
         from course_lib.record.readings import step_seconds  # here: it takes a Job
 
         parts = [f"Job {self.label}: {self.where}, {self.seconds:.2f} s"]
@@ -178,15 +191,7 @@ class Job:
             parts.append(f"  {len(self.comm[self.comm['rank'] == 0])} collectives per step on rank 0")
         parts += [f"  no {layer}: {reason}" for layer, reason in self.absent.items()]
         parts += [f"  rank {rank}: {_short(result)}" for rank, result in enumerate(self.results)]
-        return "\n".join(parts)
-
-    def _repr_html_(self) -> str:
-        head, *rest = repr(self).split("\n")
-        lines = "".join(f"<div>{html.escape(line)}</div>" for line in rest)
-        return (
-            '<div style="font-family: var(--jp-code-font-family,'
-            f' monospace)"><b>{html.escape(head)}</b>{lines}</div>'
-        )
+        return parts
 
 
 def _ranks(count: int) -> str:

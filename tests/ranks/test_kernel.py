@@ -149,7 +149,7 @@ BELONGS = (
 def test_what_belongs_to_the_notebook(kernel, line, words):
     kernel.run("import threading; lock = threading.Lock()")
     content, _ = kernel.run(f"def f():\n    {line}\nrun(f, ranks=1)")
-    shown = re.sub(r"\x1b\[\d*m", "", "\n".join(content["traceback"]))
+    shown = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(content["traceback"]))
     assert words in shown and "course_lib/" not in shown and len(shown.splitlines()) <= 4
 
 
@@ -365,10 +365,11 @@ def test_row_10_nbval_gives_up_on_a_cell(tmp_path):
 
 def test_progress_leaves_one_static_line(tmp_path):
     """A job that is long enough for a widget stores the same outputs as a short one, so that nbval can
-    compare them.
+    compare them; nothing of what its ranks print is among them.
     """
     cells = [
-        "import time\nfrom course_lib import run\ndef nap(s):\n    time.sleep(s)\nrun(nap, 0)",
+        "import time\nfrom course_lib import run\ndef nap(s):\n    print(s, time.time())\n"
+        "    time.sleep(s)\nrun(nap, 0)",
         "job = run(nap, 0)",
         "job = run(nap, 2.5)",
     ]
@@ -376,6 +377,63 @@ def test_progress_leaves_one_static_line(tmp_path):
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     stored = [[(o["output_type"], dict(o["data"])) for o in cell.outputs] for cell in notebook.cells[1:]]
     assert stored[0] == stored[1] == [("display_data", {"text/plain": "nap on 2 ranks"})]
+
+
+@pytest.fixture(scope="module")
+def seen_kernel():
+    """One at which a person looks, as JupyterLab starts it."""
+    kernel = Kernel(env=os.environ | {"JPY_SESSION_NAME": "a.ipynb"})
+    yield kernel
+    kernel.close()
+
+
+SLOW_TALK = """
+import os, time, torch.distributed as dist
+from course_lib import run
+def talk(seen):
+    print("here is", dist.get_rank())
+    while not os.path.exists(seen):
+        time.sleep(0.01)
+    print("goodbye")
+run(talk, SEEN);
+"""
+
+
+def test_what_ranks_print_is_seen_while_they_run_and_stays_where_a_person_looks(seen_kernel, tmp_path):
+    seen_kernel.run(SLOW_TALK.replace("SEEN", repr(str(tmp_path / "seen"))), wait=False)
+    shown = []
+    while not shown or shown[-1]["msg_type"] != "update_display_data":
+        shown.append(seen_kernel.client.get_iopub_msg(timeout=240))
+        assert shown[-1]["msg_type"] != "error", shown[-1]
+        live = str(shown[-1]["content"].get("data", {}).get("state"))
+        if all(f"rank {rank} |</span> here is {rank}" in live for rank in (0, 1)):
+            (tmp_path / "seen").touch()
+    (begun,) = [message["content"] for message in shown if message["msg_type"] == "display_data"]
+    over = shown[-1]["content"]
+    assert begun["transient"] == over["transient"] and begun["data"]["text/plain"] == "talk on 2 ranks"
+    assert set(over["data"]) == {"text/plain", "text/html"}
+    assert over["data"]["text/plain"] == "talk on 2 ranks"
+    lines = re.sub("<[^>]*>", "", over["data"]["text/html"].replace("</div>", "\n"))
+    assert "rank 0 | here is 0\nrank 0 | goodbye\nrank 1 | here is 1\nrank 1 | goodbye\n" in lines
+
+
+@pytest.mark.parametrize(
+    "cell, told",
+    [
+        ("dist.get_rank()", "This ran in the notebook itself, which is no rank: only what `run` starts"),
+        ("run(rank_of(), ranks=2)", "without its brackets: run(rank_of, ranks=2)"),
+        ("1 / 0", ""),
+    ],
+)
+def test_row_19_a_call_outside_of_the_ranks_is_told_below_torchs_error(seen_kernel, cell, told):
+    seen_kernel.run(
+        "import torch.distributed as dist\nfrom course_lib import about, run\nabout()\nabout()\n"
+        "def rank_of():\n    return dist.get_rank()"
+    )
+    content, outputs = seen_kernel.run(cell)
+    said = [output["content"]["text"] for output in outputs if output["msg_type"] == "stream"]
+    assert content["status"] == "error" and len(said) == bool(told)
+    assert not told or told in said[0]
 
 
 SLOW_START = """
