@@ -45,6 +45,7 @@ SLOW = {
     "test_timeline.py",
     "test_a_rank_imports_what_the_notebook_has_imported",
     "test_a_soak_leaves_nothing_behind",
+    "test_a_script_runs_under_torchrun",
     "test_activations_are_what_is_really_held",
     "test_an_answer_that_waits_for_nobody_is_not_asked_whether_it_waits",
     "test_an_instrument_that_breaks_is_absent_and_the_others_measure",

@@ -203,3 +203,12 @@ def test_digit_accuracy():
             return scores
 
     assert datasets.digit_accuracy(Knows()) == pytest.approx(1 - 100 / 355)
+
+
+def test_digit_accuracy_asks_without_dropout_and_leaves_every_mode_as_it_was():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(1.0), torch.nn.Linear(64, 10))
+    model[2].eval()
+    torch.nn.init.zeros_(model[2].bias)
+    zeros = (datasets.digits("test")[1] == 0).float().mean().item()
+    assert datasets.digit_accuracy(model) != pytest.approx(zeros), "with dropout all scores are 0"
+    assert [module.training for module in model] == [True, True, False] and model.training

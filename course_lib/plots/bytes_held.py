@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from course_lib.plots.styles import COLORS, INK, NORMAL, OUTLINE, PAPER, SMALL, legend, panel
+from course_lib.plots.styles import COLORS, INK, NORMAL, OUTLINE, PAPER, SMALL, SOFT, legend, panel
 from course_lib.plots.traced import require_trace, times_theory
 from course_lib.plots.units import Unit
 from course_lib.record import Job, held
@@ -57,7 +57,12 @@ def memory(
         fontsize = SMALL if job.ranks <= 8 else 6.5
         ax.annotate(write(total[rank]), (rank, height), xytext=(0, 4), fontsize=fontsize, **style)
     top, peak_note = _draw_peak(ax, job, table, x, top)
-    ax.set_xlabel("rank" + peak_note, fontsize=NORMAL, color=INK)
+    ax.set_xlabel("rank", fontsize=NORMAL, color=INK)
+    if peak_note:
+        below = {"xytext": (0, -34), "textcoords": "offset points", "xycoords": "axes fraction"}
+        ax.annotate(
+            peak_note, (0.5, 0), ha="center", va="top", fontsize=SMALL, style="italic", color=SOFT, **below
+        )
     ax.set_ylim(0, top * 1.12)
     ax.set_xlim(-0.75 - max(0, 3 - job.ranks) * 0.4, job.ranks - 0.25 + max(0, 3 - job.ranks) * 0.4)
     ax.set_xticks(x)
@@ -112,4 +117,4 @@ def _draw_peak(ax: Axes, job: Job, table: pd.DataFrame, x: np.ndarray, top: floa
         ax.hlines(peak, x - 0.3, x + 0.3, color=COLORS["wire"], linewidth=2.5, label="peak")
         return max(top, peak.max()), ""
     what = "the allocator's peak" if job.device == "cuda" else "at its peak the whole process had grown by"
-    return top, f"\n({what} {Unit.of(peak.max()).text(*peak)})"
+    return top, f"not drawn: {what} {Unit.of(peak.max()).text(*peak)}"

@@ -15,6 +15,7 @@ from course_lib.record import Job, calls, sent
 __all__ = ["communication"]
 
 _MEANINGS = {"payload": "asked for", "algorithm": "textbook", "wire": "counted"}
+_SEEN = 0.005  # of the highest bar: less than a line is wide
 _REMARK = {"ha": "center", "color": SOFT, "style": "italic"}
 
 
@@ -52,7 +53,9 @@ def communication(job: Job, theory: float | Sequence[float] | None = None, ax: A
             ax.text(x.mean(), top / 2, textwrap.fill(reason, 24), va="center", fontsize=SMALL, **_REMARK)
         else:
             ticks += list(x[:: 1 if job.ranks <= 8 else -(-job.ranks // 5)])
-            _bars(ax, x, table, expected, unit, {op: _calls(job, op) for op in table})
+            little = {op for op in table if table[op].max() < _SEEN * top}
+            labels = {op: _calls(job, op) + "\n(too little to see)" * (op in little) for op in table}
+            _bars(ax, x, table, expected, unit, labels)
     ax.set_xlim(-0.5 - 0.15 * width, 2 * width + job.ranks - 0.5 + 0.15 * width)
     ax.set_ylim(0, top * 1.5)
     ax.set_xticks(ticks, [str(round(tick % width)) for tick in ticks])
@@ -103,7 +106,8 @@ def _heading(ax: Axes, x: float, *lines: str) -> None:
     looks = ((0.99, NORMAL, "bold", INK), (0.93, SMALL, "normal", SOFT), (0.87, SMALL, "normal", INK))
     for line, (y, size, weight, color) in zip(lines, looks):
         place = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "top"}
-        ax.text(x, y, line, fontsize=size, fontweight=weight, color=color, **place)
+        behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}  # no line of the grid runs through it
+        ax.text(x, y, line, fontsize=size, fontweight=weight, color=color, bbox=behind, **place)
 
 
 def _bars(

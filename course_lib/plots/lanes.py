@@ -22,7 +22,7 @@ def timeline(job: Job, ax: Axes | None = None) -> Axes:
     """Draw what each rank did and when in the traced step: computing and spans in a wide lane, communication
     in a thin one beneath.
 
-    Empty lane is idle time; the share of the step in which a rank computed stands under its number. A span
+    Empty lane is idle time; the share of the step in which a rank computed stands beside its lane. A span
     named like a micro-batch of a pipeline ("F0", "forward 3", "B1", or "B1@5" on stage 5) has the colour of
     its kind. Communication includes waiting for the other ranks.
     """
@@ -42,7 +42,11 @@ def timeline(job: Job, ax: Axes | None = None) -> Axes:
     for what in _in_order(rows):
         _draw(ax, what, rows[rows["what"] == what], COLORS.get(what) or next(span_colors))
     busy = overlap(job)["compute_s"] / length_s
-    ax.set_yticks(range(job.ranks), [f"rank {rank}\n{share:.0%} busy" for rank, share in busy.items()])
+    ticks = {}
+    for rank, share in busy.items():
+        ticks[rank + _LANES[False][0]] = f"rank {rank} computes, {share:.0%}"
+        ticks[rank + _LANES[True][0]] = "communicates"
+    ax.set_yticks(list(ticks), list(ticks.values()))
     ax.tick_params(axis="y", length=0, labelsize=SMALL)
     ax.set_ylim(job.ranks - 0.5, -0.5)
     legend(ax)

@@ -49,8 +49,6 @@ def speedup(
         ylabel="speed-up over 1 rank (times)" if base == 1 else f"speed-up ({base} ranks count as {base})",
     )
     _draw_models(ax, np.unique(np.linspace(base, last, 64).astype(int)), theory)
-    range_look = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
-    ax.fill_between(ranks, low, high, label="lowest to highest", **range_look)
     line_look = {**style, "marker": "", "zorder": 3}
     ax.plot(ranks, middle["speedup"], label="median (efficiency in %)", **line_look)
     dot_look = {**style, "linestyle": "", "alpha": 0.55, "zorder": 3}
@@ -88,6 +86,10 @@ def _where(sweep: Sweep, ranks: list[int], sleeps: bool) -> str:
     """On what it was measured, for all numbers of ranks together."""
     machine = _largest(sweep).where.split(" ", 1)[1]  # without its number of ranks
     words = f"{', '.join(map(str, ranks))} {machine}; {sweep.repeats} repeat{'s' * (sweep.repeats > 1)}"
+    threads = {count for job in sweep.jobs for count in job.records.get("threads", ())}
+    if len(threads) == 1 and _largest(sweep).device == "cpu" and not sleeps:
+        count = threads.pop()
+        words += f"; {count} thread{'s' * (count != 1)} each"
     if all(job.steps.empty for job in sweep.jobs):
         words += "; times of the whole function, without measure.step"
     return words + "; compute sleeps" * sleeps

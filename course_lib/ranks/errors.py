@@ -300,10 +300,8 @@ def ended_in_words(state: RankState) -> str:
             return "was ended by a library's abort (SIGABRT)"
         often = ", often because the machine is out of memory" if name == "SIGKILL" else ""
         grown_bytes = max(state.peak_bytes - state.start_bytes, 0)
-        return (
-            f"was killed ({name}{often}); its peak memory was {grown_bytes / 1e9:.1f} GB above what it began"
-            " with"
-        )
+        grown = f"{grown_bytes / 1e9:.1f} GB" if grown_bytes >= 50e6 else "less than 50 MB"
+        return f"was killed ({name}{often}); its peak memory was {grown} above what it began with"
     return f"ended its process with exit code {state.status} before the function had returned"
 
 

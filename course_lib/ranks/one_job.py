@@ -416,5 +416,6 @@ def _gather(states) -> tuple[dict, dict]:
                 if "start_s" in row:
                     row["start_s"] -= zero
                 rows.append(row)
-    records["seconds"] = [state.records["seconds"] for state in states]
+    for name in ("seconds", "threads"):  # of the function, one for each rank
+        records[name] = [state.records[name] for state in states]
     return absent, records

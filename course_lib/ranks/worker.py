@@ -97,7 +97,12 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
             kernel.send(
                 "result",
                 sending.pack_result(result, rank),
-                {**records, "seconds": seconds, "settings": settings.here()},
+                {
+                    **records,
+                    "seconds": seconds,
+                    "threads": torch.get_num_threads(),
+                    "settings": settings.here(),
+                },
                 where.collectives(),
             )
             returned = True

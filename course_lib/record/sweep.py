@@ -52,6 +52,17 @@ class Sweep:
         table["efficiency"] = table["speedup"] / table["ranks"]
         return table
 
+    def speedup(self, ranks: int) -> float:
+        """Return the speed-up of that many ranks: the median over the repeats (see `table`).
+
+        Errors: ValueError if the sweep has no job on so many ranks.
+        """
+        table = self.table
+        if ranks not in set(table["ranks"]):
+            there = ", ".join(map(str, sorted(set(table["ranks"]))))
+            raise ValueError(f"ranks={ranks!r}: this sweep has jobs on {there} ranks.")
+        return float(table.loc[table["ranks"] == ranks, "speedup"].median())
+
     def __repr__(self) -> str:
         middle = self.table.groupby("ranks")[["step_s", "samples_per_s", "speedup", "efficiency"]].median()
         return (

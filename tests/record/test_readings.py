@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from saved_job import job
 
-from course_lib.record import calls, held, sent, step_seconds
+from course_lib.record import Sweep, calls, held, sent, step_seconds
 
 NOT_COUNTED = {"wire bytes": "NCCL moves bytes past the counters"}
 
@@ -124,3 +124,15 @@ def test_readings_take_a_job():
     for read in (sent, held, calls, step_seconds):
         with pytest.raises(TypeError, match="it must be a Job, what run returns"):
             read(None)
+
+
+def test_the_speedup_of_a_sweep_is_the_median_of_its_repeats():
+    def timed(ranks, seconds):
+        step = {"rank": 0, "step": 2, "phase": "timed", "seconds": seconds, "samples": 8, "wire_bytes": 0}
+        return replace(bare(steps=[step]), ranks=ranks)
+
+    jobs = [timed(*pair) for pair in ((1, 0.4), (2, 0.4), (1, 0.4), (2, 0.2), (1, 0.4), (2, 0.1))]
+    sweep = Sweep("sweep", tuple(jobs), repeats=3)
+    assert (sweep.speedup(1), sweep.speedup(2)) == (1, 2)
+    with pytest.raises(ValueError, match="ranks=4: this sweep has jobs on 1, 2 ranks"):
+        sweep.speedup(4)
