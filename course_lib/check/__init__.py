@@ -47,7 +47,7 @@ _CHECKS = {
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
     "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
 }
-_TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Note", "Verdict", "Demands")}
+_TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}
 
 EXERCISES = tuple(name for names in _CHECKS.values() for name in names)
