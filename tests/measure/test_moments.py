@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from course_lib import torch_internals
 from course_lib.measure.moments import Moments
 
 P = 4 * (64 * 8 + 8 + 8 * 8 + 8)  # bytes of the parameters
@@ -95,6 +96,7 @@ def test_after_the_block_nobody_looks_any_more():
     noted = len(moments.rows)
     model(torch.ones(1, 8)).sum().backward()
     assert noted and len(moments.rows) == noted
+    assert torch_internals.saved_hooks(tracing=True) is None
 
 
 def test_what_is_no_model_is_refused():
