@@ -18,6 +18,7 @@ memory.py       bytes held, by what they are for
 activations.py  the tensors that autograd saves for backward
 storages.py     which memory is behind a tensor, or behind anything that holds tensors
 alive.py        which layers' full parameters are alive when, and what a step really allocates
+moments.py      what is held after every operation of a step, by what it is for
 looks.py        the lock within which frames are looked at, and memory is counted
 """
 
