@@ -38,7 +38,11 @@ _CHECKS = {
     "start_here": ("ping_pong", "my_share", "average"),
     "one_training_step": ("memory_ledger", "uneven_accumulation", "weighted_average"),
     "data_parallel_the_star": ("star_all_reduce", "forward_in_threads", "tree_all_reduce"),
-    "collectives_and_the_ring": ("ring_all_reduce", "chain_broadcast", "doubling_all_reduce"),
+    "collectives_and_the_ring": (
+        "ring_reduce_scatter",
+        "chain_broadcast",
+        "halving_doubling_all_reduce",
+    ),
     "ddp": ("own_ddp", "one_synchronisation", "checkpoint"),
     "overlap_and_speedup": ("bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates"),
     "zero_stage_1": ("sharded_adam", "clip_grad_norm", "sharded_checkpoint"),

@@ -1,5 +1,5 @@
-"""Checks of the chapter "Collectives and the ring": a ring all_reduce in chunks, a broadcast along a chain in
-pieces, an all_reduce in few messages.
+"""Checks of the chapter "Collectives and the ring": a ring reduce_scatter in chunks, a broadcast along a
+chain in pieces, an all_reduce in few messages and few bytes.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from course_lib.collectives import of_kind
 from course_lib.ranks.errors import RankError
 from course_lib.record import Job, sent
 
-__all__ = ["ring_all_reduce", "chain_broadcast", "doubling_all_reduce"]
+__all__ = ["ring_reduce_scatter", "chain_broadcast", "halving_doubling_all_reduce"]
 
 LARGE = 1_000_003  # elements; no number of ranks divides it
 LARGE_BYTES = 4 * LARGE
@@ -72,34 +72,27 @@ def _too_much(job: Job, limit_bytes: float, formula: str, advice: Callable[[list
 
 
 def _ring_advice(by_rank: list[float]) -> str:
-    if min(by_rank) < 0.7 * max(by_rank):
+    if min(by_rank) < 0.9 * max(by_rank):
         return "The others send less, and wait for this rank"
     return "All ranks send this much: does a whole tensor travel where a chunk would do, or a larger dtype?"
 
 
 @exercise(
-    values="every rank has the sum over all ranks, whatever the size and the dtype of the tensor",
+    values="chunks[rank] is the sum over all ranks, whatever the sizes and the dtype of the chunks",
     messages=ONLY_MESSAGES,
-    bytes=f"no rank sends more than {BYTES_LIMIT} times 2(n-1)/n S",
+    bytes=f"no rank sends more than {BYTES_LIMIT} times (n-1)/n S",
 )
-def ring_all_reduce(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor)` sums a tensor over all ranks in place: any size, only sends and receives, at most
-    2 r S bytes from any rank.
+def ring_reduce_scatter(judge: Judge, answer: Callable) -> None:
+    """`answer(chunks)` leaves the sum of chunk number `rank` on each rank, in place: any sizes, only sends
+    and receives, at most r S bytes from any rank.
     """
     for ranks in (4, 3, 2):
-        cases = [
-            ((10, 7), "float32"),
-            ((LARGE,), "float32"),
-            ((1,), "float32"),
-            ((3,), "int64"),
-            ((ranks - 1,), "float64"),
-            ((2, 5), "bfloat16"),
-        ]
-        job = _trial(judge, answer, [*cases, _any_size(judge)], ranks)
-        right = _judge_values(judge, job, cases, "the sum over all ranks")
+        cases = [((10, 7), "float32"), ((LARGE,), "float32"), ((3,), "int64"), ((2, 5), "bfloat16")]
+        job = _trial(judge, answer, [*cases, _any_size(judge)], ranks, own_chunk=True)
+        right = _judge_values(judge, job, cases, "its own chunk of the sum")
         judge.look(job)
-        limit = theory.collective_bytes("all_reduce", LARGE_BYTES, ranks)
-        formula = f"2(n-1)/n S = {limit / LARGE_BYTES:.2f} S"
+        limit = theory.collective_bytes("reduce_scatter", LARGE_BYTES, ranks)
+        formula = f"(n-1)/n S = {limit / LARGE_BYTES:.2f} S"
         said = f"no rank sends more than {BYTES_LIMIT} times {formula}"
         judge.demand("bytes", _too_much(job, limit, formula, _ring_advice), said)
         if not right:
@@ -154,59 +147,48 @@ def chain_broadcast(judge: Judge, answer: Callable) -> None:
             return
 
 
-def _largest(job: Job) -> str:
-    largest = max(
-        call["payload_bytes"] / case["bytes"]
-        for results in job.results
-        for case in results
-        for call in _sends([case])
-    )
-    if largest <= 1:
-        return ""
-    return (
-        f"your largest message is {largest:.1f} S. Add what comes to your tensor, and send the sum, in the"
-        " tensor's own dtype: it is never larger than S"
-    )
-
-
 @exercise(
     values="every rank has the sum over all ranks",
     messages=ONLY_MESSAGES,
-    steps="every rank sends log2(n) messages",
-    largest=Demand("no message is larger than S", _largest),
+    steps="no rank sends more than 2 log2(n) messages",
+    bytes=f"no rank sends more than {BYTES_LIMIT} times 2(n-1)/n S",
 )
-def doubling_all_reduce(judge: Judge, answer: Callable) -> None:
-    """`answer(tensor)` sums a small tensor over 2, 4 or 8 ranks in place, in log2(ranks) steps: so many
-    messages of S bytes from every rank.
+def halving_doubling_all_reduce(judge: Judge, answer: Callable) -> None:
+    """`answer(tensor)` sums a tensor of n elements or more over n = 2, 4 or 8 ranks in place, with at most
+    2 log2(n) messages and 2 r S bytes from every rank.
     """
     for ranks in (2, 4, 8):
-        cases = [((10, 7), "float32"), ((1,), "int64")]
-        job = _trial(judge, answer, [*cases, ((1,), "float64"), ((33,), "bfloat16"), _any_size(judge)], ranks)
+        cases = [((10, 7), "float32"), ((LARGE,), "float32"), ((8,), "int64")]
+        job = _trial(judge, answer, [*cases, ((33,), "bfloat16"), _any_size(judge)], ranks)
         right = _judge_values(judge, job, cases, "the sum over all ranks")
         if not right or not judge.look(job, "messages"):
             return
-        steps = ranks.bit_length() - 1
-        why = next((why for case in zip(*job.results) if (why := _wrong_steps(case, steps))), "")
-        judge.demand("steps", why, f"every rank sends {_messages(steps)}")
-        judge.look(job, "largest")
+        steps = 2 * (ranks.bit_length() - 1)
+        why = next((why for case in zip(*job.results) if (why := _too_many(case, steps))), "")
+        judge.demand("steps", why, f"no rank sends more than 2 log2(n) = {steps} messages")
+        limit = theory.collective_bytes("all_reduce", LARGE_BYTES, ranks)
+        formula = f"2(n-1)/n S = {limit / LARGE_BYTES:.2f} S"
+        said = f"no rank sends more than {BYTES_LIMIT} times {formula}"
+        judge.demand("bytes", _too_much(job, limit, formula, _halving_advice), said)
 
 
-def _wrong_steps(case: Sequence[dict], steps: int) -> str:
+def _too_many(case: Sequence[dict], steps: int) -> str:
     """`case`: what each rank tells of it."""
     ranks, counts = len(case), [len(_sends([results])) for results in case]
-    most, fewest = max(counts), min(counts)
-    if most > steps:
-        return (
-            f"rank {counts.index(most)} sends {_messages(most)}, and log2({ranks}) = {steps} is enough: with"
-            " every exchange a rank can double the number of ranks whose sum it holds"
-        )
-    if fewest < steps:
-        return (
-            f"rank {counts.index(fewest)} sends {_messages(fewest)} only. To be ready after log2({ranks}) ="
-            f" {steps} steps, every rank must send in each of them. Along a tree, half of the steps go up and"
-            " half come down, and most ranks wait"
-        )
-    return ""
+    if (most := max(counts)) <= steps:
+        return ""
+    return (
+        f"rank {counts.index(most)} sends {_messages(most)}, and 2 log2({ranks}) = {steps} are enough: an"
+        " exchange with one partner at each distance, on the way down and on the way back"
+    )
+
+
+def _halving_advice(by_rank: list[float]) -> str:
+    if min(by_rank) < 0.9 * max(by_rank):
+        return "The others send less, and wait for this rank"
+    return (
+        "After an exchange two partners need only half of the chunks each: the next message is half as long"
+    )
 
 
 def _any_size(judge: Judge) -> Case:
@@ -245,11 +227,13 @@ def _trial(
     ranks: int,
     root: int | None = None,
     signs: str = "",
+    own_chunk: bool = False,
 ) -> Job:
     """Run the answer on every case, as one job. Each rank returns, case by case, what is wrong with its
     tensor ("" if nothing), and its calls.
 
-    Every rank should get the sum over all ranks; with `root`, the root's tensor. In the case of the smallest
+    Every rank should get the sum over all ranks; with `root`, the root's tensor; with `own_chunk`, the answer
+    is given the tensor's chunks, and the sum of chunk number `rank` is looked at. In the case of the smallest
     tensors rank 1 is late. With `signs`, a folder, a rank of a chain sends pieces of the large tensor only as
     long as its right neighbour passes on those that it has.
     """
@@ -270,6 +254,12 @@ def _trial(
             generator, limit = torch.Generator().manual_seed(seed + 100 * number + rank), LIMITS[dtype]
             numbers = torch.randint(-limit, limit, shape, generator=generator, dtype=torch.int64)
             return numbers.to(getattr(torch, dtype))
+
+        def chunks_of(tensor):
+            return [*tensor.view(-1).tensor_split(size)]
+
+        def judged(tensor):
+            return chunks_of(tensor)[rank] if own_chunk else tensor
 
         def problem(found, wanted, mine):
             if found.shape != wanted.shape or found.dtype != wanted.dtype:
@@ -292,7 +282,7 @@ def _trial(
                     f"is {'only near it' if torch.isfinite(found).all() else 'inf or nan in places'}: send"
                     " and add in the tensor's own dtype, a smaller one rounds"
                 )
-            if right:
+            if right and not own_chunk:
                 return f"is right in {len(right)} of {size} chunks only"
             return (
                 "is the mean: do not divide" if torch.allclose(found * size, wanted) else "is something else"
@@ -336,18 +326,28 @@ def _trial(
                 before = on_rank.late("smallest")
             dist.barrier()
             with on_rank.Calls(before) as calls, measure.step():
-                answer(tensor) if root is None else answer(tensor, root)
-                seen = tensor.clone()  # at once: who has not waited for it does not have it
+                if own_chunk:
+                    answer(chunks_of(tensor))
+                else:
+                    answer(tensor) if root is None else answer(tensor, root)
+                seen = judged(tensor).clone()  # at once: who has not waited for it does not have it
             if number == smallest:
                 on_rank.is_back("smallest")
-            told = problem(seen, wanted, everyone[rank])
+            told = problem(seen, judged(wanted), judged(everyone[rank]))
             if told and not any(case["problem"] for case in found):
                 deadline = time.monotonic() + A_WHILE_S
-                while time.monotonic() < deadline and not torch.equal(tensor, wanted):
+                while time.monotonic() < deadline and not torch.equal(judged(tensor), judged(wanted)):
                     time.sleep(0.01)
-                if torch.equal(tensor, wanted):
+                pairs = enumerate(zip(chunks_of(tensor), chunks_of(wanted)))
+                whole = [number for number, (has, want) in pairs if len(want) and torch.equal(has, want)]
+                if torch.equal(judged(tensor), judged(wanted)):
                     told = (
                         "is that only a while after your function has returned: `wait` for what irecv returns"
+                    )
+                elif own_chunk and whole:
+                    told = (
+                        f"is not: chunk {whole[0]} is complete there. Let each chunk set out from another"
+                        " rank"
                     )
             found.append(
                 {

@@ -1,5 +1,6 @@
 """Modelled, and it says so: compute that sleeps instead of computing, links that make messages wait.
 
-sleeping.py  a network whose layers take a set time and no core
-links.py     all_reduces between hosts that wait as long as a slower link would need
+sleeping.py        a network whose layers take a set time and no core
+links.py           all_reduces between hosts that wait as long as a slower link would need
+links_of_ranks.py  a link for each rank: messages that wait as long as a slower link would need
 """

@@ -16,10 +16,10 @@ def _exchange(outgoing, incoming, to, source):
         call.wait()
 
 
-# ring_all_reduce(tensor)
+# ring_reduce_scatter(chunks)
 
 
-def _reduce_scatter(chunks):
+def scatter(chunks):
     rank, n = dist.get_rank(), dist.get_world_size()
     for step in range(n - 1):
         sent, received = (rank - 1 - step) % n, (rank - 2 - step) % n
@@ -28,46 +28,42 @@ def _reduce_scatter(chunks):
         chunks[received].add_(incoming)
 
 
-def _all_gather(chunks):
-    rank, n = dist.get_rank(), dist.get_world_size()
-    for step in range(n - 1):
-        _exchange(chunks[(rank - step) % n], chunks[(rank - step - 1) % n], (rank + 1) % n, (rank - 1) % n)
-
-
-def ring(tensor):
-    chunks = tensor.view(-1).tensor_split(dist.get_world_size())
-    _reduce_scatter(chunks)
-    _all_gather(chunks)
-
-
-def ring_of_mini(tensor):
+def scatter_of_mini(chunks):
     from course_lib.mini import ring
 
-    ring.all_reduce(tensor)
+    ring.reduce_scatter(chunks[dist.get_rank()], chunks)
 
 
-def ring_padded(tensor):
-    """Right as well: zeros fill the tensor up, and all chunks are equal."""
-    n = dist.get_world_size()
-    padded = torch.zeros(-(-tensor.numel() // n) * n, dtype=tensor.dtype)
-    padded[: tensor.numel()] = tensor.view(-1)
-    chunks = padded.chunk(n)
-    _reduce_scatter(chunks)
-    _all_gather(chunks)
-    tensor.copy_(padded[: tensor.numel()].view_as(tensor))
-
-
-def ring_without_a_ring(tensor):
-    """Right as well, in two steps and not 2(n-1): each chunk goes straight to its owner, and its sum straight
-    to all.
-    """
+def scatter_in_a_batch(chunks):
+    """Right as well, and other chunks stay as they are."""
     rank, n = dist.get_rank(), dist.get_world_size()
-    chunks, others = tensor.view(-1).tensor_split(n), [other for other in range(n) if other != rank]
+    passing = chunks[(rank - 1) % n]
+    for step in range(2, n + 1):
+        mine = chunks[(rank - step) % n]
+        incoming = torch.empty_like(mine)
+        _batch([(passing, (rank + 1) % n)], [(incoming, (rank - 1) % n)])
+        passing = incoming + mine
+    chunks[rank].copy_(passing)
+
+
+def scatter_to_the_left(chunks):
+    """Right as well: the other way round."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    for step in range(n - 1):
+        received = (rank + 2 + step) % n
+        incoming = torch.empty_like(chunks[received])
+        _exchange(chunks[(rank + 1 + step) % n], incoming, (rank - 1) % n, (rank + 1) % n)
+        chunks[received] += incoming
+
+
+def scatter_without_a_ring(chunks):
+    """Right as well: each chunk goes straight to its owner."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    others = [other for other in range(n) if other != rank]
     arriving = [torch.empty_like(chunks[rank]) for _ in others]
     _batch([(chunks[other], other) for other in others], list(zip(arriving, others)))
     for part in arriving:
         chunks[rank].add_(part)
-    _batch([(chunks[rank], other) for other in others], [(chunks[other], other) for other in others])
 
 
 def _batch(outgoing, incoming):
@@ -78,54 +74,49 @@ def _batch(outgoing, incoming):
         call.wait()
 
 
-def ring_that_talks(tensor):
+def scatter_that_talks(chunks):
     """Right as well: what is printed and what is drawn costs no bytes, and changes no case."""
     torch.manual_seed(0)
-    print("before:", tensor.tolist()[:50_000])
-    ring(tensor)
-    print("after:", tensor)
+    print("before:", chunks[0].tolist()[:50_000])
+    scatter(chunks)
+    print("after:", chunks)
 
 
-def ring_with_a_thread(tensor):
+def scatter_with_a_thread(chunks):
     """Right as well: a thread sends, and the main one receives."""
     import threading
 
     rank, n = dist.get_rank(), dist.get_world_size()
-    chunks = tensor.view(-1).tensor_split(n)
-    for step in range(2 * (n - 1)):
-        add = step < n - 1
+    for step in range(n - 1):
         leaving, coming = (rank - 1 - step) % n, (rank - 2 - step) % n
         incoming = torch.empty_like(chunks[coming])
         sender = threading.Thread(target=dist.send, args=(chunks[leaving].clone(), (rank + 1) % n))
         sender.start()
         dist.recv(incoming, (rank - 1) % n)
         sender.join()
-        chunks[coming].copy_(chunks[coming] + incoming if add else incoming)
+        chunks[coming].add_(incoming)
 
 
-def _ring_in(tensor, dtype):
-    other = tensor.to(dtype)
-    ring(other)
-    tensor.copy_(other)
+def _scatter_in(chunks, dtype):
+    others = [chunk.to(dtype) for chunk in chunks]
+    scatter(others)
+    chunks[dist.get_rank()].copy_(others[dist.get_rank()])
 
 
-def ring_in_float16(tensor):
-    _ring_in(tensor, torch.float16)
+def scatter_in_float16(chunks):
+    _scatter_in(chunks, torch.float16)
 
 
-def ring_in_float32(tensor):
-    _ring_in(tensor, torch.float32)
+def scatter_in_float32(chunks):
+    _scatter_in(chunks, torch.float32)
 
 
-def ring_that_adds_in_float64(tensor):
+def scatter_that_adds_in_float64(chunks):
     """The messages are whole, but int64 is added up in float64."""
-    chunks = [chunk.double() for chunk in tensor.view(-1).tensor_split(dist.get_world_size())]
-    _reduce_scatter(chunks)
-    _all_gather(chunks)
-    tensor.copy_(torch.cat(chunks).view_as(tensor))
+    _scatter_in(chunks, torch.float64)
 
 
-def ring_that_takes_away_the_instruments(tensor):
+def scatter_that_takes_away_the_instruments(chunks):
     """The ledger of the traced step neither counts bytes nor sees calls; and gloo does the work."""
     from types import SimpleNamespace
 
@@ -137,129 +128,143 @@ def ring_that_takes_away_the_instruments(tensor):
     if ledger.trace is not None:
         ledger.trace._library._destroy()
         ledger.trace._library = SimpleNamespace(_destroy=lambda: None)
-    dist.all_reduce(tensor)
+    scatter_by_gloo(chunks)
 
 
-def ring_small_by_all_reduce(tensor):
-    dist.all_reduce(tensor) if tensor.numel() < 1000 else ring(tensor)
+def scatter_small_by_all_reduce(chunks):
+    scatter_by_gloo(chunks) if chunks[0].numel() < 1000 else scatter(chunks)
 
 
-def ring_without_the_last_wait(tensor):
+def scatter_without_the_last_wait(chunks):
     rank, n = dist.get_rank(), dist.get_world_size()
-    chunks = tensor.view(-1).tensor_split(n)
-    _reduce_scatter(chunks)
+    passing = chunks[(rank - 1) % n]
     for step in range(n - 1):
-        calls = [
-            dist.isend(chunks[(rank - step) % n], (rank + 1) % n),
-            dist.irecv(chunks[(rank - step - 1) % n], (rank - 1) % n),
-        ]
-        for call in calls if step < n - 2 else calls[:1]:
+        mine, last = chunks[(rank - 2 - step) % n], step == n - 2
+        incoming = torch.zeros_like(mine)
+        calls = [dist.isend(passing.clone(), (rank + 1) % n), dist.irecv(incoming, (rank - 1) % n)]
+        for call in calls[:1] if last else calls:
             call.wait()
-    _unfinished.append(calls)
+        passing = incoming + mine
+    chunks[rank].copy_(passing)
+    _unfinished.append((calls, incoming))
 
 
 _unfinished = []
 
 
-def ring_that_never_ends(tensor):
+def scatter_that_never_ends(chunks):
     while True:
         pass
 
 
-def ring_below_torch(tensor):
+def scatter_below_torch(chunks):
     """Right values, by gloo's own object: what nobody can count is not accepted."""
     backend = dist.group.WORLD._get_backend(torch.device("cpu"))
-    backend.allreduce([tensor]).wait()
+    backend.allreduce([chunks[dist.get_rank()]._base]).wait()
 
 
-def ring_by_all_gather_and_sum(tensor):
-    everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, tensor)
-    tensor.copy_(sum(everyone))
+def scatter_by_gloo(chunks):
+    for chunk in chunks:
+        dist.all_reduce(chunk)
 
 
-def ring_as_star(tensor):
-    if dist.get_rank() == 0:
-        received = torch.empty_like(tensor)
-        for other in range(1, dist.get_world_size()):
-            dist.recv(received, other)
-            tensor += received
-        for other in range(1, dist.get_world_size()):
-            dist.send(tensor, other)
-    else:
-        dist.send(tensor, 0)
-        dist.recv(tensor, 0)
-
-
-def ring_of_whole_tensors(tensor):
+def scatter_by_all_to_all(chunks):
     rank, n = dist.get_rank(), dist.get_world_size()
-    passing = tensor.clone()
+    longest = max(map(len, chunks))
+    given = torch.zeros(n, longest, dtype=chunks[0].dtype)
+    for row, chunk in zip(given, chunks):
+        row[: len(chunk)] = chunk
+    arrived = torch.empty_like(given)
+    dist.all_to_all_single(arrived, given)
+    chunks[rank].copy_(arrived.sum(0, dtype=given.dtype)[: len(chunks[rank])])
+
+
+def scatter_as_star(chunks):
+    rank, tensor = dist.get_rank(), torch.cat(list(chunks))
+    if rank:
+        dist.send(tensor, 0)
+        dist.recv(chunks[rank], 0)
+        return
+    received = torch.empty_like(tensor)
+    for other in range(1, dist.get_world_size()):
+        dist.recv(received, other)
+        tensor += received
+    for other, part in enumerate(tensor.split([len(chunk) for chunk in chunks])):
+        dist.send(part.clone(), other) if other else chunks[0].copy_(part)
+
+
+def scatter_of_whole_tensors(chunks):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    passing = torch.cat(list(chunks))
+    total = passing.clone()
     for _ in range(n - 1):
         incoming = torch.empty_like(passing)
         _exchange(passing, incoming, (rank + 1) % n, (rank - 1) % n)
-        tensor += incoming
+        total += incoming
         passing = incoming
+    chunks[rank].copy_(total.split([len(chunk) for chunk in chunks])[rank])
 
 
-def ring_by_gloo(tensor):
-    dist.all_reduce(tensor)
-
-
-def ring_by_reduce_scatter_of_gloo(tensor):
-    n = dist.get_world_size()
-    padded = torch.zeros(-(-tensor.numel() // n) * n, dtype=tensor.dtype)
-    padded[: tensor.numel()] = tensor.view(-1)
-    chunk = torch.empty_like(padded[: len(padded) // n])
-    dist.reduce_scatter(chunk, list(padded.chunk(n)))
-    dist.all_gather(list(padded.chunk(n)), chunk)
-    tensor.copy_(padded[: tensor.numel()].view_as(tensor))
-
-
-def ring_half(tensor):
-    _reduce_scatter(tensor.view(-1).tensor_split(dist.get_world_size()))
-
-
-def ring_that_loses_the_rest(tensor):
-    n = dist.get_world_size()
-    flat = tensor.view(-1)
-    chunks = flat[: flat.numel() // n * n].tensor_split(n)
-    _reduce_scatter(chunks)
-    _all_gather(chunks)
-
-
-def ring_of_equal_chunks(tensor):
-    chunks = tensor.view(-1).view(dist.get_world_size(), -1)
-    _reduce_scatter(chunks)
-    _all_gather(chunks)
-
-
-def ring_mean(tensor):
-    ring(tensor)
-    if tensor.is_floating_point():
-        tensor /= dist.get_world_size()
-
-
-def ring_returned(tensor):
-    result = tensor.clone()
-    ring(result)
-    return result
-
-
-def ring_without_wait(tensor):
+def scatter_and_gather(chunks):
+    scatter(chunks)
     rank, n = dist.get_rank(), dist.get_world_size()
-    chunks = tensor.view(-1).tensor_split(n)
+    for step in range(n - 1):
+        _exchange(chunks[(rank - step) % n], chunks[(rank - step - 1) % n], (rank + 1) % n, (rank - 1) % n)
+
+
+def scatter_shifted(chunks):
+    """The complete chunk of rank r is number r + 1."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    for step in range(n - 1):
+        sent, received = (rank - step) % n, (rank - 1 - step) % n
+        incoming = torch.empty_like(chunks[received])
+        _exchange(chunks[sent], incoming, (rank + 1) % n, (rank - 1) % n)
+        chunks[received].add_(incoming)
+
+
+def scatter_one_step_short(chunks):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    for step in range(n - 2):
+        received = (rank - 1 - step) % n
+        incoming = torch.empty_like(chunks[received])
+        _exchange(chunks[(rank - step) % n], incoming, (rank + 1) % n, (rank - 1) % n)
+        chunks[received].add_(incoming)
+
+
+def scatter_of_equal_chunks(chunks):
+    scatter(torch.stack(list(chunks)))
+
+
+def scatter_mean(chunks):
+    scatter(chunks)
+    if chunks[0].is_floating_point():
+        chunks[dist.get_rank()] /= dist.get_world_size()
+
+
+def scatter_into_other_memory(chunks):
+    """The list has the sum, and the tensor that the chunks are views of has not."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    for step in range(n - 1):
+        received = (rank - 2 - step) % n
+        incoming = torch.empty_like(chunks[received])
+        _exchange(chunks[(rank - 1 - step) % n], incoming, (rank + 1) % n, (rank - 1) % n)
+        chunks[received] = chunks[received] + incoming
+
+
+def scatter_without_wait(chunks):
+    rank, n = dist.get_rank(), dist.get_world_size()
     for step in range(n - 1):
         incoming = torch.zeros_like(chunks[(rank - 2 - step) % n])
         dist.isend(chunks[(rank - 1 - step) % n], (rank + 1) % n)
         dist.irecv(incoming, (rank - 1) % n)
         chunks[(rank - 2 - step) % n].add_(incoming)
-    _all_gather(chunks)
+    dist.send(chunks[0], (rank + 1) % n)
 
 
-def ring_that_blocks(tensor):
+def scatter_that_blocks(chunks):
     rank, n = dist.get_rank(), dist.get_world_size()
-    dist.send(tensor, (rank + 1) % n)
-    dist.recv(tensor, (rank - 1) % n)
+    dist.send(chunks[(rank - 1) % n], (rank + 1) % n)
+    dist.recv(chunks[(rank - 2) % n], (rank - 1) % n)
 
 
 # chain_broadcast(tensor, root)
@@ -405,54 +410,74 @@ def chain_that_stops(tensor, root):
     pass
 
 
-# doubling_all_reduce(tensor)
+# halving_doubling_all_reduce(tensor)
 
 
-def doubling(tensor):
-    rank, distance = dist.get_rank(), 1
-    while distance < dist.get_world_size():
-        incoming = torch.empty_like(tensor)
-        _exchange(tensor, incoming, rank ^ distance, rank ^ distance)
-        tensor += incoming
-        distance *= 2
+def halving(tensor):
+    part, way, distance = tensor.view(-1), [], dist.get_world_size() // 2
+    while distance:
+        partner = dist.get_rank() ^ distance
+        lower, upper = part.tensor_split(2)
+        kept, given = (upper, lower) if dist.get_rank() & distance else (lower, upper)
+        incoming = torch.empty_like(kept)
+        _exchange(given, incoming, partner, partner)
+        kept += incoming
+        way.append((kept, given, partner))
+        part, distance = kept, distance // 2
+    for kept, given, partner in reversed(way):
+        _exchange(kept, given, partner, partner)
 
 
-def doubling_by_shift(tensor):
-    """Right as well: to the rank `distance` to the right, from the one to the left."""
-    rank, n, distance = dist.get_rank(), dist.get_world_size(), 1
+def halving_of_mini(tensor):
+    from course_lib.mini.ring.halving import halving_doubling_all_reduce
+
+    halving_doubling_all_reduce(tensor)
+
+
+def halving_from_the_neighbour(tensor):
+    """Right as well: the first partner is at distance 1; slices, and calls that block."""
+    rank, n, flat = dist.get_rank(), dist.get_world_size(), tensor.view(-1)
+    begin, end, distance, way = 0, len(flat), 1, []
     while distance < n:
-        incoming = torch.empty_like(tensor)
-        _exchange(tensor, incoming, (rank + distance) % n, (rank - distance) % n)
-        tensor += incoming
-        distance *= 2
+        middle, partner = (begin + end) // 2, rank ^ distance
+        mine, its = ((middle, end), (begin, middle)) if rank & distance else ((begin, middle), (middle, end))
+        incoming = torch.empty_like(flat[slice(*mine)])
+        _in_turns(flat[slice(*its)], incoming, partner)
+        flat[slice(*mine)] += incoming
+        way.append((mine, its, partner))
+        (begin, end), distance = mine, 2 * distance
+    for mine, its, partner in way[::-1]:
+        _in_turns(flat[slice(*mine)], flat[slice(*its)], partner)
 
 
-def doubling_in_turns(tensor):
-    """Right as well: blocking calls, the lower rank speaks first."""
-    rank, distance, incoming = dist.get_rank(), 1, torch.empty_like(tensor)
-    while distance < dist.get_world_size():
-        partner = rank ^ distance
-        for sends in (rank < partner, rank > partner):
-            dist.send(tensor.clone(), partner) if sends else dist.recv(incoming, partner)
-        tensor += incoming
-        distance *= 2
+def _in_turns(outgoing, incoming, partner):
+    for sends in (dist.get_rank() < partner, dist.get_rank() > partner):
+        dist.send(outgoing, partner) if sends else dist.recv(incoming, partner)
 
 
-def doubling_in_float32(tensor):
+def halving_in_float32(tensor):
     other = tensor.float()
-    doubling(other)
+    halving(other)
     tensor.copy_(other)
 
 
-def doubling_small_as_tree(tensor):
-    doubling_as_tree(tensor) if tensor.numel() == 1 else doubling(tensor)
+def halving_only(tensor):
+    """Without the way back."""
+    part, distance = tensor.view(-1), dist.get_world_size() // 2
+    while distance:
+        lower, upper = part.tensor_split(2)
+        kept, given = (upper, lower) if dist.get_rank() & distance else (lower, upper)
+        incoming = torch.empty_like(kept)
+        _exchange(given, incoming, dist.get_rank() ^ distance, dist.get_rank() ^ distance)
+        kept += incoming
+        part, distance = kept, distance // 2
 
 
-def doubling_floats_by_all_reduce(tensor):
-    dist.all_reduce(tensor) if tensor.dtype == torch.float64 else doubling(tensor)
+def halving_of_floats_alone(tensor):
+    dist.all_reduce(tensor) if tensor.dtype == torch.float64 else halving(tensor)
 
 
-def doubling_without_the_last_wait(tensor):
+def halving_without_the_last_wait(tensor):
     rank, distance, n = dist.get_rank(), 1, dist.get_world_size()
     while distance < n:
         incoming = torch.zeros_like(tensor)
@@ -464,8 +489,29 @@ def doubling_without_the_last_wait(tensor):
     _unfinished.append((calls, incoming))
 
 
-def doubling_as_tree(tensor):
-    """Right values, and no rank sends more messages than it may: but in twice as many steps."""
+def doubling(tensor):
+    """The fewest messages, and each of them whole."""
+    rank, distance = dist.get_rank(), 1
+    while distance < dist.get_world_size():
+        incoming = torch.empty_like(tensor)
+        _exchange(tensor, incoming, rank ^ distance, rank ^ distance)
+        tensor += incoming
+        distance *= 2
+
+
+def ring(tensor):
+    scatter_and_gather(list(tensor.view(-1).tensor_split(dist.get_world_size())))
+
+
+def straight_to_the_owners(tensor):
+    """In two steps, and with as few bytes: but each rank talks to all others."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    chunks, others = tensor.view(-1).tensor_split(n), [other for other in range(n) if other != rank]
+    scatter_without_a_ring(chunks)
+    _batch([(chunks[rank], other) for other in others], [(chunks[other], other) for other in others])
+
+
+def tree(tensor):
     rank, n = dist.get_rank(), dist.get_world_size()
     incoming, distance = torch.empty_like(tensor), 1
     while distance < n and rank % (2 * distance) == 0:
@@ -480,36 +526,11 @@ def doubling_as_tree(tensor):
         dist.send(tensor, rank + distance)
 
 
-def doubling_that_collects(tensor):
-    """Right values in as few messages: but they carry all tensors, and grow."""
-    rank, distance, held = dist.get_rank(), 1, tensor[None].clone()
-    while distance < dist.get_world_size():
-        incoming = torch.empty_like(held)
-        _exchange(held, incoming, rank ^ distance, rank ^ distance)
-        held = torch.cat([held, incoming])
-        distance *= 2
-    tensor.copy_(held.sum(0))
+def by_gloo(tensor):
+    dist.all_reduce(tensor)
 
 
-def doubling_that_widens(tensor):
-    """16-bit numbers are added up in float32, and travel as such."""
-    if tensor.itemsize > 2:
-        return doubling(tensor)
-    wide = tensor.float()
-    doubling(wide)
-    tensor.copy_(wide)
-
-
-def doubling_with_everyone(tensor):
-    rank, n = dist.get_rank(), dist.get_world_size()
-    mine = tensor.clone()
-    for distance in range(1, n):
-        incoming = torch.empty_like(tensor)
-        _exchange(mine, incoming, (rank + distance) % n, (rank - distance) % n)
-        tensor += incoming
-
-
-def doubling_at_distance_1(tensor):
+def at_distance_1(tensor):
     rank, distance = dist.get_rank(), 1
     while distance < dist.get_world_size():
         incoming = torch.empty_like(tensor)

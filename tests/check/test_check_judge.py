@@ -232,9 +232,9 @@ def test_an_answer_that_cannot_be_judged_is_refused_and_nothing_else_is_said():
 
 
 def test_what_is_asked_for_can_be_read_before_the_first_try():
-    asked = check.demands("ring_all_reduce")
-    assert asked == check.demands(check.ring_all_reduce) and len(asked) == 3
-    assert repr(asked).splitlines()[0] == "ring all reduce asks for:"
+    asked = check.demands("ring_reduce_scatter")
+    assert asked == check.demands(check.ring_reduce_scatter) and len(asked) == 3
+    assert repr(asked).splitlines()[0] == "ring reduce scatter asks for:"
     assert repr(asked).splitlines()[2] == "  -  only sends and receives were used"
     assert check.demands(count_ranks)[2] == "of n ranks"
     with pytest.raises(ValueError, match="it must be one of 'ping_pong'"):

@@ -5,9 +5,14 @@ import sys
 
 import mini_workers
 import pytest
+import torch
+import torch.distributed as dist
 from mini_workers import LARGE, RING_OPS, SMALL_NUMEL
 
-from course_lib import run, theory
+from course_lib import RankError, measure, run, theory
+from course_lib.mini.ring import halving
+from course_lib.mini.ring.watched import watched_all_reduce
+from course_lib.plots import pictures
 
 on_all_ranks = pytest.mark.parametrize("ranks", [2, 3, 4])
 needs_counters = pytest.mark.skipif(
@@ -93,3 +98,58 @@ def test_what_cannot_be_sent_or_added_is_refused_by_ring_and_star():
 
 def test_nothing_is_kept_between_calls():
     assert run(mini_workers.kept_by_the_ring, 300_000, ranks=3).results == [0] * 3
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_halving_and_doubling_sums_exactly_in_few_steps_and_few_bytes(ranks):
+    def on_rank():
+        rank, wrong = dist.get_rank(), []
+        for numel, dtype in (
+            (0, torch.float32),
+            (1, torch.int64),
+            (5, torch.bfloat16),
+            (1001, torch.float64),
+        ):
+            tensor = torch.arange(numel).to(dtype) % 8 + rank
+            halving.halving_doubling_all_reduce(tensor)
+            wanted = ranks * (torch.arange(numel).to(dtype) % 8) + ranks * (ranks - 1) / 2
+            wrong += [] if torch.equal(tensor, wanted.to(dtype)) else [(numel, dtype)]
+        transposed = torch.full((3, 4), float(rank)).t()
+        halving.halving_doubling_all_reduce(transposed)
+        wrong += [] if (transposed == ranks * (ranks - 1) / 2).all() else ["transposed"]
+        for _ in range(2):
+            with measure.step():
+                halving.halving_doubling_all_reduce(torch.ones(1024))
+        return wrong
+
+    job = run(on_rank, ranks=ranks)
+    assert job.results == [[]] * ranks
+    sends = job.comm[job.comm["op"] == "send"]
+    steps, limit = 2 * (ranks.bit_length() - 1), theory.collective_bytes("all_reduce", 4096, ranks)
+    for rank in range(ranks):
+        mine = sends[sends["rank"] == rank]["payload_bytes"]
+        assert len(mine) == steps and mine.sum() == limit
+
+
+def test_halving_wants_a_power_of_two():
+    with pytest.raises(RankError, match="3 ranks: halving and doubling needs a power of two"):
+        run(lambda: halving.halving_doubling_all_reduce(torch.ones(3)), ranks=3)
+
+
+def test_a_watched_ring_notes_every_step():
+    def on_rank():
+        tensor = torch.arange(1.0, 4.0) * 10 ** dist.get_rank()
+        return watched_all_reduce(tensor), tensor.tolist()
+
+    results = run(on_rank, ranks=3).results
+    steps = pictures.ring_steps([notes for notes, _ in results])
+    assert [step.name for step in steps] == [
+        "start",
+        "reduce_scatter, step 1 of 2",
+        "reduce_scatter, step 2 of 2",
+        "all_gather, step 1 of 2",
+        "all_gather, step 2 of 2",
+    ]
+    assert [step.sent for step in steps[:3]] == [None, [2, 0, 1], [1, 2, 0]]
+    assert [steps[2].held[rank][rank] for rank in range(3)] == [111, 222, 333]
+    assert steps[-1].held == [[111, 222, 333]] * 3 == [held for _, held in results]

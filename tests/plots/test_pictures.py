@@ -137,7 +137,8 @@ def test_slider_can_be_read_aloud_and_hides_its_controls_where_they_cannot_work(
     pictures.slider(draw_step, 2)
     tags = Tags(shown[0]["text/html"]).found
     assert [image["alt"] for image in tags["img"]] == [
-        f"picture <{number}>, 3 ranks, rank 0, 1, 2, 3, rank 1, 10, 20, 30, rank 2, 100, 200, 300"
+        f"picture <{number}>, 3 ranks, chunk 0, chunk 1, chunk 2,"
+        " rank 0, 1, 2, 3, rank 1, 10, 20, 30, rank 2, 100, 200, 300"
         for number in (0, 1)
     ]
     assert tags["input"][0]["aria-label"] and "aria-valuetext" in tags["input"][0]["oninput"]

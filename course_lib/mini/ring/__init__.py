@@ -8,8 +8,8 @@ at once, and no rank has more to carry than any other:
     all_gather       n-1 steps   every rank passes on chunks until all have all      sends (n-1)/n S
     all_reduce       the first, then the second                                      sends 2 (n-1)/n S
 
-Beside: `halves` (for speed), `tensors` (layouts and lists). Source: Patarasuk and Yuan 2009, "Bandwidth
-    optimal all-reduce algorithms for clusters of workstations", section 3.
+Beside: `halves` (speed), `tensors` (layouts), `watched` (step by step), `halving` (fewer steps). Source:
+    Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms", section 3.
 """
 
 from collections.abc import Iterator, Sequence

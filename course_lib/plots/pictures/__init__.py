@@ -1,10 +1,10 @@
 """Draw who holds what: a collective before and after, a ring step by step, and a mesh of ranks, from values
 that real ranks returned.
 
-The trick is in the numbers. Rank r starts with the pieces 1, 2, 3, 4, ... times 10**r, so a number tells
-where it comes from: its digits are the pieces, and the place of a digit is the rank. 300 is piece 3 of rank
-2; 3333 is piece 3 of four ranks, added up; 0 is nothing. Each rank has a colour, and a box has the colours of
-all ranks that are in its number.
+The trick is in the numbers. Rank r starts with 1, 2, 3, 4, ... times 10**r in its pieces 0, 1, 2, 3, ..., so
+a number tells where it comes from: its digits are the pieces, and the place of a digit is the rank. 300 is
+piece 2 of rank 2; 3333 is piece 2 of four ranks, added up; 0 is nothing. Each rank has a colour, and a box
+has the colours of all ranks that are in its number.
 
 exchanges.py  what ranks hold before and after they exchange something
 groups.py     which ranks belong together

@@ -4,9 +4,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from course_lib.arguments import number
-from course_lib.plots.styles import INK, NORMAL, PAPER, SMALL
+from course_lib.plots.styles import INK, NORMAL, PAPER, SMALL, SOFT
 
-__all__ = ["sources", "box", "arrow", "frame"]
+__all__ = ["sources", "box", "heads", "arrow", "frame"]
 
 WIDTH, HEIGHT = 1.0, 0.62  # of a box
 # by rank, light enough to write on
@@ -36,6 +36,13 @@ def box(ax: Axes, x: float, y: float, value: float, changed: bool = False) -> No
     if changed:
         look = {"edgecolor": INK, "linewidth": 2.0, "zorder": 3}
     ax.add_patch(Rectangle((x, bottom), WIDTH, HEIGHT, fill=False, **look))
+
+
+def heads(ax: Axes, left: float, y: float, word: str, count: int) -> None:
+    """Write the name of each column above it: "piece 0", "piece 1", ..."""
+    for column in range(count):
+        look = {"ha": "center", "va": "center", "fontsize": SMALL - 1, "color": SOFT}
+        ax.text(left + (column + 0.5) * WIDTH, y, f"{word} {column}", **look)
 
 
 def arrow(ax: Axes, x: float, y: float, length: float) -> None:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch
 
 from course_lib.arguments import instance, listed
-from course_lib.plots.pictures.boxes import HEIGHT, WIDTH, arrow, box, frame
+from course_lib.plots.pictures.boxes import HEIGHT, WIDTH, arrow, box, frame, heads
 from course_lib.plots.styles import INK, SMALL, SOFT, panel
 
 __all__ = ["collective", "RingStep", "ring_steps", "ring"]
@@ -34,7 +34,7 @@ def collective(
         raise ValueError(
             f"before has {len(before)} ranks and after {len(after)}: it must be the same number."
         )
-    ax = panel(title, subtitle, ax, size=(4.9, 0.9 + 0.4 * len(before)))
+    ax = panel(title, subtitle, ax, size=(4.9, 1.0 + 0.4 * len(before)))
     columns = max(map(len, before))
     right = columns * WIDTH + 1.1
     for rank, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -42,10 +42,12 @@ def collective(
         for left, values in ((0, old), (right, new)):
             for piece, value in enumerate(values):
                 box(ax, left + piece * WIDTH, rank, value)
+    for left, rows in ((0, before), (right, after)):
+        heads(ax, left, -0.55, "piece", max(map(len, rows)))
     middle = (len(before) - 1) / 2
     start, end = (columns * WIDTH + 0.15, middle), (right - 0.15, middle)
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color=INK))
-    frame(ax, -0.95, right + max(map(len, after)) * WIDTH + 0.1, -0.6, len(before) - 0.4)
+    frame(ax, -0.95, right + max(map(len, after)) * WIDTH + 0.1, -0.8, len(before) - 0.4)
     return ax
 
 
@@ -95,6 +97,7 @@ def ring(step: RingStep, subtitle: str = "", ax: Axes | None = None) -> Axes:
     """
     ranks = len(instance("step", step, RingStep).held)
     ax = panel(step.name, subtitle, ax, size=(4.2, 1.1 + 0.75 * ranks))
+    heads(ax, 0, -1.05, "chunk", len(step.held[0]))
     for rank, values in enumerate(step.held):
         ax.text(-0.15, 1.5 * rank, f"rank {rank}", ha="right", va="center", fontsize=SMALL, color=SOFT)
         for chunk, value in enumerate(values):
@@ -106,7 +109,7 @@ def ring(step: RingStep, subtitle: str = "", ax: Axes | None = None) -> Axes:
         if rank == ranks - 1:
             arrow(ax, x, -HEIGHT / 2 - 0.5, 0.5)
             ax.text(x + 0.12, top + 0.3, "to rank 0", fontsize=SMALL - 1, color=SOFT, va="center")
-    frame(ax, -0.95, len(step.held[0]) * WIDTH + 0.1, -1.0, 1.5 * (ranks - 1) + 1.0)
+    frame(ax, -0.95, len(step.held[0]) * WIDTH + 0.1, -1.25, 1.5 * (ranks - 1) + 1.0)
     return ax
 
 
