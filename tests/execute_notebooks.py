@@ -5,10 +5,12 @@
 
 What `jupyter execute --inplace` does, and three things that it does not: a failing cell is named, and the
 other notebooks still run; an interruption never leaves half a notebook; and what is stored is tidied (see
-`normalise`), so that a second run changes only the outputs that really changed.
+`normalise`), so that a second run changes only the outputs that really changed. The last cell leads to the
+chapters before and after.
 """
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -25,6 +27,7 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (ROOT / "notebooks", ROOT / "notebooks" / "solutions")
 NOISE = ("widgets", "execution", "ExecuteTime", "papermill")  # in the metadata of notebooks and cells
+NAVIGATION = "navigation"  # the id of a cell
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 CELL_FILE = re.compile(r"\S*ipykernel_\d+/\d+\.py")
 
@@ -38,12 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run notebooks and store their outputs in place.")
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: every chapter and every solution")
     parser.add_argument("--timeout", type=int, default=60, help="seconds for one cell (default: 60)")
+    parser.add_argument("--links", action="store_true", help="run nothing; only the last cells are made anew")
     options = parser.parse_args(arguments)
     paths = options.notebooks or [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))]
     if missing := [path for path in paths if not path.is_file()]:
         parser.error("there is no " + ", ".join(map(str, missing)))
 
     os.environ.pop("JPY_SESSION_NAME", None)  # no person looks at these kernels, even if a cell started this
+    if options.links:
+        for path in paths:
+            store(nbformat.read(path, as_version=4), path)
+        return 0
+
     failed = []
     for number, path in enumerate(paths, start=1):
         print(f"[{number}/{len(paths)}] {path} ...", end=" ", flush=True)
@@ -68,8 +77,7 @@ def run_in_place(path: Path, timeout: int = 60) -> bool:
     Errors: Failed if a cell raises, takes longer than `timeout` seconds, or ends the kernel; the file is then
         untouched.
     """
-    before = path.read_text(encoding="utf-8")
-    notebook = nbformat.reads(before, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
         timeout=timeout,
@@ -85,14 +93,41 @@ def run_in_place(path: Path, timeout: int = 60) -> bool:
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise Failed(strip_ansi(f"Cell {at['index']} failed:\n{at['source']}\n\n{error}")) from None
+    return store(notebook, path)
+
+
+def store(notebook: NotebookNode, path: Path) -> bool:
+    """Write a notebook, tidied and with its last cell; return whether the file changed."""
+    if path.resolve().parent in FOLDERS:
+        notebook.cells = [*(cell for cell in notebook.cells if cell.id != NAVIGATION), navigation(path)]
     after = nbformat.writes(normalise(notebook)).rstrip("\n") + "\n"
-    if after == before:
+    if after == path.read_text(encoding="utf-8"):
         return False
     # first beside it, then over it: an interruption never leaves half a notebook
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(after, encoding="utf-8")
     os.replace(unfinished, path)
     return True
+
+
+def navigation(path: Path) -> NotebookNode:
+    """The last cell of a chapter, or of its solution: what comes before and after, and what is beside."""
+    solved = path.parent.name == "solutions"
+    chapters = sorted(path.parent.glob("*.ipynb"))
+    at = [other.name for other in chapters].index(path.name)
+    before, after = chapters[at - 1 : at] if at else [], chapters[at + 1 : at + 2]
+    links = [f"Next: **[{title(other)}]({other.name})**" for other in after]
+    links += [f"Before: [{title(other)}]({other.name})" for other in before]
+    twin = f"../{path.name}" if solved else f"solutions/{path.name}"
+    links += [f"[{'The chapter' if solved else 'Solutions'}]({twin})"]
+    links += [f"[All chapters]({'../' * (1 + solved)}README.md#the-chapters)"]
+    return nbformat.v4.new_markdown_cell(" · ".join(links), id=NAVIGATION)
+
+
+def title(path: Path) -> str:
+    """The first heading of a chapter."""
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+    return "".join(first).partition("\n")[0].removeprefix("# ")
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from execute_notebooks import NAVIGATION, navigation
 from nbformat import NotebookNode
 
 from course_lib import record
@@ -75,8 +76,17 @@ def test_solution_has_the_same_cells_but_for_the_exercises(path):
             theirs.id,
             tags(theirs),
         ), f"cell {number}"
-        if "exercise" not in tags(ours):
+        if "exercise" not in tags(ours) and ours.id != NAVIGATION:
             assert ours.source == theirs.source, f"cell {number}"
+
+
+@each_notebook
+def test_the_last_cell_leads_to_the_chapters_around_it(path):
+    """`python tests/execute_notebooks.py --links` makes it anew."""
+    last = read(path).cells[-1]
+    assert (last.id, last.source) == (NAVIGATION, navigation(path).source)
+    for link in re.findall(r"\]\(([^)#]+)", last.source):
+        assert (path.parent / link).is_file(), link
 
 
 @each_chapter
