@@ -8,11 +8,9 @@ import pandas as pd
 from course_lib.arguments import instance, listed, one_of
 from course_lib.collectives import COLLECTIVES, of_kind
 from course_lib.record.job import Job
+from course_lib.record.tables import CATEGORIES
 
 __all__ = ["sent", "held", "calls", "step_seconds", "samples_per_second"]
-
-# from what makes the bill of a model to what is beside it
-_CATEGORIES = ("params", "grads", "optimizer_states", "buffers", "activations", "other", "peak")
 
 
 def sent(
@@ -84,7 +82,7 @@ def held(job: Job) -> pd.DataFrame:
         )
     table = job.memory.pivot_table(index="rank", columns="category", values="bytes", aggfunc="sum")
     table = table.reindex(range(job.ranks)).fillna(0).astype("int64").rename_axis(index="rank")
-    return table[[category for category in _CATEGORIES if category in table]]
+    return table[[category for category in (*CATEGORIES, "peak") if category in table]]
 
 
 def calls(job: Job, barriers: bool = False) -> pd.DataFrame:
