@@ -8,6 +8,9 @@ underscore. Each function says what it gives, and ends with two words:
     Gone: what is to be had where a release has moved it. Something public in its place; or nothing, and then
           what was to be measured is absent, with the error as the reason, and what cannot run says so.
 
+One kind of place stands elsewhere: the operators of c10d, and where among their arguments the tensors are.
+They are private too, and part of the row of each collective in `collectives.py`, which says the two words.
+
 Nothing happens on import.
 """
 
@@ -37,6 +40,13 @@ __all__ = [
     "GLOO_RUNS",
     "GLOO_LISTENS",
     "RECORDER_LENGTH",
+    "GLOO",
+    "AUTOGRAD",
+    "OPTIMIZER",
+    "COMPUTES",
+    "COLLECTIVE",
+    "FOREACH",
+    "UNSCALE",
     "watch_collectives",
     "process_group_in",
     "asked_by_ddp",
@@ -340,7 +350,8 @@ def held_by_module(module: nn.Module) -> dict[str, object]:
 # Names of operators: the beginning of those for many tensors at once, which torch.nn.utils.clip_grad_norm_
 # and clip_grad_value_ call; and GradScaler's own. Seen: 2.11 to 2.14. Gone: clipping or scaling gradients of
 # mini.zero is refused, with the name of what was called.
-FOREACH, UNSCALE = "_foreach_", "_amp_foreach_non_finite_check_and_unscale_"
+FOREACH = "_foreach_"
+UNSCALE = "_amp_foreach_non_finite_check_and_unscale_"
 
 
 def without_subclass():
