@@ -63,7 +63,7 @@ def test_what_is_declared_is_used_and_what_is_used_is_declared():
     assert for_tests <= by_tests | tools, "no test uses this"
 
 
-# docs/design.md lists the files of course_lib itself, and an idea of mini names its files where it reads on
+# docs/design.md lists the files of course_lib itself, and an idea of mini names its files: see the next test
 LISTED = sorted(
     str(path.parent.relative_to(LIBRARY))
     for path in LIBRARY.rglob("__init__.py")
@@ -82,6 +82,15 @@ def test_a_package_lists_its_files(package):
         if path.suffix == ".py" or (path / "__init__.py").exists()
     ]
     assert sorted([*listed, *chapters, "__init__"]) == sorted(there)
+
+
+@pytest.mark.parametrize("idea", sorted(path.parent.name for path in LIBRARY.glob("mini/*/__init__.py")))
+def test_an_idea_names_the_files_beside_it(idea):
+    folder = LIBRARY / "mini" / idea
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    named = {name for pair in re.findall(r"`(\w+)`|\b(\w+)\.py\b", text) for name in pair}
+    there = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert there and not there - named
 
 
 @pytest.mark.parametrize(
