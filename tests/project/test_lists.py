@@ -162,6 +162,23 @@ def test_every_row_of_the_table_of_faults_has_a_test():
     assert {int(number) for number in re.findall(r"def test_row_(\d+)_", tests)} == set(rows)
 
 
+def test_the_rows_that_the_bench_of_faults_injects_are_those_that_the_table_says():
+    table = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"`tests/bench/bench_faults.py` injects the rows ([\d ,toand]+) many times", table)
+    said = set()
+    for first, last in re.findall(r"(\d+)(?: to (\d+))?", words):
+        said |= set(range(int(first), int(last or first) + 1))
+    bench = ast.parse((ROOT / "tests" / "bench" / "bench_faults.py").read_text(encoding="utf-8"))
+    (faults,) = [
+        node.value
+        for node in bench.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FAULTS"
+    ]
+    pairs = [node.elts[0] for node in ast.walk(faults) if isinstance(node, ast.Tuple) and len(node.elts) == 2]
+    names = [name.value for name in pairs if isinstance(name, ast.Constant) and name.value[0].isdigit()]
+    assert {int(name.split()[0]) for name in names} == said
+
+
 def test_the_layout_in_the_design_names_every_room_of_the_library():
     layout = DESIGN.split("## Layout")[1]
     for path in LIBRARY.iterdir():
