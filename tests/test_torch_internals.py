@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import workers
+from chapter_code import code_of_notebooks
 
 import course_lib
 from course_lib import run, torch_internals
@@ -123,6 +124,11 @@ def test_the_search_leaves_out_what_is_not_torchs():
     )
     tree = ast.parse(code)
     assert private_places(tree, own_names([tree])) == []
+
+
+def test_no_private_place_of_torch_in_a_chapter():
+    chapters = ast.parse(code_of_notebooks())
+    assert private_places(chapters, own_names([*TREES.values(), chapters])) == []
 
 
 def test_no_private_place_of_torch_outside_of_its_file():
