@@ -18,6 +18,7 @@ import torch
 import workers
 
 from course_lib import Job, measure, run, theory
+from course_lib.collectives import COLLECTIVES
 from course_lib.measure.memory import storage_bytes
 from course_lib.ranks import devices
 
@@ -34,6 +35,7 @@ OPS = (
     "scatter",
     "send",
 )
+NOT_ALONE = {"recv": "the other end of a send", "barrier": "carries no data"}
 TOLERANCE = 0.02
 COMPUTING = ("forward", "backward", "optimizer")
 TABLES = ("steps", "comm", "memory", "timeline")
@@ -80,6 +82,10 @@ def close(value: float):
 
 
 # Bytes: one collective at a time
+
+
+def test_every_collective_with_a_row_is_counted():
+    assert set(OPS) == set(COLLECTIVES) - set(NOT_ALONE)
 
 
 @needs_counters
