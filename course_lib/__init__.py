@@ -20,6 +20,7 @@ _HOMES = {
     "held": "record",
     "calls": "record",
     "step_seconds": "record",
+    "samples_per_second": "record",
     "overlap": "record",
     "bubble": "record",
     "span_seconds": "record",

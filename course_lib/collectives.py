@@ -1,6 +1,6 @@
 """One row per collective: all that the ledger, the closed forms, the figures and the explanations know of it.
 
-To add one, add a row to `COLLECTIVES`: nothing else names them all. No torch is imported here.
+To add one, add a row to `_ROWS`: nothing else names them all. No torch is imported here.
 """
 
 import math

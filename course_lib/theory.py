@@ -18,7 +18,6 @@ __all__ = [
     "gloo_bytes",
     "bandwidth",
     "ring_seconds",
-    "tree_broadcast_seconds",
     "step_bytes",
     "zero_memory",
     "adam_state_bytes",
@@ -120,16 +119,6 @@ def ring_seconds(
     added_bytes = (group_size - 1) * chunk_bytes if COLLECTIVES[op].kind == "sum" else 0
     sending_s = steps * (number("alpha_s", alpha_s) + chunk_bytes * number("beta_s", beta_s))
     return sending_s + added_bytes * number("gamma_s", gamma_s)
-
-
-def tree_broadcast_seconds(payload_bytes: float, group_size: int, alpha_s: float, beta_s: float) -> float:
-    """Seconds for a broadcast along a binomial tree, ceil(log2 n) (alpha + S beta). Source: Thakur and Gropp
-    2003, section 4.
-    """
-    rounds = (whole("group_size", group_size) - 1).bit_length()
-    return rounds * (
-        number("alpha_s", alpha_s) + number("payload_bytes", payload_bytes) * number("beta_s", beta_s)
-    )
 
 
 def step_bytes(strategy: str, param_bytes: float, world_size: int) -> float:

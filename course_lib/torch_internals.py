@@ -8,6 +8,9 @@ underscore. Each function says what it gives, and ends with two words:
     Gone: what is to be had where a release has moved it. Something public in its place; or nothing, and then
           what was to be measured is absent, with the error as the reason, and what cannot run says so.
 
+One kind of place stands elsewhere: the operators of c10d, and where among their arguments the tensors are.
+They are private too, and part of the row of each collective in `collectives.py`, which says the two words.
+
 Nothing happens on import.
 """
 
@@ -18,7 +21,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import NamedTuple
 
 import torch
@@ -37,6 +40,13 @@ __all__ = [
     "GLOO_RUNS",
     "GLOO_LISTENS",
     "RECORDER_LENGTH",
+    "GLOO",
+    "AUTOGRAD",
+    "OPTIMIZER",
+    "COMPUTES",
+    "COLLECTIVE",
+    "FOREACH",
+    "UNSCALE",
     "watch_collectives",
     "process_group_in",
     "asked_by_ddp",
@@ -62,6 +72,7 @@ __all__ = [
     "bytes_if_alive",
     "let_go",
     "uses_nccl",
+    "homes_of_messages",
     "default_store",
     "flight_records",
     "ranks_of_group",
@@ -340,7 +351,8 @@ def held_by_module(module: nn.Module) -> dict[str, object]:
 # Names of operators: the beginning of those for many tensors at once, which torch.nn.utils.clip_grad_norm_
 # and clip_grad_value_ call; and GradScaler's own. Seen: 2.11 to 2.14. Gone: clipping or scaling gradients of
 # mini.zero is refused, with the name of what was called.
-FOREACH, UNSCALE = "_foreach_", "_amp_foreach_non_finite_check_and_unscale_"
+FOREACH = "_foreach_"
+UNSCALE = "_amp_foreach_non_finite_check_and_unscale_"
 
 
 def without_subclass():
@@ -409,6 +421,15 @@ def let_go(number: int) -> None:
 
 
 # Process groups
+
+
+def homes_of_messages() -> list[ModuleType]:
+    """The modules in which `isend` and its like are looked up: the public one, and the one where P2POp and
+    batch_isend_irecv stand. Who puts others in their place does so in each.
+
+    Seen: 2.11 to 2.14. Gone: the public one alone, and a batch is carried out by torch's own.
+    """
+    return [dist, *filter(None, [getattr(dist, "distributed_c10d", None)])]
 
 
 def uses_nccl(group: dist.ProcessGroup | None = None) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import workers
+from chapter_code import code_of_notebooks
 
 import course_lib
 from course_lib import run, torch_internals
@@ -125,6 +126,11 @@ def test_the_search_leaves_out_what_is_not_torchs():
     assert private_places(tree, own_names([tree])) == []
 
 
+def test_no_private_place_of_torch_in_a_chapter():
+    chapters = ast.parse(code_of_notebooks())
+    assert private_places(chapters, own_names([*TREES.values(), chapters])) == []
+
+
 def test_no_private_place_of_torch_outside_of_its_file():
     own = own_names(TREES.values())
     found = {file: private_places(tree, own) for file, tree in TREES.items()}
@@ -143,11 +149,20 @@ def test_every_place_is_explained_and_used(name):
         told = ""  # torch's own
     if told and not inspect.isclass(entry):
         assert re.search(r"Seen: \d\.\d+ to \d\.\d+\b.*\. Gone: \S", told)
-    assert any(name in text for file, text in FILES.items() if file != HOME)
+    assert any(re.search(rf"\b{name}\b", text) for file, text in FILES.items() if file != HOME)
+
+
+def test_places_that_a_row_of_a_collective_names_are_explained_too():
+    text = FILES["collectives.py"]
+    (told,) = re.findall(r"((?:^# .*\n)+)_ROWS = ", text, re.MULTILINE)
+    assert re.search(r"Seen: \d\.\d+ to \d\.\d+\b.*\. Gone: \S", told.replace("\n# ", " "))
 
 
 def test_everything_in_the_file_is_offered():
-    defined = {n.name for n in TREES[HOME].body if isinstance(n, ast.FunctionDef)}
+    functions = {n.name for n in TREES[HOME].body if isinstance(n, ast.FunctionDef)}
+    assigned = [target for n in TREES[HOME].body if isinstance(n, ast.Assign) for target in n.targets]
+    names = {name.id for target in assigned for name in ast.walk(target) if isinstance(name, ast.Name)}
+    defined = functions | names - {"__all__"}
     assert {name for name in defined if not is_private(name)} <= set(torch_internals.__all__)
 
 

@@ -16,16 +16,13 @@ from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, largest, sends, values
 from course_lib.collectives import of_kind
 from course_lib.mini import hybrid, tensor_parallel
+from course_lib.mini.hybrid.refusals import mesh_in_words
 from course_lib.models import TinyGPT
 from course_lib.record import Job, sent
 
 __all__ = ["mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"]
 
 UPDATES = 3
-
-
-def _in_words(sizes: dict[str, int]) -> str:
-    return " x ".join(f"{axis} {size}" for axis, size in sizes.items())
 
 
 @exercise(
@@ -68,7 +65,7 @@ def mesh(judge: Judge, coordinates: Callable, axis_groups: Callable) -> None:
     places = iter(judge.call(coordinates, everywhere))
     groups = iter(judge.call(listed, [(axis, sizes) for sizes in meshes for axis in sizes]))
     for number, sizes in enumerate(meshes):
-        judge.case, named_one = f"mesh {_in_words(sizes)}", number < len(named)
+        judge.case, named_one = f"mesh {mesh_in_words(sizes)}", number < len(named)
         wanted = [hybrid.coordinates(rank, sizes) for rank in range(math.prod(sizes.values()))]
         found = [on_rank.plain(next(places)) for _ in wanted]
         problem = _wrong_place(found, wanted, sizes) if found != wanted else ""
@@ -224,7 +221,7 @@ def process_groups(judge: Judge, make_groups: Callable) -> None:
         return found
 
     for sizes in ({"dp": 2, "tp": 2}, {"dp": 3, "pp": 1, "tp": 2}):
-        judge.case = f"mesh {_in_words(sizes)}"
+        judge.case = f"mesh {mesh_in_words(sizes)}"
         results = judge.run(trial, make_groups, sizes, ranks=math.prod(sizes.values())).results
         first = next((found for found in results if "wrong" in found), {})
         why = (
@@ -379,7 +376,7 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
 
     for sizes in ({"dp": 3, "tp": 2}, {"dp": 2, "tp": 2}):
         ranks = math.prod(sizes.values())
-        if not judge.tried(_in_words(sizes), trial, average, sizes, judge.seed, ranks=ranks):
+        if not judge.tried(mesh_in_words(sizes), trial, average, sizes, judge.seed, ranks=ranks):
             return  # the other mesh would say it again
 
 
@@ -539,13 +536,12 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
 
     first, second = {"dp": 3, "tp": 2}, {"dp": 2, "tp": 3}
     if judge.tried("", trial, norm, first, judge.seed, ranks=6):
-        judge.case = _in_words(second)
+        judge.case = mesh_in_words(second)
         job = judge.run(trial, norm, second, judge.seed, ranks=6)
         if why := _norm(job):  # nothing is said of it where it is right
             if not any(found["looks"] for found in job.results):
-                why += (
-                    f" On {_in_words(first)} it is. `dist.get_world_size(group)` tells the size of an axis."
-                )
+                why += f" On {mesh_in_words(first)} it is."
+                why += " `dist.get_world_size(group)` tells the size of an axis."
             judge.demand("norm", why)
 
 
@@ -609,7 +605,7 @@ def _wrong_plan(found, numel: float, layers: int, gpus: int, memory: float, serv
     sizes = {axis: on_rank.whole(size) for axis, size in found.items()} if isinstance(found, dict) else {}
     if set(sizes) != {"dp", "pp", "tp"} or not all(size and size > 0 for size in sizes.values()):
         return f"return a dict of dp, pp and tp, whole numbers above 0, not {found!r:.80}."
-    tp, pp, shown = sizes["tp"], sizes["pp"], _in_words(sizes)
+    tp, pp, shown = sizes["tp"], sizes["pp"], mesh_in_words(sizes)
     if math.prod(sizes.values()) != gpus:
         return f"{shown} is {math.prod(sizes.values())} GPUs."
     if server % tp:

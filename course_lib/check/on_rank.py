@@ -30,6 +30,7 @@ __all__ = [
     "plain",
     "whole",
     "short",
+    "listed",
     "flat",
     "apart",
     "times",
@@ -96,6 +97,11 @@ def short(value, limit: int = 60) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def listed(values: Iterable) -> str:
+    """Values one after the other, for a sentence: "3, 1, 2"."""
+    return ", ".join(map(str, values))
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

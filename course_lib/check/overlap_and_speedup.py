@@ -17,7 +17,7 @@ from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT, Demand, fact, largest
 from course_lib.collectives import COLLECTIVES
 from course_lib.models import MLP
-from course_lib.record import Job, calls, sent, step_seconds
+from course_lib.record import Job, calls, samples_per_second, sent, step_seconds
 from course_lib.stand_ins.sleeping import SleepingNet
 
 __all__ = ["bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates"]
@@ -536,9 +536,9 @@ def _judge_rates(judge: Judge, job: Job, found, which: str) -> bool:
     first one.
     """
     timed, slowest = job.steps[job.steps["phase"] == "timed"], step_seconds(job)
-    step_s, samples = float(slowest.median()), float(timed.groupby("step")["samples"].sum().median())
+    step_s = float(slowest.median())
     wanted = {
-        "samples_per_s": samples / step_s,
+        "samples_per_s": samples_per_second(job),
         "collectives_per_s": calls(job).loc[0].sum() / step_s,
         "sent_per_s": sent(job, layer="algorithm")[0] / step_s,
     }

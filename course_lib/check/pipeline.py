@@ -235,7 +235,7 @@ def _judge_schedule(judge: Judge, answer: Callable, schedule: str) -> None:
     for (stages, micro_batches), lists in schedules.items():
         problem = _paper_problem(lists, schedule, stages, micro_batches)
         judge.case = _size_in_words(stages, micro_batches) + (", on paper" if not problem else "")
-        peaks = _numbers(_peaks(schedule, stages, micro_batches))
+        peaks = on_rank.listed(_peaks(schedule, stages, micro_batches))
         judge.demand("paper", problem, f"as short as can be, and {peaks} micro-batches in flight")
     if not judge.met:
         return
@@ -283,7 +283,8 @@ def _paper_problem(
     peaks = [_peak(_kinds(map(repr, instructions))) for instructions in lists]
     wanted = _peaks(schedule, stages, micro_batches)
     if peaks != wanted:
-        return f"the ranks hold {_numbers(peaks)} micro-batches at most, and {_numbers(wanted)} is right"
+        held, right = on_rank.listed(peaks), on_rank.listed(wanted)
+        return f"the ranks hold {held} micro-batches at most, and {right} is right"
     return ""
 
 
@@ -501,7 +502,7 @@ def _judge_in_flight(judge: Judge, job: Job, schedule: str, micro_batches: int) 
                 f" (measured), and {micro_batches} micro-batches need one of each: call `stage` once for each"
                 ' "forward" of the list'
             )
-    said = f"{_numbers(wanted)} micro-batches in flight, which is {formula} (measured)"
+    said = f"{on_rank.listed(wanted)} micro-batches in flight, which is {formula} (measured)"
     judge.demand("in_flight", wrong, said)
 
 
@@ -593,7 +594,3 @@ def _least_slowest(costs: Sequence[float], num_stages: int) -> float:
     """The least possible time of the slowest stage: all cuts are tried."""
     ends = [(0, *cuts, len(costs)) for cuts in itertools.combinations(range(1, len(costs)), num_stages - 1)]
     return min(max(sum(costs[begin:end]) for begin, end in zip(cuts, cuts[1:])) for cuts in ends)
-
-
-def _numbers(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))

@@ -92,7 +92,8 @@ def ping_pong(judge: Judge, answer) -> None:
             f" {on_rank.short(job.results[rank]['games'][game][2])}"
             for rank in wrong
         )
-        received = f"{case}: rank 1 received {_listed(wanted[1])}, and rank 0 received {_listed(wanted[0])}"
+        told = [on_rank.listed(numbers) for numbers in wanted]
+        received = f"{case}: rank 1 received {told[1]}, and rank 0 received {told[0]}"
         # the words of an answer that passes are the same in each try
         if not judge.demand("numbers", why, received if game < 2 else "another start: right as well"):
             break
@@ -183,7 +184,9 @@ def my_share(judge: Judge, answer) -> None:
             judge.case = f"{size} samples on {ranks} ranks"
             # a size that is another one in each try is told of only where it alone is wrong
             if size in SIZES or problem and all(good):
-                good.append(judge.demand("shares", problem, _listed(sorted(map(len, its), reverse=True))))
+                good.append(
+                    judge.demand("shares", problem, on_rank.listed(sorted(map(len, its), reverse=True)))
+                )
         judge.case = f"{ranks} ranks"
         quiet = judge.look(job, "messages")
         if not (all(good) and quiet):
@@ -210,11 +213,11 @@ def _shares_problem(batch: range, shares: tuple[list[int] | str, ...]) -> str:
         if group
     )
     if what:
-        return f"{what} (the ranks have {_listed(counts)} samples)"
+        return f"{what} (the ranks have {on_rank.listed(counts)} samples)"
     if max(counts) - min(counts) > 1:
         return (
-            f"the shares are {_listed(counts)}. No rank may have more than one sample more than another: all"
-            " wait for the slowest"
+            f"the shares are {on_rank.listed(counts)}. No rank may have more than one sample more than"
+            " another: all wait for the slowest"
         )
     return ""
 
@@ -319,7 +322,3 @@ def _numbers(values) -> list[float] | None:
         return [float(value[0] if isinstance(value, list) and len(value) == 1 else value) for value in values]
     except (TypeError, ValueError, RuntimeError):
         return None
-
-
-def _listed(values) -> str:
-    return ", ".join(map(str, values))

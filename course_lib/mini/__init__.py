@@ -1,6 +1,6 @@
-"""From scratch: each kind of parallelism in about a hundred lines of plain PyTorch, as the chapters arrive at
-it. One folder an idea: its `__init__` is the idea, right for the plain case; speed, odd cases, checkpoints
-and refusals stand in files beside it.
+"""From scratch: each kind of parallelism in plain PyTorch, as the chapters arrive at it. One folder an idea:
+its `__init__` is the idea, in at most 120 lines, right for the plain case; speed, odd cases, checkpoints and
+refusals stand in files beside it, which it names.
 
                   what it is                                                     chapter
 

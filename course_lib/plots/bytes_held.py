@@ -10,11 +10,9 @@ from course_lib.plots.styles import COLORS, INK, NORMAL, OUTLINE, PAPER, SMALL, 
 from course_lib.plots.traced import require_trace, times_theory
 from course_lib.plots.units import Unit
 from course_lib.record import Job, held
+from course_lib.record.tables import CATEGORIES
 
 __all__ = ["memory"]
-
-# from the bottom: what has a closed form comes first
-_CATEGORIES = ("params", "grads", "optimizer_states", "buffers", "activations", "other")
 
 
 def memory(
@@ -77,7 +75,7 @@ def _not_counted(job: Job) -> dict[str, str]:
 
 def _categories_to_draw(job: Job) -> list[str]:
     counted = set(job.memory.loc[job.memory["bytes"] > 0, "category"])
-    if present := [category for category in _CATEGORIES if category in counted]:
+    if present := [category for category in CATEGORIES if category in counted]:
         return present
     if unknown := _not_counted(job):
         raise ValueError(f"{job.label} could not count its memory: {'; '.join(unknown.values())}.")
@@ -96,13 +94,13 @@ def _theory_table(theory, ranks: int) -> pd.DataFrame | None:
         raise ValueError(
             f"theory has {len(rows)} entries: it must be one dict, or one for each of the {ranks} ranks."
         )
-    if unknown := {category for row in rows for category in row} - set(_CATEGORIES):
+    if unknown := {category for row in rows for category in row} - set(CATEGORIES):
         raise ValueError(
             f"theory names the unknown category {sorted(unknown)[0]!r}: it must be one of"
-            f" {', '.join(_CATEGORIES)}."
+            f" {', '.join(CATEGORIES)}."
         )
     table = pd.DataFrame(rows).fillna(0).astype(float)
-    return table[[category for category in _CATEGORIES if category in table]]
+    return table[[category for category in CATEGORIES if category in table]]
 
 
 def _draw_peak(ax: Axes, job: Job, table: pd.DataFrame, x: np.ndarray, top: float) -> tuple[float, str]:

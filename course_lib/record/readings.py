@@ -1,4 +1,4 @@
-"""What one reads off a job's tables: bytes sent, bytes held, calls, seconds of a step. One meaning each."""
+"""What one reads off a job's tables: bytes sent, bytes held, calls, seconds and samples. One meaning each."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -8,11 +8,9 @@ import pandas as pd
 from course_lib.arguments import instance, listed, one_of
 from course_lib.collectives import COLLECTIVES, of_kind
 from course_lib.record.job import Job
+from course_lib.record.tables import CATEGORIES
 
-__all__ = ["sent", "held", "calls", "step_seconds"]
-
-# from what makes the bill of a model to what is beside it
-_CATEGORIES = ("params", "grads", "optimizer_states", "buffers", "activations", "other", "peak")
+__all__ = ["sent", "held", "calls", "step_seconds", "samples_per_second"]
 
 
 def sent(
@@ -84,7 +82,7 @@ def held(job: Job) -> pd.DataFrame:
         )
     table = job.memory.pivot_table(index="rank", columns="category", values="bytes", aggfunc="sum")
     table = table.reindex(range(job.ranks)).fillna(0).astype("int64").rename_axis(index="rank")
-    return table[[category for category in _CATEGORIES if category in table]]
+    return table[[category for category in (*CATEGORIES, "peak") if category in table]]
 
 
 def calls(job: Job, barriers: bool = False) -> pd.DataFrame:
@@ -119,6 +117,22 @@ def step_seconds(job: Job) -> pd.Series:
     if timed.empty:
         raise ValueError(f"{job.label} has timed no step: run three steps or more, each inside measure.step.")
     return timed.groupby("step")["seconds"].max()
+
+
+def samples_per_second(job: Job) -> float:
+    """Return the samples that all ranks together worked through in a timed step, per second.
+
+    Samples of the usual timed step (of each step, those of all ranks are added up; the median over steps),
+    over the seconds of the usual one (the median of `step_seconds`, which are those of the slowest rank).
+
+    Returns:
+        samples per second of the whole job; nan if `measure.step` was not told `samples`.
+
+    Errors: ValueError if no step was timed.
+    """
+    seconds = step_seconds(job)
+    samples = job.steps[job.steps["phase"] == "timed"].groupby("step")["samples"].sum().median()
+    return float(samples / seconds.median()) if samples else float("nan")
 
 
 def _require_traced(job: Job) -> None:

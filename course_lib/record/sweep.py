@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from course_lib.record.job import Job
-from course_lib.record.readings import step_seconds
+from course_lib.record.readings import samples_per_second, step_seconds
 
 __all__ = ["Sweep"]
 
@@ -26,7 +26,7 @@ class Sweep:
 
         step_s: median over timed steps of the slowest rank's seconds (without `measure.step`: seconds of the
             slowest rank's function).
-        samples_per_s: samples of all ranks per second; missing if `measure.step` was not told `samples`.
+        samples_per_s: `course_lib.samples_per_second`; missing if `measure.step` was not told `samples`.
         speedup: against the same repeat on the fewest ranks, scaled so that that many ranks count as linear;
             by samples per second where samples were told (right for strong and for weak scaling), else by
             time.
@@ -35,13 +35,13 @@ class Sweep:
         rows = []
         width = len(self.jobs) // self.repeats
         for position, job in enumerate(self.jobs):
-            step_s, samples = _step_seconds(job)
+            step_s, samples_per_s = _rates(job)
             rows.append(
                 {
                     "ranks": job.ranks,
                     "repeat": position // width,
                     "step_s": step_s,
-                    "samples_per_s": samples / step_s if samples else float("nan"),
+                    "samples_per_s": samples_per_s,
                 }
             )
         table = pd.DataFrame(rows)
@@ -71,9 +71,8 @@ class Sweep:
         )
 
 
-def _step_seconds(job: Job) -> tuple[float, int]:
-    """Median step time of the slowest rank, and samples of all ranks in a step (0 if not told)."""
-    timed = job.steps[job.steps["phase"] == "timed"]
-    if timed.empty:
-        return max(job.records["seconds"]), 0
-    return float(step_seconds(job).median()), int(timed.groupby("step")["samples"].sum().median())
+def _rates(job: Job) -> tuple[float, float]:
+    """Seconds of a step, and samples per second (nan if not told)."""
+    if not (job.steps["phase"] == "timed").any():
+        return max(job.records["seconds"]), float("nan")
+    return float(step_seconds(job).median()), samples_per_second(job)

@@ -1,11 +1,12 @@
-"""The tables of a job's ledger: the columns of each, and their dtypes. What they mean stands at `Job`.
+"""The tables of a job's ledger: the columns of each, their dtypes, the categories of memory. What they mean
+stands at `Job`.
 
 A rank writes rows without `rank`, which is added when the rows of all ranks come together. A new column, or a
 new table, is entered here, at `Job`, and where the rank writes it, in `measure/`: steps in `ledger.py`, comm
 in `calls.py`, memory in `memory.py`, the timeline in `tracing.py`.
 """
 
-__all__ = ["COLUMNS"]
+__all__ = ["COLUMNS", "CATEGORIES"]
 
 COLUMNS: dict[str, dict[str, str]] = {
     "steps": {
@@ -36,3 +37,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "seconds": "float64",
     },
 }
+
+# of bytes in "memory", in the order of tables and figures: what has a closed form comes first; beside them
+# stands "peak", which is none of them
+CATEGORIES = ("params", "grads", "optimizer_states", "buffers", "activations", "other")

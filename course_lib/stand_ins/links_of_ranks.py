@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from course_lib.arguments import number
+from course_lib.torch_internals import homes_of_messages
 
 __all__ = ["own_links"]
 
@@ -51,8 +52,7 @@ def own_links(bytes_per_s: float) -> Iterator[None]:
         irecv(*args, **kwargs).wait()
 
     instead = {"isend": isend, "irecv": irecv, "send": send, "recv": recv}
-    # P2POp and batch_isend_irecv look in the module where they stand
-    homes = [(home, name) for home in (dist, dist.distributed_c10d) for name in instead]
+    homes = [(home, name) for home in homes_of_messages() for name in instead]
     before = [getattr(home, name) for home, name in homes]
     for home, name in homes:
         setattr(home, name, instead[name])

@@ -17,7 +17,8 @@ import pytest
 import torch
 import workers
 
-from course_lib import Job, measure, run, theory
+from course_lib import Job, held, measure, run, theory
+from course_lib.collectives import COLLECTIVES
 from course_lib.measure.memory import storage_bytes
 from course_lib.ranks import devices
 
@@ -34,6 +35,7 @@ OPS = (
     "scatter",
     "send",
 )
+NOT_ALONE = {"recv": "the other end of a send", "barrier": "carries no data"}
 TOLERANCE = 0.02
 COMPUTING = ("forward", "backward", "optimizer")
 TABLES = ("steps", "comm", "memory", "timeline")
@@ -67,11 +69,10 @@ def wire(job: Job, step: int = -1) -> pd.Series:
 
 def memory(job: Job, category: str) -> list[int]:
     """Bytes of a category, in rank order."""
-    table = job.memory
-    return table[table["category"] == category].sort_values("rank")["bytes"].tolist()
+    return held(job)[category].tolist()
 
 
-def calls(job: Job, rank: int = 0) -> pd.DataFrame:
+def comm_of(job: Job, rank: int = 0) -> pd.DataFrame:
     return job.comm[job.comm["rank"] == rank]
 
 
@@ -80,6 +81,10 @@ def close(value: float):
 
 
 # Bytes: one collective at a time
+
+
+def test_every_collective_with_a_row_is_counted():
+    assert set(OPS) == set(COLLECTIVES) - set(NOT_ALONE)
 
 
 @needs_counters
@@ -126,7 +131,7 @@ def test_comm_has_one_row_per_call_with_payload_and_algorithm_bytes(ranks):
         "barrier": 0,
     }
     for rank in range(ranks):
-        rows = calls(done, rank).set_index("op")
+        rows = comm_of(done, rank).set_index("op")
         assert sorted(rows.index) == sorted((*OPS, "recv", "barrier"))
         for op, row in rows.iterrows():
             needs_equal_parts = op in ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter")
@@ -147,7 +152,7 @@ def test_subgroups_have_their_own_sizes_members_and_bytes():
     done = job("groups", 4)
     bytes_16, bytes_32 = 300_001 * 2, 300_001 * 4
     for rank in range(4):
-        rows = calls(done, rank)
+        rows = comm_of(done, rank)
         assert rows["op"].tolist() == ["all_reduce"] * 3
         assert rows["group"].tolist() == [
             f"{rank % 2},{rank % 2 + 2}",
@@ -174,7 +179,7 @@ def test_ddp_sends_the_gradients_around_once(ranks):
             wire(done, step).tolist() == [close(theory.step_bytes("data_parallel", grads, ranks))] * ranks
             or step == 0
         )
-    rows = calls(done)
+    rows = comm_of(done)
     reduced = rows[rows["op"] == "all_reduce"]
     assert reduced["payload_bytes"].sum() == grads, "frozen parameters are not sent, the tied weight once"
     assert reduced["algorithm_bytes"].sum() == pytest.approx(2 * (ranks - 1) / ranks * grads)
@@ -186,7 +191,7 @@ def test_ddp_sends_the_gradients_around_once(ranks):
 def test_the_fp16_hook_halves_the_bytes(ranks):
     done = job("ddp", ranks, width=1201, hook="fp16")
     grads = done.results[0]["grads"]
-    rows = calls(done)
+    rows = comm_of(done)
     reduced = rows[rows["op"] == "all_reduce"]
     assert set(reduced["dtype"]) == {"float16"} and reduced["payload_bytes"].sum() == grads // 2
     assert wire(done).tolist() == [close((ranks - 1) / ranks * grads)] * ranks
@@ -197,7 +202,9 @@ def test_the_fp16_hook_halves_the_bytes(ranks):
 def test_accumulation_without_sync_sends_as_much_as_one_micro_batch(ranks):
     one, three = job("ddp", ranks, width=1201), job("ddp", ranks, width=1201, accumulate=3)
     assert wire(three).mean() == close(wire(one).mean())
-    assert calls(three)["op"].tolist().count("all_reduce") == calls(one)["op"].tolist().count("all_reduce")
+    assert comm_of(three)["op"].tolist().count("all_reduce") == comm_of(one)["op"].tolist().count(
+        "all_reduce"
+    )
     assert set(three.steps["samples"]) == {24} and set(one.steps["samples"]) == {8}
 
 
@@ -212,7 +219,7 @@ def test_zero_redundancy_optimizer_broadcasts_what_it_updates(ranks):
     assert sent.idxmax() == owned.index(max(owned)) and sent.max() > 1.05 * sent.min(), (
         "who owns more sends more"
     )
-    rows = calls(done)
+    rows = comm_of(done)
     # smaller: DDP's buffer and bucket sizes
     broadcast = rows[(rows["op"] == "broadcast") & (rows["payload_bytes"] > 100)]
     assert len(broadcast) == learning and broadcast["payload_bytes"].sum() == grads
@@ -231,8 +238,8 @@ def test_fully_shard_sends_four_thirds_of_its_theory_on_gloo(ranks, reshard):
         padded_bytes(told, ranks, 0, learning=True) * ranks,
     )
     gathers = 2 if reshard else 1  # for forward, and anew for backward
-    rows = calls(done).groupby("op")[["payload_bytes", "algorithm_bytes"]].sum()
-    assert Counter(calls(done)["op"]) == {"all_gather": 3 * gathers, "reduce_scatter": 3}
+    rows = comm_of(done).groupby("op")[["payload_bytes", "algorithm_bytes"]].sum()
+    assert Counter(comm_of(done)["op"]) == {"all_gather": 3 * gathers, "reduce_scatter": 3}
     assert rows.loc["all_gather", "payload_bytes"] == gathers * gathered
     assert rows.loc["reduce_scatter", "payload_bytes"] == reduced
     assert rows["algorithm_bytes"].sum() == pytest.approx(r * (gathers * gathered + reduced))
@@ -249,7 +256,7 @@ def test_tensor_parallel_layers_reduce_activations_forward_and_backward(ranks):
     done = job("tensor_parallel", ranks)
     activation = 256 * 64 * 4
     for rank in range(ranks):
-        rows = calls(done, rank)
+        rows = comm_of(done, rank)
         assert rows["op"].tolist() == ["all_reduce"] * 4, "two layers, each once forward and once backward"
         assert set(rows["payload_bytes"]) == {activation} and set(rows["group_size"]) == {ranks}
         assert rows["start_s"].is_unique and rows["start_s"].is_monotonic_increasing, (
@@ -265,7 +272,7 @@ def test_pipeline_stages_send_activations_forward_and_gradients_back(ranks):
     boundary = 64 // 4 * 256 * 4  # bytes of one micro-batch between two stages
     for rank in range(ranks):
         neighbours = (rank > 0) + (rank < ranks - 1)
-        rows = calls(done, rank)
+        rows = comm_of(done, rank)
         assert Counter(rows["op"]) == {"send": 4 * neighbours, "recv": 4 * neighbours}
         assert set(rows["payload_bytes"]) == {boundary}
         assert rows["algorithm_bytes"].sum() == 4 * neighbours * boundary
@@ -278,7 +285,7 @@ def test_hand_written_sends_count_where_they_leave(ranks):
     done = job("send_receive", ranks)
     for rank in range(ranks):
         sends, receives = 1 + (rank == 0), 1 + (rank == 1)
-        rows = calls(done, rank)
+        rows = comm_of(done, rank)
         assert Counter(rows["op"]) == {"send": sends, "recv": receives}
         assert set(rows["dtype"]) == {"float64"} and set(rows["payload_bytes"]) == {800_000}
         assert rows["algorithm_bytes"].sum() == sends * 800_000
@@ -385,11 +392,11 @@ def test_shards_that_are_views_of_the_parameters_count_once():
 def test_activations_of_an_mlp_are_its_inputs_hidden_layers_and_output(options):
     widths, batch = (64, 129, 50, 10), 33
     done = job("mlp", 2, widths, batch, **options)
-    held = 4 * batch * sum(widths)  # each Linear its input, and the loss its output: every number once
+    saved = 4 * batch * sum(widths)  # each Linear its input, and the loss its output: every number once
     if options.get("classify"):
         # the labels, int64, and the loss's total weight; the scores became log-probabilities of the same size
-        held += 8 * batch + 4
-    assert memory(done, "activations") == [held] * 2
+        saved += 8 * batch + 4
+    assert memory(done, "activations") == [saved] * 2
 
 
 def test_a_storage_counts_once():
@@ -408,7 +415,7 @@ def test_sparse_gradients_count_as_indices_and_values():
         memory(done, "params") == [100 * 8 * 4] * 2 and memory(done, "optimizer_states")[0] >= 2 * 100 * 8 * 4
     )
     assert memory(done, "grads") == [2 * 8 + 2 * 8 * 4] * 2, "two rows: their int64 indices and fp32 values"
-    rows = calls(done)
+    rows = comm_of(done)
     reduced = rows[rows["op"] == "all_reduce"]
     assert reduced["payload_bytes"].sum() == 3 * 8 + 3 * 8 * 4 and reduced["algorithm_bytes"].isna().all()
 
@@ -473,8 +480,8 @@ def test_a_profiler_of_the_learner_leaves_the_bytes():
         == "another profiler ran in the traced step"
     )
     assert (
-        calls(done)["op"].tolist().count("all_reduce") >= 1
-        and calls(done)["seconds"].isna().all()
+        comm_of(done)["op"].tolist().count("all_reduce") >= 1
+        and comm_of(done)["seconds"].isna().all()
         and done.timeline.empty
     )
     assert memory(done, "params") == [(64 * 128 + 128 + 128 * 10 + 10) * 4] * 2
@@ -515,7 +522,7 @@ def test_collectives_have_times_inside_their_step(name, ranks):
     # times count from a moment between: when the first rank's step began
     earliest, latest = [min(befores)], [min(begins)]
     for rank, (begin, end) in enumerate(zip(begins, ends)):
-        rows = calls(done, rank)
+        rows = comm_of(done, rank)
         assert len(rows) and (rows["seconds"] > 0).all()
         # counted from an earlier one, this call would start before its step
         earliest.append(begin - rows["start_s"].min())
@@ -532,7 +539,7 @@ def test_the_timeline_shows_each_kind_and_a_rank_computes_one_thing_at_a_time():
         rows = done.timeline[done.timeline["rank"] == rank]
         assert rows[rows["kind"] == "span"]["name"].tolist() == ["wait", "short", "micro-batch 1"]
         assert rows[rows["kind"] == "span"]["seconds"].iloc[0] >= 0.01
-        assert len(rows[rows["kind"] == "communication"]) == len(calls(done, rank))
+        assert len(rows[rows["kind"] == "communication"]) == len(comm_of(done, rank))
         lane = rows[rows["kind"] != "communication"].sort_values("start_s")
         ends = lane["start_s"] + lane["seconds"]
         assert (lane["start_s"].iloc[1:].to_numpy() >= ends.iloc[:-1].to_numpy() - 1e-6).all(), (
@@ -706,7 +713,7 @@ def test_nccl_on_one_gpu():
     assert done.backend == "nccl" and done.device == "cuda" and torch.cuda.get_device_name(0) in done.where
     assert {"wire bytes", "collective times"} <= set(done.absent)
     assert done.steps["wire_bytes"].isna().all() and done.comm["seconds"].isna().all()
-    assert calls(done)["op"].tolist().count("all_reduce") >= 1
+    assert comm_of(done)["op"].tolist().count("all_reduce") >= 1
     assert memory(done, "params") == [told["params"]] and memory(done, "grads") == [told["grads"]]
     assert memory(done, "peak")[0] >= told["params"] + told["grads"] + 2 * told["grads"]
     assert len(memory(done, "other")) == 1
@@ -719,7 +726,7 @@ def test_nccl_on_two_gpus():
     assert done.backend == "nccl" and done.results[0]["checksum"] == pytest.approx(
         done.results[1]["checksum"]
     )
-    assert calls(done)["payload_bytes"].max() <= done.results[0]["grads"]
+    assert comm_of(done)["payload_bytes"].max() <= done.results[0]["grads"]
 
 
 @needs_gpu

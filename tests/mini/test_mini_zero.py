@@ -11,7 +11,7 @@ import torch
 import zero_workers
 
 import course_lib
-from course_lib import theory
+from course_lib import held, theory
 
 # generous, for machines that have other work
 run = functools.partial(course_lib.run, timeout=300)
@@ -26,10 +26,6 @@ needs_counters = pytest.mark.skipif(
 @functools.cache
 def trained(stage: int, ranks: int, name: str = "MLP"):
     return run(zero_workers.trained, stage, name, ranks=ranks, backend="gloo")
-
-
-def held(job, category: str) -> list[int]:
-    return job.memory[job.memory["category"] == category].sort_values("rank")["bytes"].tolist()
 
 
 def padded(units: dict[str, int], ranks: int) -> list[int]:
@@ -134,11 +130,14 @@ def test_memory_is_the_closed_form_plus_padding(stage, ranks):
     numel, with_padding = sum(units.values()), ranks * sum(shards)
     assert len(units) == (1 if stage == 1 else 6) and numel <= with_padding < numel + ranks * len(units)
     assert numel < with_padding or ranks == 3, "there is padding"
-    assert held(job, "params") == [4 * (sum(shards) if stage == 3 else with_padding)] * ranks
-    assert held(job, "grads") == [4 * (with_padding if stage == 1 else sum(shards))] * ranks
-    assert held(job, "optimizer_states") == [theory.adam_state_bytes(shards)] * ranks
+    wanted = {
+        "params": 4 * (sum(shards) if stage == 3 else with_padding),
+        "grads": 4 * (with_padding if stage == 1 else sum(shards)),
+        "optimizer_states": theory.adam_state_bytes(shards),
+    }
+    assert held(job)[list(wanted)].to_dict("records") == [wanted] * ranks
     for category, bytes_ in theory.zero_memory(numel, ranks, stage).items():
-        assert held(job, category)[0] == pytest.approx(bytes_, rel=1e-3)
+        assert held(job)[category][0] == pytest.approx(bytes_, rel=1e-3)
 
 
 @needs_counters

@@ -63,7 +63,7 @@ def test_what_is_declared_is_used_and_what_is_used_is_declared():
     assert for_tests <= by_tests | tools, "no test uses this"
 
 
-# docs/design.md lists the files of course_lib itself, and an idea of mini names its files where it reads on
+# docs/design.md lists the files of course_lib itself, and an idea of mini names its files: see the next test
 LISTED = sorted(
     str(path.parent.relative_to(LIBRARY))
     for path in LIBRARY.rglob("__init__.py")
@@ -82,6 +82,15 @@ def test_a_package_lists_its_files(package):
         if path.suffix == ".py" or (path / "__init__.py").exists()
     ]
     assert sorted([*listed, *chapters, "__init__"]) == sorted(there)
+
+
+@pytest.mark.parametrize("idea", sorted(path.parent.name for path in LIBRARY.glob("mini/*/__init__.py")))
+def test_an_idea_names_the_files_beside_it(idea):
+    folder = LIBRARY / "mini" / idea
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    named = {name for pair in re.findall(r"`(\w+)`|\b(\w+)\.py\b", text) for name in pair}
+    there = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert there and not there - named
 
 
 @pytest.mark.parametrize(
@@ -151,6 +160,23 @@ def test_every_row_of_the_table_of_faults_has_a_test():
     assert rows == list(range(1, len(rows) + 1)) and rows
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert {int(number) for number in re.findall(r"def test_row_(\d+)_", tests)} == set(rows)
+
+
+def test_the_rows_that_the_bench_of_faults_injects_are_those_that_the_table_says():
+    table = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"`tests/bench/bench_faults.py` injects the rows ([\d ,toand]+) many times", table)
+    said = set()
+    for first, last in re.findall(r"(\d+)(?: to (\d+))?", words):
+        said |= set(range(int(first), int(last or first) + 1))
+    bench = ast.parse((ROOT / "tests" / "bench" / "bench_faults.py").read_text(encoding="utf-8"))
+    (faults,) = [
+        node.value
+        for node in bench.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FAULTS"
+    ]
+    pairs = [node.elts[0] for node in ast.walk(faults) if isinstance(node, ast.Tuple) and len(node.elts) == 2]
+    names = [name.value for name in pairs if isinstance(name, ast.Constant) and name.value[0].isdigit()]
+    assert {int(name.split()[0]) for name in names} == said
 
 
 def test_the_layout_in_the_design_names_every_room_of_the_library():

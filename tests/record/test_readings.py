@@ -1,11 +1,12 @@
 """What is read off a job's tables, on a job that can be worked out by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
 from saved_job import job
 
-from course_lib.record import Sweep, calls, held, sent, step_seconds
+from course_lib.record import Sweep, calls, held, samples_per_second, sent, step_seconds
 
 NOT_COUNTED = {"wire bytes": "NCCL moves bytes past the counters"}
 
@@ -98,6 +99,22 @@ def test_step_seconds_are_those_of_the_slowest_rank():
     assert step_seconds(job()).round(6).to_dict() == {2: 0.21, 3: 0.31, 4: 0.41}
 
 
+def test_samples_per_second_are_those_of_all_ranks_by_the_usual_step():
+    assert samples_per_second(job()) == pytest.approx(16 / 0.31)
+    # of the timed steps alone, and of each rank its own
+    told = {(1, 1): 1000, (1, 2): 4, (1, 3): 5, (1, 4): 100}
+    steps = [
+        row | {"samples": told.get((row["rank"], row["step"]), row["samples"])}
+        for row in job().records["steps"]
+    ]
+    assert samples_per_second(bare(steps=steps)) == pytest.approx((8 + 5) / 0.31)
+
+
+def test_samples_per_second_of_a_job_that_told_none():
+    steps = [row | {"samples": None} for row in job().records["steps"]]
+    assert math.isnan(samples_per_second(bare(steps=steps)))
+
+
 @pytest.mark.parametrize(
     "read, words",
     [
@@ -105,6 +122,7 @@ def test_step_seconds_are_those_of_the_slowest_rank():
         (lambda: calls(bare(steps=job().records["steps"][:1])), "run two steps or more"),
         (lambda: held(bare(steps=job().records["steps"])), "counted no memory"),
         (lambda: step_seconds(bare()), "has timed no step"),
+        (lambda: samples_per_second(bare()), "has timed no step"),
         (lambda: sent(job(), [9]), r"no step with a number of \[9\]"),
         (lambda: sent(job(), [1], layer="algorithm"), "collectives are traced in one step only"),
         (lambda: sent(job(), [1], layer="payload"), 'layer="payload" takes none'),
@@ -121,7 +139,7 @@ def test_what_was_not_measured_cannot_be_read(read, words):
 
 
 def test_readings_take_a_job():
-    for read in (sent, held, calls, step_seconds):
+    for read in (sent, held, calls, step_seconds, samples_per_second):
         with pytest.raises(TypeError, match="it must be a Job, what run returns"):
             read(None)
 

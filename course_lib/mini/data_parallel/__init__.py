@@ -11,6 +11,7 @@ replica:
 The root computes the loss and calls backward, and autograd runs the same way back: the copies' gradients add
 up in the root's parameters. The same star between processes is in `star`: all tensors go through one root.
 
+Beside: `star`, `modes` (switches that torch keeps for each thread), `refusals` (what cannot be cut).
 Source: documentation of torch.nn.DataParallel; Li et al. 2020, "PyTorch Distributed", section 2.
 """
 

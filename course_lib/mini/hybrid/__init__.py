@@ -12,6 +12,7 @@ A group of an axis has all ranks that differ in the coordinate of this axis alon
 are disjoint, and together they have every rank. Launchers number the ranks of one host in a row, so the fast
 link inside a host serves the last axis.
 
+Beside: `refusals` (sizes, ranks and axes that make no mesh).
 Source: Narayanan et al. 2021, "Efficient large-scale language model training", section 3; torch documentation
     of DeviceMesh.
 """

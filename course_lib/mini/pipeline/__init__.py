@@ -6,7 +6,7 @@ micro-batches pass through them. Three ideas, apart from each other:
     Pipeline   (here) executes this rank's list: receive, compute, send; any list that `validate` accepts
 
 Per boundary, micro-batch and direction, one tensor travels, [micro-batch, time, dim] say; post.py carries it.
-Sources: Huang et al. 2019, "GPipe", section 2; Narayanan et al. 2021 (see schedules.py), section 2.2.
+Beside: refusals.py. Sources: Huang et al. 2019, "GPipe", 2; Narayanan et al. 2021 (see schedules.py), 2.2.
 """
 
 from collections.abc import Callable, Sequence
@@ -106,7 +106,7 @@ class Pipeline(nn.Module):
             self._in_flight[k, stage] = x, y
         self.peak_in_flight = max(self.peak_in_flight, len(self._in_flight))
         if stage < self._last:
-            self._post.send(refuse.other_outputs(y, stage, self._rank), instruction)
+            self._post.send(refuse.other_outputs(y, stage, self._rank).detach(), instruction)  # no graph
 
     def _backward(self, instruction: Instruction) -> None:
         k, stage = instruction.microbatch, instruction.stage

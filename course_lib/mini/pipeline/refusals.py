@@ -93,13 +93,13 @@ def other_batches(name: str, batch: Tensor | None, num_microbatches: int, stage:
 
 
 def other_outputs(output, stage: int, rank: int) -> Tensor:
-    """From stage to stage, one tensor travels: without its graph."""
+    """From stage to stage, one tensor travels."""
     if not isinstance(output, Tensor):
         raise TypeError(
             f"stage {stage}, on rank {rank}, returned a {type(output).__name__}: a stage takes one tensor and"
             " returns one."
         )
-    return output.detach()
+    return output
 
 
 def other_losses(loss) -> Tensor:

@@ -1,15 +1,14 @@
 """The ring: all_reduce, reduce_scatter and all_gather from nothing but sends and receives between neighbours.
 
 The n ranks of a group stand in a circle, and the tensor of S bytes is cut into n chunks. At every step each
-rank sends one chunk to its right neighbour while it receives another from its left one. So all links are busy
-at once, and no rank has more to carry than any other:
+rank sends one chunk to its right neighbour and gets one from its left: all links work, all ranks carry alike:
 
     reduce_scatter   n-1 steps   every rank ends up with the sum of one chunk        sends (n-1)/n S
     all_gather       n-1 steps   every rank passes on chunks until all have all      sends (n-1)/n S
     all_reduce       the first, then the second                                      sends 2 (n-1)/n S
 
-Beside: `halves` (speed), `tensors` (layouts), `watched` (step by step), `halving` (fewer steps). Source:
-    Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms", section 3.
+Beside: `halves` (speed), `tensors` (layouts), `watched` (step by step), `halving` (fewer steps), `refusals`.
+Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms", section 3.
 """
 
 from collections.abc import Iterator, Sequence
@@ -88,13 +87,14 @@ def _sum_steps(parts: Sequence[Tensor], group: Group, overwrite: bool) -> Iterat
     """
     *chunks, result = parts
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    rooms = [torch.empty_like(max(chunks, key=len)) for _ in range(1 if overwrite else 2)]  # for what comes
+    # what comes lies in a room. A sum leaves from there, so two take turns; or (overwrite) from an own chunk
+    rooms = [torch.empty_like(max(chunks, key=len)) for _ in range(1 if overwrite else 2)]
     outgoing = chunks[(rank - 1) % size]
     for step in range(size - 1):
         own = chunks[(rank - 2 - step) % size]
         arriving = rooms[step % len(rooms)][: len(own)]
         received, *sent = _exchange(outgoing, arriving, group)
-        yield
+        yield  # while both travel, the other half of the chunks is at work (`halves`)
         received.wait()
         place = result if step == size - 2 else own if overwrite else arriving
         outgoing = torch.add(arriving, own, out=place)

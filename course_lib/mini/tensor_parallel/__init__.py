@@ -19,7 +19,8 @@ A transformer block has two pairs, attention and MLP; so it has two all_reduces 
 whatever the number of ranks.
 
 Beside: `plans` (parallelize: what is done with which part of a model), `slices` of parameters, the
-`vocabulary` and its loss; `operators` (f and g, and their `Region`) and `sequence` for sequence parallelism.
+`vocabulary` and its loss; `operators` (f and g, and their `Region`) and `sequence` for sequence parallelism;
+`refusals` (what a cut would lose).
 
 Source: Shoeybi et al. 2019, "Megatron-LM", section 3.
 """

@@ -1,7 +1,7 @@
 """Slices of parameters: this rank's part of a weight, and all ranks' parts put together again."""
 
 import copy
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -27,14 +27,6 @@ class SlicedLinear(nn.Module):
         self.region = region
         self.weight = slice_of(linear.weight, self.cut_dims["weight"], region.group)
         self.bias = slice_of(linear.bias, self.cut_dims.get("bias"), region.group)
-
-    @classmethod
-    @takes(linear=nn.Linear)
-    def from_linear(cls, linear: nn.Linear, group: Group = None, sequence_parallel: bool = False) -> Self:
-        """Take this rank's slice of a full layer, with the weights of the group's first rank; every rank of
-        the group must call this.
-        """
-        return cls(as_on_first_rank(linear, group), Region(group, sequence_parallel))
 
     def extra_repr(self) -> str:
         return f"weight {list(self.weight.shape)}, one of {dist.get_world_size(self.region.group)}"

@@ -13,7 +13,8 @@ chunk k, its *shard*. The optimizer gets shards instead of parameters and never 
     3       shards             until their unit is complete    while their module computes    3 r P
 
 Each stage shards one thing more. A reduce_scatter and an all_gather send r P bytes each, r = (n-1)/n.
-Beside: `bookkeeping` (a unit is made, gradients are put in), `sharding` (units of a model: `shard`), `hooks`.
+Beside: `bookkeeping` (how far gradients have come), `sharding` (`shard`) with `given` and `dealing`, `hooks`,
+`saved` and `away` (what is not whole), `gradients` (clipping), `checkpoint`, `everyday`, `refusals`.
 Source: Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward training trillion parameter models", 5, 7.
 """
 
@@ -46,7 +47,7 @@ class Unit(Bookkeeping):
             view.copy_(parameter.detach())
             parameter.data = view  # what all_gather writes to `full`, the parameter has
         self.own = slice(rank * chunk_numel, (rank + 1) * chunk_numel)
-        mine = self.full[self.own]
+        mine = self.full[self.own]  # the shard is cut: a view of `full`; in stage 3, which frees that, a copy
         self.shard = nn.Parameter(mine.clone() if self.stage == 3 else mine, parameters[0].requires_grad)
 
     @torch.no_grad()
