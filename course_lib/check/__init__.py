@@ -37,7 +37,7 @@ import importlib
 _CHECKS = {
     "start_here": ("ping_pong", "my_share", "average"),
     "one_training_step": ("memory_ledger", "uneven_accumulation", "weighted_average"),
-    "data_parallel_the_star": ("star_all_reduce", "forward_in_threads", "tree_all_reduce"),
+    "data_parallel_the_star": ("star_all_reduce", "loss_in_forward", "tree_all_reduce"),
     "collectives_and_the_ring": (
         "ring_reduce_scatter",
         "chain_broadcast",

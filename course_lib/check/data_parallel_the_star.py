@@ -1,6 +1,7 @@
 """Checks of the chapter "DataParallel, the star"."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -15,18 +16,22 @@ from course_lib.collectives import of_kind
 from course_lib.ranks.errors import RankError
 from course_lib.record import Job, sent
 
-__all__ = ["star_all_reduce", "forward_in_threads", "tree_all_reduce"]
+__all__ = ["star_all_reduce", "loss_in_forward", "tree_all_reduce"]
 
 LIMIT = 1.02  # times what theory says, of memory and time
 # below it, the sum of 8 whole numbers is exact in float32, in every order, and in no smaller dtype
 FLOAT32_WHOLE = 2**20
-TOGETHER_S = 12.0  # how long a replica waits for the others: threads of a busy machine may be late
 STARS = ((2, 0), (3, 2), (4, 1))  # ranks, root
 STAR_SHAPE = (100, 500)
 LARGE_SHAPE = (100, 10_000)  # where memory is looked at: beside it, what Python keeps for itself is small
 OUTSIDE_LIMIT = 1.2  # times S, of memory that is not torch's: Python's own comes on top of the one tensor
 TREES = (4, 8)  # ranks
-PIECES = ((12, 3), (10, 4), (3, 4))  # images, threads
+# sequences, replicas (which get ceil(sequences / replicas) each, the last one fewer), and which one of them
+# has no target that counts
+BATCHES = ((10, 4, None), (7, 3, 1))
+LENGTH, VOCABULARY = 12, 300
+NUMBERS = 2 * 8  # bytes of two numbers of 64 bits
+NEAR = 1e-4  # relative error; in float32, rounding stays far below it, and no mistake does
 
 
 @exercise(
@@ -157,168 +162,209 @@ def star_all_reduce(judge: Judge, answer: Callable) -> None:
             return
 
 
-def _shared(job: Job) -> str:
-    places = [place for _, _, place in job.results[0]["calls"]]
-    if len(set(places)) == len(places):
-        return ""
-    return (
-        f"{len(places)} replicas share {len(set(places))} set of weights. On GPUs each needs a copy in its"
-        " own memory"
-    )
-
-
 @exercise(
     unchanged=fact(
-        "the model and the images stay as they were",
+        "the model and its inputs stay as they were",
         "unchanged",
-        "the model or the images that you were given have changed. Leave them alone: what they hold, and the"
-        " mode of training",
+        "the model, the tokens or the targets that you were given have changed. Leave them alone",
         quiet=True,
     ),
-    outputs=fact(
-        "the outputs of the whole batch, in order",
-        "outputs",
-        "the outputs of the whole batch, in order, are asked for, and you returned {wrong}",
-    ),
-    pieces="each image goes through one replica, and no replica gets more than its share",
-    at_once="all threads are at work at once",
-    own_weights=Demand("each replica has weights of its own", _shared),
-    gradient=fact("the model got the gradient of the whole batch", "gradient"),
-    no_grad=fact(
-        "under torch.no_grad() no graph is built",
-        "no_graph",
-        "under torch.no_grad() your output has a graph. Each thread has its own switch for gradients: set it"
-        " to that of the caller",
-    ),
+    loss=fact("the mean loss over all targets that count", "loss"),
+    once="every sequence goes through one replica, once",
+    gathered="the root gathers two numbers per replica at most",
+    held="the root makes no tensor as large as the scores of one replica",
+    gradient=fact("the model gets the gradient of one process", "gradient"),
 )
-def forward_in_threads(judge: Judge, answer: Callable) -> None:
-    """`answer(model, images, num_threads)` is the model's output, computed by replicas in threads, through
-    which gradients reach the model.
+def loss_in_forward(judge: Judge, answer: Callable) -> None:
+    """`answer(model, tokens, targets, wrap)` is the mean loss over the targets that are not -100, computed by
+    replicas, of which the root gathers two numbers each at most.
     """
 
     def examine(answer):
-        import threading
+        from functools import partial
+        from threading import current_thread, main_thread
 
-        class Watched(torch.nn.Module):
-            """Two linear layers that note each call: thread, images, where the weights lie, and how many
-            calls were inside at once.
-            """
+        from torch import Tensor, nn
+        from torch.nn.functional import cross_entropy
 
-            condition, calls, inside, most, expected = threading.Condition(), [], 0, 0, 0
+        from course_lib.mini import data_parallel
+        from course_lib.torch_internals import tree_leaves
+
+        class Watched(nn.Module):
+            """Scores of the next token, from this one alone. It notes what goes through it, and where."""
+
+            calls = []
 
             def __init__(self):
                 super().__init__()
-                self.first, self.second = torch.nn.Linear(64, 32), torch.nn.Linear(32, 10)
+                self.embedding, self.head = nn.Embedding(VOCABULARY, 16), nn.Linear(16, VOCABULARY)
 
-            def forward(self, images):
-                cls = Watched
-                with cls.condition:
-                    cls.inside += 1
-                    cls.most = max(cls.most, cls.inside)
-                    cls.condition.notify_all()
-                    if not cls.condition.wait_for(lambda: cls.most >= cls.expected, timeout=TOGETHER_S):
-                        cls.expected = 0  # nobody else comes: the next call need not wait
-                    cls.calls.append((threading.get_ident(), len(images), self.first.weight.data_ptr()))
-                    # all look at their weights before one goes on, and perhaps puts others in their place
-                    cls.condition.notify_all()
-                    cls.condition.wait_for(lambda: len(cls.calls) >= cls.expected, timeout=TOGETHER_S)
-                try:
-                    return self.second(self.first(images.flatten(1)).relu())
-                finally:
-                    with cls.condition:
-                        cls.inside -= 1
+            def forward(self, tokens):
+                Watched.calls.append((current_thread() is main_thread(), tokens.flatten(1)[:, 0].tolist()))
+                return self.head(self.embedding(tokens))
 
-        def gradients(model):
-            return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        class Wrapped(nn.Module):
+            """As nn.DataParallel, with threads for GPUs. It notes the bytes that the root gathers."""
 
-        def close(a, b):
-            return (
-                isinstance(a, torch.Tensor)
-                and (a.shape, a.dtype) == (b.shape, b.dtype)
-                and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+            gathered = []
+
+            def __init__(self, replicas, module):
+                super().__init__()
+                self.replicas, self.module = replicas, module
+
+            def forward(self, *args, **kwargs):
+                # in a thread, all of it: what is made here is no tensor of the answer
+                with ThreadPoolExecutor(1) as aside:
+                    outputs = aside.submit(self.of_replicas, args, kwargs).result()
+                tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+                Wrapped.gathered.append(sum(tensor.nbytes for tensor in tensors))
+                return joined(outputs)
+
+            def of_replicas(self, args, kwargs):
+                pieces = data_parallel.scatter([*args, *kwargs.values()], self.replicas)
+                modules = data_parallel.replicate(self.module, len(pieces))
+                calls = [
+                    partial(module, *piece[: len(args)], **dict(zip(kwargs, piece[len(args) :])))
+                    for module, piece in zip(modules, pieces)
+                ]
+                return data_parallel.parallel_apply(calls, [()] * len(calls))
+
+        def joined(outputs):
+            first = outputs[0]
+            if isinstance(first, Tensor):
+                return data_parallel.gather(outputs)
+            if isinstance(first, dict):
+                return {key: joined([output[key] for output in outputs]) for key in first}
+            if isinstance(first, (list, tuple)):
+                return type(first)([joined(column) for column in zip(*outputs)])
+            raise TypeError(
+                f"a replica returned {type(first).__name__}: what replicas return must be tensors"
             )
 
-        def shown(output, wanted):
-            if not isinstance(output, torch.Tensor):
-                return type(output).__name__
-            if (output.shape, output.dtype) == (wanted.shape, wanted.dtype):
-                return "other values"
-            dtype = str(output.dtype).removeprefix("torch.")
-            return f"a tensor of shape {tuple(output.shape)} and dtype {dtype}"
+        def case_of(sequences, replicas, empty):
+            """Random tokens; each sequence has a number of targets of its own that count, those of the
+            replica `empty` none.
+            """
+            numbers = torch.Generator().manual_seed(seed + sequences)
+            tokens = torch.randint(VOCABULARY, (sequences, LENGTH), generator=numbers)
+            tokens[:, 0] = torch.arange(sequences)  # by which a sequence is known
+            targets = torch.randint(VOCABULARY, (sequences, LENGTH), generator=numbers)
+            counts = torch.randint(1, LENGTH, (sequences, 1), generator=numbers)
+            counts[0], counts[-1] = LENGTH, 1  # the first and the last replica never have as many
+            if empty is not None:
+                counts.chunk(replicas)[empty].zero_()
+            return tokens, targets.masked_fill(torch.arange(LENGTH) >= counts, -100)
 
-        def problem_of_gradients(found, whole):
-            if all(g is None for g in found):
+        def of_one_process(model, tokens, targets, reduction="mean"):
+            return cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction=reduction)
+
+        def gradient(model):
+            return on_rank.flat(p.grad if p.grad is not None else torch.zeros_like(p) for p in weights(model))
+
+        def weights(model):
+            return list(model.parameters())
+
+        def problem_of(loss, model, tokens, targets, replicas, wanted):
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
                 return (
-                    "the model got no gradient. It stayed in the replicas: copy so that autograd knows where"
-                    " the copy came from"
+                    f"one number is asked for, as a tensor, and you returned {shape or type(loss).__name__}"
                 )
-            if all(g is not None and close(g, w) for g, w in zip(found, whole)):
+            found = loss.detach().double().flatten()
+            if on_rank.apart(found, wanted.double().view(1)) < NEAR:
                 return ""
-            return (
-                "the model's gradient is not that of the whole batch. Does the gradient of every replica find"
-                " its way back?"
+            pieces = list(zip(tokens.chunk(replicas), targets.chunk(replicas)))
+            means = torch.stack([of_one_process(model, *piece) for piece in pieces])
+            sums = torch.stack([of_one_process(model, *piece, "sum") for piece in pieces])
+            guesses = {
+                "the mean of the replicas' means, and they have different numbers of targets": means.mean(),
+                "the mean of the means of those replicas that have targets": means.nanmean(),
+                "the sum of the replicas' means": means.sum(),
+                "the sum over all targets, not their mean": sums.sum(),
+                "the sum over the targets, divided by all of them; those that are -100 do not count": (
+                    sums.sum() / targets.numel()
+                ),
+                "the loss of the first replica alone": means[0],
+            }
+            if not torch.isfinite(found).all():
+                return f"your loss is {found.item()}: where no target counts, a mean is 0 / 0"
+            like = on_rank.looks(
+                found, {words: guess.double().view(1) for words, guess in guesses.items()}, NEAR
+            )
+            return f"your loss is {found.item():.4f}, and that of one process {wanted.item():.4f}" + (
+                f". It is {like}" if like else ""
             )
 
         rows = []
-        for size, threads in PIECES:
-            torch.manual_seed(seed + size)
-            model, images, weights = Watched(), torch.rand(size, 1, 8, 8), torch.rand(size, 10)
-            Watched.expected = 0
-            wanted = model(images)
-            (wanted * weights).sum().backward()
-            whole = gradients(model)
+        torch.set_default_device("cpu")
+        for sequences, replicas, empty in BATCHES:
+            torch.manual_seed(seed + sequences)
+            model, (tokens, targets) = Watched(), case_of(sequences, replicas, empty)
+            wanted = of_one_process(model, tokens, targets)
+            wanted.backward()
+            whole = gradient(model)
             model.zero_grad()
-            Watched.calls, Watched.most, Watched.expected = [], 0, min(size, threads)
-            given = [images.clone(), *(p.detach().clone() for p in model.parameters())]
-            output = answer(model, images, threads)
-            now = [images, *(p.detach() for p in model.parameters())]
-            unchanged = len(now) == len(given) and all(map(torch.equal, now, given)) and model.training
-            calls, most, Watched.calls, Watched.expected = Watched.calls, Watched.most, [], 0
-            row = {"calls": calls, "most": most, "outputs": "", "unchanged": unchanged}
-            if not close(output, wanted):
-                row["outputs"] = f"{shown(output, wanted)}."
-                same_shape = isinstance(output, torch.Tensor) and output.shape == wanted.shape
-                if same_shape and close(output.sort(0).values, wanted.sort(0).values):
-                    row["outputs"] += " It has the right rows in the wrong order."
-            row["gradient"] = "the output has no graph, so backward is impossible"
-            if not row["outputs"] and output.requires_grad and unchanged:
-                (output * weights).sum().backward()
-                row["gradient"] = problem_of_gradients(gradients(model), whole)
-            with torch.no_grad():
-                row["no_graph"] = not getattr(answer(model, images, threads), "requires_grad", False)
+            given = [tensor.detach().clone() for tensor in (tokens, targets, *weights(model))]
+            Watched.calls, Wrapped.gathered = [], []
+            with on_rank.NewTensors() as new:
+                loss = answer(model, tokens, targets, partial(Wrapped, replicas))
+            calls, gathered = [*Watched.calls], [*Wrapped.gathered]
+            now = [tokens, targets, *weights(model)]
+            row = {
+                "unchanged": len(now) == len(given) and all(map(torch.equal, now, given)) and model.training,
+                "calls": calls,
+                "gathered": gathered,
+                "held": new.peak_bytes,
+                "loss": problem_of(loss, model, tokens, targets, replicas, wanted),
+                "gradient": "",
+            }
+            model.zero_grad()
+            if row["unchanged"] and not row["loss"]:
+                if loss.requires_grad:
+                    loss.backward()
+                error = on_rank.apart(gradient(model).double(), whole.double())
+                if error > NEAR:
+                    row["gradient"] = (
+                        "after backward() the model's gradient is not that of one process. Keep the graph: no"
+                        " detach, no item, no torch.no_grad"
+                    )
             rows.append(row)
-            if most < min(size, threads):  # each further case would wait for others in vain
-                break
         return rows
 
     seed = judge.seed
     job = judge.run(examine, answer, ranks=1)
-    rows = job.results[0]
-    for (size, threads), row in zip(PIECES, rows):
-        judge.case, case = f"{size} images, {threads} threads", replace(job, results=[row])
-        if not judge.look(case, "unchanged") or not judge.look(case, "outputs"):
+    for (sequences, replicas, empty), row in zip(BATCHES, job.results[0]):
+        case = replace(job, results=[row])
+        judge.case = f"{sequences} sequences, {replicas} replicas" + (
+            " (one without targets)" if empty is not None else ""
+        )
+        if not judge.look(case, "unchanged"):
             return
-        sizes = [length for _, length, _ in row["calls"]]
-        count, largest = min(size, threads), -(-size // threads)
-        if not sizes:
-            judge.refuse("the model was never called. Call a replica of it with each piece of the images")
-        why = f"the model was called with {', '.join(map(str, sizes))} images. " + (
-            "Don't call it with none."
-            if min(sizes) == 0
-            else f"Each image goes through one replica, and at most {largest} through each."
-        )
-        dealt_out = min(sizes) > 0 and max(sizes) <= largest and sum(sizes) == size
-        said = f"each image went through one replica, at most {largest} through each"
-        judge.demand("pieces", "" if dealt_out else why, said)
-        together = row["most"] >= count and len({thread for thread, _, _ in row["calls"]}) >= count
+        judge.look(case, "loss")
+        seen = sorted(sequence for _, its in row["calls"] for sequence in its)
+        why = ""
+        if any(on_root for on_root, _ in row["calls"]):
+            why = "the root called the model itself. Call what `wrap` returns: it calls the replicas"
+        elif seen != list(range(sequences)):
+            why = f"{len(seen)} sequences went through the replicas. Each of the {sequences} must, once"
+        judge.demand("once", why)
+        its_bytes, share = sum(row["gathered"]), -(-sequences // replicas)
+        count = -(-sequences // share)
         why = (
-            f"{row['most']} of {count} replicas were at work at once. Start all threads before you wait"
-            " for one"
+            f"the root gathered {its_bytes:,} bytes from {count} replicas, and two numbers of each are"
+            f" {NUMBERS * count} bytes at most. Compute the loss inside of the forward that is wrapped"
         )
-        judge.demand("at_once", "" if together else why, f"{count} threads were at work at once")
-        judge.look(case, "own_weights", "gradient")
-    judge.case = ""
-    judge.look(replace(job, results=rows), "no_grad")
+        judge.demand("gathered", why if its_bytes > NUMBERS * count else "")
+        scores = share * LENGTH * VOCABULARY * 4
+        why = (
+            f"the root made {row['held']:,} bytes of new tensors, and the scores of one replica are"
+            f" {scores:,}. What is as large as scores belongs into the forward that is wrapped"
+        )
+        judge.demand("held", why if row["held"] >= scores else "")
+        if not row["loss"]:
+            judge.look(case, "gradient")
+        if not judge.met:
+            return
 
 
 def _elsewhere(job: Job) -> str:

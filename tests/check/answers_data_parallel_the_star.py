@@ -2,13 +2,10 @@
 file, so that a rank need not import pytest.
 """
 
-import copy
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
 
 from course_lib.mini import data_parallel
 
@@ -260,188 +257,172 @@ def star_that_waits(tensor, root):
         dist.send(tensor, root)
 
 
-# forward_in_threads(model, images, num_threads)
+# loss_in_forward(model, tokens, targets, wrap)
 
 
-def threads(model, images, num_threads):
-    pieces = images.chunk(num_threads)
-    replicas = [copy.deepcopy(model, {id(p): p.clone() for p in model.parameters()}) for _ in pieces]
-    outputs, enabled = [None] * len(pieces), torch.is_grad_enabled()
-
-    def apply(number):
-        with torch.set_grad_enabled(enabled):
-            outputs[number] = replicas[number](pieces[number])
-
-    workers = [threading.Thread(target=apply, args=(number,)) for number in range(len(pieces))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return torch.cat(outputs)
+def _scores_and_targets(model, tokens, targets):
+    return model(tokens).flatten(0, 1), targets.flatten()
 
 
-def threads_of_mini(model, images, num_threads):
-    return data_parallel.DataParallel(model, num_threads)(images)
-
-
-def threads_beside_the_main_one(model, images, num_threads):
-    """Right as well: even pieces, and the root's is computed in the main thread."""
-    pieces = images.tensor_split(min(num_threads, len(images)))
-    replicas = data_parallel.replicate(model, len(pieces))
-    outputs, enabled = [None] * len(pieces), torch.is_grad_enabled()
-
-    def apply(number):
-        with torch.set_grad_enabled(enabled):
-            outputs[number] = replicas[number](pieces[number])
-
-    workers = [threading.Thread(target=apply, args=(number,)) for number in range(1, len(pieces))]
-    for worker in workers:
-        worker.start()
-    apply(0)
-    for worker in workers:
-        worker.join()
-    return torch.cat(outputs)
-
-
-def threads_that_are_late(model, images, num_threads):
-    """Right as well: each thread begins two seconds after the one before, as on a busy machine; seeds, and
-    prints.
-    """
-    torch.manual_seed(0)
-    pieces = images.chunk(num_threads)
-    replicas, outputs, enabled = (
-        data_parallel.replicate(model, len(pieces)),
-        [None] * len(pieces),
-        torch.is_grad_enabled(),
-    )
-
-    def apply(number):
-        time.sleep(1.5 * number if enabled else 0.0)
-        print("piece", number, pieces[number].shape)
-        with torch.set_grad_enabled(enabled):
-            outputs[number] = replicas[number](pieces[number])
-
-    workers = [threading.Thread(target=apply, args=(number,)) for number in range(len(pieces))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return torch.cat(outputs)
-
-
-def threads_in_float16(model, images, num_threads):
-    """The weights travel in float16."""
-    return threads(_Rounded(model), images, num_threads)
-
-
-class _Rounded(torch.nn.Module):
+class _SumAndCount(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, images):
-        rounded = {name: p.half().float() for name, p in self.model.named_parameters()}
-        return torch.func.functional_call(self.model, rounded, (images,))
+    def forward(self, tokens, targets):
+        total = F.cross_entropy(*_scores_and_targets(self.model, tokens, targets), reduction="sum")
+        return torch.stack([total, (targets != -100).sum()])
 
 
-def threads_that_scale_the_images(model, images, num_threads):
-    output = threads(model, images, num_threads)
-    images.mul_(0.5)
-    return output
+def loss_as_two_numbers(model, tokens, targets, wrap):
+    total, count = wrap(_SumAndCount(model))(tokens, targets).view(-1, 2).sum(0)
+    return total / count
 
 
-def threads_that_evaluate(model, images, num_threads):
-    model.eval()
-    return threads(model, images, num_threads)
+class _Sum(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens, targets):
+        return F.cross_entropy(self.model(tokens).mT, targets, reduction="sum")
 
 
-def _apply_in_threads(replicas, pieces):
-    with ThreadPoolExecutor(len(pieces)) as pool:
-        return torch.cat(list(pool.map(lambda replica, piece: replica(piece), replicas, pieces)))
+def loss_as_one_number(model, tokens, targets, wrap):
+    """Right as well: the root has the targets, and counts them itself."""
+    return wrap(_Sum(model))(tokens, targets).sum() / (targets != -100).sum()
 
 
-def threads_with_deepcopy(model, images, num_threads):
-    pieces = images.chunk(num_threads)
-    return _apply_in_threads([copy.deepcopy(model) for _ in pieces], pieces)
+def loss_as_a_tuple(model, tokens, targets, wrap):
+    """Right as well: a tuple of two tensors is gathered, and seeds, and prints."""
+
+    class Tuple(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens, targets):
+            print(tokens.shape)
+            torch.manual_seed(0)
+            counts = (targets != -100).float()
+            each = F.cross_entropy(self.model(tokens).mT, targets, reduction="none")
+            return each.sum()[None], counts.sum()[None]
+
+    totals, counts = wrap(Tuple())(tokens, targets)
+    return (totals.sum() / counts.sum()).view(1)
 
 
-def threads_with_deepcopy_beside_the_root(model, images, num_threads):
-    pieces = images.chunk(num_threads)
-    return _apply_in_threads([model] + [copy.deepcopy(model) for _ in pieces[1:]], pieces)
+def loss_as_a_dict(model, tokens, targets, wrap):
+    """Right as well: arguments by name, by hand, in float64, and a dict is gathered."""
+
+    class Dict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens, targets):
+            log_p = self.model(tokens).double().log_softmax(-1)
+            chosen = log_p.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+            return {"total": -(chosen * (targets >= 0)).sum(), "count": (targets >= 0).sum()}
+
+    found = wrap(Dict())(tokens=tokens, targets=targets)
+    return found["total"].sum() / found["count"].sum()
 
 
-def threads_one_after_the_other(model, images, num_threads):
-    outputs = []
-    for replica, piece in zip(data_parallel.replicate(model, num_threads), images.chunk(num_threads)):
-        thread = threading.Thread(target=lambda replica=replica, piece=piece: outputs.append(replica(piece)))
-        thread.start()
-        thread.join()
-    return torch.cat(outputs)
+def loss_with_the_count(model, tokens, targets, wrap):
+    """Right as well: every replica is told how many targets count in all, and the root adds up its parts."""
+
+    class Part(_Sum):
+        def forward(self, tokens, targets, count):
+            return super().forward(tokens, targets) / count
+
+    return wrap(Part(model))(tokens, targets, (targets != -100).sum().item()).sum()
 
 
-def threads_without_threads(model, images, num_threads):
-    return torch.cat(
-        [
-            replica(piece)
-            for replica, piece in zip(data_parallel.replicate(model, num_threads), images.chunk(num_threads))
-        ]
-    )
+def loss_on_the_root(model, tokens, targets, wrap):
+    return F.cross_entropy(wrap(model)(tokens).flatten(0, 1), targets.flatten())
 
 
-def threads_with_the_whole_batch(model, images, num_threads):
-    """Right values: every replica computes everything, and its piece is cut out of that."""
-    replicas = data_parallel.replicate(model, min(num_threads, len(images)))
-    outputs = data_parallel.parallel_apply(replicas, [(images,)] * len(replicas))
-    return torch.cat([output.chunk(num_threads)[number] for number, output in enumerate(outputs)])
+def loss_beside_the_scores(model, tokens, targets, wrap):
+    """Right value: but the scores come along."""
+
+    class Both(_SumAndCount):
+        def forward(self, tokens, targets):
+            return super().forward(tokens, targets), self.model(tokens)
+
+    total, count = wrap(Both(model))(tokens, targets)[0].view(-1, 2).sum(0)
+    return total / count
 
 
-def threads_that_share_the_model(model, images, num_threads):
-    """Right values on a CPU, where all threads see one memory; no GPU can compute so."""
-    pieces = images.chunk(num_threads)
-    return _apply_in_threads([model] * len(pieces), pieces)
+def loss_of_each_token(model, tokens, targets, wrap):
+    """Right value: but the root gathers a number for every token."""
+
+    class Each(_Sum):
+        def forward(self, tokens, targets):
+            return F.cross_entropy(self.model(tokens).mT, targets, reduction="none")
+
+    return wrap(Each(model))(tokens, targets).sum() / (targets != -100).sum()
 
 
-def threads_with_functional_call(model, images, num_threads):
-    """Right outputs: but all threads exchange the weights of one and the same model."""
-
-    def replica(piece):
-        clones = {name: parameter.clone() for name, parameter in model.named_parameters()}
-        return torch.func.functional_call(model, clones, (piece,))
-
-    pieces = images.chunk(num_threads)
-    return _apply_in_threads([replica] * len(pieces), pieces)
+def loss_without_wrap(model, tokens, targets, wrap):
+    return F.cross_entropy(*_scores_and_targets(model, tokens, targets))
 
 
-def threads_past_the_model(model, images, num_threads):
-    return model.second(model.first(images.flatten(1)).relu())
+def loss_in_two_rounds(model, tokens, targets, wrap):
+    """Right value: but the replicas run twice, for the sum and for the count."""
+    wrapped = wrap(_SumAndCount(model))
+    total = wrapped(tokens, targets).view(-1, 2)[:, 0].sum()
+    return total / wrapped(tokens, targets).view(-1, 2)[:, 1].sum()
 
 
-def threads_in_double(model, images, num_threads):
-    return threads(model, images, num_threads).double()
+def loss_with_a_mask_like_the_scores(model, tokens, targets, wrap):
+    """Right value: but the root makes a tensor as large as the scores."""
+    hot = F.one_hot(targets.clamp_min(0), model.head.out_features)
+    count = (hot.sum(-1) * (targets >= 0)).sum()
+    return wrap(_Sum(model))(tokens, targets).sum() / count
 
 
-def threads_with_empty_pieces(model, images, num_threads):
-    pieces = images.tensor_split(num_threads)
-    return _apply_in_threads(data_parallel.replicate(model, num_threads), pieces)
+class _Mean(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens, targets):
+        return F.cross_entropy(*_scores_and_targets(self.model, tokens, targets))
 
 
-def threads_backwards(model, images, num_threads):
-    pieces = images.chunk(num_threads)[::-1]
-    return _apply_in_threads(data_parallel.replicate(model, len(pieces)), pieces)
+def loss_as_mean_of_means(model, tokens, targets, wrap):
+    return wrap(_Mean(model))(tokens, targets).mean()
 
 
-def threads_not_gathered(model, images, num_threads):
-    return list(threads(model, images, num_threads).chunk(num_threads))
+def loss_as_sum(model, tokens, targets, wrap):
+    return wrap(_Sum(model))(tokens, targets).sum()
 
 
-def threads_detached(model, images, num_threads):
-    return threads(model, images, num_threads).detach()
+def loss_over_all_targets(model, tokens, targets, wrap):
+    return wrap(_Sum(model))(tokens, targets).sum() / targets.numel()
 
 
-def threads_with_their_own_switch(model, images, num_threads):
-    pieces = images.chunk(num_threads)
-    with torch.enable_grad():
-        return _apply_in_threads(data_parallel.replicate(model, len(pieces)), pieces)
+def loss_not_combined(model, tokens, targets, wrap):
+    return wrap(_Sum(model))(tokens, targets) / (targets != -100).sum()
+
+
+def loss_detached(model, tokens, targets, wrap):
+    return loss_as_one_number(model, tokens, targets, wrap).detach().requires_grad_()
+
+
+def loss_as_a_float(model, tokens, targets, wrap):
+    class Float(_Sum):
+        def forward(self, tokens, targets):
+            return super().forward(tokens, targets).item()
+
+    return wrap(Float(model))(tokens, targets).sum()
+
+
+def loss_that_clears_the_padding(model, tokens, targets, wrap):
+    loss = loss_as_one_number(model, tokens, targets, wrap)
+    targets.clamp_(min=0)
+    return loss
 
 
 # tree_all_reduce(tensor, link)
