@@ -124,9 +124,14 @@ class Group:
         """Ranks whose process has not ended."""
         return [state for state in self.states if state.status is None]
 
+    @property
+    def unfinished(self) -> list[RankState]:
+        """Ranks that live, and have told neither a result nor an error."""
+        return [state for state in self.alive if state.phase not in ("finished", "failed")]
+
     def ask(self) -> None:
         """Ask every running rank where it is; the answers arrive with `listen`."""
-        self._tell(self._unfinished(), b"?")
+        self._tell(self.unfinished, b"?")
 
     def let_go(self) -> None:
         """Tell the ranks that all have returned: each finishes its threads, and ends."""
@@ -146,9 +151,9 @@ class Group:
         self.ask()
         before = {state.rank: state.answers for state in self.states}
         self._listen_until(
-            lambda: all(state.answers > before[state.rank] for state in self._unfinished()), wait_s
+            lambda: all(state.answers > before[state.rank] for state in self.unfinished), wait_s
         )
-        mute = [state for state in self._unfinished() if state.answers == before[state.rank]]
+        mute = [state for state in self.unfinished if state.answers == before[state.rank]]
         self.dump(mute)
         for state in mute:
             state.silent = _why_silent(state)
@@ -169,9 +174,6 @@ class Group:
     def kill(self) -> None:
         """Have every rank killed, without waiting for that."""
         self._order(b"kill\n")
-
-    def _unfinished(self) -> list[RankState]:
-        return [state for state in self.alive if state.phase not in ("finished", "failed")]
 
     def _listen_until(self, done, wait_s: float) -> None:
         end = time.monotonic() + wait_s

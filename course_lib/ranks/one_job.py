@@ -329,7 +329,7 @@ def _follow(group: Group, left: Callable[[], float], show) -> dict | None:
             for state in group.states
         ):
             end = time.monotonic() + GRACE_S
-            while group.alive and time.monotonic() < end:
+            while group.unfinished and time.monotonic() < end:
                 group.listen(0.05)
             group.ask_and_wait()
             return {}
