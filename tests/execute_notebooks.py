@@ -6,7 +6,7 @@
 What `jupyter execute --inplace` does, and three things that it does not: a failing cell is named, and the
 other notebooks still run; an interruption never leaves half a notebook; and what is stored is tidied (see
 `normalise`), so that a second run changes only the outputs that really changed. The last cell leads to the
-chapters before and after.
+chapters before and after. A chapter's number stands in its file's name: the title and the links to it follow.
 """
 
 import argparse
@@ -29,6 +29,8 @@ FOLDERS = (ROOT / "notebooks", ROOT / "notebooks" / "solutions")
 NOISE = ("widgets", "execution", "ExecuteTime", "papermill")  # in the metadata of notebooks and cells
 NAVIGATION = "navigation"  # the id of a cell
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+NUMBER = re.compile(r"^# Chapter \d\d:")  # in the title
+LINK = re.compile(r"\[([Cc]hapter) \d\d\]\(\d\d_(\w+)\.ipynb\)")  # in a text, to another chapter
 CELL_FILE = re.compile(r"\S*ipykernel_\d+/\d+\.py")
 
 
@@ -41,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run notebooks and store their outputs in place.")
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: every chapter and every solution")
     parser.add_argument("--timeout", type=int, default=60, help="seconds for one cell (default: 60)")
-    parser.add_argument("--links", action="store_true", help="run nothing; only the last cells are made anew")
+    parser.add_argument(
+        "--links", action="store_true", help="run nothing; only last cells and numbers are made anew"
+    )
     options = parser.parse_args(arguments)
     paths = options.notebooks or [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))]
     if missing := [path for path in paths if not path.is_file()]:
@@ -100,6 +104,9 @@ def store(notebook: NotebookNode, path: Path) -> bool:
     """Write a notebook, tidied and with its last cell; return whether the file changed."""
     if path.resolve().parent in FOLDERS:
         notebook.cells = [*(cell for cell in notebook.cells if cell.id != NAVIGATION), navigation(path)]
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = numbered(cell.source, path)
     after = nbformat.writes(normalise(notebook)).rstrip("\n") + "\n"
     if after == path.read_text(encoding="utf-8"):
         return False
@@ -108,6 +115,18 @@ def store(notebook: NotebookNode, path: Path) -> bool:
     unfinished.write_text(after, encoding="utf-8")
     os.replace(unfinished, path)
     return True
+
+
+def numbered(source: str, path: Path) -> str:
+    """A text of a chapter, with today's numbers in its title and in its links to other chapters."""
+    numbers = {other.stem[3:]: other.stem[:2] for other in path.parent.glob("*.ipynb")}
+
+    def link(found: re.Match) -> str:
+        word, name = found.groups()
+        number = numbers.get(name)
+        return f"[{word} {number}]({number}_{name}.ipynb)" if number else found[0]
+
+    return LINK.sub(link, NUMBER.sub(f"# Chapter {path.stem[:2]}:", source))
 
 
 def navigation(path: Path) -> NotebookNode:

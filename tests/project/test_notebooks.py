@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from execute_notebooks import NAVIGATION, navigation
+from execute_notebooks import LINK, NAVIGATION, navigation, numbered
 from nbformat import NotebookNode
 
 from course_lib import record
@@ -87,6 +87,24 @@ def test_the_last_cell_leads_to_the_chapters_around_it(path):
     assert (last.id, last.source) == (NAVIGATION, navigation(path).source)
     for link in re.findall(r"\]\(([^)#]+)", last.source):
         assert (path.parent / link).is_file(), link
+
+
+@each_notebook
+def test_chapters_are_numbered_by_their_files_and_named_by_links(path):
+    """`python tests/execute_notebooks.py --links` makes the numbers anew."""
+    for i, cell in enumerate(read(path).cells):
+        if cell.cell_type == "markdown" and cell.id != NAVIGATION:
+            assert cell.source == numbered(cell.source, path), f"cell {i}"
+            bare = LINK.sub("", cell.source).removeprefix("# Chapter")
+            assert not re.search(r"[Cc]hapters? \d", bare), f"cell {i} names a chapter without a link"
+
+
+def test_a_chapter_that_gets_another_number_keeps_its_name(tmp_path):
+    for name in ("00_begin.ipynb", "07_go_on.ipynb"):
+        (tmp_path / name).touch()
+    old = "# Chapter 01: Begin\nSee [chapter 02](02_go_on.ipynb), [chapter 03](03_gone.ipynb)."
+    new = "# Chapter 00: Begin\nSee [chapter 07](07_go_on.ipynb), [chapter 03](03_gone.ipynb)."
+    assert numbered(old, tmp_path / "00_begin.ipynb") == new
 
 
 @each_chapter
