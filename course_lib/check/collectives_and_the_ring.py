@@ -247,7 +247,7 @@ def _trial(
         import os
         import time
 
-        torch.set_default_device("cpu")  # gloo sends from one CPU memory to the other
+        on_rank.use_cpu()
         rank, size = dist.get_rank(), dist.get_world_size()
 
         def start(rank, number, shape, dtype):

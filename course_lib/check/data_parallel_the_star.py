@@ -296,7 +296,7 @@ def loss_in_forward(judge: Judge, answer: Callable) -> None:
             )
 
         rows = []
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         for sequences, replicas, empty in BATCHES:
             torch.manual_seed(seed + sequences)
             model, (tokens, targets) = Watched(), case_of(sequences, replicas, empty)

@@ -307,7 +307,7 @@ def hybrid_weights(judge: Judge, average: Callable) -> None:
 
     def trial(average, sizes, seed):
         torch.set_default_dtype(torch.float64)
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         flat, apart = on_rank.flat, on_rank.apart
         place, groups = hybrid.coordinates(dist.get_rank(), sizes), hybrid.make_groups(sizes)
         one = make()
@@ -462,7 +462,7 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
 
     def trial(norm, sizes, seed):
         torch.set_default_dtype(torch.float64)
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         groups = hybrid.make_groups(sizes)
         one, found, rights = make(), [], []
         cut = tensor_parallel.parallelize(make(), groups["tp"])

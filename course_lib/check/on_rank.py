@@ -26,6 +26,7 @@ from course_lib.measure.looks import lock as frames_lock
 from course_lib.torch_internals import TorchDispatchMode, tree_leaves
 
 __all__ = [
+    "use_cpu",
     "private_seed",
     "plain",
     "whole",
@@ -145,6 +146,16 @@ def rounding(error: float) -> str:
             " dtype on the way?"
         )
     return ""
+
+
+def use_cpu() -> None:
+    """From here on tensors are made on the CPU: gloo sends from one CPU memory to the other.
+
+    Where they are anyhow, nothing is set: under a default device that was set, every call of torch passes
+    through Python.
+    """
+    if torch.get_default_device().type != "cpu":
+        torch.set_default_device("cpu")
 
 
 def everyone(value) -> list:

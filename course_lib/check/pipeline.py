@@ -336,7 +336,7 @@ def _trial(
     def trial():
         import gc
 
-        torch.set_default_device("cpu")  # gloo sends from one CPU memory to the other
+        on_rank.use_cpu()
         torch.manual_seed(seed)
         rank, size = dist.get_rank(), dist.get_world_size()
         graphs, messages = [0, 0], [0, 0]  # how many are alive now, and at most

@@ -135,7 +135,7 @@ def _mlp(cut_tokens: bool) -> Callable:
     """
 
     def mlp(f, g, seed):
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
 
@@ -367,7 +367,7 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
         import copy
         import gc
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
 
         def large():
@@ -496,7 +496,7 @@ def vocabulary_loss(judge: Judge, answer: Callable) -> None:
     """
 
     def losses(answer, seed):
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(seed)

@@ -135,7 +135,7 @@ def sharded_adam(judge: Judge, make_optimizer: Callable) -> None:
         import time
 
         torch.set_default_dtype(torch.float64)
-        torch.set_default_device("cpu")  # gloo sends from one CPU memory to the other
+        on_rank.use_cpu()
         n = dist.get_world_size()
 
         def loss_of(model, batch):
@@ -315,7 +315,7 @@ def clip_grad_norm(judge: Judge, clip: Callable) -> None:
     )
 
     def trial(clip, seed):
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         rank, n, problems = dist.get_rank(), dist.get_world_size(), []
 
         def shards(number, rank):
@@ -489,7 +489,7 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
 
         from course_lib.measure import wire
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         rank, n, own_save, calls = dist.get_rank(), dist.get_world_size(), torch.save, []
         done = root.parent / "done" / str(seed)  # who has written: a file per rank
         done.mkdir(parents=True, exist_ok=True)
@@ -555,7 +555,7 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         import gc
         import tracemalloc
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         tracemalloc.start()  # and no stop: see `on_rank.Unseen`
         returned, problem = None, ""
         try:

@@ -111,7 +111,7 @@ def sharded_gradients(judge: Judge, answer: Callable) -> None:
     def train(answer, seed):
         from course_lib.measure import alive
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
         images, labels = (all_[seed % 1000 :] for all_ in digits())
@@ -291,7 +291,7 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
     def train(answer, seed):
         from course_lib.measure import alive
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
         images, labels = (all_[seed % 1000 :] for all_ in digits())
@@ -479,7 +479,7 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
 
         from course_lib.measure import alive, wire
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
         rank, n, told = dist.get_rank(), dist.get_world_size(), on_rank.store()
         looked, main, threads = threading.Event(), threading.current_thread(), threading.enumerate()
@@ -547,7 +547,7 @@ def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         import torch.distributed.checkpoint.state_dict
         from torch.distributed.checkpoint.api import CheckpointException
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
         model, optimizer = make(seed + 1)
         try:
