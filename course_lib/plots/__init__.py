@@ -1,8 +1,8 @@
 """Draw a job: what it sent, what it held, how it spent its time, and whether more ranks made it faster.
 
-Each function takes measured data, draws on `ax` (a new figure if None) and returns the Axes; nothing is
-saved, shown or configured. What was measured, what was modelled and what others have published never look
-alike:
+Each function takes measured data, draws on `ax` (a new figure if None) and returns the Axes; nothing is saved
+or shown. In a notebook a figure carries its words. What was measured, what was modelled and what others have
+published never look alike:
 
     measured    solid, in colour      MEASURED
     sleeps      dash-dotted, hollow   SLEEPS      measured, but the computing is replaced by sleep
@@ -21,6 +21,7 @@ scaling.py     whether more ranks made it faster
 traced.py      what figures of one traced step share
 units.py       all bytes of one axis in one unit
 styles.py      colours, styles of line, and the panel that all draw on
+described.py   a figure in words, kept beside its picture
 pictures/      who holds what: a collective, a ring, a mesh
 """
 

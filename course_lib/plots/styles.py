@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from course_lib.arguments import instance, number, one_of
 from course_lib.collectives import COLLECTIVES
+from course_lib.plots.described import tell_in_words
 
 __all__ = ["panel", "MEASURED", "SLEEPS", "MODELLED", "PUBLISHED", "COLORS"]
 
@@ -58,6 +59,7 @@ def panel(
     for name, value in (("title", title), ("subtitle", subtitle), ("xlabel", xlabel), ("ylabel", ylabel)):
         instance(name, value, str)
     one_of("grid", grid, ("x", "y", "both"))
+    tell_in_words()
     if ax is not None:
         instance("ax", ax, Axes)
     if ax is None:

@@ -1,0 +1,87 @@
+"""What a figure shows, in words: for who hears a page and does not see it, and where a picture cannot load.
+
+IPython keeps the words with the picture (`metadata["image/png"]["alt"]` of the output); nbconvert and websites
+that are made from notebooks show them. JupyterLab itself has no place for them yet: there, a job's tables say
+the same.
+"""
+
+from collections.abc import Iterable
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+
+from course_lib.frontend import ipython_shell
+
+__all__ = ["in_words", "tell_in_words"]
+
+MOST_SERIES = 12  # what is named one by one
+
+
+def in_words(figure: Figure) -> str:
+    """Titles, axes, and each named series with its smallest and largest value, panel by panel."""
+    return " ".join(text for ax in figure.axes if ax.get_visible() and (text := _panel(ax)))
+
+
+def tell_in_words() -> None:
+    """From here on every figure that this notebook shows carries its words. Outside IPython nothing happens."""
+    shell = ipython_shell()
+    if shell is None:
+        return
+    formatter = shell.display_formatter.formatters["image/png"]
+    draw = formatter.type_printers.get(Figure)
+    if draw is None or hasattr(draw, "told"):
+        return
+
+    def with_words(figure: Figure):
+        drawn = draw(figure)
+        picture, metadata = drawn if isinstance(drawn, tuple) else (drawn, {})
+        return picture, {**metadata, "alt": in_words(figure)}
+
+    with_words.told = True
+    formatter.for_type(Figure, with_words)
+
+
+def _panel(ax: Axes) -> str:
+    """One panel, as sentences; "" if it has neither a title nor a series."""
+    title = _line(ax.get_title("left") or ax.get_title())
+    series = [f"{label}: {_extent(values)}" for label, values in _series(ax)]
+    if not title and not series:
+        return ""
+    said = [title or "A panel"]
+    if across := _line(ax.get_xlabel()):
+        said.append(f"Across: {across}")
+    if upward := _line(ax.get_ylabel()):
+        said.append(f"Upward: {upward}")
+    said += series[:MOST_SERIES]
+    if len(series) > MOST_SERIES:
+        said.append(f"and {len(series) - MOST_SERIES} more")
+    return ". ".join(said) + "."
+
+
+def _series(ax: Axes) -> Iterable[tuple[str, numpy.ndarray]]:
+    """Each label of the legend, with all values that are drawn under it."""
+    found: dict[str, list] = {}
+    for line in ax.lines:
+        found.setdefault(str(line.get_label()), []).append(numpy.asarray(line.get_ydata(), dtype=float))
+    for bars in ax.containers:
+        if isinstance(bars, BarContainer):
+            across = getattr(bars, "orientation", "vertical") == "horizontal"
+            sizes = [bar.get_width() if across else bar.get_height() for bar in bars]
+            found.setdefault(str(bars.get_label()), []).append(numpy.asarray(sizes, dtype=float))
+    for label, values in found.items():
+        if not label.startswith("_"):
+            yield _line(label), numpy.concatenate(values)
+
+
+def _extent(values: numpy.ndarray) -> str:
+    values = values[numpy.isfinite(values)]
+    if not values.size:
+        return "nothing"
+    least, most = values.min(), values.max()
+    return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,60 @@
+"""Figures in words: what is said of them, and that IPython keeps it with the picture."""
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import pytest
+from IPython.core.formatters import DisplayFormatter
+from matplotlib.figure import Figure
+
+from course_lib import plots
+from course_lib.plots import described
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_a_figure_is_told_by_title_axes_and_the_extent_of_each_series():
+    ax = plots.panel("Bytes sent,\nby rank", "2 ranks", xlabel="rank", ylabel="MB")
+    ax.bar([0, 1], [1.5, 3.0], label="all_reduce")
+    ax.plot([0, 1], [2.0, 2.0], label="theory")
+    ax.plot([0, 1], [9.0, 9.0])  # nameless: a help line, say
+    assert described.in_words(ax.figure) == (
+        "Bytes sent, by rank. Across: rank. Upward: MB. theory: 2. all_reduce: 1.5 to 3."
+    )
+
+
+def test_bars_that_lie_are_told_by_their_length_and_an_empty_series_too():
+    figure, (left, right) = plt.subplots(1, 2)
+    left.barh([0, 1], [4.0, float("nan")], label="held")
+    right.plot([], [], label="later")
+    assert described.in_words(figure) == "A panel. held: 4. A panel. later: nothing."
+
+
+def test_many_series_are_not_told_one_by_one():
+    ax = plots.panel("Ranks", "")
+    for rank in range(described.MOST_SERIES + 3):
+        ax.plot([0, 1], [rank, rank], label=f"rank {rank}")
+    words = described.in_words(ax.figure)
+    assert words.endswith("rank 11: 11. and 3 more.")
+
+
+@pytest.mark.parametrize("drawn", ["PNG", ("PNG", {"width": 700})])
+def test_a_notebook_keeps_the_words_with_the_picture(monkeypatch, drawn):
+    shell = SimpleNamespace(display_formatter=DisplayFormatter())
+    shell.display_formatter.formatters["image/png"].for_type(Figure, lambda figure: drawn)
+    monkeypatch.setattr(described, "ipython_shell", lambda: shell)
+    for _ in range(2):  # also where it was told before
+        ax = plots.panel("Title", "where")
+    data, metadata = shell.display_formatter.format(ax.figure)
+    assert data["image/png"] == "PNG"
+    assert metadata["image/png"] == {**(drawn[1] if isinstance(drawn, tuple) else {}), "alt": "Title."}
+
+
+def test_where_no_notebook_is_nothing_happens(monkeypatch):
+    for shell in (None, SimpleNamespace(display_formatter=DisplayFormatter())):  # no inline figures there
+        monkeypatch.setattr(described, "ipython_shell", lambda shell=shell: shell)
+        described.tell_in_words()
