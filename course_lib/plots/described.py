@@ -1,8 +1,7 @@
-"""What a figure shows, in words: for who hears a page and does not see it, and where a picture cannot load.
+"""What a figure shows, in words: for who hears a page and does not see it, or where a picture cannot load.
 
-IPython keeps the words with the picture (`metadata["image/png"]["alt"]` of the output); nbconvert and websites
-that are made from notebooks show them. JupyterLab itself has no place for them yet: there, a job's tables say
-the same.
+IPython keeps the words with the picture (`metadata["image/png"]["alt"]` of an output), where sites made from
+notebooks find them. JupyterLab has no place for them yet: there, a job's tables say the same.
 """
 
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ def in_words(figure: Figure) -> str:
 
 
 def tell_in_words() -> None:
-    """From here on every figure that this notebook shows carries its words. Outside IPython nothing happens."""
+    """From here on each figure that this notebook shows carries its words. Elsewhere nothing happens."""
     shell = ipython_shell()
     if shell is None:
         return

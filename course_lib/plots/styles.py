@@ -59,7 +59,6 @@ def panel(
     for name, value in (("title", title), ("subtitle", subtitle), ("xlabel", xlabel), ("ylabel", ylabel)):
         instance(name, value, str)
     one_of("grid", grid, ("x", "y", "both"))
-    tell_in_words()
     if ax is not None:
         instance("ax", ax, Axes)
     if ax is None:
@@ -69,6 +68,7 @@ def panel(
             number("a side of size", side, above=True)
         figure, ax = plt.subplots(figsize=size, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    tell_in_words()  # with its first figure a notebook learns to show figures
     # light also in a dark notebook, and the ink dark, whatever the reader's own settings are
     ax.set_facecolor(PAPER)
     ax.figure.set_facecolor(PAPER)
