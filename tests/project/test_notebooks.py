@@ -102,7 +102,8 @@ def test_chapters_are_numbered_by_their_files_and_named_by_links(path):
 def test_a_chapter_that_gets_another_number_keeps_its_name(tmp_path):
     for name in ("00_begin.ipynb", "07_go_on.ipynb"):
         (tmp_path / name).touch()
-    text = "# Chapter {:0>2}: Begin\nSee [chapter {:0>2}]({:0>2}_go_on.ipynb), [chapter {:0>2}]({:0>2}_gone.ipynb)."
+    text = "# Chapter {:0>2}: Begin\nSee [chapter {:0>2}]({:0>2}_go_on.ipynb), "
+    text += "[chapter {:0>2}]({:0>2}_gone.ipynb)."
     old, new = text.format(1, 2, 2, 3, 3), text.format(0, 7, 7, 3, 3)
     assert numbered(old, tmp_path / "00_begin.ipynb") == new
 
