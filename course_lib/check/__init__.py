@@ -43,7 +43,7 @@ _CHECKS = {
         "chain_broadcast",
         "halving_doubling_all_reduce",
     ),
-    "ddp": ("own_ddp", "one_synchronisation", "checkpoint"),
+    "ddp": ("own_ddp", "one_synchronisation", "ranks_agree", "checkpoint"),
     "overlap_and_speedup": ("bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates"),
     "zero_stage_1": ("sharded_adam", "clip_grad_norm", "sharded_checkpoint"),
     "zero_stages_2_and_3": ("sharded_gradients", "sharded_layers", "resharded_checkpoint"),

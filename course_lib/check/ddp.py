@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
+from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import (
@@ -28,9 +29,10 @@ from course_lib.datasets import digits
 from course_lib.models import MLP, TinyGPT
 from course_lib.record import Job, calls, sent
 
-__all__ = ["own_ddp", "one_synchronisation", "checkpoint"]
+__all__ = ["own_ddp", "one_synchronisation", "ranks_agree", "checkpoint"]
 
 UPDATES = 4  # with the own DDP
+MESSAGE_BYTES = 1_000  # of the test that asks whether ranks agree, whatever the size of the model
 
 
 def _start(job: Job) -> str:
@@ -401,6 +403,137 @@ def one_synchronisation(judge: Judge, update: Callable) -> None:
 
     for ranks in (2, 3):
         judge.tried(f"{ranks} ranks, micro-batches of different sizes", train, update, ranks=ranks)
+
+
+def _together(job: Job) -> str:
+    """All ranks say the same in every case, and say True or False."""
+    for case in zip(*(found["said"] for found in job.results)):
+        for rank, (_, _, said) in enumerate(case):
+            if not isinstance(said, bool):
+                return f"rank {rank} returned {said!r:.60}, and every rank must return True or False."
+        if len({said for _, _, said in case}) > 1:
+            return (
+                f"in one case the ranks returned {on_rank.listed(said for _, _, said in case)}. A rank that"
+                " has found a difference must tell all others, and no two differences may cancel each other."
+            )
+    return ""
+
+
+def _agreed(words: str, key: str, missed: str) -> Demand:
+    """All cases with this key are judged right."""
+
+    def wrong(job: Job) -> str:
+        cases = job.results[0]["said"]
+        return missed if any(what == key and said != equal for what, equal, said in cases) else ""
+
+    return Demand(words, wrong, after=("together",))
+
+
+def _short(job: Job) -> str:
+    without_headers = sent_bytes(job) - header_bytes(job)
+    if without_headers.max() <= MESSAGE_BYTES:
+        return ""
+    return (
+        f"rank {without_headers.idxmax()} sent {without_headers.max():,.0f} bytes. Make something short of"
+        f" the {job.results[0]['bytes']:,} bytes of parameters and buffers, and send that."
+    )
+
+
+@exercise(
+    together=Demand("all ranks return the same, True or False", _together),
+    same=_agreed(
+        "True where all ranks have the same model",
+        "same",
+        "all ranks have the same model, and your function returns False. What you compare must depend on the"
+        " numbers alone, and on nothing that is another one in each process: its rank, an address.",
+    ),
+    last_bit=_agreed(
+        "it finds one number that differs in its last bit",
+        "last_bit",
+        "one weight of one rank differs in its last bit, and your function returns True. A sum, a norm or a"
+        " printed number rounds such a difference away.",
+    ),
+    places=_agreed(
+        "it finds two numbers that have changed places",
+        "places",
+        "two weights of one rank have changed places, and your function returns True. A sum or a norm does"
+        " not tell where a number stands.",
+    ),
+    buffers=_agreed(
+        "it finds a buffer that differs",
+        "buffers",
+        "a buffer of one rank differs, and your function returns True. Look at `model.buffers()` too.",
+    ),
+    left_alone=fact(
+        "the model stays as it is",
+        "left_alone",
+        "on rank {rank} a parameter or a buffer is another one than before. Your function only looks.",
+    ),
+    bytes=Demand(f"no rank sends more than {MESSAGE_BYTES:,} bytes, headers apart", _short),
+)
+def ranks_agree(judge: Judge, ranks_agree: Callable) -> None:
+    """`ranks_agree(model)`: whether all ranks have the same parameters and buffers, bit for bit, in a short
+    message.
+    """
+    seed, draw = judge.seed, random.Random(judge.seed)
+    a, b, c = draw.sample(range(3), 3)  # ranks
+    late, place = draw.randrange(3), draw.randrange(1_000)
+    # of each case the key of its demand, and what is changed on some ranks; the second one is traced
+    cases = [
+        ("same", {}),
+        ("last_bit", {a: "bit"}),
+        ("places", {b: "places"}),
+        ("buffers", {c: "mean"}),
+        ("buffers", {a: "count"}),
+        ("together", {b: "more", c: "less"}),
+        ("same", {}),
+        ("last_bit", {(late + 1) % 3: "bit"}),  # and one rank comes late
+    ]
+
+    def change(model, how):
+        weight, norm = model[1].weight.detach().view(-1), model[2]
+        large = (weight.abs() > 0.05).nonzero().flatten()
+        one = large[place].item()
+        other = large[(weight[large] != weight[one]).nonzero()[place % 50, 0]].item()
+        if how == "bit":
+            weight[one] = torch.nextafter(weight[one], 2 * weight[one])
+        elif how == "places":
+            weight[[one, other]] = weight[[other, one]]
+        elif how in ("more", "less"):
+            weight[one] += 2**-10 * (1 if how == "more" else -1)
+        elif how == "mean":
+            norm.running_mean[place % 128] += 0.125
+        elif how == "count":
+            norm.num_batches_tracked += 1
+
+    def trial(ranks_agree):
+        rank = dist.get_rank()
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10)
+        )
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_((p * 4096).round() / 4096)  # sums of such numbers are exact, in any order
+        whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        found = {"said": [], "left_alone": True, "bytes": sum(one.nbytes for one in whole.values())}
+        for number, (key, changes) in enumerate(cases):
+            model.load_state_dict(whole)
+            change(model, changes.get(rank))
+            given = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            last = number == len(cases) - 1
+            if last and rank == late:
+                on_rank.come_late("agree")
+            with measure.step():
+                said = on_rank.plain(ranks_agree(model))
+            if last:
+                on_rank.is_back("agree")
+            found["said"].append((key, not changes, bool(said) if said in (0, 1) else said))
+            now = model.state_dict()
+            found["left_alone"] &= all(torch.equal(now[name], given[name]) for name in given)
+        return found
+
+    judge.tried("", trial, ranks_agree, ranks=3)
 
 
 def _saves(job: Job) -> str:

@@ -2,9 +2,11 @@
 test file, so that a rank need not import pytest.
 """
 
+import hashlib
 import io
 import os
 import time
+import zlib
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -374,6 +376,147 @@ def update_without_step(ddp, optimizer, micro_batches):
 def update_joined(ddp, optimizer, micro_batches):
     images, labels = (torch.cat(part) for part in zip(*micro_batches))
     update(ddp, optimizer, [(images, labels)])
+
+
+# ranks_agree(model)
+
+
+def fingerprint(model):
+    tensors = [*model.parameters(), *model.buffers()]
+    return hashlib.sha256(b"".join(t.detach().cpu().numpy().tobytes() for t in tensors)).digest()
+
+
+def ranks_agree(model):
+    mine = torch.tensor(list(fingerprint(model)), dtype=torch.uint8)
+    everybody = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everybody, mine)
+    return all(torch.equal(mine, other) for other in everybody)
+
+
+def agree_by_objects(model):
+    """Right as well: as a text, with pickle's help."""
+    texts = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, fingerprint(model).hex())
+    print("fingerprints", texts)
+    return len(set(texts)) == 1
+
+
+def agree_by_extremes(model):
+    """Right as well: a number is the same everywhere if its largest is its smallest. Returns a tensor."""
+    checksum = 0
+    for name, tensor in model.state_dict().items():
+        checksum = zlib.crc32(name.encode() + tensor.cpu().numpy().tobytes(), checksum)
+    pair = torch.tensor([checksum, -checksum])
+    dist.all_reduce(pair, op=dist.ReduceOp.MAX)
+    return pair[0] == -pair[1]
+
+
+def agree_with_rank_0(model):
+    """Right as well: rank 0 says what it has, and whoever has something else objects."""
+    said = [fingerprint(model)]
+    dist.broadcast_object_list(said, src=0)
+    objections = torch.tensor(float(said[0] != fingerprint(model)))
+    dist.all_reduce(objections)
+    return objections.item() == 0
+
+
+def agree_by_random_weights(model):
+    """Right as well, all but certainly: a sum in float64 with a random factor for each number."""
+    generator = torch.Generator().manual_seed(1)
+    total = torch.zeros((), dtype=torch.float64)
+    for tensor in model.state_dict().values():
+        total += tensor.double().flatten() @ torch.randn(
+            tensor.numel(), generator=generator, dtype=torch.float64
+        )
+    both = torch.stack([total, -total])
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    return (both.sum() == 0).item()
+
+
+def agree_by_sum(model):
+    total = sum(tensor.double().sum() for tensor in model.state_dict().values())
+    both = torch.stack([total, -total])
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    return (both.sum() == 0).item()
+
+
+def agree_by_float32_factors(model):
+    total = sum(
+        tensor.float().flatten() @ torch.arange(1.0, 1 + tensor.numel())
+        for tensor in model.state_dict().values()
+    )
+    both = torch.stack([total, -total])
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    return (both.sum() == 0).item()
+
+
+def agree_by_what_is_printed(model):
+    texts = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, hashlib.sha256(str(model.state_dict()).encode()).hexdigest())
+    return len(set(texts)) == 1
+
+
+def agree_on_signed_texts(model):
+    """Each text says which rank it is from."""
+    texts = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, f"rank {dist.get_rank()}: {fingerprint(model).hex()}")
+    return len(set(texts)) == 1
+
+
+def agree_on_parameters(model):
+    digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
+    texts = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, digest.hexdigest())
+    return len(set(texts)) == 1
+
+
+def agree_and_keep_it(model):
+    """Whoever differs from rank 0 knows it, and nobody else."""
+    said = [fingerprint(model)]
+    dist.broadcast_object_list(said, src=0)
+    return said[0] == fingerprint(model)
+
+
+def agree_on_rank_0(model):
+    texts = [None] * dist.get_world_size()
+    dist.gather_object(fingerprint(model), texts if dist.get_rank() == 0 else None)
+    if dist.get_rank() == 0:
+        return len(set(texts)) == 1
+
+
+def agree_with_the_mean(model):
+    """Two ranks can differ from the mean, and the third one does not."""
+    mine = torch.cat([tensor.double().flatten() for tensor in model.state_dict().values()])
+    total = (mine * torch.arange(1.0, 1 + len(mine))).sum()
+    mean = total.clone()
+    dist.all_reduce(mean)
+    return (total == mean / dist.get_world_size()).item()
+
+
+def agree_by_sending_all(model):
+    same = torch.ones(())
+    for tensor in model.state_dict().values():
+        of_rank_0 = tensor.clone()
+        dist.broadcast(of_rank_0, src=0)
+        same *= torch.equal(of_rank_0, tensor)
+    dist.all_reduce(same, op=dist.ReduceOp.MIN)
+    return same.item() == 1
+
+
+def agree_and_repair(model):
+    """Whoever differs gets the numbers of rank 0."""
+    same = ranks_agree(model)
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    return same
+
+
+def agree_without_waiting(model):
+    """A message that is asked for, and not waited for."""
+    mine = torch.tensor(list(fingerprint(model)), dtype=torch.uint8)
+    everybody = [mine.clone() for _ in range(dist.get_world_size())]
+    dist.all_gather(everybody, mine, async_op=True)
+    return all(torch.equal(mine, other) for other in everybody)
 
 
 # save(path, ddp, optimizer, step) and load(path, ddp, optimizer)

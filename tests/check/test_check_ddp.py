@@ -7,7 +7,7 @@ from verdicts import *  # noqa: F403
 
 from course_lib.check import ddp as chapter
 
-DDP, SYNC, FILE = chapter.own_ddp, chapter.one_synchronisation, chapter.checkpoint
+DDP, SYNC, AGREE, FILE = chapter.own_ddp, chapter.one_synchronisation, chapter.ranks_agree, chapter.checkpoint
 RIGHT = [
     (DDP, [answers.OwnDDP]),
     (DDP, [answers.PrintsAndCounts]),
@@ -15,6 +15,11 @@ RIGHT = [
     (DDP, [answers.minis_ddp]),
     (SYNC, [answers.update]),
     (SYNC, [answers.update_by_weights]),
+    (AGREE, [answers.ranks_agree]),
+    (AGREE, [answers.agree_by_objects]),
+    (AGREE, [answers.agree_by_extremes]),
+    (AGREE, [answers.agree_with_rank_0]),
+    (AGREE, [answers.agree_by_random_weights]),
     (FILE, [answers.save, answers.load]),
     (FILE, [answers.save, answers.load_and_broadcast]),
     (FILE, [answers.save_by_a_buffer, answers.load]),
@@ -23,6 +28,7 @@ RIGHT = [
 UNTOUCHED = [
     (DDP, [answers.Untouched]),
     (SYNC, [answers.stub]),
+    (AGREE, [answers.stub]),
     (FILE, [answers.stub, answers.load]),
     (FILE, [answers.save, answers.stub]),
 ]
@@ -171,6 +177,17 @@ WRONG = [
     ),
     (SYNC, [answers.update_of_three], ["the ranks have different weights"], "exactly one synchronisation"),
     (SYNC, [answers.update_through_float32], ["the rounding of float32"], "exactly one synchronisation"),
+    (AGREE, [answers.agree_by_sum], ["two weights of one rank have changed places"], "last bit"),
+    (AGREE, [answers.agree_by_float32_factors], ["differs in its last bit, and your"], "changed places"),
+    (AGREE, [answers.agree_by_what_is_printed], ["a printed number rounds such"], "the model stays"),
+    (AGREE, [answers.agree_on_signed_texts], ["on nothing that is another one"], "changed places"),
+    (AGREE, [answers.agree_on_parameters], ["Look at `model.buffers()` too"], "last bit"),
+    (AGREE, [answers.agree_and_keep_it], ["must tell all others"], "the model stays"),
+    (AGREE, [answers.agree_on_rank_0], ["rank 1 returned None"], "the model stays"),
+    (AGREE, [answers.agree_with_the_mean], ["no two differences may cancel each other"], "the model stays"),
+    (AGREE, [answers.agree_by_sending_all], ["Make something short of"], "last bit"),
+    (AGREE, [answers.agree_and_repair], ["Your function only looks", "Make something short of"], "last bit"),
+    (AGREE, [answers.agree_without_waiting], [""], "the model stays"),  # what it finds is a matter of luck
     (
         FILE,
         [answers.save_on_every_rank, answers.load],
