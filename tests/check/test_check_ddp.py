@@ -7,7 +7,7 @@ from verdicts import *  # noqa: F403
 
 from course_lib.check import ddp as chapter
 
-DDP, SYNC, AGREE, FILE = chapter.own_ddp, chapter.one_synchronisation, chapter.ranks_agree, chapter.checkpoint
+DDP, SYNC, AGREE = chapter.own_ddp, chapter.one_synchronisation, chapter.ranks_agree
 RIGHT = [
     (DDP, [answers.OwnDDP]),
     (DDP, [answers.PrintsAndCounts]),
@@ -20,17 +20,11 @@ RIGHT = [
     (AGREE, [answers.agree_by_extremes]),
     (AGREE, [answers.agree_with_rank_0]),
     (AGREE, [answers.agree_by_random_weights]),
-    (FILE, [answers.save, answers.load]),
-    (FILE, [answers.save, answers.load_and_broadcast]),
-    (FILE, [answers.save_by_a_buffer, answers.load]),
-    (FILE, [answers.save_beside_and_rename, answers.load_of_bytes]),
 ]
 UNTOUCHED = [
     (DDP, [answers.Untouched]),
     (SYNC, [answers.stub]),
     (AGREE, [answers.stub]),
-    (FILE, [answers.stub, answers.load]),
-    (FILE, [answers.save, answers.stub]),
 ]
 # a check, answers, words that name the problem, and words of a demand that is met all the same
 WRONG = [
@@ -188,120 +182,4 @@ WRONG = [
     (AGREE, [answers.agree_by_sending_all], ["Make something short of"], "last bit"),
     (AGREE, [answers.agree_and_repair], ["Your function only looks", "Make something short of"], "last bit"),
     (AGREE, [answers.agree_without_waiting], [""], "the model stays"),  # what it finds is a matter of luck
-    (
-        FILE,
-        [answers.save_on_every_rank, answers.load],
-        ["they called it 2 and 2 times"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save_without_barrier, answers.load],
-        ["`save` returned on rank 1 before the file was there"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save_barrier_first, answers.load],
-        ["after torch.save, on every rank"],
-        "rank 0 alone saves",
-    ),
-    (
-        FILE,
-        [answers.save_and_close_late, answers.load],
-        ["before the file was there, and complete"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save_others_sleep, answers.load],
-        ["before the file was there, and complete"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save_others_look_for_the_file, answers.load],
-        ["before the file was there, and complete"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save_renames_after_the_barrier, answers.load],
-        ["before the file was there, and complete"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save_writes_after_the_barrier, answers.load],
-        ["before the file was there, and complete"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save_and_forget, answers.load],
-        ["the model or the optimizer's state is another one than before"],
-        "the file is there",
-    ),
-    (FILE, [answers.save_without_buffers, answers.load], ["all of it, buffers too"], "the file is there"),
-    (
-        FILE,
-        [answers.save_in_bfloat16, answers.load],
-        ["training does not go on as before"],
-        "the file is there",
-    ),
-    (
-        FILE,
-        [answers.save, answers.load_moments_only],
-        ["all of it, on every rank"],
-        "`load` returns the step",
-    ),
-    (FILE, [answers.save, answers.load_says_three], ["and returned 3."], "training goes on as if"),
-    (
-        FILE,
-        [answers.save_the_model_itself, answers.load],
-        ["no object of a class, such as the model itself"],
-        "rank 0 alone saves",
-    ),
-    (
-        FILE,
-        [answers.save_other_keys, answers.load],
-        ["a dict with the keys weights, step, and it should hold"],
-        "rank 0 alone saves",
-    ),
-    (
-        FILE,
-        [answers.save_wrapped, answers.load],
-        ['the wrapper puts "module." before each name'],
-        "rank 0 alone saves",
-    ),
-    (
-        FILE,
-        [answers.save, answers.load_with_code],
-        ["the code ran. Load with `weights_only=True`"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save, answers.load_without_map_location],
-        ["without `map_location`"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save, answers.load_without_return],
-        ["on every rank, and returned None"],
-        "training goes on as if",
-    ),
-    (
-        FILE,
-        [answers.save, answers.load_model_only],
-        ["Restore the optimizer's state too"],
-        "`load` returns the step",
-    ),
-    (
-        FILE,
-        [answers.save, answers.load_on_rank_0],
-        ["Restore the optimizer's state too, all of it, on every rank"],
-        "`load` returns the step",
-    ),
 ]
