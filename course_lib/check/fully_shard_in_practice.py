@@ -110,7 +110,7 @@ def units_for_budget(judge: Judge, answer: Callable) -> None:
 
         from course_lib.measure import alive
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         widths = [64, *(32 * random.Random(seed).randint(1, 4) for _ in range(6)), 10]
         torch.manual_seed(seed)
         model = MLP(widths)
@@ -155,7 +155,7 @@ def init_on_meta(judge: Judge, answer: Callable) -> None:
 
         from course_lib.measure import alive
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         rank, n = dist.get_rank(), dist.get_world_size()
         kinds = (nn.Linear, nn.LayerNorm)
         on_meta = []
@@ -253,7 +253,7 @@ def quiet_accumulation(judge: Judge, answer: Callable) -> None:
         from torch.distributed.fsdp import fully_shard
         from torch.distributed.tensor import DTensor
 
-        torch.set_default_device("cpu")
+        on_rank.use_cpu()
         rank, n = dist.get_rank(), dist.get_world_size()
 
         def make_model():
