@@ -354,19 +354,17 @@ def gathered_and_waiting_bytes(module: nn.Module) -> int:
 
     Seen: 2.11 to 2.14. Gone: 0, and a layer that waits in a buffer is not seen.
     """
-    try:
-        state = module._get_fsdp_state()
-    except AttributeError:
-        return 0
-    groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
     found = 0.0
-    for group in groups:
-        if (waiting := getattr(group, "_all_gather_result", None)) is not None:
-            own, together = (
-                sum(p.numel() for one in modules for p in one.parameters())
-                for modules in ([module], group.modules)
-            )
-            found += waiting.all_gather_output.nbytes * own / together
+    with contextlib.suppress(AttributeError):
+        state = module._get_fsdp_state()
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # the latter in 2.11
+        for group in filter(None, groups):
+            if (waiting := group._all_gather_result) is not None:
+                own, together = (
+                    sum(p.numel() for one in modules for p in one.parameters())
+                    for modules in ([module], group.modules)
+                )
+                found += waiting.all_gather_output.nbytes * own / together
     return round(found)
 
 
