@@ -63,6 +63,7 @@ __all__ = [
     "hooks_after_gradient",
     "calls_step_hooks",
     "held_by_module",
+    "gathered_and_waiting_bytes",
     "without_subclass",
     "is_wrapper",
     "wrapped_by",
@@ -344,6 +345,27 @@ def held_by_module(module: nn.Module) -> dict[str, object]:
     for name, value in vars(module).items():
         held |= value if name in ("_parameters", "_buffers", "_modules") else {name: value}
     return held
+
+
+def gathered_and_waiting_bytes(module: nn.Module) -> int:
+    """Bytes that fully_shard has gathered for a module, or is gathering, ahead of its time: they lie in a
+    buffer, and the module's parameters are still shards. Of a unit of several modules, the module's share; 0
+    for a module that is no unit. No public way.
+
+    Seen: 2.11 to 2.14. Gone: 0, and a layer that waits in a buffer is not seen.
+    """
+    found = 0.0
+    with contextlib.suppress(AttributeError):
+        state = module._get_fsdp_state()
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # the latter in 2.11
+        for group in filter(None, groups):
+            if (waiting := group._all_gather_result) is not None:
+                own, together = (
+                    sum(p.numel() for one in modules for p in one.parameters())
+                    for modules in ([module], group.modules)
+                )
+                found += waiting.all_gather_output.nbytes * own / together
+    return round(found)
 
 
 # Tensors

@@ -30,21 +30,26 @@ __all__ = ["watch", "Allocations"]
 
 GLOO_PATIENCE_S = 10.0  # in one block
 
-# "F0", "B7": the layer that works; and for each layer, the bytes of parameters that are there in full
-Moment = tuple[str, list[int]]
+# "F0", "B7": the layer that works; for each layer, the bytes of parameters that are there in full; and, if
+# asked for, of those that are gathered and wait
+Moment = tuple[str, list[int]] | tuple[str, list[int], list[int]]
 
 
-def watch(layers: Iterable[nn.Module]) -> list[Moment]:
+def watch(layers: Iterable[nn.Module], waiting: bool = False) -> list[Moment]:
     """Note from now on, whenever one of `layers` works, which layers have their full parameters on this rank.
 
     Args:
         layers: modules that take and return one tensor; each should work once in a forward.
+        waiting: note as well which layers `fully_shard` has gathered ahead of their time. They lie in a
+            buffer, and no parameter shows them yet.
 
     Returns:
         A list that grows: ("F2", [bytes of layer 0, ...]) in the forward of layer 2, and ("B2", [...]) as its
-        backward begins. `plots.alive` draws it.
+        backward begins; with `waiting`, a third entry has the bytes that wait, by layer. `plots.alive` draws
+        it.
     """
     instance("layers", layers, Iterable, "of modules")
+    instance("waiting", waiting, bool)
     layers = listed("layers", list(layers), "modules", lambda layer: isinstance(layer, nn.Module))
     moments: list[Moment] = []
     names = [
@@ -53,7 +58,9 @@ def watch(layers: Iterable[nn.Module]) -> list[Moment]:
     ]
 
     def note(name: str) -> None:
-        moments.append((name, [_full_bytes(layer, its) for layer, its in zip(layers, names)]))
+        full = [_full_bytes(layer, its) for layer, its in zip(layers, names)]
+        ahead = [torch_internals.gathered_and_waiting_bytes(layer) for layer in layers] if waiting else None
+        moments.append((name, full) if ahead is None else (name, full, ahead))
 
     for number, layer in enumerate(layers):
 

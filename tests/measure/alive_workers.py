@@ -5,6 +5,8 @@ look through at every mark.
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from course_lib.measure import alive
 
@@ -20,3 +22,15 @@ def late_release() -> list[int]:
             held.mark(f"{number}")
         held_after = [held.at(f"{number}") for number in range(30)]
     return held_after
+
+
+def gathered_ahead(together: bool) -> list:
+    """What `watch` notes of three layers that are units of fully_shard, or of the first two as one."""
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    for unit in [[model[0], model[1]], [model[2]]] if together else model:
+        fully_shard(unit)
+    fully_shard(model)
+    model(torch.ones(2, 8)).sum().backward()
+    moments = alive.watch(model, waiting=True)
+    model(torch.ones(2, 8)).sum().backward()
+    return list(moments)

@@ -137,6 +137,20 @@ def test_watch_knows_a_shard_by_any_name():
     assert moments == [("F0", [288, 0, 288])]
 
 
+def test_watch_sees_what_fully_shard_has_gathered_ahead():
+    full, none = 4 * (64 + 8), [0, 0, 0]
+    (moments, other) = run(alive_workers.gathered_ahead, False, ranks=2).results
+    assert moments == other and [name for name, *_ in moments] == ["F0", "F1", "F2", "B2", "B1", "B0"]
+    assert [there for _, there, _ in moments[3:]] == [[0, 0, full], [0, full, 0], [full, 0, 0]]
+    assert [waiting for *_, waiting in moments] == [none] * 3 + [[0, full, 0], [full, 0, 0], none]
+
+
+def test_of_a_unit_that_waits_each_layer_has_its_share():
+    moments = run(alive_workers.gathered_ahead, True, ranks=2).results[0]
+    assert moments[3] == ("B2", [0, 0, 288], [288, 288, 0])
+    assert [there for _, *there in moments[4:]] == [[[288, 288, 0], [0, 0, 0]]] * 2
+
+
 def test_an_unknown_mark_is_an_error():
     with alive.Allocations() as held:
         held.mark("here")

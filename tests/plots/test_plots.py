@@ -451,6 +451,17 @@ def test_alive_has_one_bar_per_layer_that_is_alive_and_the_bytes_of_all_above():
     assert below.get_ylim() == (1.5, -0.5), "layer 0 is on top"
 
 
+def test_alive_draws_what_waits_lightly_and_says_so():
+    moments = [("F0", [8, 0], [0, 0]), ("B1", [0, 8], [8, 0]), ("B0", [8, 0], [0, 0])]
+    above, below = plots.alive(moments, "train", "1 rank").child_axes
+    assert [text.get_text() for text in above.get_legend().get_texts()] == ["gathered, waiting"]
+    light = [bar for bar in below.patches if bar.get_alpha() and bar.get_alpha() < 1]
+    assert [(round(bar.get_x() + bar.get_width() / 2), round(bar.get_y() + 0.42)) for bar in light] == [
+        (1, 0)
+    ]
+    assert plots.alive([moment[:2] for moment in moments], "", "").child_axes[0].get_legend() is None
+
+
 def test_alive_has_one_scale_for_all_runs_of_a_model():
     few = [("F0", [8, 0]), ("F1", [0, 80]), ("B1", [0, 80])]
     scales = [plots.alive(moments, "", "").child_axes[0].get_ylim() for moments in (MOMENTS, few)]
