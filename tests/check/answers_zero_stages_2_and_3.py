@@ -583,7 +583,7 @@ def layers_with_late_gradients(layers, room):
 
 def layers_by_gloo(layers, room):
     return layers_sharded(
-        layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=gloo_reduce_scatter)
+        layers, room, complete=lambda unit: reduce_and_free(unit, reduce_scatter=gloo_reduce_scatter)
     )
 
 
