@@ -47,7 +47,7 @@ _CHECKS = {
     "ddp_in_practice": ("exact_evaluation", "token_average", "checkpoint"),
     "overlap_and_speedup": ("bucketed_overlap", "finish_time", "half_precision_hook", "quoted_rates"),
     "zero_stage_1": ("sharded_adam", "clip_grad_norm", "sharded_checkpoint"),
-    "zero_stages_2_and_3": ("sharded_gradients", "sharded_layers", "resharded_checkpoint"),
+    "zero_stages_2_and_3": ("sharded_gradients", "sharded_layers", "sharded_units"),
     "fully_shard_in_practice": ("units_for_budget", "init_on_meta", "quiet_accumulation"),
     "pipeline": ("schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"),
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),

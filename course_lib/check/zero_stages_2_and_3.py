@@ -1,11 +1,9 @@
 """Checks of the chapter "ZeRO stages 2 and 3": gradients that are sharded at once, layers that are gathered
-and freed, a sharded checkpoint.
+and freed, and units for a budget of memory.
 """
 
-import contextlib
-import hashlib
-import os
 from collections.abc import Callable, Iterable
+from numbers import Real
 
 import torch
 import torch.distributed as dist
@@ -15,21 +13,21 @@ from torch.nn import functional as F
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import sent_bytes
-from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import ERROR_LIMIT, Demand, at_most, holds, it_is, largest, sends, values
+from course_lib.check.rubric import ERROR_LIMIT, Demand, fact, holds, it_is, largest, sends, values
 from course_lib.datasets import digits
-from course_lib.models import MLP
+from course_lib.models import MLP, TinyGPT
 from course_lib.record import Job
-from course_lib.torch_internals import tree_leaves
 
-__all__ = ["sharded_gradients", "sharded_layers", "resharded_checkpoint"]
+__all__ = ["sharded_gradients", "sharded_layers", "sharded_units"]
 
 # so many layers, that one more or less is clearly not all of them; no number of ranks divides the parameters
 # of each
 DEPTH, WIDTH = 12, 96
 FEW_LAYERS = 3.5  # gradients of a layer: as autograd makes them, joined, padded, and half a layer of buffers
-SAVED_RANKS = 4  # for the checkpoint
+# beside the `room` layers that may be whole: in forward the buffers of a gather, in backward gradients, too
+FORWARD_LAYERS, BACKWARD_LAYERS = 2.5, 4.0
+NEAR = 0.1  # of a predicted peak, relative: a chunk that is forgotten is more than that
 STEPS = 5  # of sharded layers: three for the memory, of which the first makes Adam's states, two for the wire
 
 
@@ -74,8 +72,17 @@ def _nothing_hidden(*after: str) -> Demand:
     )
 
 
-def _as_a_ring(formula: str, limit: Callable[[Job], float], right: Callable[[Job], bool]) -> Demand:
-    return sends(formula, limit, f"rank {{rank}} sends {{times:.2f}} times {formula}.", _too_much, right)
+def _as_a_ring(
+    formula: str, limit: Callable[[Job], float], right: Callable[[Job], bool], often: str
+) -> Demand:
+    """`often`: what is asked where nothing else strikes the eye."""
+    return sends(
+        formula,
+        limit,
+        f"rank {{rank}} sends {{times:.2f}} times {formula}.",
+        lambda job: _too_much(job) or often,
+        right,
+    )
 
 
 def _too_much(job: Job) -> str:
@@ -90,17 +97,18 @@ def _too_much(job: Job) -> str:
         return " An all_reduce sends the whole sum to every rank, and a rank needs its chunk only."
     if "reduce_scatter" in ops:
         return " gloo's reduce_scatter is an all_reduce (see 'Collectives and the ring'): use the ring's."
-    return " Does something travel more often than it must?"
+    return ""
 
 
 @exercise(
     gradients=Demand("the gradients of one process, after one and after two micro-batches", _added_up),
-    freed=Demand("backward holds the gradients of three layers at most", _freed),
+    freed=Demand(f"beside the shards, backward holds at most {FEW_LAYERS} times the largest layer", _freed),
     hidden=_nothing_hidden("freed"),
     bytes=_as_a_ring(
         "(n-1)/n P",
         lambda job: theory.collective_bytes("reduce_scatter", job.results[0]["P"], job.ranks),
         lambda job: max(map(max, (found["errors"] for found in job.results))) < ERROR_LIMIT,
+        " Does something travel more often than it must?",
     ),
 )
 def sharded_gradients(judge: Judge, answer: Callable) -> None:
@@ -235,14 +243,37 @@ def _at_rest(job: Job) -> str:
     )
 
 
-def _two_layers(job: Job) -> str:
-    count, moment = largest(job, "alive")
-    if count <= 2:
+def _in_the_room(job: Job) -> str:
+    (count, moment), room = largest(job, "alive"), job.results[0]["room"]
+    if count <= room:
         return ""
     direction = "forward" if moment.startswith("F") else "backward"
     return (
         f"{count} of {DEPTH} layers have their full parameters at once (at {moment}: {direction} of layer"
-        f" {moment[1:]}). Gather a layer right before it works, and free it right after."
+        f" {moment[1:]}), and there is room for {room}. Gather a layer right before it works, and free it"
+        " right after, unless it is one of those that backward needs first."
+    )
+
+
+def _in_forward(job: Job) -> str:
+    most, room = largest(job, "in forward"), job.results[0]["room"]
+    if most <= room + FORWARD_LAYERS:
+        return ""
+    return (
+        f"the layers look free, but during forward the allocator has given out the memory of {most:.0f}"
+        " layers: somebody still holds it. An empty tensor in `p.data` does not free what autograd has saved;"
+        " empty the storage itself."
+    )
+
+
+def _in_backward(job: Job) -> str:
+    most, room = largest(job, "in backward"), job.results[0]["room"]
+    if most <= room + BACKWARD_LAYERS:
+        return ""
+    return (
+        f"during backward the allocator has given out the memory of {most:.0f} layers beyond the shards"
+        f" ({DEPTH} layers in all, room for {room}). Reduce the gradients of each layer, and free them, as"
+        " soon as they are complete."
     )
 
 
@@ -257,38 +288,26 @@ def _two_layers(job: Job) -> str:
         ),
     ),
     at_rest=Demand("between steps a rank holds shards and nothing else", _at_rest),
-    two_layers=Demand("at most two layers have their full parameters", _two_layers),
-    in_forward=at_most(
-        "and the allocator agrees, in forward",
-        "in forward",
-        4.5,
-        "the layers look free, but during forward the allocator has given out the memory of {most:.0f}"
-        " layers: somebody still holds it. An empty tensor in `p.data` does not free what autograd has saved;"
-        " empty the storage itself.",
-        after=("at_rest", "two_layers"),
-    ),
-    in_backward=at_most(
-        "and in backward, gradients included",
-        "in backward",
-        6.0,
-        "during backward the allocator has given out the memory of {most:.0f} layers beyond the shards"
-        f" ({DEPTH} layers in all). Reduce the gradients of each layer, and free them, as soon as they are"
-        " complete.",
-        after=("at_rest", "two_layers"),
-    ),
+    room=Demand("at most `room` layers have their full parameters", _in_the_room),
+    in_forward=Demand("and the allocator agrees, in forward", _in_forward, after=("at_rest", "room")),
+    in_backward=Demand("and in backward, gradients included", _in_backward, after=("at_rest", "room")),
     hidden=_nothing_hidden("in_forward", "in_backward"),
     bytes=_as_a_ring(
-        "3(n-1)/n P",
-        lambda job: theory.step_bytes("zero_3", job.results[0]["P"], job.ranks),
+        "(n-1)/n (3 P - Q)",
+        lambda job: (
+            theory.collective_bytes("all_gather", 3 * job.results[0]["P"], job.ranks)
+            - theory.collective_bytes("all_gather", job.results[0]["Q"], job.ranks)
+        ),
         lambda job: largest(job, "error") < ERROR_LIMIT,
+        " Is a layer gathered twice that could have stayed from its forward to its backward?",
     ),
 )
 def sharded_layers(judge: Judge, answer: Callable) -> None:
-    """`answer(layers)` returns one shard per layer; from then on each layer is gathered, used and freed, in
-    forward and again in backward.
+    """`answer(layers, room)` returns one shard per layer; from then on each layer is gathered, used and
+    freed, in forward and again in backward, but for those that stay in between, since there is room.
     """
 
-    def train(answer, seed):
+    def train(answer, room, seed):
         from course_lib.measure import alive
 
         on_rank.use_cpu()
@@ -306,7 +325,7 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
             # inside of whatever the answer puts around a layer, hooks or another forward
             moments = alive.watch(layers)
             others = on_rank.outside_torch()
-            returned = answer(layers)
+            returned = answer(layers, room)
             shards = list(returned) if isinstance(returned, Iterable) else []
             given = bool(shards) and all(isinstance(shard, torch.Tensor) for shard in shards)
             if problem := on_rank.first_problem(
@@ -361,6 +380,8 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
         return {
             "error": error,
             "P": 8 * n * sum(-(-size // n) for size in sizes),
+            "Q": 8 * n * sum(-(-size // n) for size in sizes[-room:]),
+            "room": room,
             "unseen": hidden,
             "alive": max(
                 ((sum(1 for bytes_ in alive_ if bytes_), name) for name, alive_ in noted), default=(0, "")
@@ -384,233 +405,89 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
             ),
         }
 
-    for ranks in (3, 4):
-        if not judge.tried(f"{ranks} ranks", train, answer, judge.seed, ranks=ranks):
+    for ranks, room in ((3, 3), (4, 4)):
+        case = f"{ranks} ranks, room for {room}"
+        if not judge.tried(case, train, answer, room, judge.seed, ranks=ranks):
             return
-
-
-def _gathered(job: Job) -> str:
-    """While it saved, or loaded, no rank has held the whole state."""
-    seen, unseen, during = (largest(job, name) for name in ("gathered", "unseen", "during"))
-    if seen > 2 / SAVED_RANKS:
-        return (
-            f"while it saves, a rank takes new memory of {seen:.2f} times the whole state; a share is"
-            f" {1 / SAVED_RANKS:.2f}. In stage 3 nobody has room for the whole: save the DTensors as they"
-            " are."
-        )
-    # a share as files hold it, and what dcp and its modules need; who reads all files holds all
-    if unseen > 1 / job.ranks + 0.5:
-        return (
-            f"while it {during}, a rank takes new memory of {unseen:.2f} times the whole state outside of"
-            " torch (bytes, numpy arrays, Python's lists), which is memory all the same; a share is"
-            f" {1 / job.ranks:.2f}."
-        )
-    return ""
 
 
 @exercise(
-    there="the checkpoint is there",
-    written=at_most(
-        "every rank writes at most 1.2 times its share",
-        "written",
-        1.2,
-        "a rank writes (to files and to other ranks) {most:.1f} times its share of the bytes. Each rank must"
-        " write its own part: no copy of the whole on one rank, and no whole on each.",
-    ),
-    gathered=Demand("and no rank gathers the whole state", _gathered),
-    resumed=f"saved on {SAVED_RANKS} ranks, it goes on on 2 and on 3 as if it had never stopped",
+    chosen=fact("the largest units that fit into the budget", "chosen"),
+    fits=fact("with them no rank holds more than the budget", "fits", after=("chosen",)),
+    predicted=fact(f"the predicted peak is within {NEAR:.0%} of what the ranks held", "predicted"),
 )
-def resharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
-    """`save(path, model, optimizer)` and `load(path, model, optimizer)` of a fully_shard model: each rank its
-    part, on any number of ranks.
+def sharded_units(judge: Judge, answer: Callable) -> None:
+    """`answer(model, ranks, budget)` returns the units with which a TinyGPT trains in stage 3 within a budget
+    of bytes, and the peak that it predicts.
     """
 
-    def make(seed):
-        from torch.distributed.fsdp import fully_shard
-
-        torch.manual_seed(seed)
-        model = MLP((64, 512, 512, 512, 10))
-        for layer in model.layers:
-            if isinstance(layer, nn.Linear):
-                fully_shard(layer)
-        fully_shard(model)
-        return model, torch.optim.Adam(model.parameters(), 0.002)
-
-    def steps(model, optimizer, first, last, seed):
-        images, labels = (all_[seed % 1000 :] for all_ in digits())
-        share = 12 // dist.get_world_size()
-        for step in range(first, last):
-            own = slice(12 * step + share * dist.get_rank(), 12 * step + share * (dist.get_rank() + 1))
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[own].double()), labels[own]).backward()
-            optimizer.step()
-        return torch.cat([p.detach().full_tensor().flatten() for p in model.parameters()])
-
-    def states_of(model, optimizer):
-        """This rank's part of all states, as copies."""
-        return [
-            getattr(leaf, "to_local", lambda leaf=leaf: leaf)().clone()
-            if isinstance(leaf, torch.Tensor)
-            else leaf
-            for leaf in tree_leaves((model.state_dict(), optimizer.state_dict()))
-        ]
-
-    def same(a, b):
-        return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-
-    def files_in(path):
-        """What each file at `path` holds, as a digest, by name."""
-        found = {}
-        for file in (
-            path,
-            *(os.path.join(place, name) for place, _, names in os.walk(path) for name in names),
-        ):
-            with contextlib.suppress(OSError):  # a folder; or a file that has just got another name
-                with open(file, "rb") as opened:
-                    found[os.path.relpath(file, path)] = hashlib.sha256(opened.read()).hexdigest()
-        return found
-
-    def save_it(save, path, seed):
-        import builtins
-        import io
-        import threading
-
-        import torch.distributed.checkpoint.state_dict  # it is no memory of the answer
-
-        from course_lib.measure import alive, wire
+    def train(answer, level, seed):
+        from course_lib.measure import alive
+        from course_lib.mini import zero
 
         on_rank.use_cpu()
-        torch.set_default_dtype(torch.float64)
-        rank, n, told = dist.get_rank(), dist.get_world_size(), on_rank.store()
-        looked, main, threads = threading.Event(), threading.current_thread(), threading.enumerate()
-
-        def everyone_has(done):
-            """Told beside torch.distributed: a save that goes on in the background may use that."""
-            told.set(f"{done}/{rank}", "")
-            return on_rank.wait_until(lambda: told.check([f"{done}/{one}" for one in range(n)]), 50.0)
-
-        def later(own):
-            """In a thread beside, a write waits until all have looked, or wait for it, as they should."""
-
-            def waiting(*args, **kwargs):
-                ours = any(
-                    os.path.dirname(path) in str(arg) for arg in args if isinstance(arg, (str, os.PathLike))
-                )
-                if ours and threading.current_thread() is not main:
-                    on_rank.wait_until(looked.is_set, on_rank.LATE_S, on_rank.SOON_LOOKS)
-                return own(*args, **kwargs)
-
-            return waiting
-
-        model, optimizer = make(seed)
-        steps(model, optimizer, 0, 2, seed)
-        optimizer.zero_grad()
-        states = states_of(model, optimizer)
-        homes = ((torch, "save"), (os, "replace"), (os, "rename"), (builtins, "open"), (io, "open"))
-        own = [(home, name, getattr(home, name)) for home, name in homes]
-        dist.barrier()
-        try:
-            for home, name, function in own:
-                setattr(home, name, later(function))
-            before = wire.written_bytes()
-            with alive.Allocations() as held, on_rank.Unseen() as unseen:
-                save(path, model, optimizer)
-                hidden = unseen.peak()
-            written = wire.written_bytes() - before
-            all_returned = everyone_has("returned")
-            then = files_in(path)
-            looked.set()
-            beside = [thread for thread in threading.enumerate() if thread not in threads]
-            on_rank.wait_until(
-                lambda: not any(thread.is_alive() for thread in beside), 10.0, on_rank.SOON_LOOKS
+        n = dist.get_world_size()
+        with alive.Allocations() as held:
+            torch.manual_seed(seed)
+            model = TinyGPT(dim=96 - 16 * (seed % 3), layers=3 + seed % 2, context=8, tied=False)
+            own = max(sum(p.numel() for p in part.parameters(recurse=False)) for part in model.modules())
+            block, numel = (sum(p.numel() for p in part.parameters()) for part in (model.blocks[0], model))
+            choices = {  # the modules, and the elements of the largest unit
+                "[model]": ([model], numel),
+                "list(model.blocks)": (list(model.blocks), max(block, own)),
+                "[]": ([], own),
+            }
+            # a unit's parameters, its gradients, and the two chunks in which the ring's sums travel
+            peaks = [16 * numel / n + 4 * (2 + 2 / n) * of_unit for _, of_unit in choices.values()]
+            budget = int((peaks[level] * (peaks[level - 1] if level else 1.5 * peaks[0])) ** 0.5)
+            returned = answer(model, n, budget)
+            units, predicted = (
+                returned if isinstance(returned, (tuple, list)) and len(returned) == 2 else (None, None)
             )
-        finally:
-            for home, name, function in own:
-                setattr(home, name, function)
-        total = 3 * 8 * sum(p.numel() for p in model.parameters())
-        found = {
-            "written": written / (total / n),
-            "gathered": held.peak_bytes() / total,
-            "unseen": hidden / total,
-            "during": "saves",
-            "files": then,
-            "changed": not all(map(same, states, states_of(model, optimizer))),
-        }
-        if then != files_in(path):
-            told.set("written later", "")
-        if all_returned and everyone_has("looked") and told.check(["written later"]):
-            return found
-        dist.barrier()
-        return found | {"straight": steps(model, optimizer, 2, 4, seed)}
+            units = list(units) if isinstance(units, Iterable) else None
+            name = next((name for name, (its, _) in choices.items() if its == units), "")
+            problem = ""
+            if units is None or not isinstance(predicted, Real):
+                problem = (
+                    "`choose_units` must return two things, a list of modules and a number of bytes, and"
+                    f" returned {on_rank.short(repr(returned))}"
+                )
+            elif not name:
+                problem = (
+                    f"`choose_units` returned units that are none of {', '.join(choices)}:"
+                    f" {', '.join(type(unit).__name__ for unit in units)}"
+                )
+            if problem := on_rank.first_problem(problem):
+                return {"problem": problem}
+            model, optimizer = zero.shard(model, 3, torch.optim.Adam, units=units)
+            for step in range(2):  # the first makes Adam's states
+                held.mark(f"begin {step}")
+                tokens = torch.randint(256, (1, 3))
+                model(tokens).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                held.mark(f"end {step}")
+        wanted, peak = list(choices)[level], held.peak_bytes("begin 1", "end 1")
+        mb = f"the budget is {budget / 1e6:.2f} MB, and with units={name} the ranks held {peak / 1e6:.2f} MB"
+        chosen = fits = near = ""
+        if name != wanted:
+            chosen = (
+                f"{mb}: that is too much. Smaller units would fit."
+                if peak > budget
+                else f"{mb}: larger units would fit, too, and travel in fewer messages."
+            )
+        elif peak > budget:
+            fits = f"{mb}."
+        if not abs(float(predicted) - peak) <= NEAR * peak:
+            near = (
+                f"with units={name} the ranks held {peak / 1e6:.2f} MB at the worst moment, and you predicted"
+                f" {float(predicted) / 1e6:.2f}. Model states alone: {16 * numel / n / 1e6:.2f} MB. Of which"
+                " unit, and how often, is memory needed beside them?"
+            )
+        return {"chosen": chosen, "fits": fits, "predicted": near, "peak": peak, "by formula": peaks[level]}
 
-    def load_it(load, path, straight, seed):
-        import torch.distributed.checkpoint.state_dict
-        from torch.distributed.checkpoint.api import CheckpointException
-
-        on_rank.use_cpu()
-        torch.set_default_dtype(torch.float64)
-        model, optimizer = make(seed + 1)
-        try:
-            with on_rank.Unseen() as unseen:
-                load(path, model, optimizer)
-                hidden = unseen.peak()
-        except CheckpointException as error:
-            # its words are the stacks of all ranks; the first cause says enough
-            cause = next(iter(error.failures.values()))[0]
-            raise cause.with_traceback(error.__traceback__) from None
-        total = 3 * 8 * sum(p.numel() for p in model.parameters())
-        weights = steps(model, optimizer, 2, 2, seed)
-        resumed = steps(model, optimizer, 2, 4, seed)
-        return {
-            "gathered": 0.0,  # of torch, where it goes into the model
-            "unseen": hidden / total,
-            "during": "loads",
-            "resumed": on_rank.apart(resumed, straight),
-            "unchanged": torch.equal(weights, steps(*make(seed + 1), 2, 2, seed)),
-        }
-
-    with trial_folder() as folder:
-        path = os.path.join(folder, "checkpoint")
-        job = judge.run(save_it, save, path, judge.seed, ranks=SAVED_RANKS, label="your save")
-        there = files_in(path)
-        complete = all(there.items() <= found["files"].items() for found in job.results)
-        why = (
-            "when `save` had returned on all ranks, the checkpoint was not complete: files were still to be"
-            " written, or to get their names. Wait for it in `save` (an `async_save` returns a future, and"
-            " its `result()` waits)."
-        )
-        if not judge.demand(
-            "there", "nothing was written at `path`" if not there else "" if complete else why
+    for level, ranks in enumerate((4, 3, 2)):
+        if not judge.tried(
+            f"budget {level + 1}, {ranks} ranks", train, answer, level, judge.seed, ranks=ranks
         ):
             return
-        judge.look(job)
-        if any(found["changed"] for found in job.results):
-            judge.demand(
-                "resumed", "after `save`, the model or the optimizer's state is another one than before."
-            )
-            return
-        for ranks in (2, 3):
-            loaded = judge.run(
-                load_it, load, path, job.results[0]["straight"], judge.seed, ranks=ranks, label="your load"
-            )
-            if why := _gathered(loaded):
-                judge.demand("gathered", why)
-            resumed = largest(loaded, "resumed")
-            why = (
-                "The model is as it was before: what was loaded never arrived in it"
-                if loaded.results[0]["unchanged"]
-                else (
-                    "The weights came back, so look at the optimizer: its state belongs into the checkpoint,"
-                    " and back into the optimizer"
-                )
-            )
-            why = (
-                f"loaded on {ranks} ranks, training does not go on as before (relative error {resumed:.2g}"
-                f" after two steps). {why}."
-            )
-            if not judge.demand(
-                "resumed",
-                why if not resumed < ERROR_LIMIT else "",
-                f"saved on {SAVED_RANKS} ranks, it goes on on {ranks} as if it had never stopped",
-            ):
-                return

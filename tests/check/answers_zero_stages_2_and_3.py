@@ -2,8 +2,6 @@
 file, so that a rank need not import pytest.
 """
 
-import os
-
 import torch
 import torch.distributed as dist
 from by_files import by_files
@@ -268,74 +266,61 @@ def reduce_and_free(unit, **how):
     free(unit)
 
 
-def layers_sharded(layers, after_forward=free, complete=reduce_and_free):
+def layers_sharded(layers, room, gather=gather, complete=reduce_and_free, first=False):
+    """The last `room` layers stay from their forward to their backward."""
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
     for layer, unit in zip(layers, units):
+        stays = unit in (units[:room] if first else units[-room:])
         layer.register_forward_pre_hook(hook(gather, unit))
-        if after_forward:
-            layer.register_forward_hook(hook(after_forward, unit))
-        layer.register_full_backward_pre_hook(hook(gather, unit))
+        if not stays:
+            layer.register_forward_hook(hook(free, unit))
+            layer.register_full_backward_pre_hook(hook(gather, unit))
         when_complete(unit, complete)
     return [unit.shard for unit in units]
 
 
-def layers_by_files(layers):
+def gather_if_absent(unit):
+    if not unit.full.untyped_storage().nbytes():
+        gather(unit)
+
+
+def layers_by_files(layers, room):
     """Right weights; nothing is sent, and files say it."""
 
     def gather(unit):
         unit.full.untyped_storage().resize_(unit.full.nbytes)
         unit.full.detach().copy_(torch.cat(by_files(unit.shard)))
 
-    units = [Unit(layer, own_memory=True) for layer in layers]
-    hook(free, *units)()
-    for layer, unit in zip(layers, units):
-        layer.register_forward_pre_hook(hook(gather, unit))
-        layer.register_forward_hook(hook(free, unit))
-        layer.register_full_backward_pre_hook(hook(gather, unit))
-        when_complete(unit, lambda unit: reduce_and_free(unit, reduce_scatter=reduce_scatter_by_files))
-    return [unit.shard for unit in units]
+    return layers_sharded(
+        layers, room, gather, lambda unit: reduce_and_free(unit, reduce_scatter=reduce_scatter_by_files)
+    )
 
 
-def layers_ahead(layers):
+def layers_ahead(layers, room):
     """Right as well: in forward, the next layer is gathered while this one works. Two are alive."""
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
-
-    def fetch(number):
-        def call(*_):
-            for unit in units[number : number + 2]:
-                if not unit.full.untyped_storage().nbytes():
-                    gather(unit)
-
-        return call
-
     for number, (layer, unit) in enumerate(zip(layers, units)):
-        layer.register_forward_pre_hook(fetch(number))
-        layer.register_forward_hook(hook(free, unit))
-        layer.register_full_backward_pre_hook(hook(gather, unit))
+        layer.register_forward_pre_hook(hook(gather_if_absent, *units[number : number + 2]))
+        if unit not in units[-room:]:
+            layer.register_forward_hook(hook(free, unit))
+        layer.register_full_backward_pre_hook(hook(gather_if_absent, unit))
         when_complete(unit, reduce_and_free)
     return [unit.shard for unit in units]
 
 
-def layers_gathered_by_gloo(layers):
+def layers_gathered_by_gloo(layers, room):
     """Right as well: gloo's all_gather sends what the ring's does."""
 
     def gather(unit):
         unit.full.untyped_storage().resize_(unit.full.nbytes)
         dist.all_gather_into_tensor(unit.full.detach(), unit.shard.detach())
 
-    units = [Unit(layer, own_memory=True) for layer in layers]
-    hook(free, *units)()
-    for layer, unit in zip(layers, units):
-        layer.register_forward_pre_hook(hook(gather, unit))
-        layer.register_forward_hook(hook(free, unit))
-        layer.register_full_backward_pre_hook(hook(gather, unit))
-        when_complete(unit, reduce_and_free)
-    return [unit.shard for unit in units]
+    return layers_sharded(layers, room, gather)
 
 
-def layers_gathered_in_lists(layers):
+def layers_gathered_in_lists(layers, room):
     """Right as well: gloo's all_gather of a list, which one of its threads may hold a moment longer."""
 
     def gather(unit):
@@ -344,17 +329,10 @@ def layers_gathered_in_lists(layers):
         unit.full.untyped_storage().resize_(unit.full.nbytes)
         torch.cat(parts, out=unit.full)
 
-    units = [Unit(layer, own_memory=True) for layer in layers]
-    hook(free, *units)()
-    for layer, unit in zip(layers, units):
-        layer.register_forward_pre_hook(hook(gather, unit))
-        layer.register_forward_hook(hook(free, unit))
-        layer.register_full_backward_pre_hook(hook(gather, unit))
-        when_complete(unit, reduce_and_free)
-    return [unit.shard for unit in units]
+    return layers_sharded(layers, room, gather)
 
 
-def layers_in_other_forwards(layers):
+def layers_in_other_forwards(layers, room):
     """Right as well: each layer gets another forward, around its own one, and backward begins with the
     output's gradient.
     """
@@ -365,8 +343,9 @@ def layers_in_other_forwards(layers):
         def forward(x, unit=unit, own_forward=layer.forward):
             gather(unit)
             output = own_forward(x)
-            free(unit)
-            output.register_hook(hook(gather, unit))
+            if unit not in units[-room:]:
+                free(unit)
+                output.register_hook(hook(gather, unit))
             return output
 
         layer.forward = forward
@@ -378,40 +357,44 @@ class Linear(torch.autograd.Function):
     """A product that gathers its weights in both directions."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, unit):
+    def forward(ctx, x, weight, bias, unit, stays):
         gather(unit)
         ctx.save_for_backward(x)
         ctx.weight, ctx.unit = weight, unit
         output = x @ weight.T + bias
-        free(unit)
+        if not stays:
+            free(unit)
         return output
 
     @staticmethod
     def backward(ctx, grad):
-        gather(ctx.unit)
+        gather_if_absent(ctx.unit)
         (x,) = ctx.saved_tensors
-        return grad @ ctx.weight, grad.T @ x, grad.sum(0), None
+        return grad @ ctx.weight, grad.T @ x, grad.sum(0), None, None
 
 
-def layers_of_own_products(layers):
+def layers_of_own_products(layers, room):
     """Right as well: the layers' own forward is never called."""
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
     for layer, unit in zip(layers, units):
-        layer.forward = lambda x, layer=layer, unit=unit: Linear.apply(x, layer.weight, layer.bias, unit)
+        layer.forward = lambda x, layer=layer, unit=unit: Linear.apply(
+            x, layer.weight, layer.bias, unit, unit in units[-room:]
+        )
         when_complete(unit, reduce_and_free)
     return [unit.shard for unit in units]
 
 
-def layers_hooked_at_the_output(layers):
+def layers_hooked_at_the_output(layers, room):
     """Right as well: a hook of the output, which backward calls first, in place of a hook of the layer."""
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
     for layer, unit in zip(layers, units):
 
         def leave(layer, inputs, output, unit=unit):
-            free(unit)
-            output.register_hook(hook(gather, unit))
+            if unit not in units[-room:]:
+                free(unit)
+            output.register_hook(hook(gather_if_absent, unit))
 
         layer.register_forward_pre_hook(hook(gather, unit))
         layer.register_forward_hook(leave)
@@ -419,8 +402,8 @@ def layers_hooked_at_the_output(layers):
     return [unit.shard for unit in units]
 
 
-def layers_freed_one_later(layers):
-    """Right as well: in forward, a layer goes when the next but one comes; the last two stay for their
+def layers_freed_later(layers, room):
+    """Right as well: in forward, a layer goes when there is no more room; the last ones stay for their
     backward.
     """
     units = [Unit(layer, own_memory=True) for layer in layers]
@@ -428,85 +411,65 @@ def layers_freed_one_later(layers):
 
     def enter(number):
         def call(*_):
-            if number > 1:
-                free(units[number - 2])
+            if number >= room:
+                free(units[number - room])
             gather(units[number])
 
         return call
 
-    def again(unit):
-        if not unit.full.untyped_storage().nbytes():
-            gather(unit)
-
     for number, (layer, unit) in enumerate(zip(layers, units)):
         layer.register_forward_pre_hook(enter(number))
-        layer.register_full_backward_pre_hook(hook(again, unit))
-        when_complete(unit, reduce_and_free)
-    return [unit.shard for unit in units]
-
-
-def layers_and_a_seed(layers):
-    """Right as well: it seeds for itself, and its shards have other names and shapes."""
-    torch.manual_seed(dist.get_rank())
-    units = [Unit(layer, own_memory=True) for layer in layers]
-    hook(free, *units)()
-    for layer, unit in zip(layers, units):
-        layer.register_parameter("mine", unit.shard)
-        layer.register_forward_pre_hook(hook(gather, unit))
-        layer.register_forward_hook(hook(free, unit))
-        layer.register_full_backward_pre_hook(hook(gather, unit))
-        when_complete(unit, reduce_and_free)
-    return tuple(unit.shard for unit in units)
-
-
-def layers_in_numpy(layers):
-    """The full weights stay, where torch does not see them."""
-    kept = [p.detach().numpy().copy() for layer in layers for p in layer.parameters()]
-    layers[0].register_forward_pre_hook(lambda *_: kept and None)
-    return layers_sharded(layers)
-
-
-def layers_in_lists(layers):
-    """The same in Python's own numbers."""
-    layers[0].kept = [p.detach().flatten().tolist() for layer in layers for p in layer.parameters()]
-    return layers_sharded(layers)
-
-
-def layers_nothing_on_rank_1(layers):
-    return None if dist.get_rank() == 1 else [nn.Parameter(torch.zeros(2)) for _ in layers]
-
-
-def layers_in_single_precision(layers):
-    def single(output, input):
-        mine = output.float()
-        ring_reduce_scatter(mine, input.float())
-        output.copy_(mine)
-
-    return layers_sharded(layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=single))
-
-
-def layers_with_registered_shards(layers):
-    """Right as well: a shard that is stored in its layer becomes a parameter of the layer. And the last layer
-    stays until its backward.
-    """
-    units = [Unit(layer, own_memory=True) for layer in layers]
-    hook(free, *units)()
-
-    def gather_if_absent(unit):
-        if not unit.full.untyped_storage().nbytes():
-            gather(unit)
-
-    for layer, unit in zip(layers, units):
-        layer.shard = unit.shard
-        layer.register_forward_pre_hook(hook(gather_if_absent, unit))
-        if unit is not units[-1]:
-            layer.register_forward_hook(hook(free, unit))
         layer.register_full_backward_pre_hook(hook(gather_if_absent, unit))
         when_complete(unit, reduce_and_free)
     return [unit.shard for unit in units]
 
 
-def layers_with_views(layers):
+def layers_and_a_seed(layers, room):
+    """Right as well: it seeds for itself, and stores shards in their layers, as parameters."""
+    torch.manual_seed(dist.get_rank())
+    shards = layers_sharded(layers, room)
+    for layer, shard in zip(layers, shards):
+        layer.register_parameter("mine", shard)
+    return tuple(shards)
+
+
+def layers_plain(layers, room):
+    """Leaves the room empty: each layer is gathered twice."""
+    return layers_sharded(layers, 1)
+
+
+def layers_first_stay(layers, room):
+    """Those stay that backward needs last."""
+    return layers_sharded(layers, room, first=True)
+
+
+def layers_in_numpy(layers, room):
+    """The full weights stay, where torch does not see them."""
+    kept = [p.detach().numpy().copy() for layer in layers for p in layer.parameters()]
+    layers[0].register_forward_pre_hook(lambda *_: kept and None)
+    return layers_sharded(layers, room)
+
+
+def layers_in_lists(layers, room):
+    """The same in Python's own numbers."""
+    layers[0].kept = [p.detach().flatten().tolist() for layer in layers for p in layer.parameters()]
+    return layers_sharded(layers, room)
+
+
+def layers_nothing_on_rank_1(layers, room):
+    return None if dist.get_rank() == 1 else [nn.Parameter(torch.zeros(2)) for _ in layers]
+
+
+def layers_in_single_precision(layers, room):
+    def single(output, input):
+        mine = output.float()
+        ring_reduce_scatter(mine, input.float())
+        output.copy_(mine)
+
+    return layers_sharded(layers, room, complete=lambda unit: reduce_and_free(unit, reduce_scatter=single))
+
+
+def layers_with_views(layers, room):
     """Forgets that the shard needs memory of its own."""
     units = [Unit(layer) for layer in layers]
     for layer, unit in zip(layers, units):
@@ -517,17 +480,17 @@ def layers_with_views(layers):
     return [unit.shard for unit in units]
 
 
-def layers_with_kept_gradients(layers):
+def layers_with_kept_gradients(layers, room):
     """The parameters are freed, their gradients never."""
 
     def complete(unit):
         add_to_shard(unit, keep=True)
         free(unit)
 
-    return layers_sharded(layers, complete=complete)
+    return layers_sharded(layers, room, complete=complete)
 
 
-def layers_all_at_once(layers):
+def layers_all_at_once(layers, room):
     """Gathers all in the first layer's forward, and frees each after its backward."""
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
@@ -537,7 +500,7 @@ def layers_all_at_once(layers):
     return [unit.shard for unit in units]
 
 
-def layers_kept_until_backward(layers):
+def layers_kept_until_backward(layers, room):
     """As fully_shard(reshard_after_forward=False)."""
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
@@ -547,7 +510,7 @@ def layers_kept_until_backward(layers):
     return [unit.shard for unit in units]
 
 
-def layers_never_freed(layers):
+def layers_never_freed(layers, room):
     """Stage 2: shards are views, and all parameters stay."""
     units = [Unit(layer) for layer in layers]
     for layer, unit in zip(layers, units):
@@ -583,7 +546,7 @@ class Swapped(Unit):
         self.empty()
 
 
-def layers_with_empty_data(layers):
+def layers_with_empty_data(layers, room):
     units = [Swapped(layer) for layer in layers]
     for layer, unit in zip(layers, units):
         layer.register_forward_pre_hook(lambda *_, unit=unit: unit.fill())
@@ -593,7 +556,7 @@ def layers_with_empty_data(layers):
     return [unit.shard for unit in units]
 
 
-def layers_without_second_gather(layers):
+def layers_without_second_gather(layers, room):
     units = [Unit(layer, own_memory=True) for layer in layers]
     hook(free, *units)()
     for layer, unit in zip(layers, units):
@@ -603,7 +566,7 @@ def layers_without_second_gather(layers):
     return [unit.shard for unit in units]
 
 
-def layers_with_late_gradients(layers):
+def layers_with_late_gradients(layers, room):
     """The parameters are freed in time, the gradients are reduced all together at the end of backward."""
     ready = []
 
@@ -615,253 +578,74 @@ def layers_with_late_gradients(layers):
                 add_to_shard(each)
             ready.clear()
 
-    return layers_sharded(layers, complete=collect)
+    return layers_sharded(layers, room, complete=collect)
 
 
-def layers_by_gloo(layers):
+def layers_by_gloo(layers, room):
     return layers_sharded(
-        layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=gloo_reduce_scatter)
+        layers, room, complete=lambda unit: reduce_and_free(unit, reduce_scatter=gloo_reduce_scatter)
     )
 
 
-def layers_on_one_root(layers):
-    return layers_sharded(layers, complete=lambda unit: reduce_and_free(unit, reduce_scatter=on_one_root))
+def layers_on_one_root(layers, room):
+    return layers_sharded(
+        layers, room, complete=lambda unit: reduce_and_free(unit, reduce_scatter=on_one_root)
+    )
 
 
-def layers_summed(layers):
+def layers_summed(layers, room):
     """With Adam, which divides a gradient by its length, the weights are nearly right."""
-    return layers_sharded(layers, complete=lambda unit: reduce_and_free(unit, factor=1.0))
+    return layers_sharded(layers, room, complete=lambda unit: reduce_and_free(unit, factor=1.0))
 
 
-# save_sharded(path, model, optimizer) and load_sharded(path, model, optimizer)
+# choose_units(model, ranks, budget)
 
 
-def _state(model, optimizer):
-    from torch.distributed.checkpoint.state_dict import get_state_dict
+def numel_of(*modules, recurse=True):
+    return sum(p.numel() for module in modules for p in module.parameters(recurse=recurse))
 
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    return {"model": model_state, "optimizer": optimizer_state}
 
+def units(model, ranks, budget, of_unit=lambda ranks: 2 + 2 / ranks):
+    own = max(numel_of(module, recurse=False) for module in model.modules())
+    largest = {0: numel_of(model), 1: max(own, *map(numel_of, model.blocks)), 2: own}
+    for level, numel in largest.items():
+        peak = 16 * numel_of(model) / ranks + 4 * of_unit(ranks) * numel
+        if peak <= budget:
+            break
+    return [[model], list(model.blocks), []][level], peak
 
-def save(path, model, optimizer):
-    import torch.distributed.checkpoint as dcp
 
-    dcp.save(_state(model, optimizer), checkpoint_id=path)
+def units_in_a_tuple(model, ranks, budget):
+    """Right as well: with torch's own numbers."""
+    chosen, peak = units(model, ranks, budget)
+    return tuple(chosen), int(torch.tensor(peak).round())
 
 
-def load(path, model, optimizer):
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import set_state_dict
+def units_as_a_list(model, ranks, budget):
+    return [*units(model, ranks, budget)]
 
-    content = _state(model, optimizer)
-    dcp.load(content, checkpoint_id=path)
-    set_state_dict(model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"])
 
+def units_by_states_alone(model, ranks, budget):
+    """Forgets that a unit must be there in full."""
+    return units(model, ranks, budget, lambda ranks: 0)
 
-def _full():
-    from torch.distributed.checkpoint.state_dict import StateDictOptions
 
-    return StateDictOptions(full_state_dict=True)
+def units_without_chunks(model, ranks, budget):
+    """Forgets the chunks in which sums travel."""
+    return units(model, ranks, budget, lambda ranks: 2)
 
 
-def save_whole_on_rank_0(path, model, optimizer):
-    from torch.distributed.checkpoint.state_dict import get_state_dict
+def units_always_small(model, ranks, budget):
+    return [], units(model, ranks, 0)[1]
 
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=_full())
-    if dist.get_rank() == 0:
-        torch.save({"model": model_state, "optimizer": optimizer_state}, path)
-    dist.barrier()
 
+def units_always_large(model, ranks, budget):
+    return [model], units(model, ranks, 1e12)[1]
 
-def load_whole(path, model, optimizer):
-    from torch.distributed.checkpoint.state_dict import set_state_dict
 
-    content = torch.load(path, weights_only=True)
-    set_state_dict(
-        model,
-        optimizer,
-        model_state_dict=content["model"],
-        optim_state_dict=content["optimizer"],
-        options=_full(),
-    )
+def units_without_peak(model, ranks, budget):
+    return units(model, ranks, budget)[0]
 
 
-def save_files_of_ranks(path, model, optimizer):
-    """Each rank its own shards in its own file: little is written, and only as many ranks can read it."""
-    os.makedirs(path, exist_ok=True)
-    local = [p.detach().to_local() for p in model.parameters()]
-    moments = [
-        {name: getattr(value, "to_local", lambda value=value: value)() for name, value in state.items()}
-        for state in optimizer.state.values()
-    ]
-    torch.save({"model": local, "optimizer": moments}, os.path.join(path, f"{dist.get_rank()}.pt"))
-    dist.barrier()
-
-
-def load_files_of_ranks(path, model, optimizer):
-    content = torch.load(os.path.join(path, f"{dist.get_rank()}.pt"), weights_only=True)
-    for p, shard in zip(model.parameters(), content["model"]):
-        p.data.to_local().copy_(shard)
-
-
-def save_model_only(path, model, optimizer):
-    import torch.distributed.checkpoint as dcp
-
-    dcp.save({"model": _state(model, optimizer)["model"]}, checkpoint_id=path)
-
-
-def load_model_only(path, model, optimizer):
-    import torch.distributed.checkpoint as dcp
-
-    content = {"model": _state(model, optimizer)["model"]}
-    dcp.load(content, checkpoint_id=path)
-    model.load_state_dict(content["model"])
-
-
-class _App:
-    """What DCP's tutorial does: an object with state_dict and load_state_dict."""
-
-    def __init__(self, model, optimizer):
-        self.model, self.optimizer = model, optimizer
-
-    def state_dict(self):
-        return _state(self.model, self.optimizer)
-
-    def load_state_dict(self, content):
-        from torch.distributed.checkpoint.state_dict import set_state_dict
-
-        set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=content["model"],
-            optim_state_dict=content["optimizer"],
-        )
-
-
-def save_app(path, model, optimizer):
-    import torch.distributed.checkpoint as dcp
-
-    dcp.save({"app": _App(model, optimizer)}, checkpoint_id=path)
-
-
-def load_app(path, model, optimizer):
-    import torch.distributed.checkpoint as dcp
-
-    dcp.load({"app": _App(model, optimizer)}, checkpoint_id=path)
-
-
-def load_other_names(path, model, optimizer):
-    import torch.distributed.checkpoint as dcp
-
-    dcp.load({"net": _state(model, optimizer)["model"]}, checkpoint_id=path)
-
-
-def load_and_forget(path, model, optimizer):
-    """Reads into copies, and never puts them into the model."""
-    import torch.distributed.checkpoint as dcp
-
-    content = {
-        "model": {name: tensor.detach().clone() for name, tensor in _state(model, optimizer)["model"].items()}
-    }
-    dcp.load(content, checkpoint_id=path)
-
-
-def save_on_rank_0(path, model, optimizer):
-    if dist.get_rank() == 0:
-        save(path, model, optimizer)
-
-
-def save_a_name(path, model, optimizer):
-    """For `load_trains_anew`: nothing of the state is in it."""
-    if dist.get_rank() == 0:
-        os.makedirs(path)
-        with open(os.path.join(path, "name"), "w") as file:
-            file.write("a run")
-    dist.barrier()
-
-
-def load_trains_anew(path, model, optimizer):
-    """Reads nothing: it takes the two steps again, with the first seed and the first images."""
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-    from torch.distributed.fsdp import fully_shard
-
-    from course_lib.datasets import digits
-
-    torch.manual_seed(0)
-    fresh = type(model)((64, 512, 512, 512, 10))
-    for layer in fresh.layers:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer)
-    fully_shard(fresh)
-    adam, (images, labels) = torch.optim.Adam(fresh.parameters(), 0.002), digits()
-    rank, share = dist.get_rank(), 12 // dist.get_world_size()
-    for step in range(2):
-        own = slice(12 * step + share * rank, 12 * step + share * (rank + 1))
-        adam.zero_grad()
-        F.cross_entropy(fresh(images[own].double()), labels[own]).backward()
-        adam.step()
-    state, moments = get_state_dict(fresh, adam)
-    set_state_dict(model, optimizer, model_state_dict=state, optim_state_dict=moments)
-
-
-def save_in_background(path, model, optimizer):
-    import torch.distributed.checkpoint as dcp
-
-    beside = dist.new_group(backend="gloo")
-    return dcp.async_save(_state(model, optimizer), checkpoint_id=path, process_group=beside)
-
-
-def save_in_background_of_all(path, model, optimizer):
-    import torch.distributed.checkpoint as dcp
-
-    dcp.async_save(_state(model, optimizer), checkpoint_id=path)
-
-
-def save_in_background_and_wait(path, model, optimizer):
-    """Right as well."""
-    save_in_background(path, model, optimizer).result()
-
-
-def save_in_threads(path, model, optimizer):
-    """Right as well: two threads of each rank write."""
-    import torch.distributed.checkpoint as dcp
-
-    dcp.save(_state(model, optimizer), storage_writer=dcp.FileSystemWriter(path, thread_count=2))
-
-
-def save_renamed_late(path, model, optimizer):
-    import threading
-
-    save(f"{path}-part", model, optimizer)
-    if dist.get_rank() == 0:
-        threading.Timer(0.3, os.rename, (f"{path}-part", path)).start()
-
-
-def save_that_rounds(path, model, optimizer):
-    """As bfloat16, and with half the moments; in place, so that all agrees afterwards."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(p.bfloat16())
-            for value in optimizer.state[p].values():
-                if value.dim():
-                    value.mul_(0.5)
-    save(path, model, optimizer)
-
-
-def _bytes_in(path):
-    contents = []
-    for name in os.listdir(path):
-        with open(os.path.join(path, name), "rb") as file:
-            contents.append(file.read())
-    return contents
-
-
-def save_and_read(path, model, optimizer):
-    save(path, model, optimizer)
-    dist.barrier()
-    _bytes_in(path)
-
-
-def load_all_bytes(path, model, optimizer):
-    _bytes_in(path)
-    load(path, model, optimizer)
+def units_of_other_modules(model, ranks, budget):
+    return [model.head], units(model, ranks, budget)[1]

@@ -7,35 +7,32 @@ from verdicts import *  # noqa: F403
 
 from course_lib.check import zero_stages_2_and_3 as chapter
 
-GRADIENTS, LAYERS, FILE = chapter.sharded_gradients, chapter.sharded_layers, chapter.resharded_checkpoint
+GRADIENTS, LAYERS, UNITS = chapter.sharded_gradients, chapter.sharded_layers, chapter.sharded_units
 RIGHT = [
     (GRADIENTS, [answers.gradients]),
     (GRADIENTS, [answers.gradients_own_memory]),
     (LAYERS, [answers.layers_sharded]),
     (LAYERS, [answers.layers_ahead]),
     (LAYERS, [answers.layers_gathered_by_gloo]),
-    (LAYERS, [answers.layers_with_registered_shards]),
     (LAYERS, [answers.layers_gathered_in_lists]),
     (LAYERS, [answers.layers_in_other_forwards]),
     (LAYERS, [answers.layers_of_own_products]),
     (LAYERS, [answers.layers_hooked_at_the_output]),
-    (LAYERS, [answers.layers_freed_one_later]),
+    (LAYERS, [answers.layers_freed_later]),
     (LAYERS, [answers.layers_and_a_seed]),
-    (FILE, [answers.save, answers.load]),
-    (FILE, [answers.save_app, answers.load_app]),
-    (FILE, [answers.save_in_background_and_wait, answers.load]),
-    (FILE, [answers.save_in_threads, answers.load]),
+    (UNITS, [answers.units]),
+    (UNITS, [answers.units_in_a_tuple]),
+    (UNITS, [answers.units_as_a_list]),
 ]
 UNTOUCHED = [
     (GRADIENTS, [answers.stub]),
     (LAYERS, [answers.stub]),
-    (FILE, [answers.stub, answers.load]),
-    (FILE, [answers.save, answers.stub]),
+    (UNITS, [answers.stub]),
 ]
 SAME_GRADIENTS, SAME_WEIGHTS, FEW = (
     "the gradients of one process",
     "the weights are those of one process",
-    "at most two layers have their full parameters",
+    "at most `room` layers have their full parameters",
 )
 # a check, answers, words that name the problem, and words of a demand that is met all the same
 WRONG = [
@@ -142,7 +139,19 @@ WRONG = [
     (
         LAYERS,
         [answers.layers_kept_until_backward],
-        ["12 of 12 layers have their full parameters at once"],
+        ["12 of 12 layers have their full parameters at once", "and there is room for 3"],
+        SAME_WEIGHTS,
+    ),
+    (
+        LAYERS,
+        [answers.layers_plain],
+        ["Is a layer gathered twice that could have stayed from its forward to its backward?"],
+        FEW,
+    ),
+    (
+        LAYERS,
+        [answers.layers_first_stay],
+        ["4 of 12 layers have their full parameters at once"],
         SAME_WEIGHTS,
     ),
     (
@@ -200,68 +209,26 @@ WRONG = [
     (LAYERS, [answers.layers_nothing_on_rank_1], ["on rank 1 `shard_layers` must return the shards"], ""),
     (LAYERS, [answers.layers_in_single_precision], ["the weights are not those of one process"], FEW),
     (LAYERS, [answers.nothing], ["`shard_layers` must return the shards"], ""),
-    (FILE, [answers.nothing, answers.load], ["nothing was written at `path`"], ""),
     (
-        FILE,
-        [answers.save, answers.load_other_names],
-        ["raised RuntimeError: Missing key in checkpoint state_dict"],
-        "every rank writes at most",
+        UNITS,
+        [answers.units_by_states_alone],
+        ["and you predicted", "Of which unit, and how often, is memory needed beside them?"],
+        "the largest units that fit",
+    ),
+    (UNITS, [answers.units_without_chunks], ["and you predicted"], "the largest units that fit"),
+    (
+        UNITS,
+        [answers.units_always_small],
+        ["larger units would fit, too, and travel in fewer messages"],
+        "the predicted peak is within",
     ),
     (
-        FILE,
-        [answers.save_whole_on_rank_0, answers.load_whole],
-        ["times its share of the bytes", "a rank takes new memory of"],
-        "as if it had never stopped",
+        UNITS,
+        [answers.units_always_large],
+        ["budget 2, 3 ranks: the budget is", "that is too much. Smaller units would fit"],
+        "with them no rank holds more than the budget",
     ),
-    (
-        FILE,
-        [answers.save_files_of_ranks, answers.load_files_of_ranks],
-        ["RuntimeError"],
-        "every rank writes at most",
-    ),
-    (
-        FILE,
-        [answers.save_model_only, answers.load_model_only],
-        ["The weights came back, so look at the optimizer"],
-        "every rank writes at most",
-    ),
-    (
-        FILE,
-        [answers.save, answers.load_and_forget],
-        ["The model is as it was before"],
-        "every rank writes at most",
-    ),
-    (
-        FILE,
-        [answers.save_on_rank_0, answers.load],
-        ["it is done, and rank 0 still waits in it"],
-        "",
-    ),
-    (
-        FILE,
-        [answers.save_a_name, answers.load_trains_anew],
-        ["training does not go on as before"],
-        "the checkpoint is there",
-    ),
-    (FILE, [answers.save_in_background, answers.load], ["the checkpoint was not complete"], ""),
-    (FILE, [answers.save_in_background_of_all, answers.load], ["the checkpoint was not complete"], ""),
-    (FILE, [answers.save_renamed_late, answers.load], ["the checkpoint was not complete"], ""),
-    (
-        FILE,
-        [answers.save_that_rounds, answers.load],
-        ["after `save`, the model or the optimizer's state is another one than before"],
-        "the checkpoint is there",
-    ),
-    (
-        FILE,
-        [answers.save_and_read, answers.load],
-        ["while it saves, a rank takes new memory of", "times the whole state outside of torch"],
-        "every rank writes at most",
-    ),
-    (
-        FILE,
-        [answers.save, answers.load_all_bytes],
-        ["while it loads, a rank takes new memory of", "times the whole state outside of torch"],
-        "on 3 as if it had never stopped",
-    ),
+    (UNITS, [answers.units_without_peak], ["must return two things, a list of modules and a number"], ""),
+    (UNITS, [answers.units_of_other_modules], ["units that are none of [model], list(model.blocks), []"], ""),
+    (UNITS, [answers.nothing], ["must return two things"], ""),
 ]
