@@ -35,7 +35,7 @@ def test_a_folder_is_gone_after_the_block_also_where_it_raises():
 
 @pytest.mark.parametrize(
     ("name", "answers"),
-    [("chain_broadcast", 1), ("checkpoint", 2), ("sharded_checkpoint", 2)],
+    [("chain_broadcast", 1), ("sharded_checkpoint", 2)],
 )
 def test_the_next_start_sweeps_what_a_killed_check_has_left(name, answers, tmp_path):
     (tmp_path / "tmp").mkdir()
