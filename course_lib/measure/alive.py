@@ -59,8 +59,11 @@ def watch(layers: Iterable[nn.Module], waiting: bool = False) -> list[Moment]:
 
     def note(name: str) -> None:
         full = [_full_bytes(layer, its) for layer, its in zip(layers, names)]
-        ahead = [torch_internals.gathered_and_waiting_bytes(layer) for layer in layers] if waiting else None
-        moments.append((name, full) if ahead is None else (name, full, ahead))
+        if waiting:
+            ahead = [torch_internals.gathered_and_waiting_bytes(layer) for layer in layers]
+            moments.append((name, full, ahead))
+        else:
+            moments.append((name, full))
 
     for number, layer in enumerate(layers):
 
