@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import functools
 import itertools
 import os
 import random
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 import nbval.kernel
 import pytest
 from jupyter_client import KernelManager
+from nbval.plugin import IPyNbCell
+from twins import needed_cells
 
 # Started in the background of a shell (`make test &`), a process ignores SIGINT, and so would the kernels
 # that tests interrupt.
@@ -31,6 +34,8 @@ def kernel_manager(**options) -> KernelManager:
 
 
 nbval.kernel.KernelManager = kernel_manager
+
+CASES = os.environ.get("CASES", "0")  # which cases checks are tested with
 
 # What `make test-quick` leaves out, so that what remains needs less than 200 seconds of a core: files and
 # tests that take long beside what they find first.
@@ -70,10 +75,21 @@ SLOW = {
 }
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     for item in items:
         if {item.path.name, getattr(item, "originalname", "")} & SLOW:
             item.add_marker(pytest.mark.slow)
+    cells = [item for item in items if isinstance(item, IPyNbCell) and item.path.parent.name == "solutions"]
+    if CASES != "0":  # once a week, they too run as a whole
+        return
+    if left_out := {item for item in cells if item.cell_num not in _needed(item.path)}:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+@functools.cache
+def _needed(path):
+    return needed_cells(path)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +97,7 @@ def cases_that_come_again(request, monkeypatch):
     """Checks draw their cases anew in every try. Tests draw them from the test's own name and a number, so
     that one that fails fails again: CASES=7 draws others, CASES=anew other ones each time.
     """
-    number = os.environ.get("CASES", "0")
+    number = CASES
     if request.path.parent.name == "check" and number != "anew":
         from course_lib.check import judge
 
