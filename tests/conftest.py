@@ -97,9 +97,8 @@ def cases_that_come_again(request, monkeypatch):
     """Checks draw their cases anew in every try. Tests draw them from the test's own name and a number, so
     that one that fails fails again: CASES=7 draws others, CASES=anew other ones each time.
     """
-    number = CASES
-    if request.path.parent.name == "check" and number != "anew":
+    if request.path.parent.name == "check" and CASES != "anew":
         from course_lib.check import judge
 
-        draw = random.Random(f"{number} {request.node.nodeid}")
+        draw = random.Random(f"{CASES} {request.node.nodeid}")
         monkeypatch.setattr(judge, "secrets", SimpleNamespace(randbelow=draw.randrange))

@@ -6,6 +6,7 @@ launch.py            the kernel's side: ask for ranks, listen to them, end them
 server.py            the fork server and the supervisor of one job (processes beside the kernel)
 worker.py            what one rank does, from fork to exit
 folder.py            a job's private directory: made and locked, removed, swept up
+pages.py             the server's memory in large pages, so that a fork costs less
 sending.py           what travels: the call on its way out, results on their way home
 unsendable.py        the name of the variable that cannot travel
 threads.py           names of a rank's threads, for other processes
