@@ -53,5 +53,5 @@ def test_the_next_start_sweeps_what_a_killed_check_has_left(name, answers, tmp_p
         time.sleep(0.05)
     assert left[0].startswith("course_lib-job-")
     code = "from course_lib import run; run(len, (), ranks=1)"
-    subprocess.run([sys.executable, "-c", code], env=traces.environ, check=True, timeout=240)
+    subprocess.run([sys.executable, "-c", code], env=traces.environ, check=True, timeout=600)
     assert traces.left(SOON_S) == []

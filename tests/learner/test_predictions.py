@@ -188,7 +188,7 @@ def test_a_kernel_shows_a_field_and_what_is_typed_into_it_is_kept(desk):
 
         def told(code):
             outputs = []
-            reply = client.execute_interactive(code, timeout=60, output_hook=outputs.append)
+            reply = client.execute_interactive(code, timeout=240, output_hook=outputs.append)
             assert reply["content"]["status"] == "ok", reply["content"]
             return [message for message in outputs if message["msg_type"] != "status"]
 

@@ -697,7 +697,7 @@ def test_the_same_function_runs_under_torchrun(tmp_path):
         str(tmp_path / "train.py"),
         str(tmp_path),
     ]
-    finished = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-2000:]
     under_run = [result["checksum"] for result in job("ddp", 2, width=1201).results]
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == pytest.approx(

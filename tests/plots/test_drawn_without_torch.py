@@ -55,7 +55,7 @@ def test_a_saved_job_is_drawn_where_torch_is_not_installed(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.endswith("all drawn\n")

@@ -39,7 +39,7 @@ def test_a_script_runs_under_torchrun(script, tmp_path):
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     command = [*torchrun, "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     last = done.stdout.splitlines()[-1:]
     assert last and re.search(r"\d.*[a-z]|[a-z].*\d", last[0]), (

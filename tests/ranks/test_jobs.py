@@ -385,7 +385,7 @@ def test_a_rank_imports_what_the_notebook_has_imported(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert "(0, 1, 3, 4, False)" in done.stdout, done.stdout + done.stderr
     assert (
@@ -403,7 +403,7 @@ def test_the_fork_server_starts_beside_files_with_names_of_pythons(tmp_path):
         (tmp_path / name).write_text("raise ImportError('a file of the learner')\n")
     code = "from course_lib import run\nprint(run(len, 'four', ranks=1).results)"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.stdout == "[4]\n", done.stdout + done.stderr
 

@@ -157,7 +157,7 @@ def test_what_a_cell_defines_can_be_pickled_by_name_in_a_rank(tmp_path):
         [sys.executable, str(tmp_path / "learner.py")],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env=os.environ | {"PYTHONPATH": root},
     )
     assert done.stdout.strip().endswith("all well"), done.stdout + done.stderr
