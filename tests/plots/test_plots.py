@@ -22,6 +22,7 @@ from course_lib.record import Job, Sweep
 
 @pytest.fixture(autouse=True)
 def no_figure_stays_open():
+    plt.close("all")  # of tests before, elsewhere
     before = dict(matplotlib.rcParams)
     yield
     plt.close("all")
