@@ -54,10 +54,10 @@ lint: env
 	$(PY) -m mypy
 
 # Four files at a time, each from top to bottom: ranks that wait or sleep leave a core to others. The
-# notebooks, which are short, come last. A cell may take a minute, which `make notebooks` holds it to; five
+# notebooks, which are short, come last. A cell may take a minute, which `make notebooks` holds it to; fifteen
 # are for a machine that is busy with other things.
 test: lint
-	$(PY) -m pytest -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=300 tests notebooks
+	$(PY) -m pytest -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 tests notebooks
 
 # Without the notebooks, and without what tests/conftest.py calls slow.
 test-quick: lint

@@ -19,7 +19,7 @@ def run(
     *args,
     ranks: int = 2,
     backend: str = "auto",
-    timeout: float = 60.0,
+    timeout: float | None = None,
     threads: int = 1,
     label: str | None = None,
     **kwargs,
@@ -35,7 +35,8 @@ def run(
         ranks: number of processes.
         backend: "auto" takes NCCL where there is one GPU per rank, otherwise gloo (ranks share the GPUs, or
             run on the CPU).
-        timeout: seconds after which the job is stopped and explained.
+        timeout: seconds after which the job is stopped and explained. None for 60; where the machine is busy,
+            those in which its ranks wait for a free core do not count then (at most 240).
         threads: compute threads per rank.
         label: name of the job in figures and errors; the function's name if None.
 

@@ -37,7 +37,8 @@ __all__ = ["carry_out"]
 
 GRACE_S = 0.3  # after a first failure: the true cause may be the second to be heard
 ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0  # how often ranks without progress are asked where they are
-PATIENCE = 4  # times its timeout: how long a check's job may wait for free cores
+TIMEOUT_S = 60.0
+PATIENCE = 4  # times its timeout: how long a job's ranks may wait for free cores beside it
 OUTPUT_LIMIT_BYTES = 100_000  # of each rank's output, what a Job keeps; longer output is saved whole
 OUTPUT_LIVE_BYTES = 16_000  # of each rank's output, what is read again and again while the job runs
 OUTPUT_MOST_BYTES = 200_000_000  # a rank that prints more is stopped, before it fills the disk
@@ -53,10 +54,13 @@ def carry_out(
         show: called with what the job is doing, in words, how much of its time is over (0 to 1, or None), and
             a function that reads what each rank has printed so far.
         of_learner: the function is the learner's own, and no check's: only then is long output saved whole,
-            and a warning given of settings that the ranks lack. A check's job has longer where the machine
-            is busy: seconds in which its ranks have waited for a core do not count.
+            and a warning given of settings that the ranks lack.
+
+    Where nobody has said a timeout, or in a check, seconds in which ranks wait for a free core do not count.
     """
-    ranks, timeout, label = options.ranks, options.timeout, options.label
+    ranks, label = options.ranks, options.label
+    timeout = TIMEOUT_S if options.timeout is None else options.timeout
+    patience = PATIENCE if options.timeout is None or not of_learner else 0
     placement = devices.place(ranks, options.backend)
     call = _pack(fn, args, kwargs, label)
     # the learner may call this while an error of their own is being handled
@@ -74,7 +78,7 @@ def carry_out(
                         "backend": placement.backend,
                         "devices": placement.devices,
                         "threads": options.threads,
-                        "timeout": timeout if of_learner else (1 + PATIENCE) * timeout,
+                        "timeout": (1 + patience) * timeout,
                         "loopback": devices.loopback(),
                     },
                     content,
@@ -86,8 +90,7 @@ def carry_out(
 
             def left() -> float:
                 seconds = deadline - time.monotonic()
-                more = not of_learner and seconds <= 0
-                return seconds + _starved(group.states, timeout) if more else seconds
+                return seconds if seconds > 0 or not patience else seconds + _starved(group.states, timeout)
 
             def printed():
                 return [

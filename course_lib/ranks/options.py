@@ -19,14 +19,15 @@ class Options:
     Attributes:
         ranks: number of processes.
         backend: "auto", "gloo" or "nccl".
-        timeout: seconds after which the job is stopped.
+        timeout: seconds after which the job is stopped; None for 60, without the time that its ranks wait for
+            a free core.
         threads: compute threads per rank.
         label: name of the job in figures and errors.
     """
 
     ranks: int
     backend: str
-    timeout: float
+    timeout: float | None
     threads: int
     label: str
 
@@ -36,7 +37,7 @@ class Options:
         fn: Callable,
         ranks: int = 2,
         backend: str = "auto",
-        timeout: float = 60.0,
+        timeout: float | None = None,
         threads: int = 1,
         label: str | None = None,
     ) -> "Options":
@@ -61,7 +62,8 @@ class Options:
             raise ValueError(f"ranks={ranks}: this library starts at most {MAX_RANKS} ranks on one machine.")
         whole("threads", threads)
         one_of("backend", backend, devices.BACKENDS)
-        number("timeout", timeout, above=True)
+        if timeout is not None:
+            number("timeout", timeout, above=True)
         if label is not None and not isinstance(label, str):
             raise TypeError(f"label={label!r}: it must be text.")
         warning = budget.look(ranks, threads, budget.Machine.here())

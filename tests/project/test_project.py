@@ -186,7 +186,7 @@ def test_make_test_runs_the_tests_and_the_notebooks_strictly():
     )
     assert last == (
         ".venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env"
-        " --nbval-cell-timeout=300 tests notebooks"
+        " --nbval-cell-timeout=900 tests notebooks"
     )
 
 

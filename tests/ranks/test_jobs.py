@@ -17,7 +17,7 @@ import workers
 import course_lib
 from course_lib import Job, RankError, run, sweep
 from course_lib.jobs import run_quietly
-from course_lib.ranks import devices, progress, threads
+from course_lib.ranks import devices, one_job, progress, threads
 from course_lib.ranks.options import Options
 
 FACTOR = 7
@@ -187,7 +187,7 @@ def test_the_options_of_run_are_those_that_are_checked():
     checked = inspect.signature(Options.checked).parameters
     assert own == {name: p.default for name, p in checked.items() if name != "fn"}
     assert list(own) == [field.name for field in dataclasses.fields(Options)]
-    assert Options.checked(workers.nothing, ranks=3) == Options(3, "auto", 60.0, 1, "nothing")
+    assert Options.checked(workers.nothing, ranks=3) == Options(3, "auto", None, 1, "nothing")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -455,15 +455,20 @@ def test_in_a_terminal_a_line_rewrites_itself_and_stays_or_goes(monkeypatch, sta
     [(0.1, 3.0, False), (0.1, 0.1, True), (2.0, 3.0, True), (0.1, 1e6, True)],
     ids=["waits for cores", "sleeps", "computes", "longer than patience"],
 )
-def test_a_check_on_a_busy_machine_does_not_count_the_time_that_its_ranks_wait_for_a_core(
+def test_on_a_busy_machine_the_time_that_ranks_wait_for_a_core_does_not_count(
     computed, waited, late, monkeypatch
 ):
+    """In a check, and where a learner has said no timeout."""
     monkeypatch.setattr(threads, "computed_and_waited", lambda pid: (computed, waited))
+    monkeypatch.setattr(one_job, "TIMEOUT_S", 0.5)
     naps = functools.partial(workers.sleeper, 100.0 if waited == 1e6 else 2.0)
     if not late:
         run_quietly(naps, ranks=1, timeout=0.5)
+        run(naps, ranks=1)
     else:
         with pytest.raises(RankError, match="had not finished after timeout=0.5 s"):
             run_quietly(naps, ranks=1, timeout=0.5)
+        with pytest.raises(RankError, match="had not finished after timeout=0.5 s"):
+            run(naps, ranks=1)
     with pytest.raises(RankError, match="had not finished after timeout=0.5 s"):
         run(naps, ranks=1, timeout=0.5)  # a learner's own timeout is what it says
