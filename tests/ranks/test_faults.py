@@ -428,7 +428,9 @@ def test_row_5_different_collectives(nothing_left):
 def test_row_6_shapes_or_dtypes_differ(nothing_left, fn, first, second):
     error = fails(fn)
     assert f"rank 0 called all_reduce of {first}; rank 1 called all_reduce of {second}" in error.headline
-    assert all("dist.all_reduce" in report.line for report in error.reports)
+    # one of them may have had what it waited for, and be done
+    lines = [report.line for report in error.reports if report.line]
+    assert lines and all("dist.all_reduce" in line for line in lines)
 
 
 def test_row_6_where_gloo_says_nothing(nothing_left):
