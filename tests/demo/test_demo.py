@@ -32,7 +32,7 @@ def by_command(*arguments: str, cwd: Path, **environ: str) -> str:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
