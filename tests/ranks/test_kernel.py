@@ -39,9 +39,9 @@ class Kernel:
     def connect(self):
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=240)
+        self.client.wait_for_ready(timeout=900)
 
-    def run(self, code, wait=True, timeout=240):
+    def run(self, code, wait=True, timeout=900):
         outputs = []
         if not wait:
             return self.client.execute(code)
@@ -196,7 +196,7 @@ def test_the_first_run_of_a_kernel_shows_a_sign_and_can_be_interrupted(first, la
         kernel.run(first, wait=False)
         sign, shown = False, None
         while shown is None:
-            message = kernel.client.get_iopub_msg(timeout=240)
+            message = kernel.client.get_iopub_msg(timeout=900)
             if "starting the fork server, once per kernel" in str(message["content"]):
                 sign = True
                 kernel.manager.interrupt_kernel()
@@ -232,7 +232,7 @@ def test_row_9_the_interrupt_button(kernel, tmp_path):
     kernel.manager.interrupt_kernel()
     shown = None
     while shown is None:
-        message = kernel.client.get_iopub_msg(timeout=240)
+        message = kernel.client.get_iopub_msg(timeout=900)
         if message["msg_type"] == "error":
             shown = message["content"]
     assert time.monotonic() - begin < SOON_S
@@ -374,7 +374,7 @@ def test_progress_leaves_one_static_line(tmp_path):
         "job = run(nap, 2.5)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
     stored = [[(o["output_type"], dict(o["data"])) for o in cell.outputs] for cell in notebook.cells[1:]]
     assert stored[0] == stored[1] == [("display_data", {"text/plain": "nap on 2 ranks"})]
 
@@ -403,7 +403,7 @@ def test_what_ranks_print_is_seen_while_they_run_and_stays_where_a_person_looks(
     seen_kernel.run(SLOW_TALK.replace("SEEN", repr(str(tmp_path / "seen"))), wait=False)
     shown = []
     while not shown or shown[-1]["msg_type"] != "update_display_data":
-        shown.append(seen_kernel.client.get_iopub_msg(timeout=240))
+        shown.append(seen_kernel.client.get_iopub_msg(timeout=900))
         assert shown[-1]["msg_type"] != "error", shown[-1]
         live = str(shown[-1]["content"].get("data", {}).get("state"))
         if all(f"rank {rank} |</span> here is {rank}" in live for rank in (0, 1)):
@@ -454,7 +454,7 @@ def test_a_check_that_waits_for_the_server_shows_a_sign_that_goes_away(tmp_path)
     """What is stored of it is the verdict, as without the sign, and nbval finds nothing else."""
     cells = [nbformat.v4.new_code_cell(code) for code in (SLOW_START, "check.average(stub)")]
     notebook, heard = nbformat.v4.new_notebook(cells=cells), []
-    client = NotebookClient(notebook, timeout=240, kernel_name="python3")
+    client = NotebookClient(notebook, timeout=900, kernel_name="python3")
     hear = client.process_message
     client.process_message = lambda message, *others: (heard.append(message), hear(message, *others))[1]
     client.execute()
@@ -465,7 +465,7 @@ def test_a_check_that_waits_for_the_server_shows_a_sign_that_goes_away(tmp_path)
     assert [(sign.output_type, sign.data) for sign in signs] == [("display_data", {})]
     cells[1].outputs = [verdict]
     nbformat.write(notebook, tmp_path / "slow.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=240", "--nbval-current-env"]
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=900", "--nbval-current-env"]
     result = subprocess.run(
         [*command, "-q", "-p", "no:cacheprovider", str(tmp_path / "slow.ipynb")],
         capture_output=True,
