@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from course_lib.arguments import number
 from course_lib.plots.microbatches import block_of, messages
 from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, SOFT, legend, panel
 from course_lib.plots.traced import require_trace
@@ -22,7 +23,7 @@ _PALER = 0.6  # the last of a rank's stages is so much nearer to the paper than 
 _SIZES = (7.5, 6.0)  # of letters in a block
 
 
-def timeline(job: Job, ax: Axes | None = None) -> Axes:
+def timeline(job: Job, ax: Axes | None = None, until_s: float = 0.0) -> Axes:
     """Draw what each rank did and when in the traced step: computing and spans in a wide lane, communication
     in a thin one beneath.
 
@@ -34,8 +35,12 @@ def timeline(job: Job, ax: Axes | None = None) -> Axes:
     need of each other, thin arrows stand for the messages, from the block that made one to the block that
     needed it, and not lanes of send and recv: a receive that is asked for early, or a send that is waited for
     late, would be drawn long and say nothing.
+
+    Args:
+        until_s: so long is the axis at least, in seconds: the length of another job's step, to compare them.
     """
     require_trace(job)
+    number("until_s", until_s)
     rows = _pieces(job)
     sent = messages(job)
     if sent:
@@ -47,7 +52,7 @@ def timeline(job: Job, ax: Axes | None = None) -> Axes:
     xlabel = "ms since the first rank began the traced step"
     size = (7, max(2.4, 1.5 + 0.5 * job.ranks))
     ax = panel(f"{job.label}: one step", where, ax, size=size, xlabel=xlabel, grid="x")
-    ax.set_xlim(0, length_s * 1e3)
+    ax.set_xlim(0, max(length_s, until_s) * 1e3)
     lanes = {False: _LANES[False]}
     if not sent or (rows["kind"] == "communication").any():
         lanes[True] = _LANES[True]
@@ -137,7 +142,7 @@ def _draw(ax: Axes, what: str, rows: pd.DataFrame, color: str, lettering: int | 
         red, green, blue = _rgb(color)
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
         inside = {"color": PAPER if dark else INK, "zorder": 3, "clip_on": True, "ha": "center"}
-        texts, points = _letterings(rows)[lettering]
+        texts, points = _letterings(rows)[: lettering + 1][-1]
         for row, text in zip(rows.itertuples(), texts):
             middle_ms = (row.start_s + row.seconds / 2) * 1e3
             ax.text(middle_ms, row.rank + offset, text, fontsize=points, va="center", **inside)
@@ -158,9 +163,9 @@ def _choose_letterings(ax: Axes, rows: pd.DataFrame) -> dict[str, int]:
     inches *= ax.get_position().width * ax.figure.get_figwidth() * 0.9
     chosen = {}
     for what, spans in rows[rows["kind"] == "span"].groupby("what"):
-        for number, (texts, points) in enumerate(_letterings(spans)):
+        for nth, (texts, points) in enumerate(_letterings(spans)):
             if (inches[spans.index] > texts.str.len() * 0.0093 * points + 0.03).all():
-                chosen[what] = number
+                chosen[what] = nth
                 break
     blocks = [what for what in chosen if what.startswith(_COMPUTING[:2])]
     return chosen | dict.fromkeys(blocks, max((chosen[what] for what in blocks), default=0))

@@ -406,6 +406,8 @@ def test_timeline_letters_all_blocks_of_a_kind_or_none():
 
     assert sorted(letters(make_pipeline(forward_s=0.09))) == sorted(["F0", "F1", "B0", "B1"] * 2)
     assert sorted(letters(make_pipeline(forward_s=0.02))) == ["0", "0", "0", "0", "1", "1", "1", "1"]
+    assert plots.timeline(make_pipeline(), until_s=2.0).get_xlim() == (0, 2000)
+    assert plots.timeline(make_pipeline(), until_s=0.1).get_xlim() == (0, pytest.approx(720))
     job = make_pipeline(forward_s=0.09)
     job.records["timeline"][0]["seconds"] = 0.001  # a forward that is too short for any letter
     assert sorted(letters(job)) == sorted(["B0", "B1"] * 2)
