@@ -24,6 +24,7 @@ __all__ = [
     "fully_shard_local_numel",
     "bubble_fraction",
     "microbatches_in_flight",
+    "messages_waited_for",
     "tensor_parallel_bytes",
     "activation_bytes",
     "amdahl",
@@ -225,6 +226,20 @@ def microbatches_in_flight(schedule: str, stage: int, num_stages: int, num_micro
     if one_of("schedule", schedule, ("gpipe", "1f1b")) == "gpipe":
         return num_microbatches
     return min(num_stages - stage, num_microbatches)
+
+
+def messages_waited_for(schedule: str, num_stages: int, num_microbatches: int) -> int:
+    """How many messages a step of a pipeline waits for, one after the other: by so many times the time that a
+    message is on its way the step is longer than (m+p-1)(f+b).
+
+    "gpipe" 2(p-1): messages stream, and what counts is one way down and one way up. "1f1b" as many, and
+    2 floor((m-1)(p-1)/p): every p micro-batches a round trip through all stages.
+
+    Source: the lists of both schedules, played out (tests/test_theory.py).
+    """
+    once = whole("num_stages", num_stages) - 1
+    later = (whole("num_microbatches", num_microbatches) - 1) * once // num_stages
+    return 2 * (once if one_of("schedule", schedule, ("gpipe", "1f1b")) == "gpipe" else once + later)
 
 
 def tensor_parallel_bytes(

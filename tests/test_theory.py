@@ -257,6 +257,33 @@ def test_interleaved_bubble(p, m, v):
     assert theory.bubble_fraction(p, m, v) == pytest.approx(play([forward] * p, v)[0])
 
 
+def seconds(orders: list[list[tuple[str, int, int]]], forward: float, backward: float, late: float) -> float:
+    """How long a step takes if a message needs `late` from the end of what made it."""
+    ends, clocks, left = {}, [0.0] * len(orders), [list(order) for order in orders]
+    while any(left):
+        for s, order in enumerate(left):
+            while order:
+                kind, _, m = order[0]
+                source = s - 1 if kind == "F" else s + 1
+                if 0 <= source < len(orders) and (kind, m, source) not in ends:
+                    break
+                there = ends[kind, m, source] + late if 0 <= source < len(orders) else 0.0
+                clocks[s] = max(clocks[s], there) + (forward if kind == "F" else backward)
+                ends[kind, m, s] = clocks[s]
+                order.pop(0)
+    return max(clocks)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 8, 13])
+@pytest.mark.parametrize("name, schedule", [("gpipe", gpipe), ("1f1b", one_f_one_b)])
+@pytest.mark.parametrize("forward, backward, late", [(1, 2, 0.25), (1, 1, 1), (1, 2, 5)])
+def test_a_step_with_late_messages_played_out(p, m, name, schedule, forward, backward, late):
+    found = seconds([schedule(p, m, stage) for stage in range(p)], forward, backward, late)
+    waited = theory.messages_waited_for(name, p, m) * late
+    assert found == pytest.approx((m + p - 1) * (forward + backward) + waited)
+
+
 def test_gpipe_with_many_microbatches_comes_near_the_model():
     rows = [
         row
@@ -271,6 +298,17 @@ def test_gpipe_with_many_microbatches_comes_near_the_model():
         )
         assert 0.9 * model < row["speedup"] < model
     assert len(rows) == 3
+
+
+def test_on_gpus_amoebanet_lies_between_the_paper_and_the_model():
+    def speedups(table):
+        rows = [row for row in theory.published(table)["rows"] if row["model"] == "AmoebaNet"]
+        return {(row["num_stages"], row["num_microbatches"]): row["speedup"] for row in rows}
+
+    paper, gpus = speedups("gpipe_speedup"), speedups("torchgpipe_speedup")
+    assert paper.keys() == gpus.keys()
+    for k in (2, 4, 8):
+        assert paper[k, 32] < gpus[k, 32] < k * 32 / (32 + k - 1)
 
 
 # -- speed-up laws

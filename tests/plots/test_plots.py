@@ -339,7 +339,7 @@ def test_timeline_colours_a_pipelines_spans_by_their_kind_and_no_others():
     job = make_job(ranks=1)
     spans = [
         {"rank": 0, "kind": "span", "name": name, "start_s": i / 100, "seconds": 0.01}
-        for i, name in enumerate(("F0", "F3@5", "B1@4", "F0@"))
+        for i, name in enumerate(("F0", "F3@5", "B1@5", "F0@"))
     ]
     ax = plots.timeline(replace(job, records={**job.records, "timeline": spans}))
     assert [left for _, left, _ in pieces(ax, "forward")] == [0, 10]
@@ -352,6 +352,66 @@ def test_timeline_says_why_there_is_no_communication():
     assert "communication is not drawn: the call says nothing" in texts(plots.timeline(job)).replace(
         "\n", " "
     )
+
+
+def make_pipeline(chunks: int = 1, forward_s: float = 0.02, sends: int | None = None) -> Job:
+    """Two ranks, two micro-batches through `2 * chunks` stages; each rank sends as many messages as it makes,
+    or `sends`.
+    """
+    job, stages = make_job(), 2 * chunks
+    spans, made = [], [0, 0]
+    for number, op in enumerate("FB"):
+        for stage in range(stages) if op == "F" else reversed(range(stages)):
+            for k in range(2):
+                at = ((number * stages + (stage if op == "F" else stages - 1 - stage)) * 2 + k) * 0.1
+                name = f"{op}{k}" + (f"@{stage}" if chunks > 1 else "")
+                row = {"rank": stage % 2, "kind": "span", "name": name, "start_s": at, "seconds": forward_s}
+                spans.append(row)
+                made[stage % 2] += 0 <= stage + (1 if op == "F" else -1) < stages
+    row = {**job.records["comm"][0], "op": "send"}
+    comm = [{**row, "rank": rank} for rank in range(2) for _ in range(made[rank] if sends is None else sends)]
+    recv = {"rank": 0, "kind": "communication", "name": "recv", "start_s": 0.0, "seconds": 0.4}
+    return replace(job, records={**job.records, "timeline": [*spans, recv], "comm": comm})
+
+
+def arrows(ax) -> list[tuple]:
+    """(x, rank) -> (x, rank) of a timeline's messages, in ms."""
+    lines = [line for c in ax.collections if c.get_label() == "message" for line in c.get_segments()]
+    return [tuple((round(float(x)), round(float(y))) for x, y in line) for line in lines]
+
+
+def test_timeline_joins_the_blocks_of_a_pipeline_by_their_messages_in_place_of_lanes():
+    ax = plots.timeline(make_pipeline())
+    # F0 and F1 go down when they end, B0 and B1 come back up
+    down, up = [((20, 0), (200, 1)), ((120, 0), (300, 1))], [((420, 1), (600, 0)), ((520, 1), (700, 0))]
+    assert sorted(arrows(ax)) == sorted(down + up)
+    assert not pieces(ax, "recv") and "communicates" not in texts(ax)
+
+
+def test_timeline_keeps_its_lanes_where_messages_are_not_those_of_the_blocks():
+    ax = plots.timeline(make_pipeline(sends=3))
+    assert not arrows(ax) and pieces(ax, "recv")
+
+
+def test_timeline_draws_the_second_stage_of_a_rank_paler():
+    ax = plots.timeline(make_pipeline(chunks=2))
+    looks = {c.get_label(): c[0].get_facecolor()[:3] for c in ax.containers}
+    for op in ("forward", "backward"):
+        assert sum(looks[f"{op}, stage 2 of a rank"]) > sum(looks[op]) + 0.3
+    assert len(arrows(ax)) == 2 * 2 * 3, "also from the last rank back to the first"
+
+
+def test_timeline_letters_all_blocks_of_a_kind_or_none():
+    def letters(job):
+        return [text.get_text() for text in plots.timeline(job).texts if text.get_text()[0] in "FB01"]
+
+    assert sorted(letters(make_pipeline(forward_s=0.09))) == sorted(["F0", "F1", "B0", "B1"] * 2)
+    assert sorted(letters(make_pipeline(forward_s=0.02))) == ["0", "0", "0", "0", "1", "1", "1", "1"]
+    assert plots.timeline(make_pipeline(), until_s=2.0).get_xlim() == (0, 2000)
+    assert plots.timeline(make_pipeline(), until_s=0.1).get_xlim() == (0, pytest.approx(720))
+    job = make_pipeline(forward_s=0.09)
+    job.records["timeline"][0]["seconds"] = 0.001  # a forward that is too short for any letter
+    assert sorted(letters(job)) == sorted(["B0", "B1"] * 2)
 
 
 # -- speed-up
