@@ -5,11 +5,19 @@ message takes time. The data of a drawn schedule.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from course_lib import torch_internals
 from course_lib.arguments import one_of
 from course_lib.mini.pipeline import schedules
-from course_lib.mini.pipeline.instructions import Instruction, Schedule, as_sent, source_of, with_stages
+from course_lib.mini.pipeline.instructions import (
+    LETTERS,
+    Instruction,
+    Schedule,
+    as_sent,
+    source_of,
+    with_stages,
+)
 
-__all__ = ["Block", "blocks", "play", "idle_share", "KINDS"]
+__all__ = ["Block", "blocks", "play", "idle_share", "lists_of_torch", "KINDS"]
 
 KINDS: dict[str, Callable[..., Schedule]] = {
     "naive": schedules.naive,
@@ -96,3 +104,15 @@ def idle_share(found: list[Block]) -> float:
     """Return the bubble: the idle time of all ranks over ranks x length of the step."""
     ranks, length = 1 + max(block.rank for block in found), max(block.end for block in found)
     return 1 - sum(block.end - block.begin for block in found) / (ranks * length)
+
+
+def lists_of_torch(schedule) -> Schedule:
+    """Return the lists of a schedule of torch.distributed.pipelining that has several stages on a rank.
+
+    Its stages may live elsewhere than ours, as in a V; so `play` takes these lists, and `Pipeline` does not.
+
+    Errors: ValueError for one that does two things at once, as ScheduleDualPipeV.
+    """
+    ops = {letter: op for op, letter in LETTERS.items()}
+    order = torch_internals.pipeline_order(schedule)
+    return [[Instruction(one_of("op", letter, ops), k, stage) for letter, k, stage in mine] for mine in order]
