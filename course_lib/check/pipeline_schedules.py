@@ -43,7 +43,7 @@ def interleaved_rounds(judge: Judge, answer: Callable) -> None:
     sizes = draw.choices(range(1, 6), k=DRAWN)
     drawn = [(p, draw.randint(p, 3 * p + 1), draw.randint(1, 3)) for p in sizes]
     cases = [*ROUNDS, OF_RANKS, *drawn]
-    found = dict(zip(cases, judge.call(_as_lists, [(answer, case) for case in cases])))
+    found = dict(zip(cases, judge.call(_listing(answer), cases)))
     for (p, m, v), lists in found.items():
         judge.case = f"p = {p}, m = {m}, v = {v}"
         if problem := _not_valid(lists, p, p * v, m):
@@ -91,7 +91,7 @@ def weights_in_bubbles(judge: Judge, answer: Callable) -> None:
     cases = [
         _without_weights(p, max(m, 2 * p - 1) if deep else m, deep, draw) for p, m in sizes for deep in (0, 1)
     ]
-    for case, lists in zip(cases, judge.call(_as_lists, [(answer, case) for case in cases])):
+    for case, lists in zip(cases, judge.call(_listing(answer), cases)):
         given, most = case
         p, m = len(given), sum(one.op == "forward" for one in given[0])
         judge.case = f"{p} ranks, {m} micro-batches, most = {most}"
@@ -116,7 +116,7 @@ def weights_in_bubbles(judge: Judge, answer: Callable) -> None:
         judge.demand("short", why if length > least else "")
         if not judge.met:
             return
-    lists = judge.call(_as_lists, [(answer, _without_weights(3, 5, 0, draw))])[0]
+    lists = judge.call(_listing(answer), [_without_weights(3, 5, 0, draw)])[0]
     judge.case = "3 ranks"
     _run_for_real(judge, lists, 5)
 
@@ -132,13 +132,17 @@ def _without_weights(p: int, m: int, deep: int, draw: random.Random) -> tuple[li
     return lists, 2 * p - 1 if deep else draw.randint(p, 2 * p - 1)
 
 
-def _as_lists(answer: Callable, case: tuple):
-    """The answer's lists as lists, whatever holds them."""
-    lists = on_rank.plain(answer(*case))
-    try:
-        return [on_rank.plain(one if isinstance(one, (str, dict)) else list(one)) for one in lists]
-    except TypeError:
-        return lists
+def _listing(answer: Callable) -> Callable:
+    """The answer, and its lists as lists, whatever holds them."""
+
+    def listed(*case):
+        lists = on_rank.plain(answer(*case))
+        try:
+            return [on_rank.plain(one if isinstance(one, (str, dict)) else list(one)) for one in lists]
+        except TypeError:
+            return lists
+
+    return listed
 
 
 def _not_valid(lists, ranks: int, num_stages: int, num_microbatches: int) -> str:

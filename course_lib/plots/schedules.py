@@ -62,9 +62,10 @@ def schedule(what: Job | Iterable, title: str = "", ax: Axes | None = None, time
     ax.barh(range(ranks), [length * times] * ranks, 0.8, color=FAINT, zorder=0)
     stages = [sorted({piece.stage for piece in pieces if piece.rank == rank}) for rank in range(ranks)]
     width_in = ax.get_position().width * ax.figure.get_figwidth() * 0.9
-    narrowest = min(piece.end - piece.begin for piece in pieces) / (length * times) * width_in
+    widths = sorted(piece.end - piece.begin for piece in pieces)
+    narrow = widths[len(widths) // 10] / (length * times) * width_in  # where it ran, a few are narrower
     digits = len(str(max(piece.microbatch for piece in pieces)))
-    fontsize = min(8.0, narrowest * 72 / (0.75 * digits))  # all numbers in one size, or none
+    fontsize = min(8.0, narrow * 72 / (0.75 * digits))  # all numbers in one size, or none
     for piece in pieces:
         color = _shade(piece, stages[piece.rank])
         look = {"linestyle": "-", "edgecolor": PAPER} if ran else {"linestyle": "--", "edgecolor": INK}
