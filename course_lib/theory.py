@@ -245,8 +245,8 @@ def microbatches_in_flight(
     "1f1b" min(p - stage, m); "zb_h1" min(p, m) on every stage, some of them between the two parts of their
     backward, of which less is kept.
 
-    "interleaved": of the rank with this number, counted once per stage: min(2 (p - 1 - rank) + (v-1) p + 1,
-    v m) for a multiple m of p, each of 1/v the size.
+    "interleaved": min(2 (p - 1 - rank) + (v-1) p + 1, v m) on the rank of this number, for a multiple m of p;
+    counted once per stage, each of 1/v the size.
 
     Source: Narayanan et al. 2021, section 2.2; Qi et al. 2023, "Zero bubble pipeline parallelism", section 2.
     """

@@ -1,9 +1,9 @@
 """Schedules of a pipeline as data: for each rank the list of what it does, in its order.
 
-A model is cut into p stages, one per rank, and a batch into m micro-batches. F0 is the forward of
-micro-batch 0 on a stage, B0 its backward. A backward may be done in two parts: I0, the gradient of the input,
-for which the stage before waits, and W0, the gradients of the weights, for which nobody waits. The order of a
-rank's list decides when it is idle, and how many micro-batches it holds at once:
+A model is cut into p stages, one per rank, and a batch into m micro-batches. F0 is the forward of micro-batch
+0 on a stage, B0 its backward. A backward may be done in two parts: I0, the gradient of the input, for which
+the stage before waits, and W0, the gradients of the weights, for which nobody waits. The order of a rank's
+list decides when it is idle, and how many micro-batches it holds at once:
 
     schedule      idle share of a step     micro-batches in flight on stage s
     naive         (p-1) / p                1
