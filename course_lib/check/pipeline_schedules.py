@@ -103,19 +103,22 @@ def weights_in_bubbles(judge: Judge, answer: Callable) -> None:
             rank = next(rank for rank in range(p) if others[rank] != with_stages(given)[rank])
             judge.demand("kept", f"on rank {rank} F and I no longer stand in the order that was given")
             return
-        judge.demand("complete", "") and judge.demand("kept", "")
         between = [_most(mine, "backward_weight") for mine in lists]
-        deep = max(between)
-        why = f"rank {between.index(deep)} has {deep} between F and W. A W has to come earlier there"
-        judge.demand("held", why if deep > most else "")
-        length, least = max(block.end for block in on_paper.play(lists)), 3 * m + p - 1
-        why = (
+        deep, length = max(between), max(block.end for block in on_paper.play(lists))
+        late, least = f"rank {between.index(deep)} has {deep} between F and W", 3 * m + p - 1
+        held = f"{late}. A W has to come earlier there" if deep > most else ""
+        short = (
             f"on paper the step takes {length:g}, and {least} is possible: some W stands where its rank could"
             " have sent something, and not where it would be idle"
         )
-        judge.demand("short", why if length > least else "")
-        if not judge.met:
+        if held or length > least:
+            met = {"complete": "", "kept": "", "held": held, "short": short if length > least else ""}
+            for key, missed in met.items():
+                judge.demand(key, missed)
             return
+    judge.case = ""
+    for key in ("complete", "kept", "held", "short"):
+        judge.demand(key, "")
     lists = judge.call(_listing(answer), [_without_weights(3, 5, 0, draw)])[0]
     judge.case = "3 ranks"
     _run_for_real(judge, lists, 5)
