@@ -23,6 +23,7 @@ __all__ = [
     "adam_state_bytes",
     "fully_shard_local_numel",
     "bubble_fraction",
+    "zero_bubble_fraction",
     "microbatches_in_flight",
     "messages_waited_for",
     "tensor_parallel_bytes",
@@ -214,18 +215,54 @@ def bubble_fraction(num_stages: int, num_microbatches: int, num_chunks: int = 1)
     return idle / (whole("num_chunks", num_chunks) * whole("num_microbatches", num_microbatches) + idle)
 
 
-def microbatches_in_flight(schedule: str, stage: int, num_stages: int, num_microbatches: int) -> int:
-    """Most micro-batches whose activations a stage (counted from 0) holds at once: "gpipe" m,
-    "1f1b" min(p - stage, m).
+def zero_bubble_fraction(
+    num_stages: int,
+    num_microbatches: int,
+    forward_s: float = 1.0,
+    input_s: float = 1.0,
+    weight_s: float = 1.0,
+) -> float:
+    """Fraction of a step's time in which a rank of ZB-H1 is idle: (p-1)(F+I-W) / (m (F+I+W) + (p-1)(F+I-W)).
 
-    Source: Narayanan et al. 2021, section 2.2.
+    From m = p on, where F is the longest of the three or I is, and I at least as long as W; communication
+    counts as free. With F = I = W it is (p-1) / (3 m + p-1).
+
+    Args:
+        forward_s, input_s, weight_s: F, I and W: a micro-batch's forward, the gradient of its input, the
+            gradients of the weights, on one stage. (Only their ratios count.)
+
+    Source: Qi et al. 2023, "Zero bubble pipeline parallelism", section 2.3, table 2: there the bubble is in
+        seconds, (p-1)(T_F + T_B - T_W), T_B is the time of I alone, and rates are over the ideal time.
+    """
+    lengths = number("forward_s", forward_s), number("input_s", input_s), number("weight_s", weight_s)
+    idle_s = (whole("num_stages", num_stages) - 1) * (lengths[0] + lengths[1] - lengths[2])
+    return idle_s / (whole("num_microbatches", num_microbatches) * sum(lengths) + idle_s)
+
+
+def microbatches_in_flight(
+    schedule: str, stage: int, num_stages: int, num_microbatches: int, num_chunks: int = 1
+) -> int:
+    """Most micro-batches whose activations a stage (counted from 0) holds at once: "gpipe" m,
+    "1f1b" min(p - stage, m); "zb_h1" min(p, m) on every stage, some of them between the two parts of their
+    backward, of which less is kept.
+
+    "interleaved": min(2 (p - 1 - rank) + (v-1) p + 1, v m) on the rank of this number, for a multiple m of p;
+    counted once per stage, each of 1/v the size.
+
+    Source: Narayanan et al. 2021, section 2.2; Qi et al. 2023, "Zero bubble pipeline parallelism", section 2.
     """
     if not 0 <= whole("stage", stage, least=0) < whole("num_stages", num_stages):
         raise ValueError(f"stage={stage}: with num_stages={num_stages} it must be less than {num_stages}.")
     whole("num_microbatches", num_microbatches)
-    if one_of("schedule", schedule, ("gpipe", "1f1b")) == "gpipe":
-        return num_microbatches
-    return min(num_stages - stage, num_microbatches)
+    one_of("schedule", schedule, ("gpipe", "1f1b", "interleaved", "zb_h1"))
+    v, after = whole("num_chunks", num_chunks), num_stages - 1 - stage
+    most = {
+        "gpipe": num_microbatches,
+        "1f1b": after + 1,
+        "zb_h1": num_stages,
+        "interleaved": 2 * after + (v - 1) * num_stages + 1,
+    }
+    return min(most[schedule], v * num_microbatches)
 
 
 def messages_waited_for(schedule: str, num_stages: int, num_microbatches: int) -> int:

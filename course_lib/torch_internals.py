@@ -72,6 +72,7 @@ __all__ = [
     "hold_weakly",
     "bytes_if_alive",
     "let_go",
+    "pipeline_order",
     "uses_nccl",
     "homes_of_messages",
     "default_store",
@@ -440,6 +441,27 @@ def bytes_if_alive(numbers: Iterable[int]) -> list[int | None]:
 def let_go(number: int) -> None:
     """Once for each `hold_weakly`. Seen: 2.11 to 2.14. Gone: a RuntimeError."""
     torch.UntypedStorage._free_weak_ref(number)
+
+
+# Pipelines
+
+
+@_needed_by("A drawing of torch's own schedule of a pipeline")
+def pipeline_order(schedule) -> list[list[tuple[str, int, int]]]:
+    """What a schedule of torch.distributed.pipelining with several stages per rank lets each rank do, in its
+    order: (torch's letter, F, B, I or W; micro-batch; stage).
+
+    In public there is only the worker that runs it. Seen: 2.11 to 2.13. Gone: a RuntimeError.
+    """
+    order = schedule.pipeline_order
+    return [
+        [
+            (one.computation_type.value, one.microbatch_index, one.stage_index)
+            for one in order[rank]
+            if one is not None
+        ]
+        for rank in sorted(order)
+    ]
 
 
 # Process groups

@@ -50,6 +50,7 @@ _CHECKS = {
     "zero_stages_2_and_3": ("sharded_gradients", "sharded_layers", "sharded_units"),
     "fully_shard_in_practice": ("units_for_budget", "init_on_meta", "quiet_accumulation"),
     "pipeline": ("schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"),
+    "pipeline_schedules": ("interleaved_rounds", "later_linear", "weights_in_bubbles"),
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
     "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
 }

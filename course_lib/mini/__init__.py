@@ -10,7 +10,8 @@ ddp/              broadcast, hooks, buckets;                                    
                   they overlap backward                                          Overlap and speed-up
 zero/             stage 1: shards of optimizer states;                           ZeRO stage 1,
                   stages 2 and 3: of gradients and of parameters                 ZeRO stages 2 and 3
-pipeline/         stages, schedules as lists, a worker that executes them        Pipeline
+pipeline/         stages, schedules as lists, a worker that executes them;       Pipeline,
+                  a backward in two parts                                        Pipeline schedules
 tensor_parallel/  f and g; layers cut by columns, rows, heads, vocabulary        Tensor parallelism
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
 first_rank.py     all ranks start alike: what several of these share

@@ -18,6 +18,7 @@ bytes_held.py  what each rank held in a step, by what it is for
 lanes.py       what each rank did, and when
 microbatches.py  the blocks of a pipeline in a timeline, and the messages between them
 layers.py      which layers' full parameters were alive when
+schedules.py   a pipeline's schedule, as it ran or on paper
 scaling.py     whether more ranks made it faster
 traced.py      what figures of one traced step share
 units.py       all bytes of one axis in one unit
@@ -31,6 +32,7 @@ from course_lib.plots.bytes_sent import communication
 from course_lib.plots.lanes import timeline
 from course_lib.plots.layers import alive
 from course_lib.plots.scaling import speedup
+from course_lib.plots.schedules import schedule
 from course_lib.plots.styles import COLORS, MEASURED, MODELLED, PUBLISHED, SLEEPS, panel
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "speedup",
     "timeline",
     "alive",
+    "schedule",
     "panel",
     "MEASURED",
     "SLEEPS",

@@ -53,16 +53,48 @@ class SleepingStage(nn.Module):
 
     Args:
         forward_s, backward_s: seconds for one micro-batch.
+        weight_s: of backward_s, the seconds for the gradients of the weights, where a backward is done in two
+            parts; None for half of it.
     """
 
-    def __init__(self, forward_s: float = 0.01, backward_s: float = 0.02) -> None:
+    def __init__(
+        self, forward_s: float = 0.01, backward_s: float = 0.02, weight_s: float | None = None
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.forward_s, self.backward_s = number("forward_s", forward_s), number("backward_s", backward_s)
+        self.weight_s, self.rest = weight_s, _SleepingMatrix()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x plus the weight."""
-        return _SleepingLayer.apply(x, self.weight, None, self.forward_s, self.backward_s)
+        self.rest.backward_s = self.backward_s / 2 if self.weight_s is None else self.weight_s
+        input_s = self.backward_s - self.rest.backward_s
+        # x + weight has a gradient on the first stage, too
+        return self.rest(_SleepingPart.apply(x + self.weight.mean(), self.forward_s, input_s))
+
+
+class _SleepingMatrix(nn.Module):
+    """What of a stage may wait: a weight of two dimensions, as a linear layer has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.backward_s = nn.Parameter(torch.zeros(1, 1)), 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + _SleepingPart.apply(self.weight, 0.0, self.backward_s).mean()
+
+
+class _SleepingPart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, forward_s: float, backward_s: float) -> Tensor:
+        ctx.backward_s = backward_s
+        _sleep("F", None, forward_s)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        _sleep("B", None, ctx.backward_s)
+        return grad, None, None
 
 
 class _SleepingLayer(torch.autograd.Function):

@@ -136,7 +136,7 @@ def test_all_schedules_are_valid_with_the_bubble_and_the_peak_of_theory(ranks):
         ),
         (
             [[Instruction("send", 0)], [forward(0), backward(0)]],
-            "rank 0, position 0, S0: op='send' must be 'forward' or 'backward'",
+            "rank 0, position 0, S0: op='send' must be 'forward', 'backward', 'backward_input'",
         ),
         (
             [[forward(0.0), backward(0.0)], [forward(0), backward(0)]],

@@ -31,6 +31,7 @@ drawn = {
     "timeline": plots.timeline(job),
     "speedup": plots.speedup(Sweep("train", (job,), 1), theory=lambda n: n, scaling="weak"),
     "alive": plots.alive([("F0", [4]), ("B0", [4])], "layers", job.where),
+    "schedule": plots.schedule([(0, 0, 0, "forward", 0.0, 1.0)], "schedule"),
     "panel": plots.panel("own", job.where),
     "collective": pictures.collective("all_gather", "", numbers, numbers),
     "ring": pictures.ring(step),

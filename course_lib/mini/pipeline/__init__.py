@@ -6,7 +6,9 @@ micro-batches pass through them. Three ideas, apart from each other:
     Pipeline   (here) executes this rank's list: receive, compute, send; any list that `validate` accepts
 
 Per boundary, micro-batch and direction, one tensor travels, [micro-batch, time, dim] say; post.py carries it.
-Beside: refusals.py. Sources: Huang et al. 2019, "GPipe", 2; Narayanan et al. 2021 (see schedules.py), 2.2.
+Beside: weights.py, a backward in two parts; instructions.py and validator.py, what schedules are made of, and
+which are wrong; on_paper.py, when what would run; refusals.py.
+Sources: Huang et al. 2019, "GPipe", 2; Narayanan et al. 2021, 2.2; Qi et al. 2023, "Zero bubble", 2.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,23 +20,14 @@ from torch import Tensor, nn
 from course_lib import measure
 from course_lib.arguments import fits, function, process_group, takes
 from course_lib.mini.pipeline import refusals as refuse
+from course_lib.mini.pipeline import schedules
 from course_lib.mini.pipeline.post import Arrived, Post
-from course_lib.mini.pipeline.schedules import (
-    Instruction,
-    Schedule,
-    backward,
-    forward,
-    gpipe,
-    interleaved,
-    naive,
-    one_f_one_b,
-    validate,
-    with_stages,
-)
+from course_lib.mini.pipeline.schedules import *  # noqa: F403
+from course_lib.mini.pipeline.schedules import Instruction, Schedule, with_stages
 from course_lib.mini.pipeline.stages import micro_batches, split, synced
+from course_lib.mini.pipeline.weights import accumulate, waiting_weights
 
-__all__ = ["split", "Pipeline", "Instruction", "Schedule", "forward", "backward", "naive", "gpipe"]
-__all__ += ["one_f_one_b", "interleaved", "validate"]
+__all__ = ["split", "Pipeline", *schedules.__all__]
 
 
 class Pipeline(nn.Module):
@@ -47,7 +40,7 @@ class Pipeline(nn.Module):
         loss_fn: (output of the last stage, targets) -> mean loss over the samples.
         process_group: the ranks of the pipeline, stage 0 on its first; None for all.
     Attributes: num_microbatches, of the schedule; peak_in_flight, the most micro-batches (counted once per
-        stage) whose activations this rank held at once in the last step.
+        stage) that this rank had between forward and the end of backward, in the last step.
     Errors: ValueError if `validate` refuses the schedule, or what `step` gets and the stages make do not fit.
     """
 
@@ -69,6 +62,7 @@ class Pipeline(nn.Module):
         own = with_stages(schedule)[self._rank]
         self._names = dict(zip(own, map(repr, schedule[self._rank])))
         self._final = {instruction.stage: instruction for instruction in own}  # the last one of each stage
+        self._in_parts = any(instruction.op == "backward_weight" for instruction in own)
         device = next(self.parameters(), torch.empty(0)).device
         arguments = schedule, self._rank, self._last + 1, process_group, device
         self._posts = {training: Post(*arguments, training) for training in (True, False)}
@@ -88,6 +82,7 @@ class Pipeline(nn.Module):
         self._inputs = micro_batches("inputs", inputs, m, stage=0, ranks=self._size, rank=self._rank)
         self._targets = micro_batches("targets", targets, m, self._last, self._size, self._rank)
         self._in_flight = {}  # (micro-batch, stage) -> input, output with the graph behind it
+        self._waiting = {}  # the same -> what the gradients of its weights wait for
         self._post = self._posts[torch.is_grad_enabled()]
         for instruction in self._post.step():
             (self._forward if instruction.op == "forward" else self._backward)(instruction)
@@ -97,24 +92,29 @@ class Pipeline(nn.Module):
         k, stage, training = instruction.microbatch, instruction.stage, torch.is_grad_enabled()
         # a clone: memory of its own, to be freed with it
         x = self._post.receive(instruction).requires_grad_(training) if stage else self._inputs[k].clone()
-        with measure.span(self._names[instruction]):
-            y = self.stages[stage // self._size](Arrived.apply(x) if stage else x)
+        module, waiting = self.stages[stage // self._size], [] if self._in_parts else None
+        with measure.span(self._names[instruction]), waiting_weights(module, waiting):
+            y = module(Arrived.apply(x) if stage else x)
             if stage == self._last:  # m gradients of these losses sum to that of the mean
                 y = refuse.other_losses(self.loss_fn(y, self._targets[k])) / self.num_microbatches
                 self._losses.append(y.detach())
         if training:
-            self._in_flight[k, stage] = x, y
-        self.peak_in_flight = max(self.peak_in_flight, len(self._in_flight))
+            self._in_flight[k, stage], self._waiting[k, stage] = (x, y), waiting
+        self.peak_in_flight = max(self.peak_in_flight, len(self._waiting))
         if stage < self._last:
             self._post.send(refuse.other_outputs(y, stage, self._rank).detach(), instruction)  # no graph
 
     def _backward(self, instruction: Instruction) -> None:
-        k, stage = instruction.microbatch, instruction.stage
-        grad = self._post.receive(instruction) if stage < self._last else None  # d loss / d y
-        x, y = self._in_flight.pop((k, stage))  # the last to hold them: they go when this function ends
+        k, stage, op = instruction.microbatch, instruction.stage, instruction.op
+        first, second = op != "backward_weight", op != "backward_input"
+        grad = self._post.receive(instruction) if first and stage < self._last else None  # d loss / d y
+        x, y = self._in_flight.pop((k, stage)) if first else (None, None)  # they go when this function ends
+        waiting = self._waiting.pop((k, stage)) if second else None
         last = instruction == self._final[stage]
         with measure.span(self._names[instruction]), synced(self.stages[stage // self._size], last):
-            if y.requires_grad:  # not so if all of the first stage is frozen
+            if first and y.requires_grad:  # not so if all of the first stage is frozen
                 torch.autograd.backward(y, grad)
-        if stage:
+            if waiting:
+                accumulate(waiting)
+        if first and stage:
             self._post.send(refuse.no_gradient(x.grad, stage), instruction)

@@ -13,7 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from course_lib import torch_internals
-from course_lib.mini.pipeline.schedules import Instruction, Schedule, heir_of, source_of, with_stages
+from course_lib.mini.pipeline.instructions import (
+    Instruction,
+    Schedule,
+    as_sent,
+    heir_of,
+    source_of,
+    with_stages,
+)
 
 __all__ = ["Post", "Arrived"]
 
@@ -42,7 +49,9 @@ class Post:
         self._num_stages, self._device = num_stages, device
         self._nccl = device.type == "cuda" and torch_internals.uses_nccl(group)
         self._position = {
-            instruction: index for instructions in lists for index, instruction in enumerate(instructions)
+            as_sent(instruction): index
+            for instructions in lists
+            for index, instruction in enumerate(instructions)
         }
         heirs = [[heir_of(instruction, num_stages) for instruction in instructions] for instructions in lists]
         # what each sends to this rank
@@ -95,7 +104,7 @@ class Post:
 
     def receive(self, wanted: Instruction) -> Tensor:
         """Wait for what an instruction needs, and return it."""
-        source = source_of(wanted, self._num_stages)
+        wanted, source = as_sent(wanted), source_of(wanted, self._num_stages)
         peer = source.stage % self._size
         self._begin(wanted, peer, wait=True)
         tensor, work = self._box.pop(wanted)
@@ -110,7 +119,7 @@ class Post:
     def _expect(self, wanted: Instruction) -> None:
         """Begin to receive what an instruction needs; not if a header comes first."""
         if source := source_of(wanted, self._num_stages):
-            self._begin(wanted, source.stage % self._size, wait=False)
+            self._begin(as_sent(wanted), source.stage % self._size, wait=False)
 
     def _begin(self, wanted: Instruction, peer: int, wait: bool) -> None:
         """Begin to receive the peer's messages, up to the one that is wanted, or without `wait` up to a

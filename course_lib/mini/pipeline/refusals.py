@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from course_lib.arguments import instance, listed, whole
-from course_lib.mini.pipeline.schedules import Instruction, Schedule, validate
+from course_lib.mini.pipeline.instructions import Instruction, Schedule
+from course_lib.mini.pipeline.validator import validate
 
 __all__ = [
     "other_models",
@@ -21,6 +22,7 @@ __all__ = [
     "other_outputs",
     "other_losses",
     "no_gradient",
+    "other_layers",
 ]
 
 
@@ -80,6 +82,12 @@ def other_schedules(stages, schedule: Schedule, process_group: dist.ProcessGroup
     num_microbatches = 1 + max((instruction.microbatch for instruction in instructions), default=0)
     several = isinstance(stages, (list, tuple, nn.ModuleList))
     validate(schedule, size * (len(stages) if several else 1), num_microbatches)
+    in_parts = any(instruction.op == "backward_weight" for instruction in instructions)
+    if in_parts and any(hasattr(stage, "no_sync") for stage in (stages if several else [stages])):
+        raise ValueError(
+            "a stage in DistributedDataParallel averages when its backward ends, and this schedule has"
+            " backwards in two parts: give the stage itself, and average its gradients after the step."
+        )
 
 
 def other_batches(name: str, batch: Tensor | None, num_microbatches: int, stage: int, rank: int) -> None:
@@ -117,3 +125,13 @@ def no_gradient(grad: Tensor | None, stage: int) -> Tensor:
     if grad is None:
         raise RuntimeError(f"stage {stage} has no gradient for its input: its output does not depend on it.")
     return grad
+
+
+def other_layers(output) -> Tensor:
+    """A layer whose weight waits has one output."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"a layer with a matrix for a weight returned a {type(output).__name__}, and not a tensor: then"
+            " its gradients cannot wait. Take a schedule without backward_weight."
+        )
+    return output

@@ -1,72 +1,41 @@
-"""Schedules of a pipeline as data: for each rank the list of what it does, in its order; and a validator that
-runs a list without computing.
+"""Schedules of a pipeline as data: for each rank the list of what it does, in its order.
 
 A model is cut into p stages, one per rank, and a batch into m micro-batches. F0 is the forward of micro-batch
-0 on a stage, B0 its backward. The order of a rank's list decides when it is idle, and how many micro-batches'
-activations it holds at once:
+0 on a stage, B0 its backward. A backward may be done in two parts: I0, the gradient of the input, for which
+the stage before waits, and W0, the gradients of the weights, for which nobody waits. The order of a rank's
+list decides when it is idle, and how many micro-batches it holds at once:
 
     schedule      idle share of a step     micro-batches in flight on stage s
     naive         (p-1) / p                1
     gpipe         (p-1) / (m+p-1)          m
     one_f_one_b   (p-1) / (m+p-1)          min(p-s, m)
     interleaved   (p-1) / (v m+p-1)        more, but each of 1/v the work: every rank has v stages
+    zb_h1         (p-1) / (3 m+p-1)        min(p, m), between F and W; for F, I and W of one length
 
 Sources: Huang et al. 2019, "GPipe", section 2; Narayanan et al. 2021, "Efficient large-scale language model
-    training", section 2.2.
+    training", section 2.2; Qi et al. 2023, "Zero bubble pipeline parallelism", section 2 (their B is I here,
+    as torch calls it).
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from numbers import Integral
 
 import torch
 
-from course_lib.arguments import instance, takes, whole
+from course_lib.arguments import takes, whole
+from course_lib.mini.pipeline.instructions import (
+    Instruction,
+    Schedule,
+    backward,
+    backward_input,
+    backward_weight,
+    forward,
+    heir_of,
+    source_of,
+    with_stages,
+)
+from course_lib.mini.pipeline.validator import validate
 
-__all__ = [
-    "Instruction",
-    "Schedule",
-    "forward",
-    "backward",
-    "naive",
-    "gpipe",
-    "one_f_one_b",
-    "interleaved",
-    "validate",
-]
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One entry of a rank's list; printed F0, B0, or F0@2 where the stage is given.
-
-    Attributes:
-        op: "forward" or "backward".
-        microbatch: number of the micro-batch, from 0.
-        stage: number of the stage, from 0. Stage s lives on rank s mod p. None: the stage with the number of
-            the rank; right wherever each rank has one stage.
-    """
-
-    op: str
-    microbatch: int
-    stage: int | None = None
-
-    def __repr__(self) -> str:
-        stage = "" if self.stage is None else f"@{self.stage}"
-        return f"{str(self.op)[:1].upper()}{self.microbatch}{stage}"
-
-
-Schedule = Sequence[Sequence[Instruction]]
-
-
-def forward(microbatch: int, stage: int | None = None) -> Instruction:
-    """Return the instruction to run the forward of a micro-batch."""
-    return Instruction("forward", microbatch, stage)
-
-
-def backward(microbatch: int, stage: int | None = None) -> Instruction:
-    """Return the instruction to run the backward of a micro-batch."""
-    return Instruction("backward", microbatch, stage)
+__all__ = ["naive", "gpipe", "one_f_one_b", "interleaved", "zb_h1", "zb_h2", "validate"]
+__all__ += ["Instruction", "Schedule", "forward", "backward", "backward_input", "backward_weight"]
+__all__ += ["with_stages", "source_of", "heir_of"]
 
 
 @takes(num_stages=whole, num_microbatches=whole)
@@ -120,122 +89,43 @@ def _alternate(forwards: list[Instruction], backwards: list[Instruction], warm_u
     return forwards[:warm_up] + pairs + backwards[len(forwards) - warm_up :]
 
 
-def validate(schedule: Schedule, num_stages: int, num_microbatches: int) -> None:
-    """Check that a schedule runs to its end and does each forward and backward once, on the right rank.
+@takes(num_stages=whole, num_microbatches=whole)
+def zb_h1(num_stages: int, num_microbatches: int) -> Schedule:
+    """Return the schedule ZB-H1: 1F1B, but each W comes p-1 forwards after its own.
 
-    Sends don't block, receives do. So ranks get stuck only where one waits for what another, in the order of
-    its list, can never come to.
+    So every rank has min(p, m) micro-batches between F and W, as many as 1F1B's first rank has in flight.
+    In a round of a rank: F of a micro-batch, I of the one that comes back to it by then, W of the one that
+    came p-1 earlier.
 
-    Args:
-        schedule: one list per rank.
-        num_stages: how many stages there are: a multiple of the number of ranks.
-        num_microbatches: how many micro-batches.
-
-    Errors: ValueError that names the rank, the position in its list (from 0) and the instruction: a wrong
-        stage or micro-batch, one that is repeated, one that is skipped, a backward before its forward, or a
-        deadlock (then of each rank that is stuck, and what it waits for).
+    Source: Qi et al. 2023, section 2.1 and figure 3, top.
     """
-    instance("schedule", schedule, Sequence, "of one list of instructions per rank")
-    for instructions in schedule:
-        instance("the list of a rank", instructions, Sequence, "of instructions")
-    size = len(schedule)
-    whole("num_microbatches", num_microbatches)
-    if not isinstance(num_stages, int) or not size or num_stages < 1 or num_stages % size:
-        raise ValueError(
-            f"the schedule has lists for {size} ranks, and {num_stages} stages cannot be dealt out evenly to"
-            " them."
-        )
-    position: dict[Instruction, int] = {}  # of those that are in order so far
-    for rank, instructions in enumerate(schedule):
-        for index, instruction in enumerate(instructions):
-            wrong = _wrong(instruction, rank, size, num_stages, num_microbatches, position)
-            if wrong:
-                raise ValueError(f"rank {rank}, position {index}, {instruction!r}: {wrong}.")
-            position[_with_stage(instruction, rank)] = index
-        for stage in range(rank, num_stages, size):
-            for needed in (op(k, stage) for op in (forward, backward) for k in range(num_microbatches)):
-                if needed not in position:
-                    raise ValueError(
-                        f"rank {rank}, end of its list (position {len(instructions)}): {needed} is missing; "
-                        f"stage {stage} skips the {needed.op} of micro-batch {needed.microbatch}."
-                    )
-    if waiting := _stuck(with_stages(schedule), num_stages):
-        told = [
-            f"rank {rank}, position {index}, {schedule[rank][index]} waits for {source}, which rank"
-            f" {source.stage % size} has at position {position[source]}"
-            for rank, index, source in waiting
-        ]
-        raise ValueError(f"deadlock: {'; '.join(told)}.")
+    return _zero_bubble(num_stages, num_microbatches, deep=1)
 
 
-def _wrong(
-    instruction: Instruction,
-    rank: int,
-    size: int,
-    num_stages: int,
-    num_microbatches: int,
-    position: dict[Instruction, int],
-) -> str | None:
-    """What is wrong with one instruction, after those at `position`; None if nothing."""
-    if not isinstance(instruction, Instruction):
-        return "it must be an Instruction"
-    full = _with_stage(instruction, rank)
-    stage, k = full.stage, full.microbatch
-    if full.op not in ("forward", "backward"):
-        return f"op={full.op!r} must be 'forward' or 'backward'"
-    if not isinstance(stage, Integral) or stage not in range(num_stages):
-        return f"there is no stage {stage}; stages are 0 to {num_stages - 1}"
-    if stage % size != rank:
-        return f"stage {stage} lives on rank {stage % size}"
-    # a tensor equals a number, and is another key
-    if not isinstance(k, Integral) or k not in range(num_microbatches):
-        return (
-            f"there is no micro-batch {k!r}; micro-batches are 0 to {num_microbatches - 1}, as whole numbers"
-        )
-    if full in position:
-        return f"this repeats position {position[full]}"
-    if full.op == "backward" and forward(k, stage) not in position:
-        return f"a backward before its forward, F{k}"
-    return None
+@takes(num_stages=whole, num_microbatches=whole)
+def zb_h2(num_stages: int, num_microbatches: int) -> Schedule:
+    """Return the schedule ZB-H2: as ZB-H1, but with up to 2p-1 micro-batches between F and W.
 
+    Then no rank is idle between its first instruction and its last; but the last rank still begins, and ends,
+    later than the first: it gains if the next step's forwards begin before this step's end on all ranks.
 
-def _stuck(lists: list[list[Instruction]], num_stages: int) -> list[tuple[int, int, Instruction]]:
-    """Run a schedule without computing: (rank, position, the instruction that it waits for) of each rank that
-    does not come to its end.
+    Source: Qi et al. 2023, section 2.2 and figure 3, bottom.
     """
-    done: set[Instruction] = set()
-    at, before = [0] * len(lists), -1  # where each rank stands
-    while len(done) > before:  # as long as any rank went on
-        before = len(done)
-        for rank, instructions in enumerate(lists):
-            while at[rank] < len(instructions) and (
-                (source := source_of(instructions[at[rank]], num_stages)) is None or source in done
-            ):
-                done.add(instructions[at[rank]])
-                at[rank] += 1
-    stuck = [rank for rank, instructions in enumerate(lists) if at[rank] < len(instructions)]
-    return [(rank, at[rank], source_of(lists[rank][at[rank]], num_stages)) for rank in stuck]
+    return _zero_bubble(num_stages, num_microbatches, deep=2)
 
 
-def with_stages(schedule: Schedule) -> list[list[Instruction]]:
-    """The same schedule with every stage written out."""
+def _zero_bubble(num_stages: int, num_microbatches: int, deep: int) -> Schedule:
+    last = num_stages - 1
     return [
-        [_with_stage(instruction, rank) for instruction in instructions]
-        for rank, instructions in enumerate(schedule)
+        [
+            op(k)
+            for now in range(num_microbatches + deep * last)
+            for op, k in (
+                (forward, now),
+                (backward_input, now - deep * (last - rank)),
+                (backward_weight, now - deep * last),
+            )
+            if 0 <= k < num_microbatches
+        ]
+        for rank in range(num_stages)
     ]
-
-
-def _with_stage(instruction: Instruction, rank: int) -> Instruction:
-    return replace(instruction, stage=rank) if instruction.stage is None else instruction
-
-
-def source_of(instruction: Instruction, num_stages: int) -> Instruction | None:
-    """The instruction, on another stage, whose result this one needs; None if it needs none."""
-    stage = instruction.stage + (-1 if instruction.op == "forward" else 1)
-    return replace(instruction, stage=stage) if 0 <= stage < num_stages else None
-
-
-def heir_of(instruction: Instruction, num_stages: int) -> Instruction | None:
-    """The other way: the instruction, on another stage, that needs this one's result; None if none does."""
-    stage = instruction.stage + (1 if instruction.op == "forward" else -1)
-    return replace(instruction, stage=stage) if 0 <= stage < num_stages else None

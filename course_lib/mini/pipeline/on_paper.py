@@ -1,0 +1,118 @@
+"""When what would run, if nothing but the order of the lists and the length of each instruction counted: no
+message takes time. The data of a drawn schedule.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from course_lib import torch_internals
+from course_lib.arguments import one_of
+from course_lib.mini.pipeline import schedules
+from course_lib.mini.pipeline.instructions import (
+    LETTERS,
+    Instruction,
+    Schedule,
+    as_sent,
+    source_of,
+    with_stages,
+)
+
+__all__ = ["Block", "blocks", "play", "idle_share", "lists_of_torch", "KINDS"]
+
+KINDS: dict[str, Callable[..., Schedule]] = {
+    "naive": schedules.naive,
+    "gpipe": schedules.gpipe,
+    "1f1b": schedules.one_f_one_b,
+    "interleaved": schedules.interleaved,
+    "zb_h1": schedules.zb_h1,
+    "zb_h2": schedules.zb_h2,
+}
+# a linear layer has one product of matrices in forward, and two in backward: one for its input, one for W
+COSTS = {"forward": 1.0, "backward": 2.0, "backward_input": 1.0, "backward_weight": 1.0}
+
+
+class Block(NamedTuple):
+    """One instruction on paper.
+
+    Attributes:
+        begin, end: in units of a forward of one of p equal stages.
+    """
+
+    rank: int
+    stage: int
+    microbatch: int
+    op: str
+    begin: float
+    end: float
+
+
+def blocks(
+    kind: str, num_ranks: int, num_microbatches: int, chunks: int = 1, costs: Mapping[str, float] = COSTS
+) -> list[Block]:
+    """Return what each rank does when, under a schedule by name.
+
+    Args:
+        kind: one of `KINDS`.
+        chunks: stages per rank, of "interleaved"; each takes 1/chunks of the time.
+        costs: how long each op takes on one of p equal stages.
+
+    Returns: `Block`s, those of a rank one after the other, in its order; `pandas.DataFrame(...)` makes a
+        table of them.
+    """
+    make = one_of("kind", kind, KINDS)
+    if kind == "interleaved":
+        schedule = make(num_ranks, num_microbatches, chunks)
+    else:
+        one_of("chunks", chunks, (1,))
+        schedule = make(num_ranks, num_microbatches)
+    return play(schedule, {op: cost / chunks for op, cost in costs.items()})
+
+
+def play(schedule: Schedule, costs: Mapping[str, float] = COSTS) -> list[Block]:
+    """Return what each rank does when, under any valid schedule: an instruction begins as soon as its rank is
+    free, and what it needs is there.
+
+    Args:
+        schedule: one list per rank; a stage may live on any rank, where the lists name their stages.
+
+    Errors: ValueError if the ranks cannot come to the end of their lists.
+    """
+    lists = with_stages(schedule)
+    num_stages = 1 + max((one.stage for instructions in lists for one in instructions), default=-1)
+    ends: dict[Instruction, float] = {}
+    played: list[list[Block]] = [[] for _ in lists]
+    went_on = True
+    while went_on:
+        went_on = False
+        for rank, (instructions, mine) in enumerate(zip(lists, played)):
+            while len(mine) < len(instructions):
+                one = instructions[len(mine)]
+                source = source_of(one, num_stages)
+                if source is not None and source not in ends:
+                    break
+                begin = max(mine[-1].end if mine else 0.0, ends.get(source, 0.0))
+                ends[as_sent(one)] = end = begin + costs[one.op]
+                mine.append(Block(rank, one.stage, one.microbatch, one.op, begin, end))
+                went_on = True
+    stuck = [rank for rank, mine in enumerate(played) if len(mine) < len(lists[rank])]
+    if stuck:
+        raise ValueError(f"ranks {stuck} cannot come to the end of their lists: `validate` says why.")
+    return [block for mine in played for block in mine]
+
+
+def idle_share(found: list[Block]) -> float:
+    """Return the bubble: the idle time of all ranks over ranks x length of the step."""
+    ranks, length = 1 + max(block.rank for block in found), max(block.end for block in found)
+    return 1 - sum(block.end - block.begin for block in found) / (ranks * length)
+
+
+def lists_of_torch(schedule) -> Schedule:
+    """Return the lists of a schedule of torch.distributed.pipelining that has several stages on a rank.
+
+    Its stages may live elsewhere than ours, as in a V; so `play` takes these lists, and `Pipeline` does not.
+
+    Errors: ValueError for one that does two things at once, as ScheduleDualPipeV.
+    """
+    ops = {letter: op for op, letter in LETTERS.items()}
+    order = torch_internals.pipeline_order(schedule)
+    return [[Instruction(one_of("op", letter, ops), k, stage) for letter, k, stage in mine] for mine in order]

@@ -1,0 +1,126 @@
+"""Draw a schedule of a pipeline: what each rank does when, as it ran, or on paper."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.patches import Patch
+
+from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, panel
+from course_lib.plots.traced import require_trace
+from course_lib.record import Job
+
+__all__ = ["schedule"]
+
+_OPS = {"F": "forward", "B": "backward", "I": "backward_input", "W": "backward_weight"}
+_COLORS = {
+    "forward": COLORS["forward"],
+    "backward": COLORS["backward"],
+    "backward_input": "#332288",
+    "backward_weight": "#DDCC77",
+}
+_WORDS = {
+    "forward": "F forward",
+    "backward": "B backward",
+    "backward_input": "I backward, input",
+    "backward_weight": "W backward, weights",
+}
+
+
+class _Piece(NamedTuple):
+    rank: int
+    stage: int
+    microbatch: int
+    op: str
+    begin: float
+    end: float
+
+
+def schedule(what: Job | Iterable, title: str = "", ax: Axes | None = None, times: float = 1.0) -> Axes:
+    """Draw a lane for each rank, and in it a block for each instruction: its colour says which op, its number
+    which micro-batch. Where a rank has several stages, later ones are drawn darker.
+
+    Args:
+        what: a job that ran a `mini.pipeline`: its spans in the traced step. Or blocks on paper, with rank,
+            stage, microbatch, op, begin and end (`mini.pipeline.on_paper`): modelled, drawn with dashes.
+        title: of the panel; "" for the job's label.
+        times: the length of the axis, over that of what is drawn, to compare two panels.
+    """
+    ran = isinstance(what, Job)
+    pieces = _spans(what) if ran else [_Piece(*block) for block in what]
+    if not pieces:
+        raise ValueError("there is no instruction to draw.")
+    ranks, length = 1 + max(piece.rank for piece in pieces), max(piece.end for piece in pieces)
+    where = what.where if ran else "modelled: messages take no time"
+    xlabel = "ms since the first rank began" if ran else "time, in forwards of one of p equal stages"
+    size = (9, 1.3 + 0.42 * ranks)
+    ax = panel(title or (what.label if ran else "On paper"), where, ax, size=size, xlabel=xlabel, grid="x")
+    ax.set_xlim(0, length * times)
+    ax.set_ylim(ranks - 0.5, -0.5)
+    ax.barh(range(ranks), [length * times] * ranks, 0.8, color=FAINT, zorder=0)
+    stages = [sorted({piece.stage for piece in pieces if piece.rank == rank}) for rank in range(ranks)]
+    width_in = ax.get_position().width * ax.figure.get_figwidth() * 0.9
+    widths = sorted(piece.end - piece.begin for piece in pieces)
+    narrow = widths[len(widths) // 10] / (length * times) * width_in  # where it ran, a few are narrower
+    digits = len(str(max(piece.microbatch for piece in pieces)))
+    fontsize = min(8.0, narrow * 72 / (0.75 * digits))  # all numbers in one size, or none
+    for piece in pieces:
+        color = _shade(piece, stages[piece.rank])
+        look = {"linestyle": "-", "edgecolor": PAPER} if ran else {"linestyle": "--", "edgecolor": INK}
+        left, width = piece.begin, piece.end - piece.begin
+        ax.barh(piece.rank, width, 0.8, left=left, color=color, linewidth=0.6, zorder=2, **look)
+        if fontsize >= 4.5:
+            words = {"ha": "center", "va": "center", "color": _ink(color), "zorder": 3, "clip_on": True}
+            ax.text(left + width / 2, piece.rank, str(piece.microbatch), fontsize=fontsize, **words)
+    ax.set_yticks(range(ranks), [f"rank {rank}" for rank in range(ranks)])
+    ax.tick_params(axis="y", length=0, labelsize=SMALL)
+    _explain(ax, pieces)
+    return ax
+
+
+def _spans(job: Job) -> list[_Piece]:
+    """The instructions that a job ran, in ms."""
+    require_trace(job)
+    spans, pieces = job.timeline[job.timeline["kind"] == "span"], []
+    first_s = spans["start_s"].min() if len(spans) else 0.0
+    for row in spans.itertuples():
+        if match := re.fullmatch(r"([FBIW])(\d+)(?:@(\d+))?", row.name):
+            begin = (row.start_s - first_s) * 1e3
+            stage = int(match[3]) if match[3] else row.rank
+            pieces.append(
+                _Piece(row.rank, stage, int(match[2]), _OPS[match[1]], begin, begin + row.seconds * 1e3)
+            )
+    return pieces
+
+
+def _shade(piece: _Piece, stages: list[int]) -> str:
+    """The colour of an op; of a rank's first stages mixed with white."""
+    white = 0.0 if len(stages) < 2 else 0.55 * (1 - stages.index(piece.stage) / (len(stages) - 1))
+    return to_hex([part + (1 - part) * white for part in to_rgb(_COLORS[piece.op])])
+
+
+def _ink(color: str) -> str:
+    red, green, blue = to_rgb(color)
+    return PAPER if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else INK
+
+
+def _explain(ax: Axes, pieces: list[_Piece]) -> None:
+    """A legend under the axes, so that the lanes keep their width."""
+    ops = [op for op in _WORDS if any(piece.op == op for piece in pieces)]
+    handles = [Patch(color=_COLORS[op], label=_WORDS[op]) for op in ops]
+    stages = {piece.rank: set() for piece in pieces}
+    for piece in pieces:
+        stages[piece.rank].add(piece.stage)
+    if max(map(len, stages.values())) > 1:
+        handles.append(Patch(facecolor=PAPER, edgecolor=PAPER, label="light: a rank's first stage"))
+    look = {"frameon": False, "fontsize": SMALL, "labelcolor": INK, "handlelength": 1.2}
+    ax.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1, 1.0),
+        ncols=len(handles),
+        borderaxespad=0,
+        **look,
+    )

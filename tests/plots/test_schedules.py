@@ -1,0 +1,65 @@
+"""A drawn schedule says what the blocks, or the spans of a job, say: artists are read, not pixels."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+from test_plots import make_job
+
+from course_lib import plots
+from course_lib.mini.pipeline import on_paper
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+def drawn(ax) -> list[tuple[float, float, int]]:
+    """Begin, length and rank of each block; without the lanes behind them."""
+    bars = [bar for bar in ax.patches if bar.get_zorder() == 2]
+    return sorted((bar.get_x(), bar.get_width(), round(bar.get_y() + bar.get_height() / 2)) for bar in bars)
+
+
+@pytest.mark.parametrize("kind, chunks", [("1f1b", 1), ("interleaved", 2), ("zb_h1", 1)])
+def test_every_block_is_there_with_its_number(kind, chunks):
+    blocks = on_paper.blocks(kind, 4, 8, chunks)
+    ax = plots.schedule(blocks, kind)
+    assert drawn(ax) == sorted((block.begin, block.end - block.begin, block.rank) for block in blocks)
+    assert sorted(int(text.get_text()) for text in ax.texts if text.get_text().isdigit()) == sorted(
+        block.microbatch for block in blocks
+    )
+    assert any("modelled" in text.get_text() for text in ax.texts)
+    assert {bar.get_linestyle() for bar in ax.patches if bar.get_zorder() == 2} == {"--"}
+    shades = {bar.get_facecolor() for bar in ax.patches if bar.get_zorder() == 2}
+    assert len(shades) == chunks * len({block.op for block in blocks})
+
+
+def test_all_numbers_are_written_or_none():
+    few, many = (plots.schedule(on_paper.blocks("interleaved", 4, m, 4), "") for m in (4, 64))
+    counts = [sum(text.get_text().isdigit() for text in ax.texts) for ax in (few, many)]
+    assert counts == [2 * 4 * 4 * 4, 0]
+
+
+def test_a_job_is_drawn_from_its_spans():
+    job = make_job()
+    rows = [
+        {"rank": 0, "kind": "span", "name": "F0@0", "start_s": 5.0, "seconds": 0.010},
+        {"rank": 1, "kind": "span", "name": "I0@3", "start_s": 5.02, "seconds": 0.020},
+        {"rank": 1, "kind": "span", "name": "mine", "start_s": 5.0, "seconds": 0.5},
+    ]
+    ax = plots.schedule(type(job)(**{**vars_of(job), "records": {**job.records, "timeline": rows}}))
+    assert drawn(ax) == [pytest.approx((0, 10, 0)), pytest.approx((20, 20, 1))]
+    assert {bar.get_linestyle() for bar in ax.patches if bar.get_zorder() == 2} == {"-"}
+
+
+def vars_of(job) -> dict:
+    return {field: getattr(job, field) for field in job.__dataclass_fields__}
+
+
+def test_nothing_is_no_schedule():
+    with pytest.raises(ValueError, match="there is no instruction to draw"):
+        plots.schedule([], "")
