@@ -60,11 +60,6 @@ def merge_in_place(a, b):
     return most, a[1], acc
 
 
-def merge_divided(a, b):
-    most, total, acc = merge(a, b)
-    return most, total, acc / total
-
-
 def merge_nothing(a, b):
     return a[2] + b[2]
 
@@ -185,14 +180,6 @@ def window_not_waited(q, k, v, window):
         dist.irecv(before, rank - 1)
     keys, values = torch.cat([before, block], 2)
     return _windowed(q, keys, values, window)
-
-
-def window_uncorrected(q, k, v, window):
-    """The mean of two softmaxes."""
-    block = torch.stack([k, v])
-    before = _before(block)
-    own = _windowed(q, *block, window)
-    return (own + F.scaled_dot_product_attention(q, *before)) / 2 if dist.get_rank() else own
 
 
 # Packed documents
@@ -327,12 +314,6 @@ def few_repeated(q, k, v):
     return _to_tokens(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
-def few_everything_gathered(q, k, v):
-    rank, own = dist.get_rank(), q.shape[1]
-    k, v = (x.repeat_interleave(len(q) // len(k), 0) for x in (_all(k), _all(v)))
-    return F.scaled_dot_product_attention(_all(q), k, v, is_causal=True)[:, rank * own : (rank + 1) * own]
-
-
 def few_full(q, k, v):
     copies = dist.get_world_size() // len(k)
     k, v = (x.repeat_interleave(copies, 0) for x in (k, v))
@@ -345,11 +326,6 @@ def few_other_pairs(q, k, v):
     k, v = (x.repeat(dist.get_world_size() // len(k), 1, 1) for x in (k, v))
     q, k, v = map(_to_heads, (q, k, v))
     return _to_tokens(F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q), is_causal=True))
-
-
-def few_own(q, k, v):
-    k, v = (x.repeat_interleave(len(q) // len(k), 0) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def few_not_back(q, k, v):
