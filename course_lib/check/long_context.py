@@ -335,11 +335,11 @@ def ulysses_few_heads(judge: Judge, answer: Callable) -> None:
             error = on_rank.apart(kept, of(*right))
             told["late" if late else "error"] = max(told["late" if late else "error"], error)
             if error > 1e-9 and not told["looks"]:
+                turns = [x.repeat(n // key_heads, 1, 1).repeat_interleave(HEADS // n, 0) for x in (k, v)]
+                other = "that of other pairs: query heads i * heads / key heads and following use key head i"
                 guesses = {
                     "that without a causal mask": of(*right, causal=False),
-                    "that of other pairs: query heads i * heads / key heads and following use key head i": of(
-                        *(x.repeat(each, 1, 1) for x in (k, v))
-                    ),
+                    other: of(*turns),
                 }
                 told["looks"] = on_rank.looks(kept, guesses, 1e-9)
         told["looks"] = next(filter(None, on_rank.everyone(told["looks"])), "")

@@ -171,15 +171,17 @@ def window_longer(q, k, v, width):
 
 
 def window_not_waited(q, k, v, window):
+    """Waits when it has computed."""
     rank, n = dist.get_rank(), dist.get_world_size()
     block = torch.stack([k, v])
     before = torch.zeros_like(block)
-    if rank < n - 1:
-        dist.isend(block, rank + 1)
-    if rank:
-        dist.irecv(before, rank - 1)
-    keys, values = torch.cat([before, block], 2)
-    return _windowed(q, keys, values, window)
+    ops = [dist.P2POp(dist.isend, block, rank + 1)] if rank < n - 1 else []
+    ops += [dist.P2POp(dist.irecv, before, rank - 1)] if rank else []
+    works = dist.batch_isend_irecv(ops)
+    out = _windowed(q, *torch.cat([before, block], 2), window)
+    for work in works:
+        work.wait()
+    return out
 
 
 # Packed documents
