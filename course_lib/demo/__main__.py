@@ -1,7 +1,7 @@
 """The main experiment without a browser: `make demo`, or `python -m course_lib.demo --ranks 2`.
 
-Trains on the digits with every strategy, as real processes; prints one table and saves three
-pictures and all the jobs.
+Trains on the digits with every strategy, as real processes; prints one table and saves three pictures and all
+the jobs.
 """
 
 import argparse

@@ -4,6 +4,7 @@ expects of it.
 A new strategy is a function that takes a model and returns a `Training`, and an entry in STRATEGIES. Most
 train an MLP; those that cut a sequence train a model that reads an image row by row. What is compared trains
 the same network, and each has its one process in BASES.
+
 `train_digits` and `all_reduce_seconds` are what the ranks run to compare them (see `course_lib.demo`).
 """
 
