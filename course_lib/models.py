@@ -8,6 +8,8 @@ A model says itself how it can be cut, and a model of your own can say the same:
     stages()                where a pipeline can cut it; read by mini.pipeline.split
     tensor_parallel_plan    what tensor parallelism does with each of its parts; read by
                             mini.tensor_parallel.parallelize
+    attend(q, k, v)         what an attention layer calls, where tokens look at each other; replaced by
+                            mini.context.attach
 """
 
 from collections.abc import Sequence
@@ -116,8 +118,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, time, dim] for x [batch, time, dim]."""
         q, k, v = (self._split_heads(project(x)) for project in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # [batch, heads, time, head_dim]
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return what each token gets from those that it sees: [batch, heads, time, head_dim] in and out."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, time, head_dim]
@@ -209,21 +215,26 @@ class TinyGPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return [batch, time, dim], what the first block receives, for tokens int64 [batch, time]."""
+    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return [batch, time, dim], what the first block receives, for tokens int64 [batch, time].
+
+        Args:
+            positions: int64 [time], where these tokens stand in their sequence; 0, 1, 2, ... unless given.
+        """
         if tokens.shape[1] > self.position.num_embeddings:
             raise ValueError(
                 f"{tokens.shape[1]} tokens in a row: this model sees at most {self.position.num_embeddings}"
                 " at once. Make it with a larger context."
             )
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
         return self.embedding(tokens) + self.position(positions)
 
-    def logits(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return scores [batch, time, vocab_size] of each next token, for tokens int64
-        [batch, time <= context].
+        [batch, time <= context]; `positions` as in `embed`.
         """
-        x = self.embed(tokens)
+        x = self.embed(tokens, positions)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
@@ -247,9 +258,9 @@ class TinyGPT(nn.Module):
 class GPTScores(TinyGPT):
     """A TinyGPT that returns scores as `F.cross_entropy` takes them, like a model of images does."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return [batch, vocab_size, time] for tokens int64 [batch, time <= context]."""
-        return self.logits(tokens).mT
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return [batch, vocab_size, time] for tokens int64 [batch, time <= context], and their positions."""
+        return self.logits(tokens, positions).mT
 
 
 class _Embed(nn.Module):

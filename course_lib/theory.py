@@ -28,6 +28,10 @@ __all__ = [
     "messages_waited_for",
     "tensor_parallel_bytes",
     "activation_bytes",
+    "context_bytes",
+    "keys_held_bytes",
+    "causal_pairs",
+    "ring_efficiency",
     "amdahl",
     "gustafson",
     "karp_flatt",
@@ -317,6 +321,87 @@ def activation_bytes(
         return 2.0 * sbh
     scores = 5 * whole("heads", heads) * sequence / hidden if recompute == "none" else 0.0
     return sbh * ((34 / t if sequence_parallel else 10 + 24 / t) + scores / t)
+
+
+def context_bytes(
+    method: str,
+    batch: int,
+    sequence: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    cp_size: int,
+    element_bytes: int = 4,
+    backward: bool = True,
+) -> float:
+    """Bytes that one rank sends for one attention layer over a sequence that is cut, forward and backward.
+
+    K are the bytes of all keys, Q those of all queries, r = (n-1)/n; forward + backward:
+
+        ring         2 r K + 4 r K            blocks of K and V; backward, their gradients, too
+        all_gather   2 r K + 2 r K            K and V, which are kept; backward, a reduce_scatter of gradients
+        ulysses      2 r (Q + K) / n, twice   an all_to_all of q, k, v and one of the output
+
+    Args:
+        sequence: tokens of the whole sequence.
+        kv_heads: heads of keys; fewer than `heads` where groups of queries share them.
+        backward: False for the forward alone.
+
+    Source: Liu et al. 2023, "Ring Attention with Blockwise Transformers", section 3; Jacobs et al. 2023,
+        "DeepSpeed Ulysses", section 3.2.
+    """
+    one_of("method", method, ("ring", "all_gather", "ulysses"))
+    per_head = whole("batch", batch) * whole("sequence", sequence) * whole("head_dim", head_dim)
+    per_head *= whole("element_bytes", element_bytes)
+    queries, keys = whole("heads", heads) * per_head, whole("kv_heads", kv_heads) * per_head
+    r = (whole("cp_size", cp_size) - 1) / cp_size
+    if method == "ulysses":
+        return 2 * r * (queries + keys) / cp_size * (2 if backward else 1)
+    return 2 * r * keys * ((3 if method == "ring" else 2) if backward else 1)
+
+
+def keys_held_bytes(method: str, keys_bytes: float, cp_size: int) -> float:
+    """The most bytes of keys and values at once on one rank, in forward: "all_gather" all, 2 K; "ring" two
+    blocks, 4 K / n (the one at work, and the one that comes); "ulysses" all of some heads, 2 K / n.
+
+    Args:
+        keys_bytes: K, of the keys of the whole sequence.
+    """
+    n, pair = whole("cp_size", cp_size), 2 * number("keys_bytes", keys_bytes)
+    return {"all_gather": pair, "ring": min(2, n) * pair / n, "ulysses": pair / n}[
+        one_of("method", method, ("all_gather", "ring", "ulysses"))
+    ]
+
+
+def causal_pairs(order: str, sequence: int, cp_size: int) -> list[int]:
+    """How many pairs of query and key each rank works out under a causal mask: a token sees those before it
+    and itself.
+
+    Args:
+        order: "contiguous", one piece for each rank; "zigzag", of 2n pieces i and 2n-1-i for rank i. The
+            first pieces are longer by one where the lengths differ.
+
+    Source: Brandon et al. 2023, "Striped Attention", section 3; Llama team 2024, section 3.3.2.
+    """
+    n, t = whole("cp_size", cp_size), whole("sequence", sequence)
+    pieces = {"contiguous": n, "zigzag": 2 * n}[one_of("order", order, ("contiguous", "zigzag"))]
+    ends = [t // pieces * (piece + 1) + min(piece + 1, t % pieces) for piece in range(pieces)]
+    before = [end * (end + 1) // 2 for end in [0, *ends]]
+    of_piece = [after - first for first, after in zip(before, before[1:])]
+    return of_piece if order == "contiguous" else [a + b for a, b in zip(of_piece[:n], of_piece[::-1])]
+
+
+def ring_efficiency(order: str, cp_size: int) -> float:
+    """The share of a ring's time in which its ranks compute under a causal mask, if messages are hidden: the
+    work of all, over n times the time until all are done.
+
+    In a step of the ring all wait for the slowest. With n pieces, some rank works out a full block in every
+    step but the first: time n - 1/2, work n / 2 per rank, "contiguous" n / (2n - 1). "zigzag" 1.
+
+    Source: Brandon et al. 2023, "Striped Attention", section 3.
+    """
+    n = whole("cp_size", cp_size)
+    return {"contiguous": n / (2 * n - 1), "zigzag": 1.0}[one_of("order", order, ("contiguous", "zigzag"))]
 
 
 def amdahl(ranks: float, serial_fraction: float) -> float:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -197,6 +198,46 @@ def test_activation_bytes_of_korthikanti_table_2():
 def test_tensor_parallel_bytes():
     assert theory.tensor_parallel_bytes(2, 8, 16, 4) == pytest.approx(8 * 2 * 8 * 16 * 3 / 4 * 4)
     assert theory.tensor_parallel_bytes(2, 8, 16, 1) == 0
+
+
+def test_context_parallel_bytes():
+    """Of keys of 100 bytes and queries of 800: a ring of four; a gathering; an all_to_all."""
+    sizes = {"batch": 1, "sequence": 5, "heads": 8, "kv_heads": 1, "head_dim": 5, "cp_size": 4}
+    found = {method: theory.context_bytes(method, **sizes) for method in ("ring", "all_gather", "ulysses")}
+    assert found == {"ring": 450, "all_gather": 300, "ulysses": 675}
+    forward = [theory.context_bytes(method, **sizes, backward=False) for method in found]
+    assert forward == [150, 150, 337.5]
+    assert all(theory.context_bytes(method, **sizes | {"cp_size": 1}) == 0 for method in found)
+
+
+def test_keys_that_a_rank_holds():
+    held = {
+        method: [theory.keys_held_bytes(method, 60, n) for n in (1, 2, 4)]
+        for method in ("all_gather", "ring", "ulysses")
+    }
+    assert held == {"all_gather": [120] * 3, "ring": [120, 120, 60], "ulysses": [120, 60, 30]}
+
+
+@pytest.mark.parametrize("sequence, n", [(16, 4), (17, 4), (23, 3), (2, 2), (5, 1)])
+def test_causal_pairs_are_those_of_the_positions(sequence, n):
+    pairs = [position + 1 for position in range(sequence)]
+    cut = [list(part) for part in np.array_split(pairs, n)]
+    assert theory.causal_pairs("contiguous", sequence, n) == [sum(part) for part in cut]
+    halves = [sum(part) for part in np.array_split(pairs, 2 * n)]
+    zigzag = theory.causal_pairs("zigzag", sequence, n)
+    assert zigzag == [halves[rank] + halves[2 * n - 1 - rank] for rank in range(n)]
+    assert sum(zigzag) == sequence * (sequence + 1) / 2
+
+
+def test_ring_efficiency_is_work_over_the_time_of_the_slowest_in_each_step():
+    for n in (1, 2, 4, 8):
+        step_times = [0.5] + [1.0] * (n - 1)  # the diagonal, then a full block on the last rank
+        work = n * 0.5 + sum(range(n))
+        assert theory.ring_efficiency("contiguous", n) == pytest.approx(work / (n * sum(step_times)))
+        assert theory.ring_efficiency("zigzag", n) == 1
+    for row in theory.published("causal_ring")["rows"]:
+        assert abs(row["ring"] / 100 - theory.ring_efficiency("contiguous", 8)) < 0.03
+        assert row["ring"] < row["striped"] < row["zigzag"] < 100
 
 
 # -- pipelines: play the schedule out

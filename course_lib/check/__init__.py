@@ -52,6 +52,7 @@ _CHECKS = {
     "pipeline": ("schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"),
     "pipeline_schedules": ("interleaved_rounds", "later_linear", "weights_in_bubbles"),
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
+    "long_context": ("softmax_merge", "window_ring", "packed_documents", "ulysses_few_heads"),
     "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}

@@ -1,7 +1,7 @@
 """The main experiment without a browser: `make demo`, or `python -m course_lib.demo --ranks 2`.
 
-Trains one model on the digits with every strategy, as real processes; prints one table and saves three
-pictures and all the jobs.
+Trains on the digits with every strategy, as real processes; prints one table and saves three pictures and all
+the jobs.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from matplotlib import pyplot as plt
 from course_lib import plots, theory
 from course_lib.datasets import digits
 from course_lib.demo.strategies import (
+    BASES,
     BATCH_SIZE,
-    ONE_PROCESS,
     STRATEGIES,
     Strategy,
     all_reduce_seconds,
@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     print(
-        f"One MLP, {options.epochs} epochs of the digits, {BATCH_SIZE} samples per batch over all ranks, the"
-        " same seed for all.",
+        f"One MLP, and for a cut sequence one transformer, {options.epochs} epochs of the digits,"
+        f" {BATCH_SIZE} samples per batch over all ranks, the same seed for all.",
         flush=True,
     )
     runs, link = _train(options)
-    shown = [ran for ran in runs if ran.ranks == options.ranks or ran.strategy is ONE_PROCESS]
+    shown = [ran for ran in runs if ran.ranks == options.ranks or ran.strategy in BASES]
     print(f"\n{_table(shown, link)}\n\n{_notes(shown, link, options)}\n\nSaved:", flush=True)
     for path in _save_pictures(runs, shown, options.out):
         print(f"  {path}")
@@ -135,10 +135,13 @@ def _train(options: argparse.Namespace) -> tuple[list[Ran], float]:
     Returns the runs and the bandwidth of the link, bytes per second (0 for one rank).
     """
     counts = sorted({max(1, options.ranks // 2), options.ranks} - {1}) or [1]
-    runs = [
-        Ran(ONE_PROCESS, 1, []),
-        *(Ran(strategy, ranks, []) for strategy in STRATEGIES for ranks in counts if strategy.fits(ranks)),
-    ]
+    runs = []
+    for base in BASES:
+        runs.append(Ran(base, 1, []))
+        compared = [strategy for strategy in STRATEGIES if strategy.network is base.network]
+        runs += [
+            Ran(strategy, ranks, []) for strategy in compared for ranks in counts if strategy.fits(ranks)
+        ]
     links, done = [], 0
     for repeat in range(options.repeats):
         # the first gives the accuracy, the others only speeds
@@ -183,7 +186,11 @@ def _megabytes(count: float) -> str:
 
 def _notes(shown: list[Ran], link: float, options: argparse.Namespace) -> str:
     """What the columns mean, and what cannot be read from them."""
-    job, losses = shown[-1].jobs[-1], [ran.jobs[0].results[0]["loss"] for ran in shown]
+    job = shown[-1].jobs[-1]
+    losses = [
+        [ran.jobs[0].results[0]["loss"] for ran in shown if ran.strategy.network is base.network]
+        for base in BASES
+    ]
     by_whom = (
         "by the textbook algorithm (NCCL passes the system's counters)"
         if "wire bytes" in job.absent
@@ -196,8 +203,9 @@ def _notes(shown: list[Ran], link: float, options: argparse.Namespace) -> str:
             " lasts until its slowest rank is done."
         ),
         (
-            f"Test loss after training: {min(losses):.4f} to {max(losses):.4f}. All do the same mathematics,"
-            " so only rounding differs."
+            "Test loss after training: "
+            + "; row by row ".join(f"{min(its):.4f} to {max(its):.4f}" for its in losses)
+            + ". All of a network do the same mathematics, so only rounding differs."
         ),
         f"      One test image is {1 / len(digits('test')[1]):.1%} of the accuracy.",
     ]
@@ -265,17 +273,18 @@ def _save_pictures(runs: list[Ran], shown: list[Ran], out: Path) -> Iterator[Pat
         plt.close(figure)
         return out / f"{name}.png"
 
-    one, *others = runs
-    base = [] if others[0].ranks == 1 else [one]
+    ones = {ran.strategy.network: ran for ran in runs if ran.strategy in BASES}
+    others = [ran for ran in runs if ran.strategy not in BASES]
     sweeps = []
     for strategy in dict.fromkeys(ran.strategy for ran in others):
+        base = [] if others[0].ranks == 1 else [ones[strategy.network]]
         compared = [*base, *(ran for ran in others if ran.strategy is strategy)]
         jobs = tuple(job for repeat in zip(*(ran.jobs for ran in compared)) for job in repeat)
-        sweeps.append(Sweep(strategy.name, jobs, len(one.jobs)))
+        sweeps.append(Sweep(strategy.name, jobs, len(others[0].jobs)))
     yield picture(
         "communication",
         lambda ran, ax: plots.communication(ran.jobs[-1], ran.theory[0], ax),
-        [ran for ran in shown if ran is not one],
+        [ran for ran in shown if ran.strategy not in BASES],
     )
     yield picture("memory", lambda ran, ax: plots.memory(ran.jobs[-1], ran.theory[1], ax), shown)
     yield picture("speedup", lambda sweep, ax: plots.speedup(sweep, scaling="strong", ax=ax), sweeps)

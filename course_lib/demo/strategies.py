@@ -1,7 +1,10 @@
 """Ways to train one model on many ranks, as data: how each prepares model and optimizer, and what theory
 expects of it.
 
-A new strategy is a function that takes a model and returns a `Training`, and an entry in STRATEGIES.
+A new strategy is a function that takes a model and returns a `Training`, and an entry in STRATEGIES. Most
+train an MLP; those that cut a sequence train a model that reads an image row by row. What is compared trains
+the same network, and each has its one process in BASES.
+
 `train_digits` and `all_reduce_seconds` are what the ranks run to compare them (see `course_lib.demo`).
 """
 
@@ -21,13 +24,14 @@ from torch.optim import Adam, Optimizer
 
 from course_lib import measure, theory
 from course_lib.datasets import digit_batches, digits
-from course_lib.mini import ddp, hybrid, pipeline, ring, tensor_parallel, zero
-from course_lib.models import MLP
+from course_lib.mini import context, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+from course_lib.models import MLP, Block
 
 __all__ = [
     "Strategy",
     "Training",
     "ONE_PROCESS",
+    "BASES",
     "STRATEGIES",
     "BATCH_SIZE",
     "train_digits",
@@ -41,6 +45,33 @@ LEARNING_RATE = 4e-3
 BATCH_SIZE = 480  # samples of all ranks together; the digits are three such batches
 MICROBATCHES = 8
 AXIS = 2  # ranks along the second axis of a mesh
+ROWS, ROW_DIM, ROW_HEADS, ROW_LAYERS = 8, 32, 4, 2  # of the model that reads an image row by row
+
+
+def mlp() -> MLP:
+    """The network of most strategies."""
+    return MLP(WIDTHS)
+
+
+class RowReader(nn.Module):
+    """Reads an image as a sequence of its 8 rows, and guesses the digit after each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Linear(ROWS, ROW_DIM), nn.Embedding(ROWS, ROW_DIM)
+        self.blocks = nn.ModuleList(Block(ROW_DIM, ROW_HEADS) for _ in range(ROW_LAYERS))
+        self.norm, self.head = nn.LayerNorm(ROW_DIM), nn.Linear(ROW_DIM, 10)
+
+    def of_rows(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Return scores [batch, own rows, 10] of some rows of images [batch, 1, 8, 8]."""
+        x = self.embedding(images[:, 0, rows]) + self.position(rows)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores [batch, 10]: the means over the rows."""
+        return self.of_rows(images, torch.arange(ROWS)).mean(1)
 
 
 @dataclass
@@ -75,6 +106,7 @@ class Strategy:
         sent: (ranks, whether on gloo) -> bytes that each rank sends in a step, one number per rank.
         held: ranks -> params, grads and optimizer_states in bytes, one dict per rank.
         fits: on how many ranks it can run; `needs` says so in words.
+        network: makes the model that it trains.
     """
 
     name: str
@@ -83,6 +115,7 @@ class Strategy:
     held: Callable[[int], list[dict[str, float]]]
     fits: Callable[[int], bool] = lambda ranks: True
     needs: str = "any number of ranks"
+    network: Callable[[], nn.Module] = mlp
 
 
 # Everyone has the whole model, or a shard of everything: each rank trains on its own slice of the batch
@@ -203,6 +236,45 @@ def _data_x_pipeline(model: nn.Module) -> Training:
     return training
 
 
+# Ranks share each image: every rank has the whole model, and some rows
+
+
+def _by_rows(model: nn.Module, rows: Tensor) -> Training:
+    """The mean loss of all rows and images; this rank adds those of its rows."""
+
+    def backward(images: Tensor, labels: Tensor) -> None:
+        scores = model.of_rows(images, rows)
+        losses = F.cross_entropy(scores.flatten(0, 1), labels.repeat_interleave(len(rows)), reduction="sum")
+        (losses / (len(labels) * ROWS)).backward()
+        if len(rows) < ROWS:
+            grads = [p.grad for p in model.parameters()]
+            total = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(total)
+            for grad, summed in zip(grads, total.split([grad.numel() for grad in grads])):
+                grad.copy_(summed.view_as(grad))
+
+    def whole() -> nn.Module:
+        alone = RowReader()
+        alone.load_state_dict(model.state_dict())
+        return alone
+
+    return Training(model, Adam(model.parameters(), LEARNING_RATE), 0, 1, backward, whole)
+
+
+def _row_by_row(model: nn.Module) -> Training:
+    return _by_rows(model, torch.arange(ROWS))
+
+
+def _context(attention: Callable[..., Tensor]) -> Callable[[nn.Module], Training]:
+    """Every rank has some rows of every image; keys and values of the others come to it."""
+
+    def prepare(model: nn.Module) -> Training:
+        context.attach(model, attention, time=ROWS)
+        return _by_rows(model, context.positions(ROWS))
+
+    return prepare
+
+
 def _mesh(outer: str, inner: str) -> dict[str, int]:
     return {outer: dist.get_world_size() // AXIS, inner: AXIS}
 
@@ -290,6 +362,28 @@ def _data_x_pipeline_sent(ranks: int, gloo: bool) -> list[float]:
     ] * outer
 
 
+def _row_reader_numel() -> int:
+    """An embedding of rows and one of their places, blocks, norm and head."""
+    d = ROW_DIM
+    return 2 * ROWS * d + d + ROW_LAYERS * (12 * d**2 + 13 * d) + 2 * d + 10 * (d + 1)
+
+
+def _context_sent(method: str) -> Callable[[int, bool], list[float]]:
+    """Attention in each layer, and one all_reduce of all gradients."""
+
+    def sent(ranks: int, gloo: bool) -> list[float]:
+        head = ROW_DIM // ROW_HEADS
+        layer = theory.context_bytes(method, BATCH_SIZE, ROWS, ROW_HEADS, ROW_HEADS, head, ranks)
+        gradients = theory.step_bytes("data_parallel", 4 * _row_reader_numel(), ranks)
+        return [ROW_LAYERS * layer + gradients] * ranks
+
+    return sent
+
+
+def _holds_row_reader(ranks: int) -> list[dict[str, float]]:
+    return _holds_parts([_row_reader_numel()] * ranks)
+
+
 _PAIRS = {
     "fits": (
         lambda ranks: (
@@ -300,6 +394,10 @@ _PAIRS = {
 }
 
 ONE_PROCESS = Strategy("one process", _alone, _sends("data_parallel"), _holds(0))
+ROW_BY_ROW = Strategy(
+    "one process, row by row", _row_by_row, _context_sent("ring"), _holds_row_reader, network=RowReader
+)
+BASES = (ONE_PROCESS, ROW_BY_ROW)
 STRATEGIES = (
     Strategy("DDP", _ddp, _sends("data_parallel"), _holds(0)),
     Strategy("mini DDP", _mini_ddp, _sends("data_parallel"), _holds(0)),
@@ -354,13 +452,33 @@ STRATEGIES = (
         lambda ranks: _holds_parts([NUMEL // AXIS] * ranks),
         **_PAIRS,
     ),
+    Strategy(
+        "context, ring",
+        _context(context.ring_attention),
+        _context_sent("ring"),
+        _holds_row_reader,
+        lambda ranks: ranks <= ROWS,
+        f"at most {ROWS} ranks",
+        RowReader,
+    ),
+    Strategy(
+        "context, Ulysses",
+        _context(context.ulysses_attention),
+        _context_sent("ulysses"),
+        _holds_row_reader,
+        lambda ranks: ROW_HEADS % ranks == 0,
+        f"a number of ranks that divides {ROW_HEADS}",
+        RowReader,
+    ),
 )
 
 
 def train_digits(
     strategy: Strategy, epochs: int, batch_size: int = BATCH_SIZE, seed: int = 0
 ) -> dict[str, float]:
-    """Train an MLP of 282,378 parameters on the digits and test it; every rank must call this.
+    """Train a strategy's network on the digits and test it; every rank must call this.
+
+    The MLP has 282,378 parameters, the one that reads row by row 26,346.
 
     The same seed gives the same start and the same global batches, however many ranks share them.
 
@@ -371,7 +489,7 @@ def train_digits(
         Per rank: accuracy and loss over the 355 test images.
     """
     torch.manual_seed(seed)
-    training = strategy.prepare(MLP(WIDTHS))
+    training = strategy.prepare(strategy.network())
     model, optimizer = training.model, training.optimizer
 
     def backward(images: Tensor, labels: Tensor) -> None:

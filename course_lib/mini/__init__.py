@@ -13,13 +13,15 @@ zero/             stage 1: shards of optimizer states;                          
 pipeline/         stages, schedules as lists, a worker that executes them;       Pipeline,
                   a backward in two parts                                        Pipeline schedules
 tensor_parallel/  f and g; layers cut by columns, rows, heads, vocabulary        Tensor parallelism
+context/          attention over a cut sequence: a ring of keys and values,      Long context
+                  or an all_to_all of heads
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
 first_rank.py     all ranks start alike: what several of these share
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
 """
 
-from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+from course_lib.mini import context, data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
 
 __all__ = [
     "data_parallel",
@@ -28,5 +30,6 @@ __all__ = [
     "zero",
     "pipeline",
     "tensor_parallel",
+    "context",
     "hybrid",
 ]

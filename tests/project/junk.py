@@ -63,7 +63,8 @@ def good_calls() -> dict:
     """For each public function of course_lib.mini that needs ranks, a call that works: the function, and a
     maker of its arguments.
     """
-    from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+    from course_lib.mini import context, data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+    from course_lib.models import Attention
 
     n, ones, everyone = dist.get_world_size(), lambda *shape: torch.ones(*shape), dist.group.WORLD
     net = lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))  # noqa: E731
@@ -186,6 +187,42 @@ def good_calls() -> dict:
         "tensor_parallel.Region": (
             tensor_parallel.Region,
             lambda: dict(group=everyone, sequence_parallel=False, reduce_scatter=None),
+        ),
+        "context.ring_attention": (
+            context.ring_attention,
+            lambda: dict(
+                q=ones(1, 2 * n, 3, 4),
+                k=ones(1, n, 3, 4),
+                v=ones(1, n, 3, 4),
+                causal=True,
+                order="zigzag",
+                time=3 * n,
+                process_group=everyone,
+            ),
+        ),
+        "context.ulysses_attention": (
+            context.ulysses_attention,
+            lambda: dict(
+                q=ones(1, 2 * n, 3, 4),
+                k=ones(1, n, 3, 4),
+                v=ones(1, n, 3, 4),
+                causal=True,
+                order="zigzag",
+                time=3 * n,
+                process_group=everyone,
+            ),
+        ),
+        "context.positions": (
+            context.positions,
+            lambda: dict(time=3 * n, order="zigzag", process_group=everyone),
+        ),
+        "context.attach": (
+            context.attach,
+            lambda: dict(model=Attention(4, 2), attention=context.ring_attention),
+        ),
+        "context.mean_of_all": (
+            context.mean_of_all,
+            lambda: dict(losses=ones(3), process_group=everyone),
         ),
         "hybrid.make_groups": (hybrid.make_groups, lambda: dict(sizes={"dp": n})),
     }
