@@ -50,7 +50,7 @@ _CHECKS = {
     "zero_stages_2_and_3": ("sharded_gradients", "sharded_layers", "sharded_units"),
     "fully_shard_in_practice": ("units_for_budget", "init_on_meta", "quiet_accumulation"),
     "pipeline": ("schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"),
-    "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
+    "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "product_in_pieces"),
     "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
