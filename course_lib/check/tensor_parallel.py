@@ -579,7 +579,7 @@ def _passed_on(job: Job) -> str:
     for rank, cases in enumerate(job.results):
         for found in cases["cases"]:
             if found["others"]:
-                return f"rank {rank} also calls {found['others'][0]}: all that travels goes through pass_on."
+                return f"rank {rank} also calls {found['others'][0]}: all that travels must take pass_right."
             if round(found["passed"], 6) != job.ranks - 1:
                 return (
                     f"rank {rank} passes on {found['passed']:g} pieces, and n-1 = {job.ranks - 1} sums of one"
@@ -605,7 +605,7 @@ def _in_time(job: Job) -> str:
         if any(its["before"] > job.ranks - 1 for its in found):
             why = "all products stand before the first message. Make one, and let its sum set out"
         elif not any(its["under"] for its in found):
-            why = "no product is made while a sum travels. Call pass_on, then multiply, and only then wait"
+            why = "no product is made while a sum travels. Call pass_right, then multiply, and only then wait"
         else:
             why = "let each message travel while a product is made"
         return f"with c = {c:g} and w = {w:g} it takes {clock:g}, and {enough:g} is enough: {why}."
@@ -623,11 +623,11 @@ def _in_time(job: Job) -> str:
         "each rank has the sum for its own tokens, that of one process", "wrong", "rank {rank} {wrong}."
     ),
     once=Demand("each piece is multiplied once", _multiplied),
-    passed=Demand("n-1 sums of one piece travel, all through pass_on", _passed_on),
+    passed=Demand("n-1 sums of one piece travel, all through pass_right", _passed_on),
     time=Demand("it takes c + (n-1) max(c, w)", _in_time, after=("sum",)),
 )
 def product_in_pieces(judge: Judge, answer: Callable) -> None:
-    """`answer(pieces, multiply, pass_on)`: the sum over the ranks of the products of this rank's tokens,
+    """`answer(pieces, multiply, pass_right)`: the sum over the ranks of the products of this rank's tokens,
     while sums travel round a ring. Time is counted, not measured: each rank has a clock, and messages carry
     it.
     """
@@ -656,7 +656,7 @@ def product_in_pieces(judge: Judge, answer: Callable) -> None:
                 self.under += self.travelling > 0
                 return tokens @ self.B
 
-            def pass_on(self, tensor):
+            def pass_right(self, tensor):
                 self.inside, share, begun = True, tensor.numel() / (piece * out), self.clock
                 kept, clock = tensor.detach().clone().contiguous(), torch.zeros(1)
                 arriving, right, left = torch.empty_like(kept), (rank + 1) % n, (rank - 1) % n
@@ -690,7 +690,7 @@ def product_in_pieces(judge: Judge, answer: Callable) -> None:
         for (c, w), (x, B) in zip(c_and_w, cases):  # x: of each rank, pieces for each rank
             ring, pieces = Ring(c, w, B[rank]), [part.clone() for part in x[rank]]
             with on_rank.Calls(ring.saw):
-                found = answer(list(pieces), ring.multiply, ring.pass_on)
+                found = answer(list(pieces), ring.multiply, ring.pass_right)
             clock = ring.clock
             for arrived in ring.on_the_way:  # those that the answer has not waited for, too
                 arrived()

@@ -640,26 +640,26 @@ def loss_exact_but_padded(logits, targets):
     return (g(logits.exp().sum(1)).log() - full.gather(1, targets[:, None])[:, 0]).mean()
 
 
-# product_in_pieces(pieces, multiply, pass_on): `pieces` are this rank's features of each rank's tokens
+# product_in_pieces(pieces, multiply, pass_right): `pieces` are this rank's features of each rank's tokens
 
 
-def sums_that_travel(pieces, multiply, pass_on):
+def sums_that_travel(pieces, multiply, pass_right):
     n, rank = dist.get_world_size(), dist.get_rank()
     total = multiply(pieces[rank - 1])
     for step in range(2, n + 1):
-        arrived = pass_on(total)
+        arrived = pass_right(total)
         addend = multiply(pieces[rank - step])
         total = arrived() + addend
     return total
 
 
-def sums_one_ahead(pieces, multiply, pass_on):
+def sums_one_ahead(pieces, multiply, pass_right):
     """Two products before the first message: nothing is left for the last one to travel under."""
     n, rank = dist.get_world_size(), dist.get_rank()
     order = [pieces[(rank - step) % n] for step in range(1, n + 1)]
     total, *ahead = multiply(order[0]), multiply(order[1])
     for piece in (*order[2:], None):
-        arrived = pass_on(total)
+        arrived = pass_right(total)
         if piece is not None:
             ahead.append(multiply(piece))
         total = arrived()
@@ -667,14 +667,14 @@ def sums_one_ahead(pieces, multiply, pass_on):
     return total
 
 
-def sums_in_place(pieces, multiply, pass_on):
+def sums_in_place(pieces, multiply, pass_right):
     """Right as well: by recursion, and sums are made in what has arrived. It prints what it does."""
     rank = dist.get_rank()
 
     def total_after(step):
         if step == 1:
             return multiply(pieces[rank - 1])
-        arrived, addend = pass_on(total_after(step - 1)), multiply(pieces[rank - step])
+        arrived, addend = pass_right(total_after(step - 1)), multiply(pieces[rank - step])
         print("step", step, addend, "\n" * 500)
         total = arrived()
         total += addend
@@ -683,111 +683,111 @@ def sums_in_place(pieces, multiply, pass_on):
     return total_after(len(pieces))
 
 
-def sums_in_halves(pieces, multiply, pass_on):
+def sums_in_halves(pieces, multiply, pass_right):
     """Right as well: half a piece at a time, in two messages that follow each other."""
     halves = [[half[: len(half) // 2] for half in pieces], [half[len(half) // 2 :] for half in pieces]]
     n, rank = dist.get_world_size(), dist.get_rank()
     totals = [multiply(part[rank - 1]) for part in halves]
     for step in range(2, n + 1):
-        arrivals = [pass_on(total) for total in totals]
+        arrivals = [pass_right(total) for total in totals]
         addends = [multiply(part[rank - step]) for part in halves]
         totals = [arrived() + addend for arrived, addend in zip(arrivals, addends)]
     return torch.cat(totals)
 
 
-def sums_of_mini(pieces, multiply, pass_on):
-    """The library's, through the check's own multiply and pass_on."""
+def sums_of_mini(pieces, multiply, pass_right):
+    """The library's, through the check's own multiply and pass_right."""
     from unittest import mock
 
     from course_lib.mini.tensor_parallel import pieces as library
 
-    with mock.patch.object(library, "pass_on", lambda total, group: pass_on(total)):
+    with mock.patch.object(library, "pass_right", lambda total, group: pass_right(total)):
         return library.multiply_while_scattering(torch.cat(pieces), multiply)
 
 
-def products_first(pieces, multiply, pass_on):
+def products_first(pieces, multiply, pass_right):
     n, rank = dist.get_world_size(), dist.get_rank()
     products = [multiply(piece) for piece in pieces]
     total = products[rank - 1]
     for step in range(2, n + 1):
-        total = pass_on(total)() + products[rank - step]
+        total = pass_right(total)() + products[rank - step]
     return total
 
 
-def product_in_one(pieces, multiply, pass_on):
+def product_in_one(pieces, multiply, pass_right):
     """The same in one large product."""
     products = multiply(torch.cat(pieces)).chunk(len(pieces))
     n, rank = dist.get_world_size(), dist.get_rank()
     total = products[rank - 1]
     for step in range(2, n + 1):
-        total = pass_on(total)() + products[rank - step]
+        total = pass_right(total)() + products[rank - step]
     return total
 
 
-def waits_at_once(pieces, multiply, pass_on):
+def waits_at_once(pieces, multiply, pass_right):
     n, rank = dist.get_world_size(), dist.get_rank()
     total = multiply(pieces[rank - 1])
     for step in range(2, n + 1):
-        received = pass_on(total)()
+        received = pass_right(total)()
         total = received + multiply(pieces[rank - step])
     return total
 
 
-def multiplies_twice(pieces, multiply, pass_on):
+def multiplies_twice(pieces, multiply, pass_right):
     multiply(pieces[0])
-    return sums_that_travel(pieces, multiply, pass_on)
+    return sums_that_travel(pieces, multiply, pass_right)
 
 
-def begins_with_its_own(pieces, multiply, pass_on):
+def begins_with_its_own(pieces, multiply, pass_right):
     """All the way round, but from the wrong piece on: the sum of the neighbour's tokens."""
     rank = dist.get_rank()
-    return sums_that_travel(pieces[rank + 1 :] + pieces[: rank + 1], multiply, pass_on)
+    return sums_that_travel(pieces[rank + 1 :] + pieces[: rank + 1], multiply, pass_right)
 
 
-def sums_of_the_neighbour(pieces, multiply, pass_on):
-    return sums_that_travel(pieces[1:] + pieces[:1], multiply, pass_on)
+def sums_of_the_neighbour(pieces, multiply, pass_right):
+    return sums_that_travel(pieces[1:] + pieces[:1], multiply, pass_right)
 
 
-def own_addend(pieces, multiply, pass_on):
+def own_addend(pieces, multiply, pass_right):
     return multiply(pieces[dist.get_rank()])
 
 
-def changes_what_travels(pieces, multiply, pass_on):
+def changes_what_travels(pieces, multiply, pass_right):
     n, rank = dist.get_world_size(), dist.get_rank()
     total = multiply(pieces[rank - 1])
     for step in range(2, n + 1):
-        arrived = pass_on(total)
+        arrived = pass_right(total)
         total.copy_(multiply(pieces[rank - step]))
         total = arrived() + total
     return total
 
 
-def changes_pieces(pieces, multiply, pass_on):
-    total = sums_that_travel(pieces, multiply, pass_on)
+def changes_pieces(pieces, multiply, pass_right):
+    total = sums_that_travel(pieces, multiply, pass_right)
     pieces[0].zero_()
     return total
 
 
-def sums_by_all_reduce(pieces, multiply, pass_on):
+def sums_by_all_reduce(pieces, multiply, pass_right):
     total = multiply(torch.cat(pieces))
     dist.all_reduce(total)
     return total.chunk(len(pieces))[dist.get_rank()]
 
 
-def sums_by_files(pieces, multiply, pass_on):
+def sums_by_files(pieces, multiply, pass_right):
     addends = [multiply(piece) for piece in pieces]
     return sum(parts.chunk(len(pieces))[dist.get_rank()] for parts in by_files(torch.cat(addends)))
 
 
-def sums_in_float32(pieces, multiply, pass_on):
-    return sums_that_travel(pieces, lambda piece: multiply(piece).float(), pass_on).double()
+def sums_in_float32(pieces, multiply, pass_right):
+    return sums_that_travel(pieces, lambda piece: multiply(piece).float(), pass_right).double()
 
 
-def passes_on_everything(pieces, multiply, pass_on):
+def passes_on_everything(pieces, multiply, pass_right):
     """Right values; whole tensors travel where sums of one piece would do."""
     n, rank = dist.get_world_size(), dist.get_rank()
     total = sending = torch.stack([multiply(piece) for piece in pieces])
     for _ in range(n - 1):
-        sending = pass_on(sending)()
+        sending = pass_right(sending)()
         total = total + sending
     return total[rank]

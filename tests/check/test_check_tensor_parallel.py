@@ -369,7 +369,7 @@ WRONG = [
     (
         PIECES,
         [answers.waits_at_once],
-        ["no product is made while a sum travels. Call pass_on, then multiply, and only then wait"],
+        ["no product is made while a sum travels. Call pass_right, then multiply, and only then wait"],
         "n-1 sums of one piece travel",
     ),
     (
@@ -406,7 +406,7 @@ WRONG = [
     (
         PIECES,
         [answers.sums_by_all_reduce],
-        ["rank 0 also calls all_reduce: all that travels goes through pass_on"],
+        ["rank 0 also calls all_reduce: all that travels must take pass_right"],
         VALUES_OF_PIECES,
     ),
     (PIECES, [answers.sums_by_files], ["rank 0 passes on 0 pieces"], VALUES_OF_PIECES),

@@ -160,7 +160,7 @@ def test_slider_refuses_what_draws_no_axes(shown):
 def test_an_equation_gives_each_rank_its_part_of_each_matrix():
     ax = plt.subplots()[1]
     parts = [("X", 2, 3, "whole"), "·", ("A", 3, 4, "columns"), ("B", 4, 3, "rows"), "=", ("Z", 2, 3, "sum")]
-    assert pictures.equation(ax, "two products", "by hand", *parts) is ax
+    assert pictures.equation("two products", "by hand", *parts, ax=ax) is ax
     names = [text.get_text() for text in ax.texts]
     assert names[-8:] == ["X", "·", "$A_0$", "$A_1$", "$B_0$", "$B_1$", "=", "$Z_0 + Z_1$"]
     x, a0, a1, b0, b1, z0, z1 = filled(ax)
@@ -177,4 +177,4 @@ def test_an_equation_knows_four_cuts():
     with pytest.raises(
         ValueError, match="^cut='diagonal': it must be one of 'whole', 'columns', 'rows', 'sum'"
     ):
-        pictures.equation(plt.subplots()[1], "", "", ("A", 1, 1, "diagonal"))
+        pictures.equation("", "", ("A", 1, 1, "diagonal"))

@@ -24,7 +24,7 @@ from course_lib.arguments import function, process_group, takes
 from course_lib.mini.tensor_parallel import refusals as refuse
 from course_lib.mini.tensor_parallel.operators import Group, share
 
-__all__ = ["multiply_while_gathering", "multiply_while_scattering", "pass_on"]
+__all__ = ["multiply_while_gathering", "multiply_while_scattering", "pass_right"]
 
 
 @takes(mine=refuse.other_shapes, multiply=function, group=process_group)
@@ -43,7 +43,7 @@ def multiply_while_gathering(
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     piece, products = mine, {}
     for step in range(size - 1):
-        arrived = pass_on(piece, group)  # the next piece sets out ...
+        arrived = pass_right(piece, group)  # the next piece sets out ...
         products[(rank - step) % size] = multiply(piece)  # ... while this one is multiplied
         piece = arrived()
     products[(rank + 1) % size] = multiply(piece)
@@ -68,13 +68,13 @@ def multiply_while_scattering(x: Tensor, multiply: Callable[[Tensor], Tensor], g
     pieces = x.chunk(size, -2)
     total = multiply(pieces[(rank - 1) % size])  # the sum that has the longest way to go
     for step in range(2, size + 1):
-        arrived = pass_on(total, group)  # a sum sets out ...
+        arrived = pass_right(total, group)  # a sum sets out ...
         addend = multiply(pieces[(rank - step) % size])  # ... while the addend for the next one is made
         total = arrived() + addend
     return total
 
 
-def pass_on(piece: Tensor, group: Group = None) -> Callable[[], Tensor]:
+def pass_right(piece: Tensor, group: Group = None) -> Callable[[], Tensor]:
     """Begin to send a piece to the right neighbour and to receive one from the left; returns what to call
     for that one. `piece` must stay as it is until then.
     """

@@ -13,7 +13,9 @@ WHOLE = "#DDE1E6"  # what both ranks have
 SHIFT = 0.3  # of the second of two addends, so that the first is seen behind it
 
 
-def equation(ax: Axes, title: str, subtitle: str, *parts: str | tuple[str, float, float, str]) -> Axes:
+def equation(
+    title: str, subtitle: str, *parts: str | tuple[str, float, float, str], ax: Axes | None = None
+) -> Axes:
     """Draw an equation of matrices, cut for two ranks.
 
     Args:
@@ -23,7 +25,9 @@ def equation(ax: Axes, title: str, subtitle: str, *parts: str | tuple[str, float
 
     Errors: ValueError for another cut.
     """
-    panel(title, subtitle, ax).set_axis_off()
+    widths = [1 if isinstance(part, str) else part[2] for part in parts]
+    ax = panel(title, subtitle, ax, size=(max(5.0, 0.42 * sum(widths)), 2.4))
+    ax.set_axis_off()
     left = 0.0
     for part in parts:
         if isinstance(part, str):
