@@ -25,8 +25,9 @@ def equation(
 
     Errors: ValueError for another cut.
     """
-    widths = [1 if isinstance(part, str) else part[2] for part in parts]
-    ax = panel(title, subtitle, ax, size=(max(5.0, 0.42 * sum(widths)), 2.4))
+    width = sum(1 if isinstance(part, str) else part[2] for part in parts)
+    half = max((part[1] / 2 for part in parts if not isinstance(part, str)), default=1.0)
+    ax = panel(title, subtitle, ax, size=(max(5.0, 0.42 * width), 0.9 + 0.84 * half))
     ax.set_axis_off()
     left = 0.0
     for part in parts:
@@ -35,7 +36,7 @@ def equation(
             left += 1
         else:
             left += _matrix(ax, left, *part)
-    ax.set(xlim=(-0.2, left + 0.2), ylim=(-2.1, 2.1), aspect="equal")
+    ax.set(xlim=(-0.2, left + 0.2), ylim=(-half - 0.1, half + 0.1), aspect="equal")
     return ax
 
 
