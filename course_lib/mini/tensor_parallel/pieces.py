@@ -2,11 +2,11 @@
 
 Under sequence parallelism a pair is entered by an all_gather, and left by a reduce_scatter. Both are rings of
 n-1 messages, and each message can travel under a piece of the product. Let a piece need c to be multiplied
-and l to travel:
+and w to travel:
 
                                  one after the other       in pieces
-    gather, then multiply        (n-1) l + n c             c + (n-1) max(c, l)
-    multiply, then scatter sums  n c + (n-1) l             c + (n-1) max(c, l)
+    gather, then multiply        (n-1) w + n c             c + (n-1) max(c, w)
+    multiply, then scatter sums  n c + (n-1) w             c + (n-1) max(c, w)
 
 For forward; a backward has the same two again, in turn. All ranks of the group must call them together.
 
@@ -75,8 +75,8 @@ def multiply_while_scattering(x: Tensor, multiply: Callable[[Tensor], Tensor], g
 
 
 def pass_right(piece: Tensor, group: Group = None) -> Callable[[], Tensor]:
-    """Begin to send a piece to the right neighbour and to receive one from the left; returns what to call
-    for that one. `piece` must stay as it is until then.
+    """Begin to send a piece to the right neighbour and to receive one from the left. Return a function that
+    waits for that one and returns it. Until then `piece` must stay as it is.
     """
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     piece = piece.detach().contiguous()
