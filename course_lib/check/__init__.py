@@ -51,7 +51,7 @@ _CHECKS = {
     "fully_shard_in_practice": ("units_for_budget", "init_on_meta", "quiet_accumulation"),
     "pipeline": ("schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"),
     "pipeline_schedules": ("interleaved_rounds", "later_linear", "weights_in_bubbles"),
-    "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
+    "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "product_in_pieces"),
     "long_context": ("softmax_merge", "window_ring", "packed_documents", "ulysses_few_heads"),
     "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
 }

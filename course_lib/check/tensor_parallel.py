@@ -1,5 +1,5 @@
 """Checks of the chapter "Tensor parallelism": the operators f and g, a parallel MLP, a loss over a cut
-vocabulary, f and g for cut tokens.
+vocabulary, a product in pieces under which sums travel.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, collectives, holds, sends, used, values
-from course_lib.collectives import COLLECTIVES, of_kind
-from course_lib.record import Job, calls, held, sent
+from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, collectives, fact, holds, sends, values
+from course_lib.collectives import of_kind
+from course_lib.record import Job, held, sent
 
-__all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"]
+__all__ = ["f_and_g", "parallel_mlp", "vocabulary_loss", "product_in_pieces"]
 
 BATCH, SEQUENCE, HIDDEN = 8, 64, 32  # x is [8, 64, 32]: large enough for the headers of messages not to count
 TOKENS, VOCABULARY = 24, 600  # of the loss
@@ -60,19 +60,14 @@ def _two_all_reduces(where: str, gathered: str) -> Demand:
     )
 
 
-def _as_two_rings(what: str, right: Callable[[Job], bool] | None = None) -> Demand:
-    """No more bytes than two ring all_reduces of x: 4 r S. `what` sends so much. `right`: as in `sends`."""
+def _as_two_rings(what: str) -> Demand:
+    """No more bytes than two ring all_reduces of x: 4 r S. `what` sends so much."""
     return sends(
         "4(n-1)/n S",
         lambda job: 2 * theory.collective_bytes("all_reduce", S, job.ranks),
         f"a rank sent {{times:.1f}} times the 4(n-1)/n S = {{limit:,.0f}} bytes of {what}. Something larger"
         " than the input travels, or whole tensors travel where sums would do.",
-        right=right,
     )
-
-
-def _all_right(job: Job) -> bool:
-    return all(error < ERROR_LIMIT for found in job.results for error, *_ in found.values())
 
 
 @exercise(
@@ -88,62 +83,17 @@ def f_and_g(judge: Judge, f: Callable, g: Callable) -> None:
     """`f(x)` and `g(x)`: in an MLP that is cut by columns, then by rows, they give values and gradients of
     one process with two all_reduces.
     """
-    for ranks in (3, 2):
-        if not judge.tried(f"{ranks} ranks", _mlp(cut_tokens=False), f, g, judge.seed, ranks=ranks, label=FG):
-            return  # what is wrong on three ranks need not be said again of two
-
-
-def _taking_turns(job: Job) -> str:
-    called = calls(job, barriers=True)
-    rooted = sorted(op for op in set(called) if COLLECTIVES[op].rooted)
-    if not rooted:
-        return ""
-    return (
-        f"you used {used(called.loc[0])}. A {rooted[0]} has one root, so the ranks take turns. In an"
-        " all_gather and a reduce_scatter all send at the same time."
-    )
-
-
-@exercise(
-    **PARTS,
-    calls=collectives(
-        "no all_reduce",
-        lambda ops: not ops["all_reduce"],
-        "you used {ops[all_reduce]} all_reduce. It gives every rank the sum for all tokens, and a rank needs"
-        " only its own: that is a reduce_scatter.",
-    ),
-    turns=Demand("all ranks send at the same time: no collective has one root", _taking_turns, quiet=True),
-    bytes=_as_two_rings(
-        "two all_gathers and two reduce_scatters (gloo's own reduce_scatter is an all_reduce: use a ring)",
-        _all_right,
-    ),
-)
-def sequence_operators(judge: Judge, f: Callable, g: Callable) -> None:
-    """`f(x)` gathers the tokens of all ranks, `g(x)` adds up and keeps this rank's tokens: values of one
-    process, bytes of two all_reduces.
-    """
-    for ranks in (4, 2):
-        if not judge.tried(f"{ranks} ranks", _mlp(cut_tokens=True), f, g, judge.seed, ranks=ranks, label=FG):
-            return
-
-
-def _mlp(cut_tokens: bool) -> Callable:
-    """A trial of y = g(GELU(f(x) A) B) with this rank's part of A and B, on all tokens or on this rank's.
-
-    Each rank returns, for the output and the gradients of x, A and B, the error against one process, whether
-    it is absent, and what it looks like.
-    """
 
     def mlp(f, g, seed):
+        """For the output and the gradients of x, A and B: the error against one process, whether it is
+        absent, and what it looks like.
+        """
         on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
         rank, n = dist.get_rank(), dist.get_world_size()
 
         def mine(tensor, dim):
             return tensor.tensor_split(n, dim)[rank]
-
-        def tokens(tensor):
-            return mine(tensor, 1) if cut_tokens else tensor
 
         class NotATensor(Exception):
             pass
@@ -197,16 +147,6 @@ def _mlp(cut_tokens: bool) -> Callable:
                 )
             if late and not torch.equal(x.detach(), given):
                 raise NotATensor("your f changes the `x` that it was given; leave it alone")
-            if (
-                late
-                and cut_tokens
-                and not torch.equal(kept, whole)
-                and torch.equal(kept.flatten().sort().values, whole.flatten().sort().values)
-            ):
-                raise NotATensor(
-                    "your f returns the right numbers in another order than one process has them, [batch,"
-                    " time, h]. This MLP looks at each token alone and does not notice; attention would"
-                )
             return {"output": output, "x": x_grad, "A": A.grad, "B": B.grad}
 
         torch.manual_seed(seed)
@@ -222,9 +162,9 @@ def _mlp(cut_tokens: bool) -> Callable:
         ]
         founds, problem = [], ""
         for number, (x, A, B) in enumerate(sets):
-            whole, late = x, number == 2  # after the traced one
+            late = number == 2  # after the traced one
             try:
-                founds.append(gradients(tokens(x), mine(A, 1), mine(B, 0), tokens(weights), f, g))
+                founds.append(gradients(x, mine(A, 1), mine(B, 0), weights, f, g))
             except NotATensor as wrong:
                 problem = str(wrong)
             if problem := problem if number == 0 else on_rank.first_problem(problem):
@@ -233,14 +173,13 @@ def _mlp(cut_tokens: bool) -> Callable:
         late = False
         wanted = gradients(x, A, B, weights, nn.Identity(), nn.Identity())
         wanted = {
-            "output": tokens(wanted["output"]),
-            "x": tokens(wanted["x"]),
+            "output": wanted["output"],
+            "x": wanted["x"],
             "A": mine(wanted["A"], 1),
             "B": mine(wanted["B"], 0),
         }
         # without any communication
         own = gradients(x, mine(A, 1), mine(B, 0), weights, nn.Identity(), nn.Identity())
-        own = {name: tokens(own[name]) for name in ("output", "x")}
         summed_first = gradients(n * x, mine(A, 1), mine(B, 0), weights, nn.Identity(), nn.Identity())
         below = (
             "The weights of this MLP do not notice, but every layer below would learn from a wrong gradient"
@@ -279,7 +218,9 @@ def _mlp(cut_tokens: bool) -> Callable:
             for name in wanted
         }
 
-    return mlp
+    for ranks in (3, 2):
+        if not judge.tried(f"{ranks} ranks", mlp, f, g, judge.seed, ranks=ranks, label=FG):
+            return  # what is wrong on three ranks need not be said again of two
 
 
 def _or_not_waited(advice: str) -> Callable[[Job, float], str]:
@@ -628,3 +569,163 @@ def _wrong_gradient(found: list[dict]) -> str:
     else:
         why = f"relative error {worst:.2g}"
     return f"the gradient of a rank's logits is not that of one process: {why}.{on_rank.rounding(worst)}"
+
+
+C_AND_W = ((1.0, 0.5), (1.0, 2.0))  # units of time that a piece needs to be multiplied, and to travel
+PIECE, WIDE, OUT = 6, 8, 5  # tokens and features of a piece on a rank, and numbers of a product
+
+
+def _passed_on(job: Job) -> str:
+    for rank, cases in enumerate(job.results):
+        for found in cases["cases"]:
+            if found["others"]:
+                return f"rank {rank} also calls {found['others'][0]}: all that travels must take pass_right."
+            if round(found["passed"], 6) != job.ranks - 1:
+                return (
+                    f"rank {rank} passes on {found['passed']:g} pieces, and n-1 = {job.ranks - 1} sums of one"
+                    " piece must travel."
+                )
+    return ""
+
+
+def _multiplied(job: Job) -> str:
+    for rank, cases in enumerate(job.results):
+        for found in cases["cases"]:
+            if round(found["multiplied"], 6) != job.ranks:
+                return f"rank {rank} multiplies {found['multiplied']:g} pieces, and there are {job.ranks}."
+    return ""
+
+
+def _in_time(job: Job) -> str:
+    for number, (c, w) in enumerate(C_AND_W):
+        found = [result["cases"][number] for result in job.results]
+        clock, enough = max(its["clock"] for its in found), c + (job.ranks - 1) * max(c, w)
+        if clock <= BYTES_LIMIT * enough:
+            continue
+        if any(its["before"] > job.ranks - 1 for its in found):
+            why = "all products stand before the first message. Make one, and let its sum set out"
+        elif not any(its["under"] for its in found):
+            why = "no product is made while a sum travels. Call pass_right, then multiply, and only then wait"
+        else:
+            why = "let each message travel while a product is made"
+        return f"with c = {c:g} and w = {w:g} it takes {clock:g}, and {enough:g} is enough: {why}."
+    return ""
+
+
+@exercise(
+    kept=fact(
+        "pieces stay as they were, and so does what is on its way",
+        "changed",
+        "rank {rank} {wrong}.",
+        quiet=True,
+    ),
+    sum=fact(
+        "each rank has the sum for its own tokens, that of one process", "wrong", "rank {rank} {wrong}."
+    ),
+    once=Demand("each piece is multiplied once", _multiplied),
+    passed=Demand("n-1 sums of one piece travel, all through pass_right", _passed_on),
+    time=Demand("it takes c + (n-1) max(c, w)", _in_time, after=("sum",)),
+)
+def product_in_pieces(judge: Judge, answer: Callable) -> None:
+    """`answer(pieces, multiply, pass_right)`: the sum over the ranks of the products of this rank's tokens,
+    while sums travel round a ring. Time is counted, not measured: each rank has a clock, and messages carry
+    it.
+    """
+
+    def scatter(answer, seed, c_and_w, piece, wide, out, within):
+        class Ring:
+            """Multiplies and passes on, and counts the time of both. A link carries one message at a time,
+            and one sets out when both ranks are there.
+            """
+
+            def __init__(self, c, w, B):
+                self.c, self.w, self.B = c, w, B
+                self.clock = self.free_at = self.multiplied = self.passed = 0.0
+                self.before = self.under = self.travelling = 0
+                self.inside, self.others, self.changed, self.on_the_way = False, [], "", []
+
+            def saw(self, row):
+                if not self.inside and row["op"] not in self.others:
+                    self.others.append(row["op"])
+
+            def multiply(self, tokens):
+                share = tokens.shape[0] / piece
+                self.clock += self.c * share
+                self.multiplied += share
+                self.before += share * (not self.passed)
+                self.under += self.travelling > 0
+                return tokens @ self.B
+
+            def pass_right(self, tensor):
+                self.inside, share, begun = True, tensor.numel() / (piece * out), self.clock
+                kept, clock = tensor.detach().clone().contiguous(), torch.zeros(1)
+                arriving, right, left = torch.empty_like(kept), (rank + 1) % n, (rank - 1) % n
+                works = [dist.isend(kept, right), dist.irecv(arriving, left)]
+                works += [dist.isend(torch.tensor([begun]), right), dist.irecv(clock, left)]
+                self.inside, arrived_at = False, []
+                self.passed += share
+                self.travelling += 1
+
+                def arrived():
+                    for work in works if not arrived_at else ():
+                        work.wait()
+                    if not arrived_at:
+                        self.free_at = max(begun, clock.item(), self.free_at) + self.w * share
+                        arrived_at.append(self.free_at)
+                        self.travelling -= 1
+                        if not torch.equal(kept, tensor.detach()):
+                            self.changed = "changes a tensor that is still on its way"
+                    self.clock = max(self.clock, arrived_at[0])
+                    return arriving
+
+                self.on_the_way.append(arrived)
+                return arrived
+
+        on_rank.use_cpu()
+        torch.set_default_dtype(torch.float64)
+        rank, n = dist.get_rank(), dist.get_world_size()
+        torch.manual_seed(seed)
+        cases = [(torch.randn(n, n, piece, wide), torch.randn(n, wide, out)) for _ in c_and_w]
+        told = []
+        for (c, w), (x, B) in zip(c_and_w, cases):  # x: of each rank, pieces for each rank
+            ring, pieces = Ring(c, w, B[rank]), [part.clone() for part in x[rank]]
+            with on_rank.Calls(ring.saw):
+                found = answer(list(pieces), ring.multiply, ring.pass_right)
+            clock = ring.clock
+            for arrived in ring.on_the_way:  # those that the answer has not waited for, too
+                arrived()
+            sums = torch.stack([sum(x[other, owner] @ B[other] for other in range(n)) for owner in range(n)])
+            wrong = ""
+            if not isinstance(found, torch.Tensor) or found.shape != sums[rank].shape:
+                what = f"one of shape {list(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
+                wrong = f"must return a tensor of shape {[piece, out]}, and returned {what}"
+            elif (error := on_rank.apart(found, sums[rank])) > within:
+                guesses = {f"the sum for the tokens of rank {owner}": sums[owner] for owner in range(n)}
+                guesses["its own addend: nothing was added to it"] = x[rank, rank] @ B[rank]
+                looks = on_rank.looks(found, guesses) or (
+                    f"something else, with a relative error of {error:.2g}. A sum visits all ranks, and last"
+                    " the one that it is for: which piece does a rank begin with, and which comes next"
+                )
+                wrong = f"returns {looks}{on_rank.rounding(error).rstrip('.')}"
+            if not torch.equal(torch.stack(pieces), x[rank]):
+                ring.changed = "changes the pieces that it was given"
+            told.append(
+                {
+                    "wrong": wrong,
+                    "changed": ring.changed,
+                    "others": ring.others,
+                    "clock": clock,
+                    "multiplied": ring.multiplied,
+                    "passed": ring.passed,
+                    "before": ring.before,
+                    "under": ring.under,
+                }
+            )
+        first = {name: next((its[name] for its in told if its[name]), "") for name in ("wrong", "changed")}
+        return first | {"cases": told}
+
+    for ranks in (4, 3):
+        case = f"{ranks} ranks"
+        asked = answer, judge.seed, C_AND_W, PIECE, WIDE, OUT, ERROR_LIMIT
+        if not judge.tried(case, scatter, *asked, ranks=ranks, label="your function"):
+            return

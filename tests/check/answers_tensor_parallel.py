@@ -640,181 +640,154 @@ def loss_exact_but_padded(logits, targets):
     return (g(logits.exp().sum(1)).log() - full.gather(1, targets[:, None])[:, 0]).mean()
 
 
-# sequence_operators(f, g): x is [batch, time, h], and the tokens are cut
+# product_in_pieces(pieces, multiply, pass_right): `pieces` are this rank's features of each rank's tokens
+
+
+def sums_that_travel(pieces, multiply, pass_right):
+    n, rank = dist.get_world_size(), dist.get_rank()
+    total = multiply(pieces[rank - 1])
+    for step in range(2, n + 1):
+        arrived = pass_right(total)
+        addend = multiply(pieces[rank - step])
+        total = arrived() + addend
+    return total
 
 
-def all_tokens(x):
-    return torch.cat(gathered(x), dim=1)
+def sums_one_ahead(pieces, multiply, pass_right):
+    """Two products before the first message: nothing is left for the last one to travel under."""
+    n, rank = dist.get_world_size(), dist.get_rank()
+    order = [pieces[(rank - step) % n] for step in range(1, n + 1)]
+    total, *ahead = multiply(order[0]), multiply(order[1])
+    for piece in (*order[2:], None):
+        arrived = pass_right(total)
+        if piece is not None:
+            ahead.append(multiply(piece))
+        total = arrived()
+        total += ahead.pop(0)
+    return total
 
 
-def sum_of_own_tokens(x, reduce_scatter=None):
-    from course_lib.mini import ring
+def sums_in_place(pieces, multiply, pass_right):
+    """Right as well: by recursion, and sums are made in what has arrived. It prints what it does."""
+    rank = dist.get_rank()
 
-    parts = [part.contiguous() for part in x.chunk(dist.get_world_size(), dim=1)]
-    mine = torch.empty_like(parts[0])
-    (reduce_scatter or ring.reduce_scatter)(mine, parts)
-    return mine
+    def total_after(step):
+        if step == 1:
+            return multiply(pieces[rank - 1])
+        arrived, addend = pass_right(total_after(step - 1)), multiply(pieces[rank - step])
+        print("step", step, addend, "\n" * 500)
+        total = arrived()
+        total += addend
+        return total
 
+    return total_after(len(pieces))
 
-def sum_by_gloo(x):
-    return sum_of_own_tokens(x, dist.reduce_scatter)
 
+def sums_in_halves(pieces, multiply, pass_right):
+    """Right as well: half a piece at a time, in two messages that follow each other."""
+    halves = [[half[: len(half) // 2] for half in pieces], [half[len(half) // 2 :] for half in pieces]]
+    n, rank = dist.get_world_size(), dist.get_rank()
+    totals = [multiply(part[rank - 1]) for part in halves]
+    for step in range(2, n + 1):
+        arrivals = [pass_right(total) for total in totals]
+        addends = [multiply(part[rank - step]) for part in halves]
+        totals = [arrived() + addend for arrived, addend in zip(arrivals, addends)]
+    return torch.cat(totals)
 
-def sum_by_all_reduce(x):
-    return summed(x).chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
 
+def sums_of_mini(pieces, multiply, pass_right):
+    """The library's, through the check's own multiply and pass_right."""
+    from unittest import mock
 
-def own_tokens(x):
-    return x.chunk(dist.get_world_size(), dim=1)[dist.get_rank()].contiguous()
+    from course_lib.mini.tensor_parallel import pieces as library
 
+    with mock.patch.object(library, "pass_right", lambda total, group: pass_right(total)):
+        return library.multiply_while_scattering(torch.cat(pieces), multiply)
 
-def gather_tokens(x):
-    return operator(all_tokens, sum_of_own_tokens)(x)
 
+def products_first(pieces, multiply, pass_right):
+    n, rank = dist.get_world_size(), dist.get_rank()
+    products = [multiply(piece) for piece in pieces]
+    total = products[rank - 1]
+    for step in range(2, n + 1):
+        total = pass_right(total)() + products[rank - step]
+    return total
 
-def scatter_sum(x):
-    return operator(sum_of_own_tokens, all_tokens)(x)
 
+def product_in_one(pieces, multiply, pass_right):
+    """The same in one large product."""
+    products = multiply(torch.cat(pieces)).chunk(len(pieces))
+    n, rank = dist.get_world_size(), dist.get_rank()
+    total = products[rank - 1]
+    for step in range(2, n + 1):
+        total = pass_right(total)() + products[rank - step]
+    return total
 
-def gather_tokens_of_mini(x):
-    from course_lib.mini import ring, tensor_parallel
 
-    return tensor_parallel.gather_from_group(x, None, ring.reduce_scatter)
+def waits_at_once(pieces, multiply, pass_right):
+    n, rank = dist.get_world_size(), dist.get_rank()
+    total = multiply(pieces[rank - 1])
+    for step in range(2, n + 1):
+        received = pass_right(total)()
+        total = received + multiply(pieces[rank - step])
+    return total
 
 
-def scatter_sum_of_mini(x):
-    from course_lib.mini import ring, tensor_parallel
+def multiplies_twice(pieces, multiply, pass_right):
+    multiply(pieces[0])
+    return sums_that_travel(pieces, multiply, pass_right)
 
-    return tensor_parallel.reduce_scatter_to_group(x, None, ring.reduce_scatter)
 
+def begins_with_its_own(pieces, multiply, pass_right):
+    """All the way round, but from the wrong piece on: the sum of the neighbour's tokens."""
+    rank = dist.get_rank()
+    return sums_that_travel(pieces[rank + 1 :] + pieces[: rank + 1], multiply, pass_right)
 
-def gather_along_samples(x):
-    return operator(lambda x: torch.cat(gathered(x), dim=0), sum_of_own_tokens)(x)
 
+def sums_of_the_neighbour(pieces, multiply, pass_right):
+    return sums_that_travel(pieces[1:] + pieces[:1], multiply, pass_right)
 
-def gather_in_order_of_ranks(x):
-    """The tokens as they come, rank after rank in memory: with several samples, of other samples."""
-    return operator(
-        lambda x: torch.cat(gathered(x), dim=0).view(x.shape[0], -1, x.shape[2]), sum_in_order_of_ranks
-    )(x)
 
+def own_addend(pieces, multiply, pass_right):
+    return multiply(pieces[dist.get_rank()])
 
-def scatter_in_order_of_ranks(x):
-    return operator(
-        sum_in_order_of_ranks, lambda x: torch.cat(gathered(x), dim=0).view(x.shape[0], -1, x.shape[2])
-    )(x)
 
+def changes_what_travels(pieces, multiply, pass_right):
+    n, rank = dist.get_world_size(), dist.get_rank()
+    total = multiply(pieces[rank - 1])
+    for step in range(2, n + 1):
+        arrived = pass_right(total)
+        total.copy_(multiply(pieces[rank - step]))
+        total = arrived() + total
+    return total
 
-def sum_in_order_of_ranks(x):
-    from course_lib.mini import ring
 
-    n = dist.get_world_size()
-    mine = torch.empty(x.shape[0], x.shape[1] // n, x.shape[2])
-    ring.reduce_scatter(mine, [part.view_as(mine).contiguous() for part in x.contiguous().flatten().chunk(n)])
-    return mine
+def changes_pieces(pieces, multiply, pass_right):
+    total = sums_that_travel(pieces, multiply, pass_right)
+    pieces[0].zero_()
+    return total
 
 
-def gather_mean(x):
-    return operator(all_tokens, lambda grad: sum_of_own_tokens(grad) / dist.get_world_size())(x)
+def sums_by_all_reduce(pieces, multiply, pass_right):
+    total = multiply(torch.cat(pieces))
+    dist.all_reduce(total)
+    return total.chunk(len(pieces))[dist.get_rank()]
 
 
-def gather_without_sum(x):
-    return operator(all_tokens, own_tokens)(x)
+def sums_by_files(pieces, multiply, pass_right):
+    addends = [multiply(piece) for piece in pieces]
+    return sum(parts.chunk(len(pieces))[dist.get_rank()] for parts in by_files(torch.cat(addends)))
 
 
-def gather_gloo(x):
-    return operator(all_tokens, sum_by_gloo)(x)
+def sums_in_float32(pieces, multiply, pass_right):
+    return sums_that_travel(pieces, lambda piece: multiply(piece).float(), pass_right).double()
 
 
-def scatter_gloo(x):
-    return operator(sum_by_gloo, all_tokens)(x)
-
-
-def gather_all_reduce(x):
-    return operator(all_tokens, sum_by_all_reduce)(x)
-
-
-def scatter_all_reduce(x):
-    return operator(sum_by_all_reduce, all_tokens)(x)
-
-
-def scatter_without_sum(x):
-    return operator(own_tokens, all_tokens)(x)
-
-
-def gather_and_zero(x):
-    """Right tokens; and those that were given are gone."""
-    tokens = gather_tokens(x)
-    x.data.zero_()
-    return tokens
-
-
-def gather_by_files(x):
-    return operator(lambda x: torch.cat(by_files(x), 1), lambda grad: own_tokens(sum(by_files(grad))))(x)
-
-
-def scatter_by_files(x):
-    return operator(lambda x: own_tokens(sum(by_files(x))), lambda grad: torch.cat(by_files(grad), 1))(x)
-
-
-def sample_by_sample(function):
-    """Right as well: many small messages."""
-    return lambda x: torch.cat([function(sample[None]) for sample in x])
-
-
-def gather_samples(x):
-    return operator(sample_by_sample(all_tokens), sample_by_sample(sum_of_own_tokens))(x)
-
-
-def scatter_samples(x):
-    print("scatter", x, "\n" * 2000)
-    return operator(sample_by_sample(sum_of_own_tokens), sample_by_sample(all_tokens))(x)
-
-
-def sum_by_all_to_all(x):
-    """Right as well: everybody's addends for my tokens come to me, and I add them up."""
-    parts = [part.contiguous() for part in x.chunk(dist.get_world_size(), dim=1)]
-    addends = [torch.empty_like(parts[0]) for _ in parts]
-    requests = [dist.isend(part, other) for other, part in enumerate(parts) if other != dist.get_rank()]
-    for other, addend in enumerate(addends):
-        addend.copy_(parts[other]) if other == dist.get_rank() else dist.recv(addend, other)
-    for request in requests:
-        request.wait()
-    return sum(addends)
-
-
-def gather_and_exchange(x):
-    return operator(all_tokens, sum_by_all_to_all)(x)
-
-
-def exchange_and_gather(x):
-    return operator(sum_by_all_to_all, all_tokens)(x)
-
-
-def tokens_by_broadcasts(x):
-    parts = [
-        x.contiguous().clone() if rank == dist.get_rank() else torch.empty_like(x)
-        for rank in range(dist.get_world_size())
-    ]
-    for rank, part in enumerate(parts):
-        dist.broadcast(part, rank)
-    return torch.cat(parts, 1)
-
-
-def gather_by_broadcasts(x):
-    return operator(tokens_by_broadcasts, sum_of_own_tokens)(x)
-
-
-def scatter_and_broadcast(x):
-    return operator(sum_of_own_tokens, tokens_by_broadcasts)(x)
-
-
-def sum_by_reduces(x):
-    parts = [part.contiguous() for part in x.chunk(dist.get_world_size(), dim=1)]
-    for rank, part in enumerate(parts):
-        dist.reduce(part, rank)
-    return parts[dist.get_rank()]
-
-
-def scatter_by_reduces(x):
-    return operator(sum_by_reduces, all_tokens)(x)
+def passes_on_everything(pieces, multiply, pass_right):
+    """Right values; whole tensors travel where sums of one piece would do."""
+    n, rank = dist.get_world_size(), dist.get_rank()
+    total = sending = torch.stack([multiply(piece) for piece in pieces])
+    for _ in range(n - 1):
+        sending = pass_right(sending)()
+        total = total + sending
+    return total[rank]

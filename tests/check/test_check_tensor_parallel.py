@@ -8,11 +8,11 @@ from verdicts import *  # noqa: F403
 from course_lib.check import tensor_parallel as chapter
 from course_lib.mini import tensor_parallel
 
-OPERATORS, MLP, LOSS, TOKENS = (
+OPERATORS, MLP, LOSS, PIECES = (
     chapter.f_and_g,
     chapter.parallel_mlp,
     chapter.vocabulary_loss,
-    chapter.sequence_operators,
+    chapter.product_in_pieces,
 )
 RIGHT = [
     (OPERATORS, [answers.f, answers.g]),
@@ -29,19 +29,20 @@ RIGHT = [
     (LOSS, [answers.loss_of_mini]),
     (LOSS, [answers.loss_by_logsumexp]),
     (LOSS, [answers.loss_in_a_row]),
-    (TOKENS, [answers.gather_tokens, answers.scatter_sum]),
-    (TOKENS, [answers.gather_samples, answers.scatter_samples]),
-    (TOKENS, [answers.gather_and_exchange, answers.exchange_and_gather]),
-    (TOKENS, [answers.gather_tokens_of_mini, answers.scatter_sum_of_mini]),
+    (PIECES, [answers.sums_that_travel]),
+    (PIECES, [answers.sums_in_place]),
+    (PIECES, [answers.sums_in_halves]),
+    (PIECES, [answers.sums_of_mini]),
 ]
 UNTOUCHED = [
     (OPERATORS, [answers.stub, answers.stub]),
     (OPERATORS, [answers.f, answers.stub]),
     (MLP, [answers.stub]),
     (LOSS, [answers.stub]),
-    (TOKENS, [answers.stub, answers.stub]),
+    (PIECES, [answers.stub]),
 ]
 VALUES = "the output is that of one process"
+VALUES_OF_PIECES = "each rank has the sum for its own tokens"
 # a check, answers, words that name the problem, and words of a demand that is met all the same
 WRONG = [
     (
@@ -350,87 +351,71 @@ WRONG = [
         "at most three collectives",
     ),
     (
-        TOKENS,
-        [answers.gather_by_broadcasts, answers.scatter_and_broadcast],
-        ["A broadcast has one root, so the ranks take turns"],
-        VALUES,
-    ),
-    (
-        TOKENS,
-        [answers.gather_tokens, answers.scatter_by_reduces],
-        ["A reduce has one root, so the ranks take turns"],
-        VALUES,
-    ),
-    (
-        TOKENS,
-        [answers.gather_gloo, answers.scatter_gloo],
-        ["a rank sent 1.5 times the", "gloo's own reduce_scatter is an all_reduce: use a ring"],
-        VALUES,
-    ),
-    (
-        TOKENS,
-        [answers.gather_all_reduce, answers.scatter_all_reduce],
-        ["you used 2 all_reduce. It gives every rank the sum", "a rank sent 1.5 times the"],
-        "the gradient of the input is that of one process",
-    ),
-    (
-        TOKENS,
-        [answers.gather_without_sum, answers.scatter_sum],
-        ["this rank's own part: f must add up the gradients"],
-        VALUES,
-    ),
-    (
-        TOKENS,
-        [answers.gather_tokens, answers.scatter_without_sum],
-        ["this rank's own part: g must add up"],
-        "no all_reduce",
-    ),
-    (
-        TOKENS,
-        [answers.gather_by_files, answers.scatter_by_files],
-        ["must travel. What a rank needs from the others comes in messages of torch.distributed"],
-        VALUES,
-    ),
-    (
-        TOKENS,
-        [answers.gather_and_zero, answers.scatter_sum],
-        ["your f changes the `x` that it was given; leave it alone"],
-        "",
-    ),
-    (
         OPERATORS,
         [answers.f_and_zero, answers.g],
         ["your f changes the `x` that it was given; leave it alone"],
         "",
     ),
     (
-        TOKENS,
-        [answers.gather_in_order_of_ranks, answers.scatter_in_order_of_ranks],
-        ["the right numbers in another order than one process has them"],
-        "",
+        PIECES,
+        [answers.products_first],
+        [
+            "4 ranks: with c = 1 and w = 0.5 it takes 5.5, and 4 is enough",
+            "all products stand before the first message",
+        ],
+        "each rank has the sum for its own tokens",
+    ),
+    (PIECES, [answers.product_in_one], ["all products stand before the first message"], "multiplied once"),
+    (
+        PIECES,
+        [answers.waits_at_once],
+        ["no product is made while a sum travels. Call pass_right, then multiply, and only then wait"],
+        "n-1 sums of one piece travel",
     ),
     (
-        TOKENS,
-        [answers.gather_mean, answers.scatter_sum],
-        ["the gradient of the input is not that of one process: it is the mean: do not divide"],
-        VALUES,
+        PIECES,
+        [answers.sums_one_ahead],
+        ["4 ranks: with c = 1 and w = 0.5 it takes 4.5, and 4 is enough: let each message travel"],
+        "n-1 sums of one piece travel",
+    ),
+    (PIECES, [answers.multiplies_twice], ["multiplies 5 pieces, and there are 4"], "n-1 sums of one piece"),
+    (
+        PIECES,
+        [answers.begins_with_its_own],
+        ["rank 0 returns something else", "which piece does a rank begin with"],
+        "each piece is multiplied once",
     ),
     (
-        TOKENS,
-        [answers.gather_along_samples, answers.scatter_sum],
-        ["your f must return a tensor of shape [8, 64, 32], and it returned one of shape [32, 16, 32]"],
-        "",
+        PIECES,
+        [answers.sums_of_the_neighbour],
+        ["rank 0 returns the sum for the tokens of rank 1"],
+        "each piece is multiplied once",
     ),
     (
-        TOKENS,
-        [answers.f, answers.g],
-        ["your f must return a tensor of shape [8, 64, 32], and it returned one of shape [8, 16, 32]"],
+        PIECES,
+        [answers.own_addend],
+        [
+            "rank 0 returns its own addend: nothing was added to it",
+            "rank 0 multiplies 1 pieces, and there are 4",
+            "rank 0 passes on 0 pieces, and n-1 = 3 sums of one piece must travel",
+        ],
         "",
     ),
+    (PIECES, [answers.changes_what_travels], ["changes a tensor that is still on its way"], VALUES_OF_PIECES),
+    (PIECES, [answers.changes_pieces], ["changes the pieces that it was given"], VALUES_OF_PIECES),
     (
-        TOKENS,
-        [answers.gather_tokens, answers.g],
-        ["your g must return a tensor of shape [8, 16, 32], and it returned one of shape [8, 64, 32]"],
-        "",
+        PIECES,
+        [answers.sums_by_all_reduce],
+        ["rank 0 also calls all_reduce: all that travels must take pass_right"],
+        VALUES_OF_PIECES,
     ),
+    (PIECES, [answers.sums_by_files], ["rank 0 passes on 0 pieces"], VALUES_OF_PIECES),
+    (PIECES, [answers.sums_in_float32], ["the rounding of float32"], "each piece is multiplied once"),
+    (
+        PIECES,
+        [answers.passes_on_everything],
+        ["rank 0 passes on 12 pieces, and n-1 = 3 sums"],
+        VALUES_OF_PIECES,
+    ),
+    (PIECES, [answers.nothing], ["must return a tensor of shape [6, 5], and returned None"], ""),
 ]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from course_lib import measure
 from course_lib.mini import ddp, hybrid, ring
 from course_lib.mini import tensor_parallel as tp
+from course_lib.mini.tensor_parallel.pieces import multiply_while_gathering, multiply_while_scattering
 from course_lib.models import MLP, Attention, Block, TinyGPT
 
 DIM, HEADS, BATCH, TIME, VOCAB = 24, 12, 2, 12, 48  # 2, 3 and 4 ranks divide them
@@ -529,3 +530,28 @@ def _parallelize_module(model: nn.Module, name: str, sequence_parallel: bool) ->
         init_device_mesh("cpu", (dist.get_world_size(),)),
         {"0": ColwiseParallel(), "2": leave} if name == "pair" else plan,
     )
+
+
+# Products in pieces
+
+
+def products_in_pieces() -> dict[str, float]:
+    """A pair by its pieces against one process; and in a group of other ranks than all."""
+    size, told = dist.get_world_size(), {}
+    first, _, second = pair(bias=False).double()
+    for parameter in (first.weight, second.weight):
+        dist.broadcast(parameter.detach(), src=0)
+    reversed_ranks = dist.new_group(list(range(size))[::-1])
+    for name, group in (("all ranks", None), ("a group", reversed_ranks)):
+        own = dist.get_rank(group)
+        A, B = first.weight.chunk(size, 0)[own], second.weight.chunk(size, 1)[own]
+        x = data("pair")
+        with torch.no_grad(), measure.step():  # the second is traced
+            hidden = multiply_while_gathering(x.chunk(size, -2)[own], lambda piece: piece @ A.T, group)
+            sums = multiply_while_scattering(F.gelu(hidden), lambda piece: piece @ B.T, group)
+            whole = first(x)
+            told[f"gathered, {name}"] = difference({"": hidden}, {"": whole.chunk(size, -1)[own]})
+            told[f"scattered, {name}"] = difference(
+                {"": sums}, {"": second(F.gelu(whole)).chunk(size, -2)[own]}
+            )
+    return told

@@ -64,6 +64,21 @@ def test_layers_and_operators(ranks):
     assert [told["layers"] for told in against_one_process(ranks)] == [[]] * ranks
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_products_in_pieces_equal_one_process(ranks):
+    job = run(workers.products_in_pieces, ranks=ranks, backend="gloo")
+    assert all(value < 1e-12 for told in job.results for value in told.values())
+    x_bytes = 8 * workers.BATCH * workers.TIME * workers.DIM
+    twice = 2 * theory.collective_bytes(
+        "all_gather", x_bytes, ranks
+    )  # the tokens that are gathered, and the sums
+    assert (
+        sent(job, layer="payload", ops=["send"]).tolist()
+        == [twice] * ranks
+        == sent(job, layer="payload").tolist()
+    )
+
+
 def test_meshes_and_groups():
     """Data x tensor trains to the weights of one process over the whole batch; tensor parallelism in any
     groups.

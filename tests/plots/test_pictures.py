@@ -155,3 +155,26 @@ def test_slider_refuses_what_draws_no_axes(shown):
     with pytest.raises(TypeError, match="^what draw returns=3: it must be an Axes"):
         pictures.slider(lambda number: 3, 2)
     assert not shown
+
+
+def test_an_equation_gives_each_rank_its_part_of_each_matrix():
+    ax = plt.subplots()[1]
+    parts = [("X", 2, 3, "whole"), "·", ("A", 3, 4, "columns"), ("B", 4, 3, "rows"), "=", ("Z", 2, 3, "sum")]
+    assert pictures.equation("two products", "by hand", *parts, ax=ax) is ax
+    names = [text.get_text() for text in ax.texts]
+    assert names[-8:] == ["X", "·", "$A_0$", "$A_1$", "$B_0$", "$B_1$", "=", "$Z_0 + Z_1$"]
+    x, a0, a1, b0, b1, z0, z1 = filled(ax)
+    assert (x.get_width(), a0.get_width(), a0.get_height()) == (3, 2, 3)
+    assert (b0.get_width(), b0.get_height()) == (3, 2) and b0.get_y() > b1.get_y(), (
+        "rank 0 has the upper rows"
+    )
+    assert (z0.get_width(), z0.get_height()) == (z1.get_width(), z1.get_height()) == (3, 2)
+    colors = [part.get_facecolor() for part in (x, a0, a1, b0, b1, z0, z1)]
+    assert colors[1] == colors[3] == colors[5] != colors[2] == colors[4] == colors[6] != colors[0]
+
+
+def test_an_equation_knows_four_cuts():
+    with pytest.raises(
+        ValueError, match="^cut='diagonal': it must be one of 'whole', 'columns', 'rows', 'sum'"
+    ):
+        pictures.equation("", "", ("A", 1, 1, "diagonal"))

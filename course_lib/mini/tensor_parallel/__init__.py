@@ -20,7 +20,7 @@ whatever the number of ranks.
 
 Beside: `plans` (parallelize: what is done with which part of a model), `slices` of parameters, the
 `vocabulary` and its loss; `operators` (f and g, and their `Region`) and `sequence` for sequence parallelism;
-`refusals` (what a cut would lose).
+`pieces` (products under which messages travel); `refusals` (what a cut would lose).
 
 Source: Shoeybi et al. 2019, "Megatron-LM", section 3.
 """

@@ -8,6 +8,7 @@ has the colours of all ranks that are in its number.
 
 exchanges.py  what ranks hold before and after they exchange something
 groups.py     which ranks belong together
+products.py   matrices that are cut over two ranks
 boxes.py      numbers in boxes, and arrows between them
 player.py     pictures one after the other, without a kernel
 """
@@ -16,5 +17,6 @@ from course_lib.plots.pictures.boxes import sources
 from course_lib.plots.pictures.exchanges import RingStep, collective, ring, ring_steps
 from course_lib.plots.pictures.groups import mesh
 from course_lib.plots.pictures.player import slider
+from course_lib.plots.pictures.products import equation
 
-__all__ = ["collective", "RingStep", "ring_steps", "ring", "mesh", "slider", "sources"]
+__all__ = ["collective", "RingStep", "ring_steps", "ring", "mesh", "equation", "slider", "sources"]

@@ -6,10 +6,9 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from course_lib.arguments import number
 from course_lib.plots.styles import INK, NORMAL, PAPER, SMALL, SOFT
 
-__all__ = ["sources", "box", "heads", "arrow", "frame"]
+__all__ = ["sources", "rank_color", "box", "heads", "arrow", "frame"]
 
 WIDTH, HEIGHT = 1.0, 0.62  # of a box
-# by rank, light enough to write on
 _RANK_COLORS = ("#8EC5EA", "#F3C36B", "#7FD1B5", "#E3A7C8", "#F19C79", "#D9D36A", "#B9A6E0", "#B7BDC4")
 
 
@@ -17,6 +16,11 @@ def sources(value: float) -> list[int]:
     """Return the ranks whose pieces are in a number: the places of its digits that are not 0."""
     number("value", value)
     return [rank for rank, digit in enumerate(reversed(str(round(value)))) if digit not in "0-"]
+
+
+def rank_color(rank: int) -> str:
+    """The colour of a rank, light enough to write on."""
+    return _RANK_COLORS[rank % len(_RANK_COLORS)]
 
 
 def box(ax: Axes, x: float, y: float, value: float, changed: bool = False) -> None:
@@ -27,7 +31,7 @@ def box(ax: Axes, x: float, y: float, value: float, changed: bool = False) -> No
     bottom = y - HEIGHT / 2
     for place, rank in enumerate(ranks):
         width = WIDTH / len(ranks)
-        color = _RANK_COLORS[rank % len(_RANK_COLORS)]
+        color = rank_color(rank)
         ax.add_patch(Rectangle((x + place * width, bottom), width, HEIGHT, facecolor=color, linewidth=0))
     if ranks:
         size = SMALL if len(ranks) < 5 else SMALL - 2
