@@ -12,13 +12,14 @@ zero/             stage 1: shards of optimizer states;                          
                   stages 2 and 3: of gradients and of parameters                 ZeRO stages 2 and 3
 pipeline/         stages, schedules as lists, a worker that executes them        Pipeline
 tensor_parallel/  f and g; layers cut by columns, rows, heads, vocabulary        Tensor parallelism
+experts/          a router, and tokens that travel to the experts of other ranks Experts
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
 first_rank.py     all ranks start alike: what several of these share
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
 """
 
-from course_lib.mini import data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+from course_lib.mini import data_parallel, ddp, experts, hybrid, pipeline, ring, tensor_parallel, zero
 
 __all__ = [
     "data_parallel",
@@ -27,5 +28,6 @@ __all__ = [
     "zero",
     "pipeline",
     "tensor_parallel",
+    "experts",
     "hybrid",
 ]
