@@ -283,7 +283,7 @@ def expert_parallel_bytes(
         gathered: all tokens come to all ranks (all_gather), and the sums of their outputs go back
             (reduce_scatter): 4 (n-1) T h elements, whatever k is.
 
-    Source: Lepikhin et al. 2020, "GShard", section 3.2 (AllToAll).
+    Source: Lepikhin et al. 2020, "GShard", section 3 (its AllToAll).
     """
     n, rows = whole("ep_size", ep_size), whole("tokens", tokens, least=0) * (1 if gathered else top_k)
     row_bytes = whole("hidden", hidden) * whole("element_bytes", element_bytes)

@@ -18,6 +18,7 @@ from course_lib import plots, theory
 from course_lib.datasets import digits
 from course_lib.demo.strategies import (
     BATCH_SIZE,
+    MIXTURE,
     ONE_PROCESS,
     STRATEGIES,
     Strategy,
@@ -36,6 +37,7 @@ LINK_BYTES = 2**24
 # width, height; left, right (the legend), bottom, top, in inches
 PANEL_IN, MARGINS_IN = (5.6, 3.2), (0.7, 2.0, 0.7, 0.7)
 STATES = ("params", "grads", "optimizer_states")
+ALONE = (ONE_PROCESS, MIXTURE)  # on one rank: what others that train the same model are compared with
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,12 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     print(
-        f"One MLP, {options.epochs} epochs of the digits, {BATCH_SIZE} samples per batch over all ranks, the"
-        " same seed for all.",
+        f"One MLP, or a mixture of experts, {options.epochs} epochs of the digits, {BATCH_SIZE} samples per"
+        " batch over all ranks, the same seed for all.",
         flush=True,
     )
     runs, link = _train(options)
-    shown = [ran for ran in runs if ran.ranks == options.ranks or ran.strategy is ONE_PROCESS]
+    shown = [ran for ran in runs if ran.ranks == options.ranks or ran.strategy in ALONE]
     print(f"\n{_table(shown, link)}\n\n{_notes(shown, link, options)}\n\nSaved:", flush=True)
     for path in _save_pictures(runs, shown, options.out):
         print(f"  {path}")
@@ -136,7 +138,7 @@ def _train(options: argparse.Namespace) -> tuple[list[Ran], float]:
     """
     counts = sorted({max(1, options.ranks // 2), options.ranks} - {1}) or [1]
     runs = [
-        Ran(ONE_PROCESS, 1, []),
+        *(Ran(alone, 1, []) for alone in ALONE),
         *(Ran(strategy, ranks, []) for strategy in STRATEGIES for ranks in counts if strategy.fits(ranks)),
     ]
     links, done = [], 0
@@ -183,7 +185,9 @@ def _megabytes(count: float) -> str:
 
 def _notes(shown: list[Ran], link: float, options: argparse.Namespace) -> str:
     """What the columns mean, and what cannot be read from them."""
-    job, losses = shown[-1].jobs[-1], [ran.jobs[0].results[0]["loss"] for ran in shown]
+    job, losses = shown[-1].jobs[-1], {}
+    for ran in shown:
+        losses.setdefault(ran.strategy.model, []).append(ran.jobs[0].results[0]["loss"])
     by_whom = (
         "by the textbook algorithm (NCCL passes the system's counters)"
         if "wire bytes" in job.absent
@@ -196,8 +200,9 @@ def _notes(shown: list[Ran], link: float, options: argparse.Namespace) -> str:
             " lasts until its slowest rank is done."
         ),
         (
-            f"Test loss after training: {min(losses):.4f} to {max(losses):.4f}. All do the same mathematics,"
-            " so only rounding differs."
+            "Test loss after training: "
+            + "; ".join(f"{model} {min(its):.4f} to {max(its):.4f}" for model, its in losses.items())
+            + ". All of one model do the same mathematics, so only rounding differs."
         ),
         f"      One test image is {1 / len(digits('test')[1]):.1%} of the accuracy.",
     ]
@@ -265,17 +270,19 @@ def _save_pictures(runs: list[Ran], shown: list[Ran], out: Path) -> Iterator[Pat
         plt.close(figure)
         return out / f"{name}.png"
 
-    one, *others = runs
-    base = [] if others[0].ranks == 1 else [one]
+    alone = [ran for ran in runs if ran.strategy in ALONE]
+    others = [ran for ran in runs if ran.strategy not in ALONE]
+    base = [] if others[0].ranks == 1 else alone
     sweeps = []
     for strategy in dict.fromkeys(ran.strategy for ran in others):
-        compared = [*base, *(ran for ran in others if ran.strategy is strategy)]
+        compared = [ran for ran in base if ran.strategy.model == strategy.model]
+        compared += [ran for ran in others if ran.strategy is strategy]
         jobs = tuple(job for repeat in zip(*(ran.jobs for ran in compared)) for job in repeat)
-        sweeps.append(Sweep(strategy.name, jobs, len(one.jobs)))
+        sweeps.append(Sweep(strategy.name, jobs, len(alone[0].jobs)))
     yield picture(
         "communication",
         lambda ran, ax: plots.communication(ran.jobs[-1], ran.theory[0], ax),
-        [ran for ran in shown if ran is not one],
+        [ran for ran in shown if ran.strategy not in ALONE],
     )
     yield picture("memory", lambda ran, ax: plots.memory(ran.jobs[-1], ran.theory[1], ax), shown)
     yield picture("speedup", lambda sweep, ax: plots.speedup(sweep, scaling="strong", ax=ax), sweeps)

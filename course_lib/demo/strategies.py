@@ -21,13 +21,14 @@ from torch.optim import Adam, Optimizer
 
 from course_lib import measure, theory
 from course_lib.datasets import digit_batches, digits
-from course_lib.mini import ddp, hybrid, pipeline, ring, tensor_parallel, zero
+from course_lib.mini import ddp, experts, hybrid, pipeline, ring, tensor_parallel, zero
 from course_lib.models import MLP
 
 __all__ = [
     "Strategy",
     "Training",
     "ONE_PROCESS",
+    "MIXTURE",
     "STRATEGIES",
     "BATCH_SIZE",
     "train_digits",
@@ -41,6 +42,7 @@ LEARNING_RATE = 4e-3
 BATCH_SIZE = 480  # samples of all ranks together; the digits are three such batches
 MICROBATCHES = 8
 AXIS = 2  # ranks along the second axis of a mesh
+NUM_EXPERTS, TOP_K, EXPERT_WIDTH = 8, 2, 128
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Strategy:
         sent: (ranks, whether on gloo) -> bytes that each rank sends in a step, one number per rank.
         held: ranks -> params, grads and optimizer_states in bytes, one dict per rank.
         fits: on how many ranks it can run; `needs` says so in words.
+        model: what it trains. All that train the same do the same mathematics.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Strategy:
     held: Callable[[int], list[dict[str, float]]]
     fits: Callable[[int], bool] = lambda ranks: True
     needs: str = "any number of ranks"
+    model: str = "MLP"
 
 
 # Everyone has the whole model, or a shard of everything: each rank trains on its own slice of the batch
@@ -203,6 +207,28 @@ def _data_x_pipeline(model: nn.Module) -> Training:
     return training
 
 
+# Another model: between the first and the last layer of the MLP, experts
+
+
+def _experts(model: nn.Module) -> Training:
+    """Every rank has 1/n of the experts, and everything else; images travel to the experts they choose."""
+    made = [
+        nn.Sequential(nn.Linear(HIDDEN, EXPERT_WIDTH), nn.ReLU(), nn.Linear(EXPERT_WIDTH, HIDDEN))
+        for _ in range(NUM_EXPERTS)
+    ]
+    layer = experts.Experts(experts.Router(HIDDEN, NUM_EXPERTS, TOP_K), made)
+    model = nn.Sequential(nn.Flatten(), model.layers[0], nn.ReLU(), layer, model.layers[-1])
+
+    def backward(images: Tensor, labels: Tensor) -> None:
+        loss = F.cross_entropy(model(images), labels)
+        (loss + 0.1 * experts.balance_loss(layer.routing)).backward()
+        experts.average_gradients(model)
+
+    training = _alone(model)
+    training.backward = backward
+    return training
+
+
 def _mesh(outer: str, inner: str) -> dict[str, int]:
     return {outer: dist.get_world_size() // AXIS, inner: AXIS}
 
@@ -290,6 +316,23 @@ def _data_x_pipeline_sent(ranks: int, gloo: bool) -> list[float]:
     ] * outer
 
 
+def _expert_numels() -> tuple[int, int]:
+    """Parameters of all experts, and of what every rank has."""
+    numel = theory.expert_numel(HIDDEN, EXPERT_WIDTH, NUM_EXPERTS, TOP_K, matrices=2)["total"]
+    own = numel - HIDDEN * NUM_EXPERTS + NUM_EXPERTS * (HIDDEN + EXPERT_WIDTH)  # without router, with biases
+    return own, (WIDTHS[0] + 1) * HIDDEN + HIDDEN * NUM_EXPERTS + (HIDDEN + 1) * WIDTHS[-1]
+
+
+def _experts_sent(ranks: int, gloo: bool) -> list[float]:
+    tokens = theory.expert_parallel_bytes(BATCH_SIZE // ranks, HIDDEN, TOP_K, ranks)
+    return [tokens + theory.step_bytes("data_parallel", 4 * _expert_numels()[1], ranks)] * ranks
+
+
+def _experts_held(ranks: int) -> list[dict[str, float]]:
+    own, others = _expert_numels()
+    return _holds_parts([own // ranks + others] * ranks)
+
+
 _PAIRS = {
     "fits": (
         lambda ranks: (
@@ -300,6 +343,7 @@ _PAIRS = {
 }
 
 ONE_PROCESS = Strategy("one process", _alone, _sends("data_parallel"), _holds(0))
+MIXTURE = Strategy("mixture, one process", _experts, _experts_sent, _experts_held, model="mixture of experts")
 STRATEGIES = (
     Strategy("DDP", _ddp, _sends("data_parallel"), _holds(0)),
     Strategy("mini DDP", _mini_ddp, _sends("data_parallel"), _holds(0)),
@@ -354,13 +398,23 @@ STRATEGIES = (
         lambda ranks: _holds_parts([NUMEL // AXIS] * ranks),
         **_PAIRS,
     ),
+    Strategy(
+        "mixture, experts on ranks",
+        _experts,
+        _experts_sent,
+        _experts_held,
+        lambda ranks: NUM_EXPERTS % ranks == 0,
+        f"a number of ranks that divides {NUM_EXPERTS}",
+        MIXTURE.model,
+    ),
 )
 
 
 def train_digits(
     strategy: Strategy, epochs: int, batch_size: int = BATCH_SIZE, seed: int = 0
 ) -> dict[str, float]:
-    """Train an MLP of 282,378 parameters on the digits and test it; every rank must call this.
+    """Train an MLP of 282,378 parameters (or a mixture of 8 experts) on the digits and test it; every rank
+    must call this.
 
     The same seed gives the same start and the same global batches, however many ranks share them.
 

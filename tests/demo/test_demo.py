@@ -12,7 +12,7 @@ import torch
 from matplotlib import image
 
 from course_lib import Job
-from course_lib.demo.__main__ import main
+from course_lib.demo.__main__ import ALONE, main
 from course_lib.demo.strategies import ONE_PROCESS, STRATEGIES, train_digits
 from course_lib.jobs import run_quietly
 
@@ -57,14 +57,20 @@ def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks, 
         printed = capsys.readouterr().out
     table = rows(printed)
     fitting = [strategy for strategy in STRATEGIES if strategy.fits(ranks)]
-    names = [strategy.name for strategy in (ONE_PROCESS, *fitting)]
+    names = [strategy.name for strategy in (*ALONE, *fitting)]
     assert list(table) == names and (
-        len(names) == 14 or "Left out with 1 rank: data x tensor (needs 4 ranks" in printed
+        len(names) == 16 or "Left out with 1 rank: data x tensor (needs 4 ranks" in printed
     )
-    accuracies = [float(cells[1].rstrip("%")) for cells in table.values()]
-    assert max(accuracies) - min(accuracies) < 1
+    for model in {strategy.model for strategy in ALONE}:
+        accuracies = [
+            float(table[strategy.name][1].rstrip("%"))
+            for strategy in (*ALONE, *fitting)
+            if strategy.model == model
+        ]
+        assert len(accuracies) > 1 and max(accuracies) - min(accuracies) < 1
+    alone = {strategy.name for strategy in ALONE}
     for name, cells in table.items():
-        assert len(cells) == 9 and cells[0] == ("1" if name == ONE_PROCESS.name else str(ranks))
+        assert len(cells) == 9 and cells[0] == ("1" if name in alone else str(ranks))
         assert all(float(cell.replace(",", "")) > 0 for cell in cells[2:4])
         assert cells[5:7] == ["-", "-"] if cells[0] == "1" else cells[6].endswith("%")
     for name in ("communication", "memory", "speedup"):
@@ -72,20 +78,21 @@ def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks, 
         assert height > 300 and width > 600 and f"{name}.png" in printed
 
     jobs = [Job.load(path) for path in sorted((tmp_path / "jobs").iterdir())]
-    assert {(job.label, job.ranks) for job in jobs} == {(ONE_PROCESS.name, 1)} | {
+    assert {(job.label, job.ranks) for job in jobs} == {(name, 1) for name in alone} | {
         (strategy.name, count)
         for strategy in STRATEGIES
         for count in {ranks, max(1, ranks // 2)}
         if strategy.fits(count)
     }
-    losses = [job.results[0]["loss"] for job in jobs]
-    assert losses == pytest.approx([losses[0]] * len(losses), rel=0.02), (
-        "all strategies do the same mathematics"
-    )
-    by_name = {strategy.name: strategy for strategy in STRATEGIES}
+    by_name = {strategy.name: strategy for strategy in (*ALONE, *STRATEGIES)}
+    for strategy in ALONE:
+        losses = [job.results[0]["loss"] for job in jobs if by_name[job.label].model == strategy.model]
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=0.02), (
+            "all strategies that train the same model do the same mathematics"
+        )
     for job in jobs:
         assert set(job.steps["phase"]) == {"warm-up", "traced", "timed"}
-        strategy = by_name.get(job.label, ONE_PROCESS)
+        strategy = by_name[job.label]
         sent = job.steps.loc[job.steps["phase"] == "timed", "wire_bytes"].astype(float).mean()
         assert sent == pytest.approx(mean(strategy.sent(job.ranks, True)), rel=0.03, abs=1000), job.label
         held = (
@@ -123,7 +130,6 @@ def test_the_same_command_works_with_a_gpu(tmp_path):
         "--out", str(tmp_path), "--ranks", "2", "--epochs", "1", "--repeats", "1", cwd=tmp_path
     )
     assert list(rows(printed)) == [
-        ONE_PROCESS.name,
-        *(strategy.name for strategy in STRATEGIES if strategy.fits(2)),
+        *(strategy.name for strategy in (*ALONE, *STRATEGIES) if strategy.fits(2)),
     ]
     assert torch.cuda.get_device_name(0) in printed
