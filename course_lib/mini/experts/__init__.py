@@ -114,7 +114,7 @@ class Experts(nn.Module):
         tokens = x.flatten(0, -2)  # [T, dim]
         self.routing = self.router(tokens)
         chosen, weights = find_room(self.routing, self.num_experts, self.capacity_factor)
-        self.dropped = int((chosen == self.num_experts).sum())
+        self.dropped = int((chosen == self.num_experts).sum()) if self.capacity_factor else 0
         rows, plan = dispatch(tokens, chosen, self.num_experts, self.group)
         outputs = torch.cat([expert(its) for expert, its in zip(self.own, rows.split(plan.sizes))])
         return combine(outputs, weights, plan, self.group).view_as(x)
