@@ -32,6 +32,8 @@ __all__ = [
     "keys_held_bytes",
     "causal_pairs",
     "ring_efficiency",
+    "expert_parallel_bytes",
+    "expert_numel",
     "amdahl",
     "gustafson",
     "karp_flatt",
@@ -402,6 +404,47 @@ def ring_efficiency(order: str, cp_size: int) -> float:
     """
     n = whole("cp_size", cp_size)
     return {"contiguous": n / (2 * n - 1), "zigzag": 1.0}[one_of("order", order, ("contiguous", "zigzag"))]
+
+
+def expert_parallel_bytes(
+    tokens: int, hidden: int, top_k: int, ep_size: int, element_bytes: int = 4, gathered: bool = False
+) -> float:
+    """Bytes that one rank sends per layer of experts and step, forward and backward, where its tokens go to
+    all ranks alike: 4 k T h (n-1)/n elements.
+
+    Four all_to_alls of k rows for each token: to the experts and back, and their gradients the same ways.
+    (The numbers of rows, which travel ahead, are not counted.)
+
+    Args:
+        tokens: T, of this rank.
+        gathered: all tokens come to all ranks (all_gather), and the sums of their outputs go back
+            (reduce_scatter): 4 (n-1) T h elements, whatever k is.
+
+    Source: Lepikhin et al. 2020, "GShard", section 3 (its AllToAll).
+    """
+    n, rows = whole("ep_size", ep_size), whole("tokens", tokens, least=0) * (1 if gathered else top_k)
+    row_bytes = whole("hidden", hidden) * whole("element_bytes", element_bytes)
+    return 4 * rows * row_bytes * (n - 1) / (1 if gathered else n)
+
+
+def expert_numel(
+    hidden: int, intermediate: int, num_experts: int, top_k: int, matrices: int = 3, num_shared: int = 0
+) -> dict[str, int]:
+    """Parameters of one layer of experts, without biases: "total", and "active", those that one token meets.
+
+    Args:
+        intermediate: width inside of an expert.
+        matrices: of hidden x intermediate in each expert: 2, or 3 with a gate (SwiGLU).
+        num_shared: experts that every token meets, beside the num_experts of which the router, hidden x
+            num_experts, chooses top_k.
+
+    Source: Jiang et al. 2024, "Mixtral of experts", section 2.1; DeepSeek-AI 2024, "DeepSeek-V3", section
+        2.1.2.
+    """
+    one = whole("matrices", matrices) * whole("hidden", hidden) * whole("intermediate", intermediate)
+    router = hidden * whole("num_experts", num_experts)
+    chosen, shared = whole("top_k", top_k, most=num_experts), whole("num_shared", num_shared, least=0)
+    return {"total": router + (num_experts + shared) * one, "active": router + (chosen + shared) * one}
 
 
 def amdahl(ranks: float, serial_fraction: float) -> float:

@@ -240,6 +240,29 @@ def test_ring_efficiency_is_work_over_the_time_of_the_slowest_in_each_step():
         assert row["ring"] < row["striped"] < row["zigzag"] < 100
 
 
+def test_expert_parallel_bytes_do_not_grow_with_the_ranks_and_those_of_gathered_tokens_do():
+    assert theory.expert_parallel_bytes(10, 16, 2, 4) == 4 * 2 * 10 * 16 * 3 / 4 * 4
+    assert theory.expert_parallel_bytes(10, 16, 2, 1) == 0
+    assert all(theory.expert_parallel_bytes(10, 16, 1, n) < 4 * 10 * 16 * 4 for n in (2, 64, 1024))
+    gathered = [theory.expert_parallel_bytes(10, 16, k, 8, gathered=True) for k in (1, 2)]
+    assert gathered == [4 * 7 * 10 * 16 * 4] * 2
+
+
+def test_expert_numel_gives_the_parameters_that_papers_print():
+    for row in theory.published("mixtures")["rows"]:
+        one = theory.expert_numel(
+            row["hidden"],
+            row["intermediate"],
+            row["num_experts"],
+            row["top_k"],
+            num_shared=row["num_shared"],
+        )
+        total, active = (row["moe_layers"] * one[which] / 1e9 for which in ("total", "active"))
+        rest = row["total"] - total  # attention, embeddings, dense layers: every token meets them
+        assert 0 < rest < 0.05 * row["total"]
+        assert rest + active == pytest.approx(row["active"], rel=0.03)
+
+
 # -- pipelines: play the schedule out
 
 

@@ -53,6 +53,7 @@ _CHECKS = {
     "pipeline_schedules": ("interleaved_rounds", "later_linear", "weights_in_bubbles"),
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "product_in_pieces"),
     "long_context": ("softmax_merge", "window_ring", "packed_documents", "ulysses_few_heads"),
+    "experts": ("tokens_once", "room_by_weight", "balance_over_ranks", "expert_gradients"),
     "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}

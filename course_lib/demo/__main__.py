@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     print(
-        f"One MLP, and for a cut sequence one transformer, {options.epochs} epochs of the digits,"
-        f" {BATCH_SIZE} samples per batch over all ranks, the same seed for all.",
+        f"One MLP (for a cut sequence a transformer, for experts a mixture), {options.epochs} epochs of the"
+        f" digits, {BATCH_SIZE} samples per batch over all ranks, the same seed for all.",
         flush=True,
     )
     runs, link = _train(options)

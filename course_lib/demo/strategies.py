@@ -2,8 +2,8 @@
 expects of it.
 
 A new strategy is a function that takes a model and returns a `Training`, and an entry in STRATEGIES. Most
-train an MLP; those that cut a sequence train a model that reads an image row by row. What is compared trains
-the same network, and each has its one process in BASES.
+train an MLP; those that cut a sequence train a model that reads an image row by row, those with experts a
+mixture. What is compared trains the same network, and each has its one process in BASES.
 
 `train_digits` and `all_reduce_seconds` are what the ranks run to compare them (see `course_lib.demo`).
 """
@@ -24,7 +24,7 @@ from torch.optim import Adam, Optimizer
 
 from course_lib import measure, theory
 from course_lib.datasets import digit_batches, digits
-from course_lib.mini import context, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+from course_lib.mini import context, ddp, experts, hybrid, pipeline, ring, tensor_parallel, zero
 from course_lib.models import MLP, Block
 
 __all__ = [
@@ -45,12 +45,24 @@ LEARNING_RATE = 4e-3
 BATCH_SIZE = 480  # samples of all ranks together; the digits are three such batches
 MICROBATCHES = 8
 AXIS = 2  # ranks along the second axis of a mesh
+NUM_EXPERTS, TOP_K, EXPERT_WIDTH = 8, 2, 128  # of the mixture
 ROWS, ROW_DIM, ROW_HEADS, ROW_LAYERS = 8, 32, 4, 2  # of the model that reads an image row by row
 
 
 def mlp() -> MLP:
     """The network of most strategies."""
     return MLP(WIDTHS)
+
+
+def mixture() -> nn.Sequential:
+    """Between the first and the last layer of the MLP, experts, of which a rank keeps its own."""
+    made = [
+        nn.Sequential(nn.Linear(HIDDEN, EXPERT_WIDTH), nn.ReLU(), nn.Linear(EXPERT_WIDTH, HIDDEN))
+        for _ in range(NUM_EXPERTS)
+    ]
+    layer = experts.Experts(experts.Router(HIDDEN, NUM_EXPERTS, TOP_K), made)
+    ends = nn.Linear(WIDTHS[0], HIDDEN), nn.Linear(HIDDEN, WIDTHS[-1])
+    return nn.Sequential(nn.Flatten(), ends[0], nn.ReLU(), layer, ends[1])
 
 
 class RowReader(nn.Module):
@@ -275,6 +287,19 @@ def _context(attention: Callable[..., Tensor]) -> Callable[[nn.Module], Training
     return prepare
 
 
+def _experts(model: nn.Sequential) -> Training:
+    """Every rank has 1/n of the experts, and everything else; images travel to the experts they choose."""
+
+    def backward(images: Tensor, labels: Tensor) -> None:
+        loss = F.cross_entropy(model(images), labels)
+        (loss + 0.1 * experts.balance_loss(model[3].routing)).backward()
+        experts.average_gradients(model)
+
+    training = _alone(model)
+    training.backward = backward
+    return training
+
+
 def _mesh(outer: str, inner: str) -> dict[str, int]:
     return {outer: dist.get_world_size() // AXIS, inner: AXIS}
 
@@ -384,6 +409,23 @@ def _holds_row_reader(ranks: int) -> list[dict[str, float]]:
     return _holds_parts([_row_reader_numel()] * ranks)
 
 
+def _expert_numels() -> tuple[int, int]:
+    """Parameters of all experts, and of what every rank has."""
+    numel = theory.expert_numel(HIDDEN, EXPERT_WIDTH, NUM_EXPERTS, TOP_K, matrices=2)["total"]
+    own = numel - HIDDEN * NUM_EXPERTS + NUM_EXPERTS * (HIDDEN + EXPERT_WIDTH)  # without router, with biases
+    return own, (WIDTHS[0] + 1) * HIDDEN + HIDDEN * NUM_EXPERTS + (HIDDEN + 1) * WIDTHS[-1]
+
+
+def _experts_sent(ranks: int, gloo: bool) -> list[float]:
+    tokens = theory.expert_parallel_bytes(BATCH_SIZE // ranks, HIDDEN, TOP_K, ranks)
+    return [tokens + theory.step_bytes("data_parallel", 4 * _expert_numels()[1], ranks)] * ranks
+
+
+def _experts_held(ranks: int) -> list[dict[str, float]]:
+    own, others = _expert_numels()
+    return _holds_parts([own // ranks + others] * ranks)
+
+
 _PAIRS = {
     "fits": (
         lambda ranks: (
@@ -397,7 +439,8 @@ ONE_PROCESS = Strategy("one process", _alone, _sends("data_parallel"), _holds(0)
 ROW_BY_ROW = Strategy(
     "one process, row by row", _row_by_row, _context_sent("ring"), _holds_row_reader, network=RowReader
 )
-BASES = (ONE_PROCESS, ROW_BY_ROW)
+MIXTURE = Strategy("mixture, one process", _experts, _experts_sent, _experts_held, network=mixture)
+BASES = (ONE_PROCESS, ROW_BY_ROW, MIXTURE)
 STRATEGIES = (
     Strategy("DDP", _ddp, _sends("data_parallel"), _holds(0)),
     Strategy("mini DDP", _mini_ddp, _sends("data_parallel"), _holds(0)),
@@ -470,6 +513,15 @@ STRATEGIES = (
         f"a number of ranks that divides {ROW_HEADS}",
         RowReader,
     ),
+    Strategy(
+        "mixture, experts on ranks",
+        _experts,
+        _experts_sent,
+        _experts_held,
+        lambda ranks: NUM_EXPERTS % ranks == 0,
+        f"a number of ranks that divides {NUM_EXPERTS}",
+        mixture,
+    ),
 )
 
 
@@ -478,7 +530,7 @@ def train_digits(
 ) -> dict[str, float]:
     """Train a strategy's network on the digits and test it; every rank must call this.
 
-    The MLP has 282,378 parameters, the one that reads row by row 26,346.
+    The MLP has 282,378 parameters, the one that reads row by row 26,346, and the mixture 8 experts.
 
     The same seed gives the same start and the same global batches, however many ranks share them.
 

@@ -15,13 +15,24 @@ pipeline/         stages, schedules as lists, a worker that executes them;      
 tensor_parallel/  f and g; layers cut by columns, rows, heads, vocabulary        Tensor parallelism
 context/          attention over a cut sequence: a ring of keys and values,      Long context
                   or an all_to_all of heads
+experts/          a router, and tokens that travel to the experts of other ranks Experts
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
 first_rank.py     all ranks start alike: what several of these share
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
 """
 
-from course_lib.mini import context, data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+from course_lib.mini import (
+    context,
+    data_parallel,
+    ddp,
+    experts,
+    hybrid,
+    pipeline,
+    ring,
+    tensor_parallel,
+    zero,
+)
 
 __all__ = [
     "data_parallel",
@@ -31,5 +42,6 @@ __all__ = [
     "pipeline",
     "tensor_parallel",
     "context",
+    "experts",
     "hybrid",
 ]

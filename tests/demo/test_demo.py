@@ -62,7 +62,7 @@ def test_the_demo_prints_its_table_and_saves_pictures_and_jobs(tmp_path, ranks, 
         for base in BASES
     ]
     assert list(table) == sum(names, []) and (
-        len(table) == 17 or "Left out with 1 rank: data x tensor (needs 4 ranks" in printed
+        len(table) == 19 or "Left out with 1 rank: data x tensor (needs 4 ranks" in printed
     )
     for of_one_network in names:
         accuracies = [float(table[name][1].rstrip("%")) for name in of_one_network]

@@ -1,0 +1,51 @@
+"""What mini.experts refuses, each in one sentence."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from course_lib.arguments import instance, listed, number
+
+__all__ = ["other_choices", "other_experts", "other_numbers", "uneven_experts", "more_than_there_are"]
+
+
+def other_choices(name: str, chosen) -> None:
+    """Choices are whole numbers, k for each token."""
+    instance(name, chosen, torch.Tensor)
+    if chosen.dtype != torch.int64 or chosen.ndim != 2:
+        raise TypeError(f"{name}: it must be int64 [T, k], not {chosen.dtype} {list(chosen.shape)}.")
+
+
+def other_experts(name: str, experts) -> None:
+    """Experts are modules, each with parameters of its own."""
+    listed(name, list(experts), "a list of modules", lambda one: isinstance(one, nn.Module))
+    held = [p for expert in experts for p in expert.parameters()]
+    if len(set(held)) < len(held):
+        raise ValueError(
+            f"{name}: two experts share a parameter, and the ranks would make several of it. Give each its"
+            " own."
+        )
+
+
+def other_numbers(router: nn.Module, experts: Sequence[nn.Module], capacity_factor: float | None) -> None:
+    """A router with a score for each expert."""
+    if len(experts) != router.linear.out_features:
+        raise ValueError(
+            f"the router chooses among {router.linear.out_features} experts, and there are {len(experts)}."
+        )
+    if capacity_factor is not None:
+        number("capacity_factor", capacity_factor, above=True)
+
+
+def uneven_experts(num_experts: int, ranks: int) -> int:
+    """How many experts each rank holds. Errors: ValueError if they cannot be dealt out evenly."""
+    if num_experts % ranks:
+        raise ValueError(f"{num_experts} experts cannot be dealt out evenly to {ranks} ranks.")
+    return num_experts // ranks
+
+
+def more_than_there_are(top_k: int, num_experts: int) -> None:
+    """A token goes to an expert once."""
+    if top_k > num_experts:
+        raise ValueError(f"top_k={top_k}: there are {num_experts} experts to choose from.")
