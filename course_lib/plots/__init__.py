@@ -16,6 +16,7 @@ that a figure of your own fits in: `plots.panel("My title", job.where).plot(x, y
 bytes_sent.py  what each rank sent in a step, in three layers
 bytes_held.py  what each rank held in a step, by what it is for
 lanes.py       what each rank did, and when
+mesh_axes.py   which axis of a mesh a message went along
 layers.py      which layers' full parameters were alive when
 scaling.py     whether more ranks made it faster
 traced.py      what figures of one traced step share

@@ -1,11 +1,13 @@
 """Draw what each rank did, and when."""
 
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from course_lib.plots.mesh_axes import called_by_axis
 from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, legend, panel
 from course_lib.plots.traced import require_trace
 from course_lib.record import Job, overlap
@@ -18,16 +20,22 @@ _COMPUTING = ("forward", "backward", "optimizer")
 _LANES = {False: (-0.14, 0.5), True: (0.28, 0.22)}  # communication? -> offset from the rank's number, height
 
 
-def timeline(job: Job, ax: Axes | None = None) -> Axes:
+def timeline(
+    job: Job, ax: Axes | None = None, groups: Mapping[str, Sequence[Sequence[int]]] | None = None
+) -> Axes:
     """Draw what each rank did and when in the traced step: computing and spans in a wide lane, communication
     in a thin one beneath.
 
     Empty lane is idle time; the share of the step in which a rank computed stands beside its lane. A span
     named like a micro-batch of a pipeline ("F0", "forward 3", "B1", or "B1@5" on stage 5) has the colour of
     its kind. Communication includes waiting for the other ranks.
+
+    Args:
+        groups: of a mesh, axis -> its groups, each a list of ranks. A collective in one of them has the name
+            and the colour of its axis, and not those of its kind.
     """
     require_trace(job)
-    rows = _pieces(job)
+    rows = called_by_axis(job, _pieces(job), groups or {})
     length_s = (rows["start_s"] + rows["seconds"]).max()
     where = job.where
     if "collective times" in job.absent:
