@@ -51,7 +51,7 @@ _CHECKS = {
     "fully_shard_in_practice": ("units_for_budget", "init_on_meta", "quiet_accumulation"),
     "pipeline": ("schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"),
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "sequence_operators"),
-    "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
+    "hybrid": ("data_pipeline", "gradient_norm", "fastest_layout"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}
