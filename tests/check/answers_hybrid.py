@@ -364,6 +364,8 @@ def layout(model, gpus, memory=80e9, key=None, some=all_layouts):
 def layout_by_numpy(model, gpus):
     """Right as well, with numpy's numbers."""
     every = np.array(list(all_layouts(model, gpus)))
+    if not len(every):
+        return None
     memory, seconds = np.array([costs(model, *map(int, sizes)) for sizes in every]).T
     if (memory > 80e9).all():
         return None
@@ -439,8 +441,8 @@ def layout_as_a_list(model, gpus):
 
 def layout_that_must_fit(model, gpus):
     """Where nothing fits, it returns the one that is nearest to it."""
-    found = layout(model, gpus)
-    return found or named(min(all_layouts(model, gpus), key=lambda sizes: costs(model, *sizes)[0]))
+    nearest = min(all_layouts(model, gpus), key=lambda sizes: costs(model, *sizes)[0], default=None)
+    return layout(model, gpus) or nearest and named(nearest)
 
 
 def layout_that_gives_up(model, gpus):
