@@ -54,7 +54,7 @@ _CHECKS = {
     "tensor_parallel": ("f_and_g", "parallel_mlp", "vocabulary_loss", "product_in_pieces"),
     "long_context": ("softmax_merge", "window_ring", "packed_documents", "ulysses_few_heads"),
     "experts": ("tokens_once", "room_by_weight", "balance_over_ranks", "expert_gradients"),
-    "hybrid": ("mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"),
+    "hybrid": ("data_pipeline", "gradient_norm", "fastest_layout"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}

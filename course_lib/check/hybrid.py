@@ -1,255 +1,134 @@
-"""Checks of the chapter "Hybrid parallelism": a mesh, its process groups, gradients averaged over the right
-axis, a norm, a plan.
+"""Checks of the chapter "Hybrid parallelism": a pipeline that is data parallel, a norm over a mesh, the
+layout that takes the least time.
 """
 
+import copy
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
 
 from course_lib import measure, theory
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import ERROR_LIMIT, Demand, it_is, largest, sends, values
-from course_lib.collectives import of_kind
+from course_lib.check.rubric import ERROR_LIMIT, Demand, largest, sends, values
 from course_lib.mini import hybrid, tensor_parallel
+from course_lib.mini.ddp import DistributedDataParallel
 from course_lib.mini.hybrid.refusals import mesh_in_words
 from course_lib.models import TinyGPT
 from course_lib.record import Job, sent
 
-__all__ = ["mesh", "process_groups", "hybrid_weights", "gradient_norm", "mesh_plan"]
+__all__ = ["data_pipeline", "gradient_norm", "fastest_layout"]
 
-UPDATES = 3
+STEPS, WIDTH, SAMPLES = 3, 48, 3  # of a data parallel pipeline; samples in a micro-batch
+
+
+def _wanted_bytes(job: Job) -> float:
+    """What the rank that sends most must send: its gradients once along dp, and a tensor per micro-batch."""
+    found = job.results[0]
+    return theory.collective_bytes("all_reduce", found["held"], found["sizes"]["dp"]) + found["messages"]
 
 
 @exercise(
-    places="every rank has its place",
-    groups="the groups of each axis are right",
-    drawn="and so on 8 meshes that were drawn",
+    gradient=values(
+        f"the gradients of one process over the whole batch, in each of {STEPS} steps",
+        "the gradients are not those of one process over the whole batch (relative error {error:.2g}).",
+    ),
+    bytes=sends(
+        "2(n-1)/n of its gradients, and one tensor per micro-batch",
+        _wanted_bytes,
+        "rank {rank} sends {times:.2f} times what one average of its gradients and its micro-batches need.",
+        lambda job: _too_often(job),
+        right=lambda job: largest(job, "error") < ERROR_LIMIT,
+    ),
 )
-def mesh(judge: Judge, coordinates: Callable, axis_groups: Callable) -> None:
-    """`coordinates(rank, sizes)` and `axis_groups(axis, sizes)` of meshes with one to four axes, the last
-    axis being the fastest.
+def data_pipeline(judge: Judge, answer: Callable) -> None:
+    """`answer(ddp, groups, inputs, targets, loss_fn, num_microbatches)` is one step of a pipeline of two
+    stages, of which there are several, with a part of the batch each.
+
+    In the last step one rank comes late.
     """
-    named = [
-        {"dp": 2, "tp": 2},
-        {"dp": 2, "tp": 4},
-        {"dp": 2, "pp": 3, "tp": 4},
-        {"dp": 5},
-        {"dp": 2, "cp": 1, "pp": 3, "tp": 2},
-    ]
-    draw = random.Random(judge.seed)
-    drawn = [
-        {
-            axis: draw.randint(1, 4)
-            for axis in draw.sample(["dp", "pp", "cp", "ep", "tp"], k=draw.randint(1, 4))
-        }
-        for _ in range(8)
-    ]
-    meshes = named + drawn
 
-    def listed(axis, sizes):
-        """The groups as lists, whatever holds them: a zip, or an array."""
-        groups = on_rank.plain(axis_groups(axis, sizes))
-        try:
-            return [
-                on_rank.plain(group if isinstance(group, (str, dict)) else list(group)) for group in groups
-            ]
-        except TypeError:
-            return groups
+    def trial(answer, sizes, count, seed):
+        on_rank.use_cpu()
+        place, groups = hybrid.coordinates(dist.get_rank(), sizes), hybrid.make_groups(sizes)
+        draw = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        stages = [
+            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH)).double()
+            for _ in range(sizes["pp"])
+        ]
+        one = copy.deepcopy(stages)
+        mine = list(one[place["pp"]].parameters())
+        ddp = DistributedDataParallel(stages[place["pp"]], process_group=groups["dp"])
+        found = {"error": 0.0, "looks": ""}
 
-    everywhere = [(rank, sizes) for sizes in meshes for rank in range(math.prod(sizes.values()))]
-    places = iter(judge.call(coordinates, everywhere))
-    groups = iter(judge.call(listed, [(axis, sizes) for sizes in meshes for axis in sizes]))
-    for number, sizes in enumerate(meshes):
-        judge.case, named_one = f"mesh {mesh_in_words(sizes)}", number < len(named)
-        wanted = [hybrid.coordinates(rank, sizes) for rank in range(math.prod(sizes.values()))]
-        found = [on_rank.plain(next(places)) for _ in wanted]
-        problem = _wrong_place(found, wanted, sizes) if found != wanted else ""
-        if problem or named_one:  # of those that were drawn, only what is wrong is told
-            judge.demand("places", problem)
-        if problem:
-            return
-        problem = next(filter(None, (_wrong_groups(next(groups), axis, sizes) for axis in sizes)), "")
-        if problem or named_one:
-            judge.demand("groups", problem)
-        if problem:
-            return
-    judge.case = ""
-    judge.demand("drawn", "")
+        def gradient(inputs, targets):
+            loss = F.mse_loss(one[1](one[0](inputs)), targets)
+            return on_rank.flat(torch.autograd.grad(loss, mine))
 
+        def last_alone(inputs, targets):
+            rows = zip(inputs.chunk(sizes["dp"]), targets.chunk(sizes["dp"]))
+            last = [gradient(x.chunk(count)[-1], y.chunk(count)[-1]) for x, y in rows]
+            return sum(last) / sizes["dp"] / count
 
-def _wrong_place(found: list, wanted: list[dict[str, int]], sizes: dict[str, int]) -> str:
-    mirrored = dict(reversed(sizes.items()))
-    if found == [
-        {axis: hybrid.coordinates(rank, mirrored)[axis] for axis in sizes} for rank in range(len(wanted))
-    ]:
-        return (
-            "your first axis is the fastest, and it must be the last one: along it, neighbours have"
-            " neighbouring ranks."
-        )
-    rank = next(rank for rank, (mine, right) in enumerate(zip(found, wanted)) if mine != right)
-    return f"rank {rank} stands at {wanted[rank]}, and your function returns {found[rank]!r}."
-
-
-def _wrong_groups(found, axis: str, sizes: dict[str, int]) -> str:
-    """What is wrong with the groups of one axis, as lists of ranks; "" if nothing."""
-    if not isinstance(found, list) or not all(
-        isinstance(group, list) and all(isinstance(rank, int) for rank in group) for group in found
-    ):
-        return f"the groups of {axis!r} must be a list of lists of ranks, not {found!r:.80}."
-    groups = sorted(sorted(group) for group in found)
-    wanted = hybrid.axis_groups(axis, sizes)
-    if groups == sorted(wanted):
-        return ""
-    shown, count = f"your groups of {axis!r} are {groups}", math.prod(sizes.values())
-    for other in sizes:
-        if other != axis and groups == sorted(hybrid.axis_groups(other, sizes)):
-            return (
-                f"{shown}: those are the groups of {other!r}. In a group of {axis!r}, the ranks differ in"
-                f" {axis!r}, and agree in all else."
+        for step in range(STEPS):
+            inputs, targets = torch.randn(
+                2, sizes["dp"] * count * SAMPLES, WIDTH, generator=draw, dtype=torch.float64
             )
-    members = [rank for group in groups for rank in group]
-    double = next((rank for rank in members if members.count(rank) > 1), None)
-    if double is not None:
+            x, y = (part.chunk(sizes["dp"])[place["dp"]] for part in (inputs, targets))
+            ddp.zero_grad()
+            dist.barrier()
+            with measure.step(ddp):
+                if step == STEPS - 1 and dist.get_rank() == seed % dist.get_world_size():
+                    on_rank.come_late("step")
+                answer(ddp, dict(groups), x.clone(), y.clone(), F.mse_loss, count)
+                # before what comes late can still come
+                grads = [None if p.grad is None else p.grad.detach().clone() for p in ddp.parameters()]
+            if step == STEPS - 1:
+                on_rank.is_back("step")
+            strange = any(grad is None for grad in grads)
+            if problem := on_rank.first_problem(
+                "a parameter has no gradient after the step" if strange else ""
+            ):
+                return {"problem": problem}
+            now, wanted, own = on_rank.flat(grads), gradient(inputs, targets), gradient(x, y)
+            if on_rank.apart(now, wanted) > ERROR_LIMIT and not found["looks"]:
+                guesses = {
+                    "the sum over the micro-batches: the loss of each counts for 1/m": wanted * count,
+                    "this pipeline's own: the others have had other samples, and nothing was averaged": own,
+                    "this pipeline's own, and the sum over its micro-batches": own * count,
+                    "the sum over dp, and not the average": wanted * sizes["dp"],
+                    "that of the last micro-batch alone": last_alone(inputs, targets),
+                }
+                late = on_rank.NOT_WAITED if step == STEPS - 1 and found["error"] < ERROR_LIMIT else ""
+                found["looks"] = on_rank.looks(now, guesses) or late
+            found["error"] = max(found["error"], on_rank.apart(now, wanted))
+        held = sum(p.nbytes for p in ddp.parameters())
+        return found | {"held": held, "messages": count * SAMPLES * WIDTH * 8, "sizes": sizes}
+
+    for sizes, count in (({"dp": 2, "pp": 2}, 4), ({"dp": 3, "pp": 2}, 3)):
+        case = f"{mesh_in_words(sizes)}, {count} micro-batches"
+        if not judge.tried(case, trial, answer, sizes, count, judge.seed, ranks=math.prod(sizes.values())):
+            return  # the other mesh would say it again
+
+
+def _too_often(job: Job) -> str:
+    """Why a step took more bytes than it must."""
+    sums = job.comm[(job.comm["rank"] == 0) & (job.comm["op"] == "all_reduce")]
+    travelled = sums["payload_bytes"].sum() / job.results[0]["held"]
+    if travelled > 1.5:
         return (
-            f"{shown}: rank {double} is in more than one of them. The groups of one axis have no rank in"
-            " common."
+            f" Its gradients travel along dp {travelled:.0f} times: DDP averages after each backward. Let"
+            " them add up on each rank first (`no_sync`), and travel with the last one."
         )
-    if missing := sorted(set(range(count)) - set(members)):
-        return f"{shown}: rank {missing[0]} is in none of them. Every rank belongs to one group of each axis."
-    if groups == [list(range(count))]:
-        return (
-            f"{shown}: that is all ranks in one. A group of {axis!r} has {sizes[axis]} ranks, which differ in"
-            f" {axis!r} alone."
-        )
-    return f"{shown}, and they must be {wanted}."
-
-
-@exercise(
-    same_calls="every rank makes every group, in the same order",
-    groups="every rank has its group of each axis",
-)
-def process_groups(judge: Judge, make_groups: Callable) -> None:
-    """`make_groups(sizes)` runs on every rank and returns its group of each axis; all ranks make all groups,
-    in the same order.
-    """
-    MEETING_S = 12.0  # for a rank that makes other calls, or waits elsewhere; one that has returned says so
-
-    def trial(make_groups, sizes):
-        """What this rank's groups are, by axis, or under "wrong" what is. The ranks' calls of new_group are
-        compared, so that none waits.
-        """
-        import json
-        import time
-
-        rank, count = dist.get_rank(), dist.get_world_size()
-        store, real, calls = on_rank.store(), dist.new_group, []
-
-        class Mismatch(Exception):
-            pass
-
-        def seen(key, unless=None):
-            """Wait until another rank has set the key; False if it never will."""
-            deadline = time.monotonic() + MEETING_S
-            while not store.check([key]):
-                if time.monotonic() > deadline or unless and store.check([unless]):
-                    return store.check([key])  # it may have been set in between
-                time.sleep(0.002)
-            return True
-
-        def new_group(ranks=None, *args, **options):
-            if not options.get("use_local_synchronization"):
-                number, mine = len(calls), sorted(map(int, range(count) if ranks is None else ranks))
-                calls.append(mine)
-                store.set(f"{number}/{rank}", json.dumps(mine))
-                for other in range(count):
-                    if not seen(f"{number}/{other}", unless=f"calls/{other}"):
-                        raise Mismatch(f"rank {rank} makes the group {mine}, and rank {other} does not")
-                    theirs = json.loads(store.get(f"{number}/{other}"))
-                    if theirs != mine:
-                        raise Mismatch(
-                            f"in its call number {number + 1} of new_group, rank {min(rank, other)} makes the"
-                            f" group {mine if rank < other else theirs}, and rank {max(rank, other)} makes"
-                            f" {theirs if rank < other else mine}"
-                        )
-            return real(ranks, *args, **options)
-
-        dist.new_group = new_group
-        try:
-            groups = make_groups(dict(sizes))
-        except Mismatch as mismatch:
-            return {"wrong": str(mismatch), "unequal": True}
-        finally:
-            dist.new_group = real
-            store.set(f"calls/{rank}", str(len(calls)))
-        if not isinstance(groups, dict) or set(groups) != set(sizes):
-            return {
-                "wrong": f"rank {rank} must return a dict with the keys {', '.join(sizes)}, not {groups!r}"
-            }
-        found = {}
-        for axis, group in groups.items():
-            wrong = ""
-            if group is None:
-                wrong = (
-                    f"rank {rank} returns None for {axis!r}, and to a collective None means all ranks. Make a"
-                    " group, also of one rank"
-                )
-            elif group is dist.GroupMember.NON_GROUP_MEMBER:
-                wrong = f"rank {rank} returns for {axis!r} a group that it is not in"
-            elif not isinstance(group, dist.ProcessGroup):
-                wrong = (
-                    f"rank {rank} returns {group!r} for {axis!r}, and it must be a process group, as"
-                    " `dist.new_group` returns it"
-                )
-            else:
-                found[axis] = dist.get_process_group_ranks(group)
-                if rank not in found[axis]:
-                    wrong = f"rank {rank} returns for {axis!r} a group that it is not in, {found[axis]}"
-            if wrong:
-                return {"wrong": wrong}
-        for other in range(count):
-            if not seen(f"calls/{other}"):
-                wrong = f"rank {rank} has made its groups, and rank {other} still waits for another rank"
-                return {"wrong": wrong, "unequal": True}
-            if (theirs := int(store.get(f"calls/{other}"))) != len(calls):
-                wrong = f"rank {rank} makes {len(calls)} groups, and rank {other} makes {theirs}"
-                return {"wrong": wrong, "unequal": True}
-        return found
-
-    for sizes in ({"dp": 2, "tp": 2}, {"dp": 3, "pp": 1, "tp": 2}):
-        judge.case = f"mesh {mesh_in_words(sizes)}"
-        results = judge.run(trial, make_groups, sizes, ranks=math.prod(sizes.values())).results
-        first = next((found for found in results if "wrong" in found), {})
-        why = (
-            f"{first.get('wrong')}. `new_group` is a collective of all ranks: every rank must make every"
-            " group, in the same order, also those that it is not in. Otherwise ranks wait for each other,"
-            " or take each other's messages."
-        )
-        if not judge.demand("same_calls", why if first.get("unequal") else ""):
-            return
-        if first:
-            judge.refuse(f"{first['wrong']}.")
-        for axis in sizes:
-            groups = hybrid.axis_groups(axis, sizes)
-            wrong = [rank for rank, found in enumerate(results) if sorted(found[axis]) != _own(groups, rank)]
-            why = ""
-            if wrong:
-                why = _wrong_groups(_distinct(results, axis), axis, sizes)
-                why = why or f"rank {wrong[0]} has the group of another rank."
-            if not judge.demand("groups", why, f"every rank has its group of {axis}"):
-                return
-
-
-def _own(groups: list[list[int]], rank: int) -> list[int]:
-    return next(group for group in groups if rank in group)
-
-
-def _distinct(results: list[dict], axis: str) -> list[list[int]]:
-    return [list(group) for group in sorted({tuple(sorted(found[axis])) for found in results})]
+    return " What must travel is one sum of the gradients, and each micro-batch's tensor to the neighbour."
 
 
 def _gpt() -> Callable[[], TinyGPT]:
@@ -262,167 +141,6 @@ def _gpt() -> Callable[[], TinyGPT]:
         return TinyGPT(vocab_size=48, context=16, dim=48, heads=6, layers=1, tied=False)
 
     return make
-
-
-def _of_dp(job: Job) -> str:
-    """Every collective is within a group of dp; a message of two ranks is nobody else's business."""
-    sizes = job.results[0]["sizes"]
-    columns = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("dp", sizes)}
-    return _strange(
-        job.comm[~job.comm["group"].isin(columns) & ~job.comm["op"].isin(of_kind("send", "receive"))], sizes
-    )
-
-
-@exercise(
-    groups=Demand("every collective is within a group of dp", _of_dp),
-    gradient=values(
-        "every gradient is that of the whole batch",
-        "the gradient is not that of the whole batch (relative error {error:.2g}).",
-        "gradient",
-    ),
-    weights=values(
-        f"after {UPDATES} updates, the weights are those of one process",
-        f"after {UPDATES} updates, the weights are not those of one process (relative error {{error:.2g}}).",
-        "weights",
-        advice=lambda job, error: it_is(job),
-        after=("gradient",),
-    ),
-    bytes=sends(
-        "2(n-1)/n of its gradients",
-        lambda job: theory.collective_bytes(
-            "all_reduce", job.results[0]["held"], job.results[0]["sizes"]["dp"]
-        ),
-        "a rank sends {times:.2f} times the {limit:,.0f} bytes of one all_reduce of its gradients over dp.",
-        lambda job: f" {_wasteful(job.comm)}",
-        right=lambda job: largest(job, "gradient") < ERROR_LIMIT,
-    ),
-)
-def hybrid_weights(judge: Judge, average: Callable) -> None:
-    """`average(model, groups)` makes the gradients of a model that is cut over groups["tp"] those of the
-    whole batch: over groups["dp"] alone.
-
-    The first mesh is 3 x 2: on two rows an all_gather would send no more than an all_reduce.
-    """
-    make = _gpt()
-
-    def trial(average, sizes, seed):
-        torch.set_default_dtype(torch.float64)
-        on_rank.use_cpu()
-        flat, apart = on_rank.flat, on_rank.apart
-        place, groups = hybrid.coordinates(dist.get_rank(), sizes), hybrid.make_groups(sizes)
-        one = make()
-        cut = tensor_parallel.parallelize(make(), groups["tp"])
-        optimizer, optimizer_of_one = (
-            torch.optim.SGD(model.parameters(), 0.5, momentum=0.9) for model in (cut, one)
-        )
-        names, found = [name for name, _ in one.named_parameters()], {"gradient": 0.0, "looks": ""}
-        cut_names = {
-            f"{prefix}.{name}"
-            for prefix, module in cut.named_modules()
-            for name in getattr(module, "cut_dims", {})
-        }
-        is_cut = flat(torch.full_like(p, name in cut_names) for name, p in one.named_parameters())
-        batches = torch.randint(
-            48, (UPDATES, 4 * sizes["dp"], 17), generator=torch.Generator().manual_seed(seed)
-        )
-
-        def put_together():
-            full = tensor_parallel.gather_full(cut, groups["tp"], grads=True)
-            return flat(full[name] for name in names)
-
-        for update, whole in enumerate(batches):
-            one(whole).backward()
-            cut(whole.chunk(sizes["dp"])[place["dp"]]).backward()
-            full, own = flat(p.grad for p in one.parameters()), put_together()
-            dist.barrier()
-            with measure.step(cut, optimizer):
-                if update == 2 and dist.get_rank() == seed % dist.get_world_size():
-                    on_rank.come_late("average")  # who does not wait for it has wrong numbers
-                average(cut, dict(groups))
-                # before what comes late can still come
-                now = [None if p.grad is None else p.grad.detach().clone() for p in cut.parameters()]
-            if update == 2:
-                on_rank.is_back("average")
-            strange = any(grad is None or grad.shape != p.shape for grad, p in zip(now, cut.parameters()))
-            if problem := on_rank.first_problem(
-                "a parameter has no gradient afterwards, or one of another shape" if strange else ""
-            ):
-                return {"problem": problem}
-            for p, grad in zip(cut.parameters(), now):
-                p.grad = grad
-            grad = put_together()
-            if apart(grad, full) > ERROR_LIMIT and not found["looks"]:
-                guesses = {
-                    "the sum over dp, not the average: divide by the size of dp": full * sizes["dp"],
-                    "divided by the number of all ranks; only dp counts, since the ranks of a row have the"
-                    " same samples": (full / sizes["tp"]),
-                    "this row's own gradient: nothing was averaged": own,
-                    "this row's own where a parameter is whole: that is the same along tp, but each row has"
-                    " had other samples": (own + is_cut * (full - own)),
-                }
-                late = on_rank.NOT_WAITED if update == 2 and found["gradient"] < ERROR_LIMIT else ""
-                found["looks"] = on_rank.looks(grad, guesses) or late
-            found["gradient"] = max(found["gradient"], apart(grad, full))
-            optimizer.step()
-            optimizer_of_one.step()
-            optimizer.zero_grad()
-            optimizer_of_one.zero_grad()
-        full = tensor_parallel.gather_full(cut, groups["tp"])
-        return found | {
-            "weights": apart(flat(full[name] for name in names), flat(one.parameters())),
-            "held": flat(cut.parameters()).nbytes,
-            "sizes": sizes,
-        }
-
-    for sizes in ({"dp": 3, "tp": 2}, {"dp": 2, "tp": 2}):
-        ranks = math.prod(sizes.values())
-        if not judge.tried(mesh_in_words(sizes), trial, average, sizes, judge.seed, ranks=ranks):
-            return  # the other mesh would say it again
-
-
-def _wasteful(calls) -> str:
-    """Why an average took more bytes than an all_reduce."""
-    ops = set(calls["op"])
-    if "all_gather" in ops and "reduce_scatter" not in ops:
-        return (
-            "An all_gather brings everybody's numbers, to be added up everywhere; an all_reduce sends sums."
-        )
-    if "reduce_scatter" in ops:
-        return (
-            "An all_reduce can be made of a reduce_scatter and an all_gather, but gloo's reduce_scatter sends"
-            " as much as a whole all_reduce (measured)."
-        )
-    if "reduce" in ops:
-        return (
-            "The rank to which all reduce, and which sends the sums to all, has more to send than the others:"
-            " an all_reduce shares that out."
-        )
-    return "What it holds must be summed, once, with the ranks that hold the same."
-
-
-def _strange(calls, sizes: dict[str, int]) -> str:
-    """Why a collective in another group than one of dp is wrong."""
-    if calls.empty:
-        return ""
-    op, group = calls.iloc[0]["op"], calls.iloc[0]["group"]
-    rows = {",".join(map(str, ranks)) for ranks in hybrid.axis_groups("tp", sizes)}
-    if op == "barrier":
-        return (
-            f"your barrier is a collective too, over the ranks {group}, and it moves nothing: an all_reduce"
-            " waits for all whom it needs, and the columns need not wait for each other."
-        )
-    if group == ",".join(map(str, range(math.prod(sizes.values())))):
-        return (
-            f"your {op} goes over all ranks. Ranks of one row hold different parts of a matrix: averaged,"
-            ' they mix numbers that belong to different weights. Only the ranks of a column, groups["dp"],'
-            " hold the same parameters."
-        )
-    if group in rows:
-        return (
-            f"your {op} goes over the ranks {group}, a group of tp. They hold different parts of the model,"
-            ' and have had the same samples; what must be averaged is on the ranks of groups["dp"].'
-        )
-    return f"your {op} goes over the ranks {group}, which are no group of dp."
 
 
 LIMIT_BYTES = 100  # that a norm may cost
@@ -545,87 +263,167 @@ def gradient_norm(judge: Judge, norm: Callable) -> None:
             judge.demand("norm", why)
 
 
-@exercise(
-    sizes="the sizes fit the GPUs, the server, the layers and the memory, and cut no more than they must",
-    paper="the models of the Megatron paper are cut as they were there",
-)
-def mesh_plan(judge: Judge, plan: Callable) -> None:
-    """`plan(numel, layers, gpus)`: the sizes of dp, pp and tp, with at most 40 GB of model states on a GPU
-    and as little model parallelism as that needs.
-    """
-    MEMORY, SERVER, DRAWN = 40e9, 8, 40
-    made_up = [
-        {"model": 1, "layers": 16, "gpus": 8},
-        {"model": 20, "layers": 44, "gpus": 64},
-        {"model": 60, "layers": 36, "gpus": 72},
-        {"model": 3, "layers": 24, "gpus": 6},
-        {"model": 7, "layers": 24, "gpus": 24},
-    ]
-    published, draw = theory.published("megatron_configurations")["rows"], random.Random(judge.seed)
-    drawn = []
-    while len(drawn) < DRAWN:
-        row = {
-            "model": draw.choice([1, 2, 3, 5, 8, 13, 20, 35, 60, 100, 175, 300]),
-            "layers": draw.choice([12, 16, 18, 24, 30, 32, 36, 44, 48, 96]),
-            "gpus": draw.choice([1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 72, 96, 256]),
+# -- the layout
+
+SERVER, MEMORY_BYTES = 8, 80e9
+FLOPS_PER_S, INSIDE_BYTES_PER_S, BETWEEN_BYTES_PER_S = 400e12, 450e9, 50e9
+START_S = 0.5e-3  # of a layer's work on a micro-batch, whatever its size
+DRAWN_LAYOUTS = 30
+AS_GOOD = 1.001  # times the least time
+
+Model = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One way to use the GPUs, and what it costs by the chapter's formulas."""
+
+    model: Model
+    dp: int
+    pp: int
+    tp: int
+    micro_batch: int
+
+    @property
+    def num_microbatches(self) -> int:
+        return self.model["batch"] // (self.dp * self.micro_batch)
+
+    @property
+    def numel(self) -> float:
+        """Parameters on one GPU."""
+        return 12 * self.model["layers"] * self.model["hidden"] ** 2 / (self.tp * self.pp)
+
+    @property
+    def activations(self) -> float:
+        """Numbers of one micro-batch between two layers: s b h."""
+        return self.model["sequence"] * self.micro_batch * self.model["hidden"]
+
+    @property
+    def memory_bytes(self) -> float:
+        layers = self.model["layers"] / self.pp
+        kept = min(self.pp, self.num_microbatches) * layers * 34 * self.activations / self.tp
+        return 16 * self.numel + kept
+
+    def seconds(self) -> dict[str, float]:
+        """Of a step, by what they go to."""
+        layers, m = self.model["layers"] / self.pp, self.num_microbatches
+        tokens = self.model["sequence"] * self.micro_batch
+        each = {
+            "computing": 6 * self.numel * tokens / FLOPS_PER_S,
+            "the start of each layer's work": layers * START_S,
+            "messages of tp": layers * 16 * self.activations * (self.tp - 1) / self.tp / INSIDE_BYTES_PER_S,
+            "messages of pp": 4 * self.activations / BETWEEN_BYTES_PER_S if self.pp > 1 else 0.0,
         }
-        drawn += [row] if _possible(row["model"] * 1e9, row["layers"], row["gpus"], MEMORY, SERVER) else []
-    rows = made_up + published + drawn
-    agree = 0
-    # an answer that fails at what was drawn has got a reason before, if it is wrong elsewhere too
-    for some in (made_up + published, drawn):
-        for row, found in zip(
-            some, judge.call(plan, [(row["model"] * 1e9, row["layers"], row["gpus"]) for row in some])
-        ):
-            model, layers, gpus = row["model"], row["layers"], row["gpus"]
-            if problem := _wrong_plan(found, model * 1e9, layers, gpus, MEMORY, SERVER):
-                judge.case = f"{model}B parameters, {layers} layers, {gpus} GPUs"
-                judge.demand("sizes", problem)
-                return
-            agree += "tp_size" in row and (found["tp"], found["pp"]) == (row["tp_size"], row["pp_size"])
-    judge.case = f"{len(rows)} models"
-    judge.demand("sizes", "")
-    judge.case = ""
-    said = f"{agree} of {len(published)} models are cut as in the Megatron paper"
-    judge.demand("paper", f"{said}." if agree != len(published) else "", said)
+        parts = {name: m * seconds for name, seconds in each.items()}
+        parts["the bubble"] = (self.pp - 1) * sum(each.values())
+        parts["messages of dp"] = 8 * self.numel * (self.dp - 1) / self.dp / BETWEEN_BYTES_PER_S
+        return parts
+
+    def __str__(self) -> str:
+        sizes = {"dp": self.dp, "pp": self.pp, "tp": self.tp}
+        return f"{mesh_in_words(sizes)} with micro-batches of {self.micro_batch}"
 
 
-def _possible(numel: float, layers: int, gpus: int, memory: float, server: int) -> list[tuple[int, int]]:
-    """The pairs (parts, -tp) of every mesh that has room for the model states."""
-    return [
-        (size * stages, -size)
-        for size in range(1, server + 1)
-        if server % size == 0
-        for stages in range(1, layers + 1)
-        if layers % stages == 0 and gpus % (size * stages) == 0 and 16 * numel / (size * stages) <= memory
+def _layouts(model: Model, gpus: int) -> Iterator[_Layout]:
+    """Every layout that has room."""
+    for tp in (1, 2, 4, 8):
+        for pp in range(1, model["layers"] + 1):
+            if model["layers"] % pp or gpus % (tp * pp) or model["batch"] % (gpus // (tp * pp)):
+                continue
+            each = model["batch"] // (gpus // (tp * pp))
+            for micro_batch in (b for b in range(1, each + 1) if each % b == 0):
+                layout = _Layout(model, gpus // (tp * pp), pp, tp, micro_batch)
+                if layout.memory_bytes <= MEMORY_BYTES:
+                    yield layout
+
+
+def _drawn_layout(draw: random.Random) -> tuple[dict[str, int], int]:
+    model = {
+        "layers": draw.choice([16, 24, 32, 48, 64, 96]),
+        "hidden": draw.choice([2048, 4096, 6144, 8192, 12288]),
+        "sequence": draw.choice([2048, 4096, 8192]),
+        "batch": draw.choice([64, 96, 256, 512, 1536]),
+    }
+    return model, draw.choice([8, 16, 32, 64, 96, 128, 256, 512])
+
+
+@exercise(
+    allowed="sizes that the GPUs, the server, the layers and the batch allow",
+    fits=f"what a GPU holds fits into {MEMORY_BYTES / 1e9:.0f} GB, activations included; None where nothing"
+    " does",
+    fastest="no layout that fits takes less time",
+)
+def fastest_layout(judge: Judge, answer: Callable) -> None:
+    """`answer(model, gpus)` returns the sizes of dp, pp and tp and the micro-batch of the layout that fits
+    and takes the least time; None if none fits.
+    """
+    draw = random.Random(judge.seed)
+    cases = [
+        ({"layers": 36, "hidden": 4096, "sequence": 2048, "batch": 512}, 128),
+        ({"layers": 80, "hidden": 12288, "sequence": 2048, "batch": 2304}, 1536),
+        ({"layers": 128, "hidden": 16384, "sequence": 8192, "batch": 2048}, 8192),
+        ({"layers": 24, "hidden": 2048, "sequence": 2048, "batch": 64}, 8),
+        ({"layers": 96, "hidden": 12288, "sequence": 2048, "batch": 64}, 8),  # nothing fits
+        *(_drawn_layout(draw) for _ in range(DRAWN_LAYOUTS)),
     ]
+    for (model, gpus), found in zip(
+        cases, judge.call(answer, [(dict(model), gpus) for model, gpus in cases])
+    ):
+        told = ", ".join(f"{name} {count}" for name, count in model.items())
+        judge.case = f"{told}, on {gpus} GPUs"
+        wrong = _wrong_layout(on_rank.plain(found), model, gpus)
+        if wrong:
+            for key, missed in wrong.items():
+                judge.demand(key, missed)
+            return
+    judge.case = ""
+    for key in ("allowed", "fits", "fastest"):
+        judge.demand(key, "")
 
 
-def _wrong_plan(found, numel: float, layers: int, gpus: int, memory: float, server: int) -> str:
-    sizes = {axis: on_rank.whole(size) for axis, size in found.items()} if isinstance(found, dict) else {}
-    if set(sizes) != {"dp", "pp", "tp"} or not all(size and size > 0 for size in sizes.values()):
-        return f"return a dict of dp, pp and tp, whole numbers above 0, not {found!r:.80}."
-    tp, pp, shown = sizes["tp"], sizes["pp"], mesh_in_words(sizes)
-    if math.prod(sizes.values()) != gpus:
-        return f"{shown} is {math.prod(sizes.values())} GPUs."
-    if server % tp:
-        return (
-            f"tp {tp} does not stay inside a server of {server}: between servers it would wait for the slow"
-            " link in every layer."
-        )
-    if layers % pp:
-        return f"{layers} layers cannot be dealt out evenly to pp {pp} stages."
-    if (gb := 16 * numel / (tp * pp) / 1e9) > memory / 1e9:
-        return f"{shown} leaves {gb:.1f} GB of model states on a GPU, and it may be {memory / 1e9:.0f}."
-    cuts, best_tp = min(_possible(numel, layers, gpus, memory, server))
-    if tp * pp > cuts:
-        return (
-            f"{shown} cuts the model into {tp * pp} parts, and {cuts} are enough: the rest could be data"
-            " parallel, which sends least."
-        )
-    if tp < -best_tp:
-        return (
-            f"{shown} has a longer pipeline than it need: with tp {-best_tp}, inside a server, there is less"
-            " of a bubble."
-        )
+def _wrong_layout(found, model: Model, gpus: int) -> dict[str, str]:
+    """What is missed, by demand, with the demands before it that are met; nothing if all are."""
+    best = min(_layouts(model, gpus), key=lambda layout: sum(layout.seconds().values()), default=None)
+    if found is None:
+        return {"fits": f"you found none, and {best} has room."} if best else {}
+    names = ("dp", "pp", "tp", "micro_batch")
+    sizes = {name: on_rank.whole(size) for name, size in found.items()} if isinstance(found, dict) else {}
+    if set(sizes) != set(names) or not all(size and size > 0 for size in sizes.values()):
+        shown = on_rank.short(found)
+        return {"allowed": f"return a dict of {', '.join(names)}, whole numbers above 0, not {shown}."}
+    mine = _Layout(model, **{name: sizes[name] for name in names})
+    if problem := _not_allowed(mine, gpus):
+        return {"allowed": problem}
+    if mine.memory_bytes > MEMORY_BYTES:
+        states, all_gb = 16 * mine.numel / 1e9, mine.memory_bytes / 1e9
+        what = f"{states:.1f} GB of model states and {all_gb - states:.1f} GB of activations on a GPU"
+        instead = "" if best else " Nothing fits here: return None."
+        return {"allowed": "", "fits": f"{mine} leaves {what}.{instead}"}
+    assert best  # this one fits, at least
+    seconds, least = mine.seconds(), best.seconds()
+    times = sum(seconds.values()) / sum(least.values())
+    if times <= AS_GOOD:
+        return {}
+    worst = max(seconds, key=lambda name: seconds[name] - least[name])
+    share, there = seconds[worst] / sum(seconds.values()), least[worst] / sum(least.values())
+    why = f"{worst}: {share:.0%} of your step, and {there:.0%} of that one"
+    return {
+        "allowed": "",
+        "fits": "",
+        "fastest": f"{mine} takes {times:.3f} times as long as the fastest layout. What it loses most by is"
+        f" {why}.",
+    }
+
+
+def _not_allowed(layout: _Layout, gpus: int) -> str:
+    dp, pp, tp, b = layout.dp, layout.pp, layout.tp, layout.micro_batch
+    model = layout.model
+    if dp * pp * tp != gpus:
+        return f"{layout} is {dp * pp * tp} GPUs."
+    if SERVER % tp:
+        return f"{layout}: tp {tp} does not stay inside a server of {SERVER}."
+    if model["layers"] % pp:
+        return f"{layout}: {model['layers']} layers cannot be dealt out evenly to {pp} stages."
+    if model["batch"] % (dp * b):
+        return f"{layout}: a batch of {model['batch']} is no whole number of micro-batches on each of {dp}."
     return ""

@@ -17,6 +17,7 @@ bytes_sent.py  what each rank sent in a step, in three layers
 bytes_held.py  what each rank held in a step, by what it is for
 lanes.py       what each rank did, and when
 microbatches.py  the blocks of a pipeline in a timeline, and the messages between them
+mesh_axes.py   which axis of a mesh a message went along
 layers.py      which layers' full parameters were alive when
 schedules.py   a pipeline's schedule, as it ran or on paper
 scaling.py     whether more ranks made it faster

@@ -1,6 +1,7 @@
 """Draw what each rank did, and when."""
 
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from course_lib.arguments import number
+from course_lib.plots.mesh_axes import called_by_axis
 from course_lib.plots.microbatches import block_of, messages
 from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, SOFT, legend, panel
 from course_lib.plots.traced import require_trace
@@ -23,7 +25,12 @@ _PALER = 0.6  # the last of a rank's stages is so much nearer to the paper than 
 _SIZES = (7.5, 6.0)  # of letters in a block
 
 
-def timeline(job: Job, ax: Axes | None = None, until_s: float = 0.0) -> Axes:
+def timeline(
+    job: Job,
+    ax: Axes | None = None,
+    until_s: float = 0.0,
+    groups: Mapping[str, Sequence[Sequence[int]]] | None = None,
+) -> Axes:
     """Draw what each rank did and when in the traced step: computing and spans in a wide lane, communication
     in a thin one beneath.
 
@@ -38,10 +45,12 @@ def timeline(job: Job, ax: Axes | None = None, until_s: float = 0.0) -> Axes:
 
     Args:
         until_s: so long is the axis at least, in seconds: the length of another job's step, to compare them.
+        groups: of a mesh, axis -> its groups, each a list of ranks. A collective in one of them has the name
+            and the colour of its axis, and not those of its kind.
     """
     require_trace(job)
     number("until_s", until_s)
-    rows = _pieces(job)
+    rows = called_by_axis(job, _pieces(job), groups or {})
     sent = messages(job)
     if sent:
         rows = rows[~((rows["kind"] == "communication") & rows["name"].isin(("send", "recv")))]

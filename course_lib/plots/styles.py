@@ -38,6 +38,12 @@ COLORS = {
     "forward": "#56B4E9",
     "backward": "#0072B2",
     "optimizer": "#009E73",
+    # the axes of a mesh
+    "dp": "#882255",
+    "tp": "#E69F00",
+    "pp": "#44AA99",
+    "cp": "#999933",
+    "ep": "#332288",
 }
 # MODELLED, for bars
 OUTLINE = {"fill": False, "edgecolor": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}

@@ -2,357 +2,158 @@
 so that a rank need not import pytest.
 """
 
-import math
+import contextlib
 import time
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from by_files import by_files
-from torch.distributed.device_mesh import init_device_mesh
-from torch.nn import functional as F
 
 
 def stub(*arguments):
     raise NotImplementedError
 
 
-# coordinates(rank, sizes) and axis_groups(axis, sizes)
-
-
-def coordinates(rank, sizes):
-    place = {}
-    for axis in reversed(sizes):
-        rank, place[axis] = divmod(rank, sizes[axis])
-    return {axis: place[axis] for axis in sizes}
-
-
-def axis_groups(axis, sizes):
-    groups = {}
-    for rank in range(math.prod(sizes.values())):
-        others = coordinates(rank, sizes)
-        del others[axis]
-        groups.setdefault(tuple(others.values()), []).append(rank)
-    return list(groups.values())
-
-
-def coordinates_first_axis_fastest(rank, sizes):
-    place = {}
-    for axis in sizes:
-        rank, place[axis] = divmod(rank, sizes[axis])
-    return place
-
-
-def coordinates_of_two_axes(rank, sizes):
-    first, last = list(sizes)[0], list(sizes)[-1]
-    return dict(zip((first, last), divmod(rank, sizes[last])))
-
-
-def groups_swapped(axis, sizes):
-    """Rows for columns."""
-    axes = list(sizes)
-    return axis_groups(axes[-1 - axes.index(axis)], sizes)
-
-
-def groups_overlapping(axis, sizes):
-    """Each rank and its next neighbours."""
-    count = math.prod(sizes.values())
-    return [sorted((rank + i) % count for i in range(sizes[axis])) for rank in range(count)]
-
-
-def groups_of_rank_0(axis, sizes):
-    return axis_groups(axis, sizes)[:1]
-
-
-def groups_of_all(axis, sizes):
-    return [list(range(math.prod(sizes.values())))]
-
-
-def coordinates_by_numpy(rank, sizes):
-    """Right as well, with numpy's numbers."""
-    return dict(zip(sizes, np.unravel_index(rank, tuple(sizes.values()))))
-
-
-def groups_as_an_array(axis, sizes):
-    """Right as well: the groups are the rows of an array."""
-    ranks = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-    return np.moveaxis(ranks, list(sizes).index(axis), -1).reshape(-1, sizes[axis])
-
-
-def groups_as_they_come(axis, sizes):
-    """Right as well: tuples, one at a time."""
-    return (tuple(group) for group in axis_groups(axis, sizes))
-
-
-def groups_in_the_mesh(axis, sizes):
-    """The array keeps the other axes: with three of them, it is no list of groups."""
-    ranks = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-    return np.moveaxis(ranks, list(sizes).index(axis), -1)
-
-
-def groups_of_known_axes(axis, sizes):
-    """Knows the meshes of the course, and no more."""
-    if not set(sizes) <= {"dp", "cp", "pp", "tp"} or list(sizes) != sorted(
-        sizes, key=["dp", "cp", "pp", "tp"].index
-    ):
-        return groups_swapped(axis, sizes)
-    return axis_groups(axis, sizes)
-
-
-def groups_with_exit(axis, sizes):
-    raise SystemExit(3)
-
-
-# make_groups(sizes)
-
-
-def make_groups(sizes):
-    mine = {}
-    for axis in sizes:
-        for ranks in axis_groups(axis, sizes):
-            group = dist.new_group(ranks)
-            if dist.get_rank() in ranks:
-                mine[axis] = group
-    return mine
-
-
-def make_groups_of_arrays(sizes):
-    """Right as well: the groups of an axis are the rows of an array."""
-    mine = {}
-    for axis in sizes:
-        for ranks in groups_as_an_array(axis, sizes):
-            group = dist.new_group(ranks)
-            if dist.get_rank() in ranks:
-                mine[axis] = group
-    return mine
-
-
-def make_groups_by_torch(sizes):
-    mesh = init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
-    return {axis: mesh[axis].get_group() for axis in sizes}
-
-
-def make_groups_among_members(sizes):
-    """Members alone, and torch is told so."""
-    own = {
-        axis: next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks) for axis in sizes
-    }
-    return {axis: dist.new_group(ranks, use_local_synchronization=True) for axis, ranks in own.items()}
-
-
-def make_groups_by_members_only(sizes):
-    return {
-        axis: dist.new_group(next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks))
-        for axis in sizes
-    }
-
-
-def make_groups_fewer_on_some(sizes):
-    """The last rank does not make what it is not in."""
-    mine = {}
-    for axis in sizes:
-        for ranks in axis_groups(axis, sizes):
-            if dist.get_rank() < dist.get_world_size() - 1 or dist.get_rank() in ranks:
-                group = dist.new_group(ranks)
-                if dist.get_rank() in ranks:
-                    mine[axis] = group
-    return mine
-
-
-def make_groups_swapped(sizes):
-    groups = make_groups(sizes)
-    return dict(zip(sizes, [groups[axis] for axis in reversed(sizes)]))
-
-
-def make_groups_overlapping(sizes):
-    mine = {}
-    for axis in sizes:
-        for ranks in groups_overlapping(axis, sizes):
-            group = dist.new_group(ranks)
-            if dist.get_rank() == ranks[0] or dist.get_rank() in ranks and axis not in mine:
-                mine[axis] = group
-    return mine
-
-
-def make_groups_keeps_the_last(sizes):
-    """Keeps a group that this rank is not in."""
-    return {axis: [dist.new_group(ranks) for ranks in axis_groups(axis, sizes)][-1] for axis in sizes}
-
-
-def make_groups_as_lists(sizes):
-    return {
-        axis: next(ranks for ranks in axis_groups(axis, sizes) if dist.get_rank() in ranks) for axis in sizes
-    }
-
-
-def make_groups_none_of_one_rank(sizes):
-    return {axis: group if sizes[axis] > 1 else None for axis, group in make_groups(sizes).items()}
-
-
-def make_groups_all_in_one(sizes):
-    return {axis: dist.group.WORLD for axis in sizes}
-
-
-# average(model, groups)
-
-
-def average(model, groups):
-    for p in model.parameters():
-        dist.all_reduce(p.grad, group=groups["dp"])
-        p.grad /= dist.get_world_size(groups["dp"])
-
-
-def average_flat(model, groups):
-    """As a bucket."""
-    grads = [p.grad for p in model.parameters()]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat, group=groups["dp"])
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
-        grad.copy_(part.view_as(grad) / dist.get_world_size(groups["dp"]))
-
-
-def average_by_messages(model, groups):
-    """Right as well: a ring of sends and receives between the ranks of a column, in the group of all ranks.
-    And it prints what it does.
-    """
-    ring = dist.get_process_group_ranks(groups["dp"])
-    n, me = len(ring), ring.index(dist.get_rank())
-    flat = torch.cat([p.grad.flatten() for p in model.parameters()])
-    pieces = list(flat.tensor_split(n))
-    for step in range(2 * (n - 1)):
-        give, take = pieces[(me - step) % n], pieces[(me - step - 1) % n]
-        box = torch.empty_like(take)
-        print("step", step, give.tolist())
-        sending = dist.isend(give, ring[(me + 1) % n])
-        dist.recv(box, ring[(me - 1) % n])
-        sending.wait()
-        take.copy_(take + box if step < n - 1 else box)
-    for p, part in zip(model.parameters(), flat.split([p.numel() for p in model.parameters()])):
-        p.grad.copy_(part.view_as(p) / n)
-
-
-def average_all_at_once(model, groups):
-    """Right as well: all at once, and all are waited for."""
-    works = [dist.all_reduce(p.grad, group=groups["dp"], async_op=True) for p in model.parameters()]
-    for work in works:
+# train_step(ddp, groups, inputs, targets, loss_fn, num_microbatches)
+
+
+def ends(groups):
+    """Whether this rank has the first stage, and the rank of the other one."""
+    ranks = dist.get_process_group_ranks(groups["pp"])
+    first = dist.get_rank() == ranks[0]
+    return first, ranks[1 if first else 0]
+
+
+def train_step(ddp, groups, inputs, targets, loss_fn, num_microbatches):
+    """All forwards, then all backwards."""
+    first, other = ends(groups)
+    kept, sending = [], []
+    for x, y in zip(inputs.chunk(num_microbatches), targets.chunk(num_microbatches)):
+        if first:
+            output = ddp(x)
+            sending.append(dist.isend(output.detach(), other, group=groups["pp"]))
+            kept.append((None, output))
+        else:
+            hidden = torch.empty_like(x)
+            dist.recv(hidden, other, group=groups["pp"])
+            hidden.requires_grad_()
+            kept.append((hidden, loss_fn(ddp(hidden), y) / num_microbatches))
+    for k, (hidden, output) in enumerate(kept):
+        grad = None
+        if first:
+            grad = torch.empty_like(output)
+            dist.recv(grad, other, group=groups["pp"])
+        last = k == num_microbatches - 1
+        with contextlib.nullcontext() if last else ddp.no_sync():
+            output.backward(grad)
+        if not first:
+            sending.append(dist.isend(hidden.grad, other, group=groups["pp"]))
+    for work in sending:
         work.wait()
-    for p in model.parameters():
-        p.grad = p.grad / dist.get_world_size(groups["dp"])
 
 
-def average_without_waiting(model, groups):
-    for p in model.parameters():
-        p.grad /= dist.get_world_size(groups["dp"])
-        dist.all_reduce(p.grad, group=groups["dp"], async_op=True)
+def step_in_turns(
+    ddp, groups, inputs, targets, loss_fn, num_microbatches, share=1.0, sync=False, own=None, only=None
+):
+    """Right as well, by blocking messages in the group of all ranks: one forward, one backward."""
+    first, other = ends(groups)
+    parts = list(zip(inputs.chunk(num_microbatches), targets.chunk(num_microbatches)))
+    for k, (x, y) in enumerate(parts):
+        last = k == num_microbatches - 1
+        quiet = ddp.no_sync() if own or not (sync or last) else contextlib.nullcontext()
+        if only and not last:
+            continue
+        with quiet:
+            if first:
+                output = ddp(x)
+                dist.send(output.detach(), other)
+                grad = torch.empty_like(output)
+                dist.recv(grad, other)
+                output.backward(grad)
+            else:
+                hidden = torch.empty_like(x)
+                dist.recv(hidden, other)
+                hidden.requires_grad_()
+                (loss_fn(ddp(hidden), y) * share / num_microbatches).backward()
+                dist.send(hidden.grad, other)
+    if own:
+        own(ddp, groups)
 
 
-def average_by_reduce_and_broadcast(model, groups):
-    first = dist.get_process_group_ranks(groups["dp"])[0]
-    for p in model.parameters():
-        dist.reduce(p.grad, first, group=groups["dp"])
-        dist.broadcast(p.grad, first, group=groups["dp"])
-        p.grad /= dist.get_world_size(groups["dp"])
+def all_in_one(ddp, groups):
+    """As a bucket, without DDP's help."""
+    flat = torch.cat([p.grad.flatten() for p in ddp.parameters()])
+    dist.all_reduce(flat, group=groups["dp"])
+    flat /= dist.get_world_size(groups["dp"])
+    for p, part in zip(ddp.parameters(), flat.split([p.numel() for p in ddp.parameters()])):
+        p.grad.copy_(part.view_as(p))
 
 
-def average_by_reduce_scatter(model, groups):
-    """As many bytes as an all_reduce in the textbook; gloo sends more."""
-    n = dist.get_world_size(groups["dp"])
-    flat = torch.cat([p.grad.flatten() for p in model.parameters()])
-    padded = F.pad(flat, (0, -flat.numel() % n))
-    part = torch.empty(padded.numel() // n)
-    dist.reduce_scatter_tensor(part, padded, group=groups["dp"])
-    dist.all_gather_into_tensor(padded, part / n, group=groups["dp"])
-    for p, mean in zip(
-        model.parameters(), padded[: flat.numel()].split([p.numel() for p in model.parameters()])
-    ):
-        p.grad.copy_(mean.view_as(p))
+def step_averages_itself(*arguments):
+    """Right as well."""
+    step_in_turns(*arguments, own=all_in_one)
 
 
-def average_in_float32(model, groups):
-    for p in model.parameters():
-        small = p.grad.float()
-        dist.all_reduce(small, group=groups["dp"])
-        p.grad.copy_(small / dist.get_world_size(groups["dp"]))
+def step_that_syncs(*arguments):
+    """Right values by a wasteful way: an average after each backward."""
+    step_in_turns(*arguments, sync=True)
 
 
-def average_with_a_barrier(model, groups):
-    dist.barrier()
-    average(model, groups)
+def step_that_never_syncs(*arguments):
+    step_in_turns(*arguments, own=lambda ddp, groups: None)
 
 
-def average_by_files(model, groups):
-    """Right gradients; nothing is sent, and files say it."""
-    column = dist.get_process_group_ranks(groups["dp"])
-    for p in model.parameters():
-        everyones = by_files(p.grad)
-        p.grad.copy_(sum(everyones[rank] for rank in column) / len(column))
+def step_of_a_sum(*arguments):
+    """The losses of the micro-batches are not divided by their number."""
+    step_in_turns(*arguments, share=arguments[-1])
 
 
-def average_by_three(model, groups):
-    """The size of dp is known: 3."""
-    for p in model.parameters():
-        dist.all_reduce(p.grad, group=groups["dp"])
-        p.grad /= 3
+def step_of_the_last(*arguments):
+    step_in_turns(*arguments, only=True)
 
 
-def average_on_one_rank_of_each_column(model, groups):
-    """The others lose their gradients."""
-    first = dist.get_process_group_ranks(groups["dp"])[0]
-    for p in model.parameters():
-        dist.reduce(p.grad, first, group=groups["dp"])
-        p.grad = p.grad / dist.get_world_size(groups["dp"]) if dist.get_rank() == first else None
-
-
-def average_over_all(model, groups):
-    for p in model.parameters():
-        dist.all_reduce(p.grad)
-        p.grad /= dist.get_world_size()
-
-
-def average_over_tp(model, groups):
-    for p in model.parameters():
-        dist.all_reduce(p.grad, group=groups["tp"])
-        p.grad /= dist.get_world_size(groups["tp"])
-
-
-def average_sum(model, groups):
-    for p in model.parameters():
+def sum_over_dp(ddp, groups):
+    for p in ddp.parameters():
         dist.all_reduce(p.grad, group=groups["dp"])
 
 
-def average_divides_by_all(model, groups):
-    for p in model.parameters():
-        dist.all_reduce(p.grad, group=groups["dp"])
-        p.grad /= dist.get_world_size()
+def step_that_sums(*arguments):
+    step_in_turns(*arguments, own=sum_over_dp)
 
 
-def average_of_what_is_cut(model, groups):
-    """Takes "whole on every rank of a row" for "the same on all ranks"."""
-    for p in cut_and_whole(model)[0]:
-        dist.all_reduce(p.grad, group=groups["dp"])
-        p.grad /= dist.get_world_size(groups["dp"])
-
-
-def average_nothing(model, groups):
-    pass
-
-
-def average_gathers(model, groups):
+def gathers(ddp, groups):
     """Right values by a wasteful way."""
-    for p in model.parameters():
+    for p in ddp.parameters():
         grads = [torch.empty_like(p.grad) for _ in range(dist.get_world_size(groups["dp"]))]
         dist.all_gather(grads, p.grad, group=groups["dp"])
         p.grad.copy_(sum(grads) / len(grads))
 
 
-def average_twice(model, groups):
-    """Right values by a wasteful way: what is whole is averaged over tp as well."""
-    average(model, groups)
-    for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            if name not in getattr(module, "cut_dims", {}):
-                dist.all_reduce(p.grad, group=groups["tp"])
-                p.grad /= dist.get_world_size(groups["tp"])
+def step_that_gathers(*arguments):
+    step_in_turns(*arguments, own=gathers)
+
+
+def averages_by_files(ddp, groups):
+    column = dist.get_process_group_ranks(groups["dp"])
+    for p in ddp.parameters():
+        everyones = by_files(p.grad)
+        p.grad.copy_(sum(everyones[rank] for rank in column) / len(column))
+
+
+def step_by_files(*arguments):
+    """Right gradients; they do not travel, and files say them."""
+    step_in_turns(*arguments, own=averages_by_files)
+
+
+def without_waiting(ddp, groups):
+    for p in ddp.parameters():
+        p.grad /= dist.get_world_size(groups["dp"])
+        dist.all_reduce(p.grad, group=groups["dp"], async_op=True)
+
+
+def step_without_waiting(*arguments):
+    step_in_turns(*arguments, own=without_waiting)
 
 
 # gradient_norm(model, groups)
@@ -520,83 +321,129 @@ def norm_that_clips(model, groups):
     return norm
 
 
-# plan(numel, layers, gpus)
+# layout(model, gpus)
+
+SIZES = (1, 2, 4, 8)
 
 
-def plan(numel, layers, gpus):
-    possible = [
-        (tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp})
-        for tp in (1, 2, 4, 8)
-        for pp in range(1, layers + 1)
-        if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9
-    ]
-    return min(possible, key=lambda found: found[:2])[2]
+def divisors(number):
+    return [part for part in range(1, number + 1) if number % part == 0]
 
 
-def plan_by_numpy(numel, layers, gpus):
+def costs(model, dp, pp, tp, b):
+    """Bytes on a GPU, and the seconds of a step."""
+    layers, h, s = model["layers"], model["hidden"], model["sequence"]
+    numel, m = 12 * layers * h**2 / (tp * pp), model["batch"] // (dp * b)
+    memory = 16 * numel + min(pp, m) * layers / pp * 34 * s * b * h / tp
+    each = 6 * numel * s * b / 400e12 + layers / pp * 0.5e-3
+    each += layers / pp * 16 * s * b * h * (tp - 1) / tp / 450e9
+    each += 4 * s * b * h / 50e9 if pp > 1 else 0
+    return memory, (m + pp - 1) * each + 8 * numel * (dp - 1) / dp / 50e9
+
+
+def all_layouts(model, gpus):
+    for tp in SIZES:
+        for pp in divisors(model["layers"]):
+            dp = gpus // (tp * pp)
+            if dp * tp * pp == gpus and model["batch"] % dp == 0:
+                for b in divisors(model["batch"] // dp):
+                    yield dp, pp, tp, b
+
+
+def named(sizes):
+    return dict(zip(("dp", "pp", "tp", "micro_batch"), sizes))
+
+
+def layout(model, gpus, memory=80e9, key=None, some=all_layouts):
+    fits = [sizes for sizes in some(model, gpus) if costs(model, *sizes)[0] <= memory]
+    if not fits:
+        return None
+    return named(min(fits, key=key or (lambda sizes: costs(model, *sizes)[1])))
+
+
+def layout_by_numpy(model, gpus):
     """Right as well, with numpy's numbers."""
-    tp, pp = (sizes.ravel() for sizes in np.meshgrid([1, 2, 4, 8], np.arange(1, layers + 1)))
-    fits = (layers % pp == 0) & (gpus % (tp * pp) == 0) & (16 * numel <= 40e9 * tp * pp)
-    tp, pp = tp[fits], pp[fits]
-    best = np.lexsort((-tp, tp * pp))[0]
-    return {"dp": gpus // (tp[best] * pp[best]), "pp": pp[best], "tp": tp[best]}
+    every = np.array(list(all_layouts(model, gpus)))
+    if not len(every):
+        return None
+    memory, seconds = np.array([costs(model, *map(int, sizes)) for sizes in every]).T
+    if (memory > 80e9).all():
+        return None
+    return named(every[np.where(memory <= 80e9, seconds, np.inf).argmin()])
 
 
-def plan_in_gib(numel, layers, gpus):
-    """40 GiB are more than 40 GB: right but for models that only just fit."""
-    possible = [
-        (tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp})
-        for tp in (1, 2, 4, 8)
-        for pp in range(1, layers + 1)
-        if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40 * 2**30
+def layout_in_a_loop(model, gpus):
+    """Right as well: micro-batches first."""
+    best, least = None, float("inf")
+    for b in divisors(model["batch"]):
+        for dp in divisors(gpus):
+            for tp in SIZES:
+                pp = gpus // (dp * tp)
+                if dp * tp * pp != gpus or model["layers"] % pp or model["batch"] % (dp * b):
+                    continue
+                memory, seconds = costs(model, dp, pp, tp, b)
+                if memory <= 80e9 and seconds < least:
+                    best, least = named((dp, pp, tp, b)), seconds
+    return best
+
+
+def layout_by_states_alone(model, gpus):
+    """The rule of the paper's table: as little model parallelism as the model states allow."""
+    return layout(model, gpus, key=lambda sizes: (sizes[1] * sizes[2], -sizes[2], sizes[3]))
+
+
+def layout_without_activations(model, gpus):
+    fits = [
+        (dp, pp, tp, b)
+        for dp, pp, tp, b in all_layouts(model, gpus)
+        if 16 * 12 * model["layers"] * model["hidden"] ** 2 / (tp * pp) <= 80e9
     ]
-    return min(possible, key=lambda found: found[:2])[2]
+    return named(min(fits, key=lambda sizes: costs(model, *sizes)[1])) if fits else None
 
 
-def plan_data_parallel(numel, layers, gpus):
-    return {"dp": gpus, "pp": 1, "tp": 1}
+def layout_without_bubble(model, gpus):
+    """As if m micro-batches took m times one."""
+
+    def seconds(sizes):
+        dp, pp, tp, b = sizes
+        m, all_s = model["batch"] // (dp * b), costs(model, *sizes)[1]
+        outside = 8 * 12 * model["layers"] * model["hidden"] ** 2 / (tp * pp) * (dp - 1) / dp / 50e9
+        return (all_s - outside) * m / (m + pp - 1) + outside
+
+    return layout(model, gpus, key=seconds)
 
 
-def plan_as_much_as_fits(numel, layers, gpus):
-    """Right sizes by a wasteful way: it always takes a whole server."""
-    tp = 8 if gpus % 8 == 0 else 1
-    pp = next(
-        pp
-        for pp in range(1, layers + 1)
-        if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9
-    )
-    return {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}
+def layout_of_single_samples(model, gpus):
+    """Micro-batches of one, always."""
+    return layout(model, gpus, some=lambda *case: (sizes for sizes in all_layouts(*case) if sizes[3] == 1))
 
 
-def plan_greedy(numel, layers, gpus):
-    """The smallest tp that is enough, and a pipeline only behind a whole server: where three parts are
-    enough, it makes four.
-    """
-    sizes = [(tp, 1) for tp in (1, 2, 4)] + [(8, pp) for pp in range(1, layers + 1) if layers % pp == 0]
-    tp, pp = next((tp, pp) for tp, pp in sizes if gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9)
-    return {"dp": gpus // (tp * pp), "pp": pp, "tp": tp}
+def layout_of_whole_servers(model, gpus):
+    return layout(model, gpus, some=lambda *case: (sizes for sizes in all_layouts(*case) if sizes[2] == 8))
 
 
-def plan_over_servers(numel, layers, gpus):
-    tp = next(tp for tp in range(1, gpus + 1) if gpus % tp == 0 and 16 * numel / tp <= 40e9)
-    return {"dp": gpus // tp, "pp": 1, "tp": tp}
+def layout_over_servers(model, gpus):
+    return {"dp": 1, "pp": 1, "tp": gpus, "micro_batch": 1}
 
 
-def plan_pipeline_first(numel, layers, gpus):
-    possible = [
-        (tp * pp, tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp})
-        for tp in (1, 2, 4, 8)
-        for pp in range(1, layers + 1)
-        if layers % pp == 0 and gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9
-    ]
-    return min(possible, key=lambda found: found[:2])[2]
+def layout_of_uneven_stages(model, gpus):
+    return {"dp": 1, "pp": gpus // 8, "tp": 8, "micro_batch": 1}
 
 
-def plan_uneven_stages(numel, layers, gpus):
-    possible = [
-        (tp * pp, -tp, {"dp": gpus // (tp * pp), "pp": pp, "tp": tp})
-        for tp in (1, 2, 4, 8)
-        for pp in range(1, layers + 1)
-        if gpus % (tp * pp) == 0 and 16 * numel / (tp * pp) <= 40e9
-    ]
-    return min(possible, key=lambda found: found[:2])[2]
+def layout_of_broken_batches(model, gpus):
+    return {"dp": gpus, "pp": 1, "tp": 1, "micro_batch": model["batch"]}
+
+
+def layout_as_a_list(model, gpus):
+    found = layout(model, gpus)
+    return found and list(found.values())
+
+
+def layout_that_must_fit(model, gpus):
+    """Where nothing fits, it returns the one that is nearest to it."""
+    nearest = min(all_layouts(model, gpus), key=lambda sizes: costs(model, *sizes)[0], default=None)
+    return layout(model, gpus) or nearest and named(nearest)
+
+
+def layout_that_gives_up(model, gpus):
+    return None

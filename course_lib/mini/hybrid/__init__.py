@@ -65,7 +65,8 @@ def make_groups(sizes: Mapping[str, int]) -> dict[str, dist.ProcessGroup]:
     must call this.
 
     Every rank takes part in making every group, also of those that it is no member of: that is how
-    `dist.new_group` works.
+    `dist.new_group` works, if it is not told use_local_synchronization. torch's init_device_mesh does the
+    same, with the same numbering.
 
     Errors: ValueError if the mesh has another number of ranks than the job.
     """

@@ -8,12 +8,13 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from course_lib.arguments import instance, listed
 from course_lib.plots.pictures.boxes import WIDTH, frame
-from course_lib.plots.styles import INK, NORMAL, PAPER, SMALL, SOFT, panel
+from course_lib.plots.styles import COLORS, INK, NORMAL, PAPER, SMALL, SOFT, panel
 
 __all__ = ["mesh"]
 
-# other axes of a mesh take what is left
-_AXIS_COLORS = {"dp": "#0072B2", "tp": "#D55E00", "pp": "#009E73", "cp": "#CC79A7"}
+# axes of other names take the colours that are left
+_AXES = ("dp", "tp", "pp", "cp", "ep")
+_AROUND = 0.16  # from a box to the border of its host
 
 
 def mesh(
@@ -22,6 +23,7 @@ def mesh(
     places: Sequence[Mapping[str, int]],
     groups: Mapping[str, Sequence[Sequence[int]]],
     ax: Axes | None = None,
+    hosts: Sequence[Sequence[int]] = (),
 ) -> Axes:
     """Draw a mesh of ranks: a box per rank where its coordinates say, and a coloured band through the ranks
     of each group.
@@ -31,6 +33,8 @@ def mesh(
             runs to the right, the one before it down, and the first of three from block to block. With three,
             a box shows the numbers alone: name the axes in the subtitle.
         groups: axis -> its groups, each a list of ranks.
+        hosts: the ranks of each host, if it is to be drawn around them; they stand side by side, or one under
+            the other.
     """
     listed(
         "places",
@@ -45,9 +49,9 @@ def mesh(
     # between two blocks there is a gap of a third of a column
     centers = [(1.6 * (x + block * (columns + 0.35)), 1.5 * y) for block, y, x in map(_spot, places)]
     ax = panel(title, subtitle, ax, size=(1.4 + 1.1 * (columns + 0.35) * blocks, 1.3 + 0.85 * rows))
-    spare = itertools.cycle(color for axis, color in _AXIS_COLORS.items() if axis not in groups)
+    spare = itertools.cycle(COLORS[axis] for axis in _AXES if axis not in groups)
     for axis, members in groups.items():
-        look = {"color": _AXIS_COLORS.get(axis) or next(spare), "alpha": 0.55}
+        look = {"color": COLORS[axis] if axis in _AXES else next(spare), "alpha": 0.55}
         for one, next_ in (pair for group in members for pair in zip(group, group[1:])):
             _band(ax, centers[one], centers[next_], bent=three and axis == axes[0], **look)
         ax.plot([], [], linewidth=5, label=f"{axis} groups", **look)
@@ -58,8 +62,10 @@ def mesh(
         ax.text(x, y - 0.12, f"rank {rank}", fontsize=NORMAL, color=INK, **middle)
         words = ", ".join(str(at) if three else f"{axis} {at}" for axis, at in place.items())
         ax.text(x, y + 0.18, words, fontsize=SMALL - 1, color=SOFT, **middle)
+    for number, host in enumerate(hosts):
+        _host(ax, f"host {number}", [centers[rank] for rank in host])
     right, bottom = (max(side) for side in zip(*centers))
-    frame(ax, -0.8, right + 0.8, -0.95 if blocks > 1 else -0.55, bottom + 0.55)
+    frame(ax, -0.85, right + 0.85, -0.95 if blocks > 1 or hosts else -0.55, bottom + 0.6)
     place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0}
     ax.legend(frameon=False, fontsize=SMALL, labelcolor=INK, **place)
     return ax
@@ -68,6 +74,15 @@ def mesh(
 def _spot(place: Mapping[str, int]) -> tuple[int, int, int]:
     """Block, row and column of a rank, by its last three axes."""
     return (0, 0, *place.values())[-3:]
+
+
+def _host(ax: Axes, name: str, centers: Sequence[tuple[float, float]]) -> None:
+    """A border around the boxes of one host, and its name."""
+    (left, right), (top, bottom) = ((min(side), max(side)) for side in zip(*centers))
+    width, height = WIDTH / 2 + _AROUND, 0.38 + _AROUND
+    corner, sides = (left - width, top - height), (right - left + 2 * width, bottom - top + 2 * height)
+    ax.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=SOFT, linewidth=1.4, zorder=1.5))
+    ax.text(corner[0] + 0.06, corner[1] - 0.04, name, fontsize=SMALL, color=SOFT, va="bottom")
 
 
 def _band(ax: Axes, start: tuple[float, float], end: tuple[float, float], bent: bool, **look) -> None:
