@@ -3,5 +3,5 @@
 sleeping.py        a network whose layers take a set time and no core
 links.py           all_reduces between hosts that wait as long as a slower link would need
 links_of_ranks.py  a link for each rank: messages that wait as long as a slower link would need
-late_messages.py   messages that set out later, and nobody waits for that
+messages.py        messages that set out later, and nobody waits for that
 """

@@ -10,7 +10,7 @@ take the same two ways, the other way round. With even routing a rank sends 4 k 
 is dropped or padded, unless a capacity is asked for. After backward an expert's gradient is the sum over the
 tokens of all ranks: see `gradients`.
 
-Beside: `exchange` (the all_to_all, forward and backward), `router` (which experts, with which weights),
+Beside: `travel` (the all_to_all, forward and backward), `router` (which experts, with which weights),
 `balance` (a loss, or a bias, against hot experts), `capacity` (which choices find room), `gradients` (who
 averages what), `refusals`.
 
@@ -29,9 +29,9 @@ from course_lib.arguments import fits, process_group, takes
 from course_lib.mini.experts import refusals as refuse
 from course_lib.mini.experts.balance import balance_loss, load_of
 from course_lib.mini.experts.capacity import find_room
-from course_lib.mini.experts.exchange import Group, exchange, exchange_sizes
 from course_lib.mini.experts.gradients import average_gradients
 from course_lib.mini.experts.router import Router, Routing
+from course_lib.mini.experts.travel import Group, exchange, exchange_sizes
 from course_lib.mini.first_rank import copy_from_first_rank
 
 __all__ = ["Experts", "Router", "Routing", "Plan", "dispatch", "combine"]

@@ -5,8 +5,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from course_lib.arguments import process_group, takes
-from course_lib.mini.experts.exchange import Group
 from course_lib.mini.experts.router import Routing
+from course_lib.mini.experts.travel import Group
 
 __all__ = ["load_of", "balance_loss"]
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from course_lib.arguments import process_group, takes
 from course_lib.mini import experts as plain  # for its layer, when it is called
-from course_lib.mini.experts.exchange import Group
+from course_lib.mini.experts.travel import Group
 
 __all__ = ["average_gradients"]
 

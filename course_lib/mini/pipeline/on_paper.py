@@ -17,7 +17,7 @@ from course_lib.mini.pipeline.instructions import (
     with_stages,
 )
 
-__all__ = ["Block", "blocks", "play", "idle_share", "lists_of_torch", "KINDS"]
+__all__ = ["Slot", "blocks", "play", "idle_share", "lists_of_torch", "KINDS"]
 
 KINDS: dict[str, Callable[..., Schedule]] = {
     "naive": schedules.naive,
@@ -31,7 +31,7 @@ KINDS: dict[str, Callable[..., Schedule]] = {
 COSTS = {"forward": 1.0, "backward": 2.0, "backward_input": 1.0, "backward_weight": 1.0}
 
 
-class Block(NamedTuple):
+class Slot(NamedTuple):
     """One instruction on paper.
 
     Attributes:
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 def blocks(
     kind: str, num_ranks: int, num_microbatches: int, chunks: int = 1, costs: Mapping[str, float] = COSTS
-) -> list[Block]:
+) -> list[Slot]:
     """Return what each rank does when, under a schedule by name.
 
     Args:
@@ -56,7 +56,7 @@ def blocks(
         chunks: stages per rank, of "interleaved"; each takes 1/chunks of the time.
         costs: how long each op takes on one of p equal stages.
 
-    Returns: `Block`s, those of a rank one after the other, in its order; `pandas.DataFrame(...)` makes a
+    Returns: `Slot`s, those of a rank one after the other, in its order; `pandas.DataFrame(...)` makes a
         table of them.
     """
     make = one_of("kind", kind, KINDS)
@@ -68,7 +68,7 @@ def blocks(
     return play(schedule, {op: cost / chunks for op, cost in costs.items()})
 
 
-def play(schedule: Schedule, costs: Mapping[str, float] = COSTS) -> list[Block]:
+def play(schedule: Schedule, costs: Mapping[str, float] = COSTS) -> list[Slot]:
     """Return what each rank does when, under any valid schedule: an instruction begins as soon as its rank is
     free, and what it needs is there.
 
@@ -80,7 +80,7 @@ def play(schedule: Schedule, costs: Mapping[str, float] = COSTS) -> list[Block]:
     lists = with_stages(schedule)
     num_stages = 1 + max((one.stage for instructions in lists for one in instructions), default=-1)
     ends: dict[Instruction, float] = {}
-    played: list[list[Block]] = [[] for _ in lists]
+    played: list[list[Slot]] = [[] for _ in lists]
     went_on = True
     while went_on:
         went_on = False
@@ -92,7 +92,7 @@ def play(schedule: Schedule, costs: Mapping[str, float] = COSTS) -> list[Block]:
                     break
                 begin = max(mine[-1].end if mine else 0.0, ends.get(source, 0.0))
                 ends[as_sent(one)] = end = begin + costs[one.op]
-                mine.append(Block(rank, one.stage, one.microbatch, one.op, begin, end))
+                mine.append(Slot(rank, one.stage, one.microbatch, one.op, begin, end))
                 went_on = True
     stuck = [rank for rank, mine in enumerate(played) if len(mine) < len(lists[rank])]
     if stuck:
@@ -100,7 +100,7 @@ def play(schedule: Schedule, costs: Mapping[str, float] = COSTS) -> list[Block]:
     return [block for mine in played for block in mine]
 
 
-def idle_share(found: list[Block]) -> float:
+def idle_share(found: list[Slot]) -> float:
     """Return the bubble: the idle time of all ranks over ranks x length of the step."""
     ranks, length = 1 + max(block.rank for block in found), max(block.end for block in found)
     return 1 - sum(block.end - block.begin for block in found) / (ranks * length)

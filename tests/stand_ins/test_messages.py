@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from course_lib import run
-from course_lib.stand_ins.late_messages import late_messages
+from course_lib.stand_ins.messages import late_messages
 
 T = 0.3  # seconds
 
