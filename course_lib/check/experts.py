@@ -189,7 +189,7 @@ def room_by_weight(judge: Judge, answer: Callable) -> None:
     """`answer(weights, chosen, num_experts, capacity)` says which choices find room, the best first."""
 
     def tries(answer, seed):
-        from torch.utils._python_dispatch import TorchDispatchMode
+        from course_lib.torch_internals import TorchDispatchMode
 
         on_rank.use_cpu()
 

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterable
+from numbers import Real
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Patch
 
+from course_lib.arguments import listed, number
 from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, panel
 from course_lib.plots.traced import require_trace
 from course_lib.record import Job
@@ -38,6 +40,12 @@ class _Piece(NamedTuple):
     end: float
 
 
+def _is_block(entry) -> bool:
+    """Rank, stage, micro-batch, op, begin and end."""
+    numbers = (entry[:3] + entry[4:]) if isinstance(entry, tuple) and len(entry) == 6 else ("",)
+    return all(isinstance(one, Real) for one in numbers) and isinstance(entry[3], str)
+
+
 def schedule(what: Job | Iterable, title: str = "", ax: Axes | None = None, times: float = 1.0) -> Axes:
     """Draw a lane for each rank, and in it a block for each instruction: its colour says which op, its number
     which micro-batch. Where a rank has several stages, later ones are drawn darker.
@@ -49,6 +57,9 @@ def schedule(what: Job | Iterable, title: str = "", ax: Axes | None = None, time
         times: the length of the axis, over that of what is drawn, to compare two panels.
     """
     ran = isinstance(what, Job)
+    number("times", times, above=True)
+    if not ran:
+        listed("what", what, "a job, or a list of blocks on paper", _is_block)
     pieces = _spans(what) if ran else [_Piece(*block) for block in what]
     if not pieces:
         raise ValueError("there is no instruction to draw.")

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from course_lib.mini.pipeline import backward, forward
-from course_lib.mini.pipeline.schedules import source_of, with_stages
+from course_lib.mini.pipeline.instructions import source_of, with_stages
 
 
 def stub(*arguments):

@@ -20,7 +20,7 @@ from course_lib.mini.pipeline import (
     split,
     validate,
 )
-from course_lib.mini.pipeline.schedules import source_of, with_stages
+from course_lib.mini.pipeline.instructions import source_of, with_stages
 from course_lib.models import CNN, MLP, TinyGPT
 from course_lib.record import Job, bubble
 

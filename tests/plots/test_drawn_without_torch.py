@@ -36,6 +36,7 @@ drawn = {
     "collective": pictures.collective("all_gather", "", numbers, numbers),
     "ring": pictures.ring(step),
     "mesh": pictures.mesh("mesh", "", [{"dp": 0}, {"dp": 1}], {"dp": [[0, 1]]}),
+    "equation": pictures.equation("product", "", "=", ("A", 2, 2, "whole")),
     "slider": pictures.slider(lambda number: pictures.ring(step), 1),
 }
 for ax in drawn.values():

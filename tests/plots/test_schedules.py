@@ -61,5 +61,5 @@ def vars_of(job) -> dict:
 
 
 def test_nothing_is_no_schedule():
-    with pytest.raises(ValueError, match="there is no instruction to draw"):
+    with pytest.raises(ValueError, match="a list of blocks on paper"):
         plots.schedule([], "")

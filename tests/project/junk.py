@@ -63,7 +63,17 @@ def good_calls() -> dict:
     """For each public function of course_lib.mini that needs ranks, a call that works: the function, and a
     maker of its arguments.
     """
-    from course_lib.mini import context, data_parallel, ddp, hybrid, pipeline, ring, tensor_parallel, zero
+    from course_lib.mini import (
+        context,
+        data_parallel,
+        ddp,
+        experts,
+        hybrid,
+        pipeline,
+        ring,
+        tensor_parallel,
+        zero,
+    )
     from course_lib.models import Attention
 
     n, ones, everyone = dist.get_world_size(), lambda *shape: torch.ones(*shape), dist.group.WORLD
@@ -73,6 +83,9 @@ def good_calls() -> dict:
 
     # only one rank of a pipeline sees its inputs: the others would wait
     alone = [dist.new_group([rank]) for rank in range(n)][dist.get_rank()]
+
+    chosen, routing = torch.zeros(3, 1, dtype=torch.int64), experts.Router(4, n)(ones(3, 4))
+    sent = experts.dispatch(ones(3, 4), chosen, n)
 
     def pipeline_step(inputs, targets):
         pipeline.Pipeline(nn.PReLU(), pipeline.gpipe(1, 2), lambda output, targets: output.sum(), alone).step(
@@ -223,6 +236,30 @@ def good_calls() -> dict:
         "context.mean_of_all": (
             context.mean_of_all,
             lambda: dict(losses=ones(3), process_group=everyone),
+        ),
+        "experts.Router": (experts.Router, lambda: dict(dim=4, num_experts=2 * n, top_k=2)),
+        "experts.Experts": (
+            experts.Experts,
+            lambda: dict(
+                router=experts.Router(4, 2 * n),
+                experts=[nn.Linear(4, 4) for _ in range(2 * n)],
+                process_group=everyone,
+                capacity_factor=1.0,
+            ),
+        ),
+        "experts.dispatch": (
+            experts.dispatch,
+            lambda: dict(x=ones(3, 4), chosen=chosen, num_experts=n, group=everyone),
+        ),
+        "experts.combine": (
+            experts.combine,
+            lambda: dict(outputs=sent[0], weights=ones(3, 1), plan=sent[1], group=everyone),
+        ),
+        "experts.load_of": (experts.load_of, lambda: dict(routing=routing, group=everyone)),
+        "experts.balance_loss": (experts.balance_loss, lambda: dict(routing=routing, group=everyone)),
+        "experts.average_gradients": (
+            experts.average_gradients,
+            lambda: dict(model=net(), group=everyone, same_experts=alone),
         ),
         "hybrid.make_groups": (hybrid.make_groups, lambda: dict(sizes={"dp": n})),
     }

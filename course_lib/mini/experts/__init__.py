@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib.arguments import fits, process_group, takes
+from course_lib.arguments import fits, process_group, takes, whole
 from course_lib.mini.experts import refusals as refuse
 from course_lib.mini.experts.balance import balance_loss, load_of
 from course_lib.mini.experts.capacity import find_room
@@ -49,7 +49,8 @@ class Plan:
     sizes: list[int]  # rows for each of this rank's experts
 
 
-@takes(x=Tensor, chosen=refuse.other_choices, group=process_group)
+@takes(x=Tensor, chosen=refuse.other_choices, num_experts=whole, group=process_group)
+@fits(refuse.other_tokens)
 def dispatch(x: Tensor, chosen: Tensor, num_experts: int, group: Group = None) -> tuple[Tensor, Plan]:
     """Send x [T, dim] to the experts chosen, int64 [T, k], of which rank r holds number r num_experts / n and
     up. (Number num_experts: this choice is dropped.) Every rank of the group must call this.
@@ -71,10 +72,9 @@ def dispatch(x: Tensor, chosen: Tensor, num_experts: int, group: Group = None) -
 
 
 @takes(outputs=Tensor, weights=Tensor, plan=Plan, group=process_group)
+@fits(refuse.other_outputs)
 def combine(outputs: Tensor, weights: Tensor, plan: Plan, group: Group = None) -> Tensor:
-    """Bring outputs [rows, dim] back to where their tokens came from, and add them up with weights [T, k]:
-    [T, dim]. Every rank of the group must call this.
-    """
+    """Bring outputs [rows, dim] back, and add up each token's by weights [T, k]: [T, dim]. All ranks must."""
     as_they_came = torch.empty_like(outputs).index_copy(0, plan.by_expert, outputs)
     back = exchange(as_they_came, plan.received, plan.sent, group)
     of_pairs = back.new_zeros(weights.numel(), back.shape[1]).index_copy(0, plan.pairs, back)

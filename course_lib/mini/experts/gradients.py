@@ -22,7 +22,7 @@ from course_lib.mini.experts.travel import Group
 __all__ = ["average_gradients"]
 
 
-@takes(model=nn.Module, group=process_group)
+@takes(model=nn.Module, group=process_group, same_experts=process_group)
 @torch.no_grad()
 def average_gradients(model: nn.Module, group: Group = None, same_experts: Group = None) -> None:
     """Make every gradient that of the mean loss over all ranks; every rank must call this, after backward.

@@ -7,7 +7,15 @@ from torch import nn
 
 from course_lib.arguments import instance, listed, number
 
-__all__ = ["other_choices", "other_experts", "other_numbers", "uneven_experts", "more_than_there_are"]
+__all__ = [
+    "other_choices",
+    "other_tokens",
+    "other_outputs",
+    "other_experts",
+    "other_numbers",
+    "uneven_experts",
+    "more_than_there_are",
+]
 
 
 def other_choices(name: str, chosen) -> None:
@@ -17,9 +25,26 @@ def other_choices(name: str, chosen) -> None:
         raise TypeError(f"{name}: it must be int64 [T, k], not {chosen.dtype} {list(chosen.shape)}.")
 
 
+def other_tokens(x: torch.Tensor, chosen: torch.Tensor, num_experts: int) -> None:
+    """Tokens are rows, and each has its choices."""
+    if x.ndim != 2 or len(x) != len(chosen):
+        raise ValueError(f"x is {list(x.shape)}, and must be [T, dim] with T = {len(chosen)}, as chosen is.")
+    if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) <= num_experts:
+        raise ValueError(f"chosen: experts are 0 to {num_experts - 1}, and {num_experts} drops a choice.")
+
+
+def other_outputs(outputs: torch.Tensor, weights: torch.Tensor, plan) -> None:
+    """An output for each row that came, and a weight for each choice that left."""
+    if outputs.ndim != 2 or len(outputs) != len(plan.by_expert):
+        raise ValueError(f"outputs are {list(outputs.shape)}, and {len(plan.by_expert)} rows had come.")
+    if weights.ndim != 2 or (len(plan.pairs) and int(plan.pairs.max()) >= weights.numel()):
+        raise ValueError(f"weights are {list(weights.shape)}, and must be [T, k], one for each choice.")
+
+
 def other_experts(name: str, experts) -> None:
     """Experts are modules, each with parameters of its own."""
-    listed(name, list(experts), "a list of modules", lambda one: isinstance(one, nn.Module))
+    if not isinstance(experts, nn.ModuleList):
+        listed(name, experts, "a list of modules", lambda one: isinstance(one, nn.Module))
     held = [p for expert in experts for p in expert.parameters()]
     if len(set(held)) < len(held):
         raise ValueError(

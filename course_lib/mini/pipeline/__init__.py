@@ -21,9 +21,9 @@ from course_lib import measure
 from course_lib.arguments import fits, function, process_group, takes
 from course_lib.mini.pipeline import refusals as refuse
 from course_lib.mini.pipeline import schedules
+from course_lib.mini.pipeline.instructions import Instruction, Schedule, with_stages
 from course_lib.mini.pipeline.post import Arrived, Post
 from course_lib.mini.pipeline.schedules import *  # noqa: F403
-from course_lib.mini.pipeline.schedules import Instruction, Schedule, with_stages
 from course_lib.mini.pipeline.stages import micro_batches, split, synced
 from course_lib.mini.pipeline.weights import accumulate, waiting_weights
 

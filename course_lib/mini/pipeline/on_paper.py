@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from course_lib import torch_internals
-from course_lib.arguments import one_of
+from course_lib.arguments import fits, one_of, takes
+from course_lib.mini.pipeline import refusals as refuse
 from course_lib.mini.pipeline import schedules
 from course_lib.mini.pipeline.instructions import (
     LETTERS,
@@ -56,8 +57,9 @@ def blocks(
         chunks: stages per rank, of "interleaved"; each takes 1/chunks of the time.
         costs: how long each op takes on one of p equal stages.
 
-    Returns: `Slot`s, those of a rank one after the other, in its order; `pandas.DataFrame(...)` makes a
-        table of them.
+    Returns:
+        `Slot`s, those of a rank one after the other, in its order. `pandas.DataFrame(...)` makes a table of
+        them.
     """
     make = one_of("kind", kind, KINDS)
     if kind == "interleaved":
@@ -68,6 +70,8 @@ def blocks(
     return play(schedule, {op: cost / chunks for op, cost in costs.items()})
 
 
+@takes(schedule=refuse.other_lists)
+@fits(refuse.other_costs)
 def play(schedule: Schedule, costs: Mapping[str, float] = COSTS) -> list[Slot]:
     """Return what each rank does when, under any valid schedule: an instruction begins as soon as its rank is
     free, and what it needs is there.
@@ -100,12 +104,14 @@ def play(schedule: Schedule, costs: Mapping[str, float] = COSTS) -> list[Slot]:
     return [block for mine in played for block in mine]
 
 
+@takes(found=refuse.other_slots)
 def idle_share(found: list[Slot]) -> float:
     """Return the bubble: the idle time of all ranks over ranks x length of the step."""
     ranks, length = 1 + max(block.rank for block in found), max(block.end for block in found)
     return 1 - sum(block.end - block.begin for block in found) / (ranks * length)
 
 
+@takes(schedule=refuse.other_torch_schedules)
 def lists_of_torch(schedule) -> Schedule:
     """Return the lists of a schedule of torch.distributed.pipelining that has several stages on a rank.
 

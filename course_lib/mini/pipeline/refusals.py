@@ -2,12 +2,12 @@
 themselves are in __init__.py and stages.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from course_lib.arguments import instance, listed, whole
+from course_lib.arguments import instance, listed, number, whole
 from course_lib.mini.pipeline.instructions import Instruction, Schedule
 from course_lib.mini.pipeline.validator import validate
 
@@ -23,6 +23,11 @@ __all__ = [
     "other_losses",
     "no_gradient",
     "other_layers",
+    "other_lists",
+    "other_costs",
+    "other_slots",
+    "other_torch_schedules",
+    "other_waiting",
 ]
 
 
@@ -135,3 +140,40 @@ def other_layers(output) -> Tensor:
             " its gradients cannot wait. Take a schedule without backward_weight."
         )
     return output
+
+
+def other_lists(name: str, schedule) -> None:
+    """A schedule has a list of instructions for each rank."""
+
+    def is_list(entry) -> bool:
+        return isinstance(entry, (list, tuple)) and all(isinstance(one, Instruction) for one in entry)
+
+    listed(name, schedule, "a list of instructions for each rank", is_list)
+
+
+def other_costs(schedule: Schedule, costs) -> None:
+    """Every op in the lists costs something."""
+    for op in dict.fromkeys(one.op for instructions in schedule for one in instructions):
+        if not isinstance(costs, Mapping) or op not in costs:
+            raise ValueError(f"costs: it must say what each op costs, and {op!r} is missing.")
+        number(f"costs[{op!r}]", costs[op], above=True)
+
+
+def other_slots(name: str, found) -> None:
+    """What `play` and `blocks` return."""
+    listed(name, found, "a list of slots, as `play` returns it", lambda one: hasattr(one, "microbatch"))
+
+
+def other_torch_schedules(name: str, schedule) -> None:
+    """Of torch's schedules, those with several stages on a rank have lists."""
+    if not hasattr(schedule, "pipeline_order"):
+        raise TypeError(
+            f"{name}: it must be a schedule of torch.distributed.pipelining with several stages on a rank,"
+            f" not {type(schedule).__name__}."
+        )
+
+
+def other_waiting(name: str, waiting) -> None:
+    """What `waiting_weights` has filled."""
+    if not isinstance(waiting, list) or not all(isinstance(one, tuple) and len(one) == 3 for one in waiting):
+        raise TypeError(f"{name}: it must be the list that `waiting_weights` has filled.")

@@ -27,15 +27,11 @@ from course_lib.mini.pipeline.instructions import (
     backward_input,
     backward_weight,
     forward,
-    heir_of,
-    source_of,
-    with_stages,
 )
 from course_lib.mini.pipeline.validator import validate
 
 __all__ = ["naive", "gpipe", "one_f_one_b", "interleaved", "zb_h1", "zb_h2", "validate"]
 __all__ += ["Instruction", "Schedule", "forward", "backward", "backward_input", "backward_weight"]
-__all__ += ["with_stages", "source_of", "heir_of"]
 
 
 @takes(num_stages=whole, num_microbatches=whole)

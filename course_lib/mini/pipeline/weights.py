@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from course_lib.arguments import takes
 from course_lib.mini.pipeline import refusals as refuse
 
 __all__ = ["Waiting", "waiting_weights", "accumulate"]
@@ -47,6 +48,7 @@ def waiting_weights(stage: nn.Module, waiting: Waiting | None) -> Iterator[None]
             del layer.forward
 
 
+@takes(waiting=refuse.other_waiting)
 def accumulate(waiting: Waiting) -> None:
     """Add the gradients that wait to their weights' `.grad`, and let go of what was kept for them."""
     while waiting:
