@@ -133,6 +133,16 @@ def test_checks_speak_calmly_in_the_chapter_and_pass_in_the_solution(path):
 
 
 @each_notebook
+def test_no_compared_cell_hides_its_value(path):
+    """With a semicolon at its end: nbval, which keeps no history, would find the value."""
+
+    def hides(cell):
+        return cell.source.rstrip().endswith(";") and "nbval-ignore-output" not in tags(cell)
+
+    assert not broken(read(path), hides)
+
+
+@each_notebook
 def test_executed_once_from_top_to_bottom(path):
     counts = [cell.execution_count for cell in code_cells(read(path))]
     assert counts == list(range(1, len(counts) + 1))
