@@ -45,4 +45,5 @@ if dist.get_rank() == 0:
         end=" ",
     )
     print(f"loss {losses[0]:.2f} at first, {losses[-1]:.2f} in step {len(losses)}")
+dist.barrier()  # nobody leaves while another still works
 dist.destroy_process_group()
