@@ -87,6 +87,17 @@ def good_calls() -> dict:
     chosen, routing = torch.zeros(3, 1, dtype=torch.int64), experts.Router(4, n)(ones(3, 4))
     sent = experts.dispatch(ones(3, 4), chosen, n)
 
+    def attention():
+        return dict(
+            q=ones(1, 2 * n, 3, 4),
+            k=ones(1, n, 3, 4),
+            v=ones(1, n, 3, 4),
+            causal=True,
+            order="zigzag",
+            time=3 * n,
+            process_group=everyone,
+        )
+
     def pipeline_step(inputs, targets):
         pipeline.Pipeline(nn.PReLU(), pipeline.gpipe(1, 2), lambda output, targets: output.sum(), alone).step(
             inputs, targets
@@ -201,30 +212,8 @@ def good_calls() -> dict:
             tensor_parallel.Region,
             lambda: dict(group=everyone, sequence_parallel=False, reduce_scatter=None),
         ),
-        "context.ring_attention": (
-            context.ring_attention,
-            lambda: dict(
-                q=ones(1, 2 * n, 3, 4),
-                k=ones(1, n, 3, 4),
-                v=ones(1, n, 3, 4),
-                causal=True,
-                order="zigzag",
-                time=3 * n,
-                process_group=everyone,
-            ),
-        ),
-        "context.ulysses_attention": (
-            context.ulysses_attention,
-            lambda: dict(
-                q=ones(1, 2 * n, 3, 4),
-                k=ones(1, n, 3, 4),
-                v=ones(1, n, 3, 4),
-                causal=True,
-                order="zigzag",
-                time=3 * n,
-                process_group=everyone,
-            ),
-        ),
+        "context.ring_attention": (context.ring_attention, attention),
+        "context.ulysses_attention": (context.ulysses_attention, attention),
         "context.positions": (
             context.positions,
             lambda: dict(time=3 * n, order="zigzag", process_group=everyone),

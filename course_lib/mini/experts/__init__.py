@@ -74,7 +74,7 @@ def dispatch(x: Tensor, chosen: Tensor, num_experts: int, group: Group = None) -
 @takes(outputs=Tensor, weights=Tensor, plan=Plan, group=process_group)
 @fits(refuse.other_outputs)
 def combine(outputs: Tensor, weights: Tensor, plan: Plan, group: Group = None) -> Tensor:
-    """Bring outputs [rows, dim] back, and add up each token's by weights [T, k]: [T, dim]. All ranks must."""
+    """Bring outputs [rows, dim] back: [T, dim], sums with weights [T, k]. Every rank must call this."""
     as_they_came = torch.empty_like(outputs).index_copy(0, plan.by_expert, outputs)
     back = exchange(as_they_came, plan.received, plan.sent, group)
     of_pairs = back.new_zeros(weights.numel(), back.shape[1]).index_copy(0, plan.pairs, back)
