@@ -1,6 +1,6 @@
 """Run a function as real ranks: once (`run`), or over several numbers of ranks (`sweep`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from course_lib.arguments import whole
@@ -10,14 +10,15 @@ from course_lib.ranks.options import Options
 from course_lib.ranks.outside import explain_outside
 from course_lib.ranks.progress import Progress
 from course_lib.record import Job, Sweep
+from course_lib.roles import roles_of
 
 __all__ = ["run", "sweep", "RankWarning"]
 
 
 def run(
-    fn: Callable,
+    fn: Callable | Sequence[Callable],
     *args,
-    ranks: int = 2,
+    ranks: int | None = None,
     backend: str = "auto",
     timeout: float = 60.0,
     threads: int = 1,
@@ -31,13 +32,14 @@ def run(
     that each rank prints are shown, in JupyterLab and in a terminal; all of them are in `job.output`.
 
     Args:
-        fn: the function that every rank runs.
-        ranks: number of processes.
+        fn: the function that every rank runs; or a list of functions, one for each rank, which all get the
+            same arguments: run([serve, work, work]). Then errors and figures name ranks with their function.
+        ranks: number of processes. None: 2, or as many as there are functions.
         backend: "auto" takes NCCL where there is one GPU per rank, otherwise gloo (ranks share the GPUs, or
             run on the CPU).
         timeout: seconds after which the job is stopped and explained.
         threads: compute threads per rank.
-        label: name of the job in figures and errors; the function's name if None.
+        label: name of the job in figures and errors; the function's name if None ("serve and work").
 
     Returns:
         A Job: results and output per rank, and the ledger that `measure.step` has filled.
@@ -50,7 +52,7 @@ def run(
     with told_in_one_line():
         options = Options.checked(fn, ranks, backend, timeout, threads, label)
     explain_outside()
-    with told_in_one_line(), Progress(_title(options)) as progress:
+    with told_in_one_line(), Progress(_title(options), roles=roles_of(fn)) as progress:
         job = carry_out(fn, args, kwargs, options, progress.update)
         progress.over(job.output, "job.output[{rank}]")
     return job
@@ -89,6 +91,11 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         kwargs: `run`'s own options (backend, timeout, threads, label) and the function's keyword arguments.
     """
     with told_in_one_line():
+        if isinstance(fn, (tuple, list)):
+            raise TypeError(
+                "sweep compares numbers of ranks, and a list of functions, one for each rank, has only one:"
+                " give sweep one function, or run each list by itself."
+            )
         if not isinstance(ranks, (tuple, list, range)):
             raise TypeError(
                 f"ranks={ranks!r}: sweep takes several numbers of ranks, for example ranks=(1, 2, 4)."
@@ -99,7 +106,7 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         taken = {field.name: kwargs.pop(field.name) for field in fields(Options) if field.name in kwargs}
         plan = []
         for count in ranks:  # no comprehension: a warning counts the frames up to the learner's line
-            plan.append(Options.checked(fn, count, **taken))
+            plan.append(Options.checked(fn, whole("ranks", count), **taken))
     label, total = plan[0].label, repeats * len(plan)
     jobs: list[Job] = []
     with (

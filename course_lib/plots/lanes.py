@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, legend, panel
 from course_lib.plots.traced import require_trace
 from course_lib.record import Job, overlap
+from course_lib.roles import rank_name
 
 __all__ = ["timeline"]
 
@@ -44,7 +45,8 @@ def timeline(job: Job, ax: Axes | None = None) -> Axes:
     busy = overlap(job)["compute_s"] / length_s
     ticks = {}
     for rank, share in busy.items():
-        ticks[rank + _LANES[False][0]] = f"rank {rank} computes, {share:.0%}"
+        name = rank_name(rank, job.roles) + ":" * bool(job.roles)
+        ticks[rank + _LANES[False][0]] = f"{name} computes, {share:.0%}"
         ticks[rank + _LANES[True][0]] = "communicates"
     ax.set_yticks(list(ticks), list(ticks.values()))
     ax.tick_params(axis="y", length=0, labelsize=SMALL)

@@ -9,8 +9,8 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from course_lib.ranks import diagnose, places
-from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.launch import RankState
+from course_lib.roles import begun, ranks_in_words
 
 __all__ = [
     "RankError",
@@ -50,6 +50,7 @@ class RankReport:
         error_message: what the exception says.
         traceback: everything, library frames included.
         output: what the rank had printed.
+        role: the name of its function, where each rank has one of its own.
     """
 
     rank: int
@@ -61,6 +62,12 @@ class RankReport:
     error_message: str = ""
     traceback: str = ""
     output: str = ""
+    role: str = ""
+
+    @property
+    def name(self) -> str:
+        """ "rank 0", or with a role "rank 0, serve"."""
+        return f"rank {self.rank}" + f", {self.role}" * bool(self.role)
 
 
 class _Told(BaseException):
@@ -82,7 +89,7 @@ class _Told(BaseException):
         for report in self._ordered():
             # a message of several lines stays in its place
             state = "\n      ".join(line for line in report.state.splitlines() if line.strip())
-            rank = f"rank {report.rank}:"
+            rank = f"{report.name}:"
             if report.cause:
                 rank, state = f"{badge}{rank}{plain}", f"{strong}{state}{plain}"
             lines.append(f"  {rank} {state}")
@@ -97,7 +104,7 @@ class _Told(BaseException):
         for report in self._ordered():
             if report.cause and report.output.strip():
                 lines += [
-                    f"  last output of rank {report.rank}:",
+                    f"  last output of {report.name}:",
                     *(f"      {line}" for line in report.output.strip().splitlines()[-8:]),
                 ]
         rank = next((report.rank for report in self._ordered() if report.traceback), None)
@@ -110,8 +117,8 @@ class _Told(BaseException):
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr style='vertical-align: top{'; font-weight: bold' if r.cause else ''}'><td>rank"
-            f" {r.rank}</td><td style='text-align: left; white-space:"
+            f"<tr style='vertical-align: top{'; font-weight: bold' if r.cause else ''}'><td>"
+            f"{html.escape(r.name)}</td><td style='text-align: left; white-space:"
             f" pre-wrap'>{html.escape(r.state)}</td><td style='text-align:"
             f" left'>{html.escape(r.place)}<br><code>{html.escape(r.line)}</code></td></tr>"
             for r in self._ordered()
@@ -201,8 +208,9 @@ def explain(
     elif stuck:
         headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:
-        headline = f"{label} failed on {ranks_in_words(causes)}." + (f" {disagree}" if disagree else "")
-        because = f"stopped because {ranks_in_words(causes)} failed"
+        failed = ranks_in_words(causes, states[0].roles)
+        headline = f"{label} failed on {failed}." + (f" {disagree}" if disagree else "")
+        because = f"stopped because {failed} failed"
     reports = [
         _report(state, output, state.rank in causes, because) for state, output in zip(states, outputs)
     ]
@@ -251,7 +259,8 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
         told += f"; one of its threads had raised {error_in_words(state.thread_error)}"
     trace = state.error["text"] if state.error else _stack_in_words(frames) if frames else state.stack
     kind, message = (state.error["type"], state.error["message"]) if state.error else ("", "")
-    return RankReport(state.rank, told, place, line, cause, kind, message, trace, output)
+    role = state.roles[state.rank] if state.roles else ""
+    return RankReport(state.rank, told, place, line, cause, kind, message, trace, output, role)
 
 
 def error_in_words(error: dict) -> str:
@@ -286,11 +295,11 @@ def _who_waits(states: list[RankState]) -> str:
     for rank, call in waiting.items():
         together[call.split(" of ")[0]].append(rank)
     told = [
-        f"{ranks_in_words(ranks)} wait{'s' if len(ranks) == 1 else ''} in {call}"
+        f"{ranks_in_words(ranks, states[0].roles)} wait{'s' if len(ranks) == 1 else ''} in {call}"
         for call, ranks in together.items()
     ]
-    told += [f"{ranks_in_words(others)} {'is' if len(others) == 1 else 'are'} not there"]
-    return f"{told[0][0].upper()}{'; '.join(told)[1:]}."
+    told += [f"{ranks_in_words(others, states[0].roles)} {'is' if len(others) == 1 else 'are'} not there"]
+    return f"{begun('; '.join(told))}."
 
 
 def ended_in_words(state: RankState) -> str:

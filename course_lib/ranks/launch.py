@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import psutil
 
 from course_lib.ranks import folder
 from course_lib.ranks.server import MAX_RANKS
+from course_lib.roles import ranks_in_words
 
 __all__ = ["Group", "RankState", "NO_PROCESS", "start_server", "server_is_ready"]
 
@@ -43,6 +44,7 @@ class RankState:
     """What the kernel knows of one rank while its job runs, and what is left of it afterwards."""
 
     rank: int
+    roles: Sequence[str] = ()  # of all ranks of the job; none where all run one function
     pid: int = 0
     phase: str = "starting"  # starting, running, finished (result is here), failed (error is here)
     step: int | None = None  # the last step that measure.step has seen
@@ -63,11 +65,16 @@ class RankState:
     stack: str = ""  # a dump of its threads, if it could not answer
     silent: str = ""  # why it could not answer, in words
 
+    @property
+    def name(self) -> str:
+        """Within a sentence: "rank 1", or "rank 1 (work)"."""
+        return ranks_in_words([self.rank], self.roles)
+
 
 class Group:
     """The ranks of one job, from launch to the last process's end. Closing it leaves no process behind."""
 
-    def __init__(self, request: dict, content: dict):
+    def __init__(self, request: dict, content: dict, roles: Sequence[str] = ()):
         """Start the ranks.
 
         Args:
@@ -75,10 +82,11 @@ class Group:
             content: what every rank reads before it begins: the call, cwd, imports. It travels in a file
                 without a name, which nobody else can open and nobody has to remove; of the environment, only
                 what the fork server does not have already.
+            roles: of the ranks, for who tells of them.
 
         Errors: OSError if the system refuses a process, a descriptor, or room for temporary files.
         """
-        self.states = [RankState(rank) for rank in range(request["ranks"])]
+        self.states = [RankState(rank, roles) for rank in range(request["ranks"])]
         self.failed: OSError | RuntimeError | None = None  # why the supervisor could not do its work
         self._buffers = [bytearray() for _ in self.states]
         server = _server()

@@ -12,12 +12,11 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending, settings, threads
-from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import (
     RankError,
     RankInterrupt,
@@ -32,6 +31,7 @@ from course_lib.ranks.launch import NO_PROCESS, Group, server_is_ready
 from course_lib.ranks.options import Options
 from course_lib.record import Job
 from course_lib.record.tables import COLUMNS
+from course_lib.roles import begun, functions_of, ranks_in_words, roles_of
 
 __all__ = ["carry_out"]
 
@@ -44,11 +44,17 @@ OUTPUT_MOST_BYTES = 200_000_000  # a rank that prints more is stopped, before it
 
 
 def carry_out(
-    fn: Callable, args: tuple, kwargs: dict, options: Options, show: Callable, of_learner: bool = True
+    fn: Callable | Sequence[Callable],
+    args: tuple,
+    kwargs: dict,
+    options: Options,
+    show: Callable,
+    of_learner: bool = True,
 ) -> Job:
     """Start the ranks, follow them to the end, and gather what they have sent.
 
     Args:
+        fn: what all ranks run, or a list with a function for each.
         options: as `Options.checked` has made them.
         show: called with what the job is doing, in words, how much of its time is over (0 to 1, or None), and
             a function that reads what each rank has printed so far.
@@ -56,7 +62,7 @@ def carry_out(
             and a warning given of settings that the ranks lack. A check's job has longer where the machine
             is busy: seconds in which its ranks have waited for a core do not count.
     """
-    ranks, timeout, label = options.ranks, options.timeout, options.label
+    ranks, timeout, label, roles = options.ranks, options.timeout, options.label, roles_of(fn)
     placement = devices.place(ranks, options.backend)
     call = _pack(fn, args, kwargs, label)
     # the learner may call this while an error of their own is being handled
@@ -78,6 +84,7 @@ def carry_out(
                         "loopback": devices.loopback(),
                     },
                     content,
+                    roles,
                 )
         except OSError as error:
             raise budget.refusal(error, ranks, label) from None
@@ -130,6 +137,7 @@ def carry_out(
         results,
         output,
         *_gather(group.states),
+        roles,
     )
 
 
@@ -177,17 +185,18 @@ def _wait_for_server(label: str, show) -> None:
 
 def _pack(fn, args, kwargs, label: str) -> bytes:
     """A pickle of the call, once it is sure that the function takes these arguments."""
-    with contextlib.suppress(ValueError):  # of some functions in C, Python does not know the arguments
-        signature = inspect.signature(fn, follow_wrapped=False)
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            taken = [option.name for option in fields(Options) if option.name in signature.parameters]
-            raise TypeError(
-                f"{label} cannot be called with these arguments: {error}."
-                + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)"
-                * bool(taken)
-            ) from None
+    for each, role in zip(functions_of(fn), roles_of(fn) or [label]):
+        with contextlib.suppress(ValueError):  # of some functions in C, Python does not know the arguments
+            signature = inspect.signature(each, follow_wrapped=False)
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                taken = [option.name for option in fields(Options) if option.name in signature.parameters]
+                raise TypeError(
+                    f"{role} cannot be called with these arguments: {error}."
+                    + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)"
+                    * bool(taken)
+                ) from None
     return sending.pack_call(fn, args, kwargs, label)
 
 
@@ -244,8 +253,9 @@ def _flood(group: Group) -> str:
     flooding = [state.rank for state in group.alive if _size(group.output_of(state.rank)) > OUTPUT_MOST_BYTES]
     if not flooding:
         return ""
+    who = begun(ranks_in_words(flooding, group.states[0].roles))
     return (
-        f"{ranks_in_words(flooding).capitalize()} {'has' if len(flooding) == 1 else 'have'} printed more than"
+        f"{who} {'has' if len(flooding) == 1 else 'have'} printed more than"
         f" {OUTPUT_MOST_BYTES / 1e6:g} MB: print less, or not in every step."
     )
 
@@ -259,9 +269,9 @@ def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> 
             places.learners_frame(frames_of_dump(state.stack, all_threads=True)) for state in unfinished
         ]
         where = "; ".join(dict.fromkeys(places.place_in_words(frame) for frame in frames if frame))
+        who = begun(ranks_in_words([state.rank for state in unfinished], states[0].roles))
         warnings.warn(
-            f"{diagnose.ranks_in_words(state.rank for state in unfinished).capitalize()} had returned, and"
-            " still worked "
+            f"{who} had returned, and still worked "
             + ("when the job was stopped" if flood else f"after timeout={timeout:g} s")
             + f" ({where})" * bool(where)
             + "."
@@ -273,8 +283,8 @@ def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> 
     for state in states:
         if state.status:
             warnings.warn(
-                f"Rank {state.rank} {ended_in_words(state)}: it still worked after its function had returned."
-                " What was not done is lost.",
+                f"{begun(state.name)} {ended_in_words(state)}: it still worked after its function had"
+                " returned. What was not done is lost.",
                 RankWarning,
                 stacklevel=4,
             )
@@ -288,7 +298,7 @@ def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> 
         if state.thread_error and not suspicious:
             frame = places.learners_frame(state.thread_error["frames"])
             suspicious = (
-                f"A thread of rank {state.rank} raised {error_in_words(state.thread_error)}"
+                f"A thread of {state.name} raised {error_in_words(state.thread_error)}"
                 + (f" ({places.place_in_words(frame)})" if frame else "")
                 + ", and ended; the rank went on without it."
             )

@@ -1,13 +1,14 @@
 """How a job runs, in one piece: checked once, then handed on."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from course_lib.arguments import number, one_of, whole
 from course_lib.ranks import budget, devices, worker
 from course_lib.ranks.errors import RankWarning
 from course_lib.ranks.server import MAX_RANKS
+from course_lib.roles import functions_of, label_of
 
 __all__ = ["Options"]
 
@@ -33,8 +34,8 @@ class Options:
     @classmethod
     def checked(
         cls,
-        fn: Callable,
-        ranks: int = 2,
+        fn: Callable | Sequence[Callable],
+        ranks: int | None = None,
         backend: str = "auto",
         timeout: float = 60.0,
         threads: int = 1,
@@ -43,19 +44,36 @@ class Options:
         """Make the options of a job of `fn`, once it is sure that it can run here; without a label it gets
         the function's name. A RankWarning points to the line that called `run` where the job will be slow.
 
+        Args:
+            ranks: 2 if None, or as many as there are functions.
+
         Errors: TypeError, ValueError or RuntimeError for what cannot work, each in one sentence.
         """
         if worker.in_rank():
             raise RuntimeError(
                 "run was called by a rank; ranks cannot start ranks. Call run from the notebook."
             )
-        if not callable(fn):
-            raise TypeError(
-                f"run needs a function to run on every rank, and got {type(fn).__name__}:"
-                " run(train, ranks=2), not run(train(), ranks=2)."
-            )
+        several, functions = isinstance(fn, (list, tuple)), functions_of(fn)
+        for rank, each in enumerate(functions):
+            if not callable(each):
+                raise TypeError(
+                    f"run needs a function for each rank, and got {type(each).__name__} for rank {rank}:"
+                    " run([serve, work, work]), not run([serve(), work(), work()])."
+                    if several
+                    else f"run needs a function to run on every rank, and got {type(each).__name__}:"
+                    " run(train, ranks=2), not run(train(), ranks=2)."
+                )
         if isinstance(ranks, (tuple, list, range)):
             raise ValueError(f"ranks={ranks!r}: run takes one number of ranks; use sweep for several.")
+        if ranks is None:
+            ranks = len(functions) if several else 2
+        if not functions:
+            raise ValueError("run got an empty list: it needs a function for each rank: run([serve, work]).")
+        if several and ranks != len(functions):
+            raise ValueError(
+                f"ranks={ranks!r}: the list has {len(functions)} functions, one for each rank. Leave"
+                " ranks out."
+            )
         whole("ranks", ranks)
         if ranks > MAX_RANKS:
             raise ValueError(f"ranks={ranks}: this library starts at most {MAX_RANKS} ranks on one machine.")
@@ -67,6 +85,4 @@ class Options:
         warning = budget.look(ranks, threads, budget.Machine.here())
         if warning:
             warnings.warn(warning, RankWarning, stacklevel=3)
-        if not label:
-            label = getattr(fn, "__name__", type(fn).__name__)
-        return cls(ranks, backend, timeout, threads, label)
+        return cls(ranks, backend, timeout, threads, label or label_of(fn))

@@ -84,6 +84,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
             store = _join(request, rank)
         meet = _meeting_point(store, request["ranks"])
         function, args, kwargs = sending.open_call(job["call"])
+        if isinstance(function, (list, tuple)):  # one for each rank
+            function = function[rank]
         # all have joined: a rank that fails at once does not break another's connecting
         meet("started", request["timeout"])
         kernel.send("started", psutil.Process().memory_info().rss)

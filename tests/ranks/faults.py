@@ -473,3 +473,20 @@ def loads(root):
 
     step, shard = load(root, 4)
     return step, shard["params"].tolist()
+
+
+def serves(fails: str):
+    """Rank 0 of a job with roles: it sums up what the others send, and then raises, or waits for more."""
+    x = torch.ones(3)
+    for peer in range(1, dist.get_world_size()):
+        dist.recv(x, peer)
+    if fails == "raises":
+        raise ValueError("no more")
+    dist.recv(x, 1)
+
+
+def works(fails: str):
+    """The other ranks: they send, and then wait for an answer, or are done."""
+    dist.send(torch.ones(3), 0)
+    if fails == "raises":
+        dist.recv(torch.ones(3), 0)

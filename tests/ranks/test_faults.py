@@ -377,6 +377,27 @@ def test_row_17_groups_that_all_ranks_make_are_no_mistake(nothing_left, tmp_path
     assert job.results == [16.0] * 4
 
 
+def test_row_20_a_role_fails(nothing_left):
+    error = fails([faults.serves, faults.works, faults.works], "raises", ranks=3)
+    lines = str(error).splitlines()
+    assert lines[:2] == [
+        "serves and works failed on rank 0 (serves).",
+        "  rank 0, serves: raised ValueError: no more",
+    ]
+    assert "faults.py, line" in lines[2] and "in serves" in lines[2]
+    assert error.reports[2].name == "rank 2, works" and error.reports[2].role == "works"
+    assert error.reports[2].state == (
+        "stopped because rank 0 (serves) failed; it was waiting in recv from rank 0 (serves) of float32[3]"
+    )
+    assert "<td>rank 1, works</td>" in error._repr_html_()
+
+
+def test_row_20_roles_that_wait_for_each_other(nothing_left):
+    error = fails([faults.serves, faults.works], "waits")
+    assert "rank 0 (serves) in recv from rank 1 (works) of float32[3], which has finished" in error.headline
+    assert "in serves" in error.reports[0].place and error.reports[1].state == "had finished"
+
+
 def test_the_last_error_stays(nothing_left):
     error = fails(faults.raises, ranks=3)
     copied = error._render_traceback_()[-1].split(": ", 1)[1]
