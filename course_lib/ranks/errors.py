@@ -7,10 +7,14 @@ import re
 import signal
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from course_lib.ranks import diagnose, places
 from course_lib.ranks.launch import RankState
 from course_lib.roles import begun, ranks_in_words
+
+if TYPE_CHECKING:  # a rank that imports this file needs no pandas
+    from course_lib.record.attempts import Attempt
 
 __all__ = [
     "RankError",
@@ -71,15 +75,23 @@ class RankReport:
 
 
 class _Told(BaseException):
-    """What RankError and RankInterrupt share: a headline and one report per rank, as text, panel and HTML."""
+    """What RankError and RankInterrupt share: a headline, one report per rank, and a line for each attempt
+    that failed, as text, panel and HTML.
+    """
 
-    def __init__(self, headline: str, reports: list[RankReport], label: str):
-        self.headline, self.reports, self.label = headline, reports, label
+    def __init__(
+        self, headline: str, reports: list[RankReport], label: str, attempts: "tuple[Attempt, ...]" = ()
+    ):
+        self.headline, self.reports, self.label, self.attempts = headline, reports, label, attempts
         # without its number: the same text in every run
         super().__init__(_CELL.sub("cell", "\n".join(self._lines())))
 
     def __reduce__(self):
-        return type(self), (self.headline, self.reports, self.label)
+        return type(self), (self.headline, self.reports, self.label, self.attempts)
+
+    def after(self, words: str, attempts: "tuple[Attempt, ...]"):
+        """The same error of a job that may start again: `words` follow the headline."""
+        return type(self)(f"{self.headline} {words}", self.reports, self.label, attempts)
 
     def _ordered(self) -> list[RankReport]:
         return sorted(self.reports, key=lambda report: (not report.cause, report.rank))
@@ -95,7 +107,7 @@ class _Told(BaseException):
             lines.append(f"  {rank} {state}")
             if report.place:
                 lines.append(f"      {report.place}" + (f":  {report.line}" if report.line else ""))
-        return lines
+        return lines + [f"  {attempt}" for attempt in self.attempts]
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a stack through this library."""
@@ -123,9 +135,10 @@ class _Told(BaseException):
             f" left'>{html.escape(r.place)}<br><code>{html.escape(r.line)}</code></td></tr>"
             for r in self._ordered()
         )
+        tried = "".join(f"<div>{html.escape(str(attempt))}</div>" for attempt in self.attempts)
         return (
             f"<b>{html.escape(self.headline)}</b><table><tr><th></th><th>state</th><th>where in your"
-            f" code</th></tr>{rows}</table>"
+            f" code</th></tr>{rows}</table>{tried}"
         )
 
 
@@ -136,6 +149,8 @@ class RankError(_Told, RuntimeError):
         headline: the sentence.
         reports: list of RankReport, in rank order.
         label: name of the job.
+        attempts: of a job that may start again (`run(..., restarts=2)`) the attempts that failed, in order;
+            `reports` are of the last one.
     """
 
 

@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending, settings, threads
+from course_lib.ranks.attempts import Attempts
 from course_lib.ranks.errors import (
     RankError,
     RankInterrupt,
@@ -49,6 +50,7 @@ def carry_out(
     kwargs: dict,
     options: Options,
     show: Callable,
+    again: Callable = lambda told, outputs: None,
     of_learner: bool = True,
 ) -> Job:
     """Start the ranks, follow them to the end, and gather what they have sent.
@@ -58,6 +60,7 @@ def carry_out(
         options: as `Options.checked` has made them.
         show: called with what the job is doing, in words, how much of its time is over (0 to 1, or None), and
             a function that reads what each rank has printed so far.
+        again: called before the ranks start again, with why, in words, and what each had printed.
         of_learner: the function is the learner's own, and no check's: only then is long output saved whole,
             and a warning given of settings that the ranks lack. A check's job has longer where the machine
             is busy: seconds in which its ranks have waited for a core do not count.
@@ -68,24 +71,23 @@ def carry_out(
     # the learner may call this while an error of their own is being handled
     outside = sys.exc_info()[1]
     content = {"call": call, "cwd": _working_directory(label), "imports": imports.of_the_notebook()}
+    request = {
+        "ranks": ranks,
+        "backend": placement.backend,
+        "devices": placement.devices,
+        "threads": options.threads,
+        "timeout": timeout if of_learner else (1 + PATIENCE) * timeout,
+        "loopback": devices.loopback(),
+        "attempt": 0,
+        "restarts": options.restarts,
+    }
     group = None
     try:
         try:
             _wait_for_server(label, show)
-            begin = time.monotonic()
+            begin, attempts = time.monotonic(), Attempts(options)
             with _no_second_interrupt(outside):
-                group = Group(
-                    {
-                        "ranks": ranks,
-                        "backend": placement.backend,
-                        "devices": placement.devices,
-                        "threads": options.threads,
-                        "timeout": timeout if of_learner else (1 + PATIENCE) * timeout,
-                        "loopback": devices.loopback(),
-                    },
-                    content,
-                    roles,
-                )
+                group = Group(request, content, roles)
         except OSError as error:
             raise budget.refusal(error, ranks, label) from None
         try:
@@ -96,32 +98,50 @@ def carry_out(
                 more = not of_learner and seconds <= 0
                 return seconds + _starved(group.states, timeout) if more else seconds
 
-            def printed():
-                return [
-                    _read_output(group.output_of(rank), False, OUTPUT_LIVE_BYTES) for rank in range(ranks)
-                ]
+            def printed(save: bool = False, limit_bytes: int = OUTPUT_LIVE_BYTES):
+                paths = [group.output_of(state.rank) for state in group.states]
+                return [_read_output(path, save, limit_bytes) for path in paths]
 
             def show_progress():
-                show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout), printed)
+                doing, fraction = _progress(group.states, timeout - deadline + time.monotonic(), timeout)
+                show(attempts.doing() + doing, fraction, printed)
 
-            stopped = _follow(group, left, show_progress)
-            if group.failed:
-                raise budget.refusal(group.failed, ranks, label)
+            while (stopped := _follow(group, left, show_progress)) is not None:
+                if group.failed:
+                    raise budget.refusal(group.failed, ranks, label)
+                output = printed(of_learner, OUTPUT_LIMIT_BYTES)
+                failure = _name_a_limit(
+                    explain(group.states, output, label, timeout, **stopped), group.states, output
+                )
+                if not isinstance(failure, RankError):
+                    raise failure
+                over = "timed_out" in stopped
+                count = attempts.ranks_of_next(failure, group.states, output, over, group.supervised)
+                if count is None:
+                    raise remember(attempts.tell(failure))
+                again(f"{attempts.past[-1]}", output)
+                if count < len(group.states):
+                    placement = devices.place(count, placement.backend)
+                    request |= {"ranks": count, "devices": placement.devices}
+                try:
+                    with _no_second_interrupt(outside):
+                        group.start_again(request | {"attempt": len(attempts.past)})
+                except OSError as error:
+                    raise budget.refusal(error, count, label) from None
             seconds = time.monotonic() - begin
-            unfinished, flood = ([], "") if stopped is not None else _let_finish(group, left, show_progress)
-            output = [_read_output(group.output_of(rank), of_learner) for rank in range(ranks)]
-            if stopped is None:
-                _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
-                for told in settings.lost(group.states[0].records["settings"]) if of_learner else ():
-                    warnings.warn(told, RankWarning, stacklevel=3)
-            else:
-                failure = explain(group.states, output, label, timeout, **stopped)
-                raise remember(_name_a_limit(failure, group.states, output))
+            unfinished, flood = _let_finish(group, left, show_progress)
+            output = printed(of_learner, OUTPUT_LIMIT_BYTES)
+            _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
+            for told in settings.lost(group.states[0].records["settings"]) if of_learner else ():
+                warnings.warn(told, RankWarning, stacklevel=3)
+            if options.restarts:
+                attempts.keep(group.states, output)
         except KeyboardInterrupt:
             with _no_second_interrupt(outside):
                 group.ask_and_wait()
-                output = [_read_output(group.output_of(rank), of_learner) for rank in range(ranks)]
-            raise remember(explain(group.states, output, label, timeout, interrupted=True)) from None
+                output = printed(of_learner, OUTPUT_LIMIT_BYTES)
+            stop = explain(group.states, output, label, timeout, interrupted=True)
+            raise remember(attempts.tell(stop)) from None
     finally:
         if group:
             with _no_second_interrupt(outside):
@@ -129,7 +149,7 @@ def carry_out(
     results = [_unpack(state.result, state.rank) for state in group.states]
     return Job(
         label,
-        ranks,
+        len(group.states),
         placement.backend,
         "cuda" if placement.devices[0] != "cpu" else "cpu",
         placement.hardware,
@@ -138,6 +158,7 @@ def carry_out(
         output,
         *_gather(group.states),
         roles,
+        attempts.past if options.restarts else [],
     )
 
 
@@ -163,7 +184,7 @@ def _name_a_limit(error, states, output: list[str]):
     if isinstance(error, RankError) and any(
         state.error and NO_PROCESS.search(state.error["message"]) for state in states
     ):
-        return RankError(f"{error.headline} {budget.limit_in_words()}", error.reports, error.label)
+        return error.after(budget.limit_in_words(), error.attempts)
     return error
 
 
@@ -361,7 +382,7 @@ def _follow(group: Group, left: Callable[[], float], show) -> dict | None:
 
 
 def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
-    steps = [state.step for state in states if state.step is not None]
+    steps = [state.step + (state.begun_at or 0) for state in states if state.step is not None]
     if steps:
         doing = f"step {min(steps)}"
     elif all(state.phase != "starting" for state in states):

@@ -23,6 +23,8 @@ class Options:
         timeout: seconds after which the job is stopped.
         threads: compute threads per rank.
         label: name of the job in figures and errors.
+        restarts: how often at most all ranks start again after a failure.
+        min_ranks: on how few ranks they may; None: on all.
     """
 
     ranks: int
@@ -30,6 +32,8 @@ class Options:
     timeout: float
     threads: int
     label: str
+    restarts: int = 0
+    min_ranks: int | None = None
 
     @classmethod
     def checked(
@@ -40,6 +44,8 @@ class Options:
         timeout: float = 60.0,
         threads: int = 1,
         label: str | None = None,
+        restarts: int = 0,
+        min_ranks: int | None = None,
     ) -> "Options":
         """Make the options of a job of `fn`, once it is sure that it can run here; without a label it gets
         the function's name. A RankWarning points to the line that called `run` where the job will be slow.
@@ -82,7 +88,20 @@ class Options:
         number("timeout", timeout, above=True)
         if label is not None and not isinstance(label, str):
             raise TypeError(f"label={label!r}: it must be text.")
+        whole("restarts", restarts, least=0)
+        if min_ranks is not None:
+            whole("min_ranks", min_ranks, most=ranks)
+            if not restarts:
+                raise ValueError(
+                    f"min_ranks={min_ranks}: it is on how few ranks a job may start again. Give restarts=1 or"
+                    " more, too."
+                )
+            if several:
+                raise ValueError(
+                    f"min_ranks={min_ranks}: each rank has a function of its own, so none can be left out."
+                    " Leave min_ranks out."
+                )
         warning = budget.look(ranks, threads, budget.Machine.here())
         if warning:
             warnings.warn(warning, RankWarning, stacklevel=3)
-        return cls(ranks, backend, timeout, threads, label or label_of(fn))
+        return cls(ranks, backend, timeout, threads, label or label_of(fn), restarts, min_ranks)

@@ -64,11 +64,26 @@ class Progress:
             sys.stderr.flush()
             self.drawn = True
 
-    def over(self, outputs: Sequence[str], where: str, of: str = "") -> None:
-        """The job is done: what each rank has printed in all, and where one finds it; `of`: words for which
-        job it is, where there are several.
+    def again(self, told: str, outputs: Sequence[str]) -> None:
+        """The job starts again, and what its ranks print is shown anew: `told` says so in a terminal, below
+        the rest of what they had printed.
+        """
+        if self._stays and not self._in_kernel and sys.stderr.isatty():
+            self._write_lines(outputs, over=True)
+            sys.stderr.write(f"\r\x1b[K{told}\n")
+        self._said.clear()
+
+    def over(self, outputs: Sequence[str], where: str, of: str = "", cost: str = "") -> None:
+        """The job is done: what each rank has printed in all, and where one finds it.
+
+        Args:
+            of: words for which job it is, where there are several.
+            cost: what failures have cost, for the line that stays.
         """
         self._outputs, self._where, self._of = outputs, where, of
+        if cost:
+            self.title += f": {cost}"
+            self.drawn = self.drawn or sys.stderr.isatty()
 
     def __exit__(self, kind, error, trace) -> None:
         if reports := getattr(error, "reports", ()):

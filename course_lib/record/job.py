@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from course_lib.record import printed
+from course_lib.record.attempts import Attempt, lost_in_words, read_attempts
 from course_lib.record.tables import COLUMNS
 from course_lib.roles import rank_name
 
@@ -16,7 +17,7 @@ __all__ = ["Job"]
 
 FORMAT = "course_lib.Job"
 VERSION = 1
-_OPTIONAL = ("roles",)
+_OPTIONAL = ("roles", "attempts")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Job:
         absent: layers that could not be measured here, each with the reason.
         records: the rows of the four tables below, as plain lists of dicts.
         roles: the name of each rank's function, in rank order; empty where all ranks ran one function.
+        attempts: of a job that could start again (`run(..., restarts=2)`), one record for each attempt, the
+            one that went well last: number, ranks, reason of its failure, seconds, steps, output. All else is
+            of the last attempt, but for `seconds`, which are of all. Else empty.
 
     Each table is a copy: change it as you like, the job stays as it was measured.
     """
@@ -50,6 +54,7 @@ class Job:
     absent: dict[str, str] = field(default_factory=dict)
     records: dict[str, list] = field(default_factory=dict, repr=False)
     roles: list[str] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
 
     @property
     def steps(self) -> pd.DataFrame:
@@ -163,6 +168,10 @@ class Job:
             raise ValueError(f"{path} is damaged: 'roles' has not one name for each rank.")
         if extra := set(content) - set(wanted) - set(_OPTIONAL):
             raise ValueError(f"{path} is damaged: it holds the unknown field {sorted(extra)[0]!r}.")
+        try:
+            content["attempts"] = read_attempts(content.get("attempts", []))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: 'attempts' cannot be read ({error}).") from None
         job = cls(**content)
         for name in COLUMNS:
             try:
@@ -195,6 +204,9 @@ class Job:
         from course_lib.record.readings import step_seconds  # here: it takes a Job
 
         parts = [f"Job {self.label}: {self.where}, {self.seconds:.2f} s"]
+        if lost := lost_in_words(self.attempts):
+            parts.append(f"  {lost}")
+            parts += [f"  {attempt}" for attempt in self.attempts if attempt.reason]
         if self.steps["seconds"].notna().any():
             timed = step_seconds(self)
             parts.append(
