@@ -661,11 +661,17 @@ def test_row_10_the_kernel_is_killed_while_ranks_start_again(tmp_path, where):
     traces = Traces(tmp_path / "tmp")
     arguments = [str(Path(__file__).parent), str(tmp_path), where]
     kernel = subprocess.Popen([sys.executable, "-c", RESTARTS, *arguments], env=traces.environ)
-    if where == "later":
-        assert soon(lambda: len([path for path in tmp_path.glob("pid*") if path.stat().st_size]) == 3, 240)
-        assert traces.files()
+    try:
+        if where == "later":
+            assert soon(
+                lambda: len([path for path in tmp_path.glob("pid*") if path.stat().st_size]) == 3, 600
+            )
+            assert traces.files()
+        else:
+            assert kernel.wait(600) == -signal.SIGKILL
+    finally:
         kernel.kill()
-    assert kernel.wait(240) == -signal.SIGKILL
+        kernel.wait()
     assert traces.left(SOON_S) == []
 
 
