@@ -1,6 +1,6 @@
 """Run a function as real ranks: once (`run`), or over several numbers of ranks (`sweep`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from course_lib.arguments import whole
@@ -10,18 +10,22 @@ from course_lib.ranks.options import Options
 from course_lib.ranks.outside import explain_outside
 from course_lib.ranks.progress import Progress
 from course_lib.record import Job, Sweep
+from course_lib.record.attempts import lost_in_words
+from course_lib.roles import roles_of
 
 __all__ = ["run", "sweep", "RankWarning"]
 
 
 def run(
-    fn: Callable,
+    fn: Callable | Sequence[Callable],
     *args,
-    ranks: int = 2,
+    ranks: int | None = None,
     backend: str = "auto",
     timeout: float | None = None,
     threads: int = 1,
     label: str | None = None,
+    restarts: int = 0,
+    min_ranks: int | None = None,
     **kwargs,
 ) -> Job:
     """Run `fn(*args, **kwargs)` once on every rank, as real processes, and return one Job.
@@ -31,29 +35,38 @@ def run(
     that each rank prints are shown, in JupyterLab and in a terminal; all of them are in `job.output`.
 
     Args:
-        fn: the function that every rank runs.
-        ranks: number of processes.
+        fn: the function that every rank runs; or a list of functions, one for each rank, which all get the
+            same arguments: run([serve, work, work]). Then errors and figures name ranks with their function.
+        ranks: number of processes. None: 2, or as many as there are functions.
         backend: "auto" takes NCCL where there is one GPU per rank, otherwise gloo (ranks share the GPUs, or
             run on the CPU).
         timeout: seconds after which the job is stopped and explained. None for 60; where the machine is busy,
             those in which its ranks wait for a free core do not count then (at most 240).
         threads: compute threads per rank.
-        label: name of the job in figures and errors; the function's name if None.
+        label: name of the job in figures and errors; the function's name if None ("serve and work").
+        restarts: how often at most, after a failure, all ranks end and start again; the environment variable
+            TORCHELASTIC_RESTART_COUNT tells them how often they have, as under torchrun --max-restarts. What
+            they did not save is done again. `timeout` is for all attempts together: a job whose time is over
+            does not start again, nor does one that is interrupted.
+        min_ranks: with it, a rank that was killed from outside (SIGKILL, SIGTERM) does not come back, and the
+            others start again without it while there are so many; a rank that fails by itself comes back. As
+            torchrun --nnodes=MIN:MAX does with a machine that is lost. None: all come back.
 
     Returns:
         A Job: results and output per rank, and the ledger that `measure.step` has filled.
 
     Errors:
-        RankError if a rank raises, dies, is not done in time, or if the ranks wait for each other.
-        RankInterrupt, a KeyboardInterrupt, if it is interrupted. TypeError or ValueError for arguments that
-        cannot work. OSError if there is no room for temporary files.
+        RankError if a rank raises, dies, is not done in time, or if the ranks wait for each other (in the
+        last attempt of a job with restarts). RankInterrupt, a KeyboardInterrupt, if it is interrupted.
+        TypeError or ValueError for arguments that cannot work. OSError if there is no room for temporary
+        files.
     """
     with told_in_one_line():
-        options = Options.checked(fn, ranks, backend, timeout, threads, label)
+        options = Options.checked(fn, ranks, backend, timeout, threads, label, restarts, min_ranks)
     explain_outside()
-    with told_in_one_line(), Progress(_title(options)) as progress:
-        job = carry_out(fn, args, kwargs, options, progress.update)
-        progress.over(job.output, "job.output[{rank}]")
+    with told_in_one_line(), Progress(_title(options), roles=roles_of(fn)) as progress:
+        job = carry_out(fn, args, kwargs, options, progress.update, progress.again)
+        progress.over(job.output, "job.output[{rank}]", cost=lost_in_words(job.attempts))
     return job
 
 
@@ -90,6 +103,11 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         kwargs: `run`'s own options (backend, timeout, threads, label) and the function's keyword arguments.
     """
     with told_in_one_line():
+        if isinstance(fn, (tuple, list)):
+            raise TypeError(
+                "sweep compares numbers of ranks, and a list of functions, one for each rank, has only one:"
+                " give sweep one function, or run each list by itself."
+            )
         if not isinstance(ranks, (tuple, list, range)):
             raise TypeError(
                 f"ranks={ranks!r}: sweep takes several numbers of ranks, for example ranks=(1, 2, 4)."
@@ -98,9 +116,14 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
             raise ValueError("sweep needs at least one number of ranks, for example ranks=(1, 2, 4).")
         whole("repeats", repeats)
         taken = {field.name: kwargs.pop(field.name) for field in fields(Options) if field.name in kwargs}
+        if {"restarts", "min_ranks"} & set(taken):
+            raise ValueError(
+                "sweep compares times, and those of a job that has started again say nothing: restarts and"
+                " min_ranks are for run."
+            )
         plan = []
         for count in ranks:  # no comprehension: a warning counts the frames up to the learner's line
-            plan.append(Options.checked(fn, count, **taken))
+            plan.append(Options.checked(fn, whole("ranks", count), **taken))
     label, total = plan[0].label, repeats * len(plan)
     jobs: list[Job] = []
     with (

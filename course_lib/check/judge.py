@@ -16,10 +16,10 @@ from course_lib.check.verdict import Demands, Note, Printed, Verdict
 from course_lib.jobs import run_quietly
 from course_lib.learner import record
 from course_lib.ranks import places
-from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.errors import RankError, RankReport
 from course_lib.ranks.progress import say
 from course_lib.record import Job, printed
+from course_lib.roles import ranks_in_words
 
 __all__ = ["Judge", "exercise", "demands"]
 

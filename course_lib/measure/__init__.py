@@ -42,13 +42,16 @@ class step:
         optimizer: optimizer whose state is counted, right after its `step()`; None counts at the end of the
             step.
         samples: how many samples this rank processes in this step, for samples per second.
+        number: which step of the whole training this is, from 0, for a function that goes on from a
+            checkpoint. Then a job that starts again (`run(..., restarts=2)`) tells how many steps were done
+            again. The numbers in tables count from 0 in each attempt.
 
-    Errors: TypeError or ValueError for a model, an optimizer or samples that are none (in a job; elsewhere
-        they are not looked at).
+    Errors: TypeError or ValueError for a model, an optimizer, samples or a number that are none (in a job;
+        elsewhere they are not looked at).
     """
 
-    def __init__(self, model=None, optimizer=None, samples: int | None = None):
-        self._arguments = model, optimizer, samples
+    def __init__(self, model=None, optimizer=None, samples: int | None = None, number: int | None = None):
+        self._arguments = model, optimizer, samples, number
 
     def __enter__(self) -> None:
         if _ledger is not None:
@@ -74,10 +77,12 @@ def span(name: str, communication: bool = False) -> contextlib.AbstractContextMa
 _ledger: Ledger | None = None  # one per rank; None outside a job
 
 
-def start_ledger(report: Callable[[int], None], meet: Callable[[str], None]) -> Ledger:
+def start_ledger(
+    report: Callable[[int, int | None], None], meet: Callable[[str], None], each_step: bool = False
+) -> Ledger:
     """Begin to record in this process (called by the rank's worker)."""
     global _ledger
-    _ledger = Ledger(report, meet)
+    _ledger = Ledger(report, meet, each_step)
     return _ledger
 
 

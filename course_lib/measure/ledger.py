@@ -22,27 +22,36 @@ _REPORT_EVERY_S = 0.2
 class Ledger:
     """What one rank has measured."""
 
-    def __init__(self, report: Callable[[int], None], meet: Callable[[str], None]):
-        """`report(step)`: a sign of life, between steps. `meet(name)`: wait a moment for the other ranks."""
+    def __init__(
+        self,
+        report: Callable[[int, int | None], None],
+        meet: Callable[[str], None],
+        each_step: bool = False,
+    ):
+        """`report(step, number)`: a sign of life, between steps; now and then, or after `each_step`.
+        `meet(name)`: wait a moment for the other ranks.
+        """
         self.steps: list[dict] = []
         self.memory: list[dict] = []
         self.trace: tracing.Trace | None = None  # of the step that is traced now
         self._finished_trace: tracing.Trace | None = None
         self._attached = Attached({})
         self._report, self._meet, self._reported = report, meet, 0.0
+        self._report_every_s = 0.0 if each_step else _REPORT_EVERY_S
         self._cuda = torch.get_default_device().type == "cuda"
         self._nccl = dist.is_initialized() and torch_internals.uses_nccl()
         self.absent = self._what_is_absent()
         self._open = False
         self._peak = memory.Peak(self._cuda)
 
-    def begin(self, model, optimizer, samples: int | None) -> None:
+    def begin(self, model, optimizer, samples: int | None, number: int | None) -> None:
         if self._open:
             raise RuntimeError(
                 "measure.step was entered inside another measure.step; steps cannot be nested."
             )
         self._phase = WARM_UP if not self.steps else TRACED if len(self.steps) == 1 else TIMED
         self._samples = None if samples is None else int(whole("samples", samples, least=0))
+        self._number = None if number is None else int(whole("number", number, least=0))
         if self._phase != TIMED:
             modules = memory.modules_of(model)
             if optimizer is not None and not callable(getattr(optimizer, "step", None)):
@@ -91,9 +100,9 @@ class Ledger:
         if self._phase == TRACED:
             self._meet("timed")
         now = time.monotonic()
-        if now - self._reported > _REPORT_EVERY_S:
+        if now - self._reported >= self._report_every_s:
             self._reported = now
-            self._report(len(self.steps) - 1)
+            self._report(len(self.steps) - 1, self._number)
 
     def _leave(self) -> tracing.Trace | None:
         """Take the instruments away; returns the trace if there was one."""

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from course_lib.plots.styles import COLORS, INK, NORMAL, PAPER, SMALL, SOFT, legend, panel
-from course_lib.plots.traced import require_trace, times_theory
+from course_lib.plots.traced import mark_ranks, require_trace, times_theory
 from course_lib.plots.units import Unit
 from course_lib.record import Job, calls, sent
 
@@ -58,7 +58,7 @@ def communication(job: Job, theory: float | Sequence[float] | None = None, ax: A
             _bars(ax, x, table, expected, unit, labels)
     ax.set_xlim(-0.5 - 0.15 * width, 2 * width + job.ranks - 0.5 + 0.15 * width)
     ax.set_ylim(0, top * 1.5)
-    ax.set_xticks(ticks, [str(round(tick % width)) for tick in ticks])
+    mark_ranks(ax, ticks, [round(tick % width) for tick in ticks], job.roles)
     if job.comm.empty:
         why = "this step asked for no collective"
         if "collectives" in job.absent:

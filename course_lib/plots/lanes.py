@@ -14,6 +14,7 @@ from course_lib.plots.microbatches import block_of, messages
 from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, SOFT, legend, panel
 from course_lib.plots.traced import require_trace
 from course_lib.record import Job, overlap
+from course_lib.roles import rank_name
 
 __all__ = ["timeline"]
 
@@ -76,7 +77,8 @@ def timeline(
     busy = overlap(job)["compute_s"] / length_s
     ticks = {}
     for rank, share in busy.items():
-        ticks[rank + _LANES[False][0]] = f"rank {rank} computes, {share:.0%}"
+        name = rank_name(rank, job.roles) + ":" * bool(job.roles)
+        ticks[rank + _LANES[False][0]] = f"{name} computes, {share:.0%}"
         if True in lanes:
             ticks[rank + _LANES[True][0]] = "communicates"
     ax.set_yticks(list(ticks), list(ticks.values()))

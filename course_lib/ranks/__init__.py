@@ -1,7 +1,8 @@
 """Real processes: start them warm, watch them, stop them, explain what went wrong.
 
 one_job.py           one job from the call to its Job
-options.py           how many ranks, which backend, how long: checked once
+attempts.py          whether a job that has failed starts again, and on how many ranks
+options.py           how many ranks, which backend, how long, how often: checked once
 launch.py            the kernel's side: ask for ranks, listen to them, end them
 server.py            the fork server and the supervisor of one job (processes beside the kernel)
 worker.py            what one rank does, from fork to exit

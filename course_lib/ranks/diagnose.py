@@ -8,6 +8,7 @@ from course_lib.collectives import COLLECTIVES, by_function
 from course_lib.ranks import places
 from course_lib.ranks.launch import RankState
 from course_lib.ranks.where import RECORDED
+from course_lib.roles import begun, ranks_in_words
 
 __all__ = [
     "deadlock",
@@ -16,7 +17,6 @@ __all__ = [
     "suspicious_sites",
     "never_joined",
     "waits_in_words",
-    "ranks_in_words",
 ]
 
 # how long all ranks must be blocked without a byte sent, before they are said to wait for each other
@@ -44,7 +44,7 @@ def standstill(states: list[RankState]) -> str | None:
     if not finished and all(state.where["call"]["op"] == "new_group" for state in left):
         # they make one group (`_groups_differ` has looked), on a slow machine
         return None
-    told, ops, groups = [], set(), set()
+    told, ops, groups, roles = [], set(), set(), states[0].roles
     for state in left:
         call, pending = state.where["call"], under_way(state)
         ops.add(call["op"])
@@ -53,8 +53,8 @@ def standstill(states: list[RankState]) -> str | None:
             [int(rank) for rank in pending[0]["group"].split(",")] if pending and call["peer"] is None else []
         )
         told.append(
-            f"rank {state.rank} in {waits_in_words(state)}"
-            + (f", over {ranks_in_words(over)}" if over and len(over) < len(states) else "")
+            f"{state.name} in {waits_in_words(state)}"
+            + (f", over {ranks_in_words(over, roles)}" if over and len(over) < len(states) else "")
             + (", which has finished" if call["peer"] in finished else "")
         )
     if all(_is("send", op) for op in ops):
@@ -88,7 +88,9 @@ def disagreement(states: list[RankState], pending_only: bool = False) -> str | N
             told = defaultdict(list)
             for rank, call in by_rank.items():
                 told[call_in_words(call)].append(rank)
-            sides = "; ".join(f"{ranks_in_words(ranks)} called {call}" for call, ranks in told.items())
+            sides = "; ".join(
+                f"{ranks_in_words(ranks, states[0].roles)} called {call}" for call, ranks in told.items()
+            )
             kind = (
                 "different collectives"
                 if len({call["op"] for call in by_rank.values()}) > 1
@@ -116,8 +118,10 @@ def _groups_differ(states: list[RankState]) -> str | None:
                 made[name][members].append(state.rank)
     for sides in made.values():
         if len(sides) > 1:
+            roles = states[0].roles
             told = "; ".join(
-                f"{ranks_in_words(ranks)} made a group of {ranks_in_words(map(int, members.split(',')))}"
+                f"{ranks_in_words(ranks, roles)} made a group of"
+                f" {ranks_in_words(map(int, members.split(',')), roles)}"
                 for members, ranks in sides.items()
             )
             return f"The ranks made different groups: {told}. {NEW_GROUP}"
@@ -132,16 +136,21 @@ def suspicious_sites(states: list[RankState]) -> str | None:
     """
     for _, by_rank in _matched(states):
         sites = {rank: tuple(call["site"][:2]) for rank, call in by_rank.items() if call["site"]}
+        lines = defaultdict(set)  # of each role: a function has lines of its own
+        for rank, site in sites.items():
+            lines[states[0].roles[rank] if states[0].roles else ""].add(site)
         if (
             _is("sum", next(iter(by_rank.values()))["op"])
             and len(sites) == len(by_rank)
-            and len(set(sites.values())) > 1
+            and any(len(different) > 1 for different in lines.values())
         ):
             told = defaultdict(list)
             for rank, call in by_rank.items():
                 place = places.place_in_words(tuple(call["site"]))
                 told[f"{place} ({places.line_of(call['site'])})"].append(rank)
-            where = "; ".join(f"{ranks_in_words(ranks)} at {place}" for place, ranks in told.items())
+            where = "; ".join(
+                f"{ranks_in_words(ranks, states[0].roles)} at {place}" for place, ranks in told.items()
+            )
             return (
                 f"The ranks called the same {call_in_words(next(iter(by_rank.values())))} from different"
                 f" lines: {where}. If these are different tensors, the result mixes them."
@@ -179,9 +188,10 @@ def _left_early(states: list[RankState]) -> str | None:
                         for c in s.collectives
                     )
                 ]
+                left, those = (ranks_in_words(ranks, state.roles) for ranks in (gone, waiting))
                 return (
-                    f"{ranks_in_words(gone).capitalize()} {'has' if len(gone) == 1 else 'have'} finished"
-                    f" without calling {_op_of(state, call)}, in which {ranks_in_words(waiting)}"
+                    f"{begun(left)} {'has' if len(gone) == 1 else 'have'} finished"
+                    f" without calling {_op_of(state, call)}, in which {those}"
                     f" wait{'s' if len(waiting) == 1 else ''}. A collective needs every rank of its group."
                 )
     return None
@@ -201,9 +211,10 @@ def never_joined(states: list[RankState]) -> str | None:
                 and not _has_called(other, call)
             ]
             if without:
+                others = ranks_in_words(without, state.roles)
                 return (
-                    f"Rank {state.rank} called {call_in_words(call)} and did not wait for it;"
-                    f" {ranks_in_words(without)} never called it. It was never carried out."
+                    f"{begun(state.name)} called {call_in_words(call)} and did not wait for it;"
+                    f" {others} never called it. It was never carried out."
                 )
     return None
 
@@ -233,7 +244,8 @@ def waits_in_words(state: RankState) -> str:
     if call:
         if call["peer"] is not None:
             what = f" of {call['tensor']}" if call["tensor"] else ""
-            return f"{call['op']} {'to' if _is('send', call['op']) else 'from'} rank {call['peer']}{what}"
+            peer = ranks_in_words([call["peer"]], state.roles)
+            return f"{call['op']} {'to' if _is('send', call['op']) else 'from'} {peer}{what}"
         if _is("meeting", call["op"]):
             return call["op"]
         if call["op"] == "wait":
@@ -252,14 +264,6 @@ def call_in_words(call: dict) -> str:
     if _is("meeting", call["op"]) or not call["sizes"]:
         return call["op"]
     return f"{call['op']} of {call['dtypes'][0]}{call['sizes'][0]}"
-
-
-def ranks_in_words(ranks) -> str:
-    """ "rank 1", "ranks 0 and 2", "ranks 0, 1 and 3"."""
-    names = [str(rank) for rank in sorted(ranks)]
-    if len(names) < 2:
-        return f"rank {''.join(names)}"
-    return f"ranks {', '.join(names[:-1])} and {names[-1]}"
 
 
 def _op_of(state: RankState, call: dict) -> str:

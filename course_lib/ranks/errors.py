@@ -7,10 +7,14 @@ import re
 import signal
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from course_lib.ranks import diagnose, places
-from course_lib.ranks.diagnose import ranks_in_words
 from course_lib.ranks.launch import RankState
+from course_lib.roles import begun, ranks_in_words
+
+if TYPE_CHECKING:  # a rank that imports this file needs no pandas
+    from course_lib.record.attempts import Attempt
 
 __all__ = [
     "RankError",
@@ -50,6 +54,7 @@ class RankReport:
         error_message: what the exception says.
         traceback: everything, library frames included.
         output: what the rank had printed.
+        role: the name of its function, where each rank has one of its own.
     """
 
     rank: int
@@ -61,18 +66,32 @@ class RankReport:
     error_message: str = ""
     traceback: str = ""
     output: str = ""
+    role: str = ""
+
+    @property
+    def name(self) -> str:
+        """ "rank 0", or with a role "rank 0, serve"."""
+        return f"rank {self.rank}" + f", {self.role}" * bool(self.role)
 
 
 class _Told(BaseException):
-    """What RankError and RankInterrupt share: a headline and one report per rank, as text, panel and HTML."""
+    """What RankError and RankInterrupt share: a headline, one report per rank, and a line for each attempt
+    that failed, as text, panel and HTML.
+    """
 
-    def __init__(self, headline: str, reports: list[RankReport], label: str):
-        self.headline, self.reports, self.label = headline, reports, label
+    def __init__(
+        self, headline: str, reports: list[RankReport], label: str, attempts: "tuple[Attempt, ...]" = ()
+    ):
+        self.headline, self.reports, self.label, self.attempts = headline, reports, label, attempts
         # without its number: the same text in every run
         super().__init__(_CELL.sub("cell", "\n".join(self._lines())))
 
     def __reduce__(self):
-        return type(self), (self.headline, self.reports, self.label)
+        return type(self), (self.headline, self.reports, self.label, self.attempts)
+
+    def after(self, words: str, attempts: "tuple[Attempt, ...]"):
+        """The same error of a job that may start again: `words` follow the headline."""
+        return type(self)(f"{self.headline} {words}", self.reports, self.label, attempts)
 
     def _ordered(self) -> list[RankReport]:
         return sorted(self.reports, key=lambda report: (not report.cause, report.rank))
@@ -82,13 +101,13 @@ class _Told(BaseException):
         for report in self._ordered():
             # a message of several lines stays in its place
             state = "\n      ".join(line for line in report.state.splitlines() if line.strip())
-            rank = f"rank {report.rank}:"
+            rank = f"{report.name}:"
             if report.cause:
                 rank, state = f"{badge}{rank}{plain}", f"{strong}{state}{plain}"
             lines.append(f"  {rank} {state}")
             if report.place:
                 lines.append(f"      {report.place}" + (f":  {report.line}" if report.line else ""))
-        return lines
+        return lines + [f"  {attempt}" for attempt in self.attempts]
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a stack through this library."""
@@ -97,7 +116,7 @@ class _Told(BaseException):
         for report in self._ordered():
             if report.cause and report.output.strip():
                 lines += [
-                    f"  last output of rank {report.rank}:",
+                    f"  last output of {report.name}:",
                     *(f"      {line}" for line in report.output.strip().splitlines()[-8:]),
                 ]
         rank = next((report.rank for report in self._ordered() if report.traceback), None)
@@ -110,15 +129,16 @@ class _Told(BaseException):
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr style='vertical-align: top{'; font-weight: bold' if r.cause else ''}'><td>rank"
-            f" {r.rank}</td><td style='text-align: left; white-space:"
+            f"<tr style='vertical-align: top{'; font-weight: bold' if r.cause else ''}'><td>"
+            f"{html.escape(r.name)}</td><td style='text-align: left; white-space:"
             f" pre-wrap'>{html.escape(r.state)}</td><td style='text-align:"
             f" left'>{html.escape(r.place)}<br><code>{html.escape(r.line)}</code></td></tr>"
             for r in self._ordered()
         )
+        tried = "".join(f"<div>{html.escape(str(attempt))}</div>" for attempt in self.attempts)
         return (
             f"<b>{html.escape(self.headline)}</b><table><tr><th></th><th>state</th><th>where in your"
-            f" code</th></tr>{rows}</table>"
+            f" code</th></tr>{rows}</table>{tried}"
         )
 
 
@@ -129,6 +149,8 @@ class RankError(_Told, RuntimeError):
         headline: the sentence.
         reports: list of RankReport, in rank order.
         label: name of the job.
+        attempts: of a job that may start again (`run(..., restarts=2)`) the attempts that failed, in order;
+            `reports` are of the last one.
     """
 
 
@@ -201,8 +223,9 @@ def explain(
     elif stuck:
         headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:
-        headline = f"{label} failed on {ranks_in_words(causes)}." + (f" {disagree}" if disagree else "")
-        because = f"stopped because {ranks_in_words(causes)} failed"
+        failed = ranks_in_words(causes, states[0].roles)
+        headline = f"{label} failed on {failed}." + (f" {disagree}" if disagree else "")
+        because = f"stopped because {failed} failed"
     reports = [
         _report(state, output, state.rank in causes, because) for state, output in zip(states, outputs)
     ]
@@ -251,7 +274,8 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
         told += f"; one of its threads had raised {error_in_words(state.thread_error)}"
     trace = state.error["text"] if state.error else _stack_in_words(frames) if frames else state.stack
     kind, message = (state.error["type"], state.error["message"]) if state.error else ("", "")
-    return RankReport(state.rank, told, place, line, cause, kind, message, trace, output)
+    role = state.roles[state.rank] if state.roles else ""
+    return RankReport(state.rank, told, place, line, cause, kind, message, trace, output, role)
 
 
 def error_in_words(error: dict) -> str:
@@ -286,11 +310,11 @@ def _who_waits(states: list[RankState]) -> str:
     for rank, call in waiting.items():
         together[call.split(" of ")[0]].append(rank)
     told = [
-        f"{ranks_in_words(ranks)} wait{'s' if len(ranks) == 1 else ''} in {call}"
+        f"{ranks_in_words(ranks, states[0].roles)} wait{'s' if len(ranks) == 1 else ''} in {call}"
         for call, ranks in together.items()
     ]
-    told += [f"{ranks_in_words(others)} {'is' if len(others) == 1 else 'are'} not there"]
-    return f"{told[0][0].upper()}{'; '.join(told)[1:]}."
+    told += [f"{ranks_in_words(others, states[0].roles)} {'is' if len(others) == 1 else 'are'} not there"]
+    return f"{begun('; '.join(told))}."
 
 
 def ended_in_words(state: RankState) -> str:

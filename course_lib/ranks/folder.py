@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["new_path", "make", "remove", "sweep", "KEPT_S"]
+__all__ = ["new_path", "make", "empty", "remove", "sweep", "KEPT_S"]
 
 KEPT_S = 24 * 3600.0  # how long the saved output of a job is kept
 _PREFIX, _JOB = "course_lib-", "course_lib-job-"
@@ -42,6 +42,12 @@ def make(path: str) -> int:
         if os.path.isdir(path):  # it was not swept up before it was locked
             return lock
         os.close(lock)
+
+
+def empty(path: str) -> None:
+    """Delete what an attempt has left in a job's directory, before the next one begins; the lock stays."""
+    for entry in os.scandir(path):
+        os.unlink(entry.path)
 
 
 def remove(path: str | Path, wait_s: float = 1.0) -> None:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import psutil
 
 from course_lib.ranks import folder
 from course_lib.ranks.server import MAX_RANKS
+from course_lib.roles import ranks_in_words
 
 __all__ = ["Group", "RankState", "NO_PROCESS", "start_server", "server_is_ready"]
 
@@ -43,9 +44,11 @@ class RankState:
     """What the kernel knows of one rank while its job runs, and what is left of it afterwards."""
 
     rank: int
+    roles: Sequence[str] = ()  # of all ranks of the job; none where all run one function
     pid: int = 0
     phase: str = "starting"  # starting, running, finished (result is here), failed (error is here)
     step: int | None = None  # the last step that measure.step has seen
+    begun_at: int | None = None  # which step of the whole training its first one was, if it has told
     result: bytes = b""  # a pickle
     records: dict = field(default_factory=dict)
     error: dict | None = None  # worker._describe
@@ -63,47 +66,86 @@ class RankState:
     stack: str = ""  # a dump of its threads, if it could not answer
     silent: str = ""  # why it could not answer, in words
 
+    @property
+    def name(self) -> str:
+        """Within a sentence: "rank 1", or "rank 1 (work)"."""
+        return ranks_in_words([self.rank], self.roles)
+
 
 class Group:
     """The ranks of one job, from launch to the last process's end. Closing it leaves no process behind."""
 
-    def __init__(self, request: dict, content: dict):
+    def __init__(self, request: dict, content: dict, roles: Sequence[str] = ()):
         """Start the ranks.
 
         Args:
-            request: ranks, backend, devices, threads, timeout, loopback (see worker).
+            request: ranks, backend, devices, threads, timeout, loopback, attempt, restarts (see worker).
             content: what every rank reads before it begins: the call, cwd, imports. It travels in a file
                 without a name, which nobody else can open and nobody has to remove; of the environment, only
                 what the fork server does not have already.
+            roles: of the ranks, for who tells of them.
 
         Errors: OSError if the system refuses a process, a descriptor, or room for temporary files.
         """
-        self.states = [RankState(rank) for rank in range(request["ranks"])]
+        self.states: list[RankState] = []
         self.failed: OSError | RuntimeError | None = None  # why the supervisor could not do its work
-        self._buffers = [bytearray() for _ in self.states]
         server = _server()
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             file = theirs.enter_context(tempfile.TemporaryFile())
             pickle.dump(content | server.difference(), file)
             file.flush()
-            pairs = []
-            for _ in range(1 + request["ranks"]):
-                here, there = socket.socketpair()
-                pairs.append((ours.enter_context(here), theirs.enter_context(there)))
-                _ends.add(here)
-                ours.callback(_ends.discard, here)
+            pairs = [_pair(ours, theirs) for _ in range(1 + request["ranks"])]
             self._selector = ours.enter_context(selectors.DefaultSelector())
             self.directory = folder.new_path()
             (self._job, job_there), *channels = pairs
-            self._channels = [here for here, _ in channels]
             server.hand_over([job_there, file, *(there for _, there in channels)])
             ours.pop_all()
-        self._order(json.dumps(request | {"directory": str(self.directory)}).encode() + b"\n")
+        self._ask_for(request)
         self._job_buffer = bytearray()
         self._selector.register(self._job, selectors.EVENT_READ, None)
-        for rank, channel in enumerate(self._channels):
+        self._listen_to([here for here, _ in channels], roles)
+
+    def start_again(self, request: dict) -> None:
+        """End what is left of the ranks, and start others in their place: under the same supervisor, in the
+        same directory, which is empty then.
+
+        Args:
+            request: as at first; `ranks` may be fewer.
+
+        Errors: OSError if the system refuses a descriptor; RuntimeError if a rank does not end.
+        """
+        self.kill()
+        self._listen_until(lambda: not self.alive, END_TIMEOUT_S)
+        if self.alive:
+            raise RuntimeError(f"Ranks that should start again have not ended within {END_TIMEOUT_S:g} s.")
+        for channel in self._channels:
+            self._forget(channel)
+            _ends.discard(channel)
+            channel.close()
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            pairs = [_pair(ours, theirs) for _ in range(request["ranks"])]
+            self._ask_for(request)
+            with contextlib.suppress(OSError):  # the supervisor has ended: that is heard of soon
+                socket.send_fds(self._job, [b"J"], [there.fileno() for _, there in pairs])
+            ours.pop_all()
+        self._listen_to([here for here, _ in pairs], self.states[0].roles)
+
+    def _ask_for(self, request: dict) -> None:
+        self._order(json.dumps(request | {"directory": str(self.directory)}).encode() + b"\n")
+
+    def _listen_to(self, channels: list[socket.socket], roles: Sequence[str]) -> None:
+        """Begin to listen to ranks of which nothing is known yet."""
+        self._channels = channels
+        self.states = [RankState(rank, roles) for rank in range(len(channels))]
+        self._buffers = [bytearray() for _ in channels]
+        for rank, channel in enumerate(channels):
             channel.setblocking(False)
             self._selector.register(channel, selectors.EVENT_READ, rank)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the supervisor is still there, as far as is known."""
+        return self._job in self._registered()
 
     def listen(self, wait_s: float) -> None:
         """Take in what has arrived, at most `wait_s` seconds from now, and bring `states` up to date."""
@@ -242,7 +284,9 @@ class Group:
         if kind == "started":
             state.phase, state.start_bytes = "running", content[0]
         elif kind == "step":
-            state.step = content[0]
+            state.step, number = content
+            if number is not None:
+                state.begun_at = number - state.step
         elif kind == "result":
             state.phase, (state.result, state.records, state.collectives) = "finished", content
         elif kind == "error":
@@ -327,6 +371,14 @@ def _why_silent(state: RankState) -> str:
 
 
 _ends: set[socket.socket] = set()  # this kernel's ends of all its sockets
+
+
+def _pair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """The kernel's end of a new line, and the other; each is closed with its stack."""
+    here, there = socket.socketpair()
+    _ends.add(here)
+    ours.callback(_ends.discard, here)
+    return ours.enter_context(here), theirs.enter_context(there)
 
 
 def _let_go() -> None:

@@ -12,12 +12,12 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending, settings, threads
-from course_lib.ranks.diagnose import ranks_in_words
+from course_lib.ranks.attempts import Attempts
 from course_lib.ranks.errors import (
     RankError,
     RankInterrupt,
@@ -32,6 +32,7 @@ from course_lib.ranks.launch import NO_PROCESS, Group, server_is_ready
 from course_lib.ranks.options import Options
 from course_lib.record import Job
 from course_lib.record.tables import COLUMNS
+from course_lib.roles import begun, functions_of, ranks_in_words, roles_of
 
 __all__ = ["carry_out"]
 
@@ -45,20 +46,28 @@ OUTPUT_MOST_BYTES = 200_000_000  # a rank that prints more is stopped, before it
 
 
 def carry_out(
-    fn: Callable, args: tuple, kwargs: dict, options: Options, show: Callable, of_learner: bool = True
+    fn: Callable | Sequence[Callable],
+    args: tuple,
+    kwargs: dict,
+    options: Options,
+    show: Callable,
+    again: Callable = lambda told, outputs: None,
+    of_learner: bool = True,
 ) -> Job:
     """Start the ranks, follow them to the end, and gather what they have sent.
 
     Args:
+        fn: what all ranks run, or a list with a function for each.
         options: as `Options.checked` has made them.
         show: called with what the job is doing, in words, how much of its time is over (0 to 1, or None), and
             a function that reads what each rank has printed so far.
+        again: called before the ranks start again, with why, in words, and what each had printed.
         of_learner: the function is the learner's own, and no check's: only then is long output saved whole,
             and a warning given of settings that the ranks lack.
 
     Where nobody has said a timeout, or in a check, seconds in which ranks wait for a free core do not count.
     """
-    ranks, label = options.ranks, options.label
+    ranks, label, roles = options.ranks, options.label, roles_of(fn)
     timeout = TIMEOUT_S if options.timeout is None else options.timeout
     patience = PATIENCE if options.timeout is None or not of_learner else 0
     placement = devices.place(ranks, options.backend)
@@ -66,23 +75,23 @@ def carry_out(
     # the learner may call this while an error of their own is being handled
     outside = sys.exc_info()[1]
     content = {"call": call, "cwd": _working_directory(label), "imports": imports.of_the_notebook()}
+    request = {
+        "ranks": ranks,
+        "backend": placement.backend,
+        "devices": placement.devices,
+        "threads": options.threads,
+        "timeout": (1 + patience) * timeout,
+        "loopback": devices.loopback(),
+        "attempt": 0,
+        "restarts": options.restarts,
+    }
     group = None
     try:
         try:
             _wait_for_server(label, show)
-            begin = time.monotonic()
+            begin, attempts = time.monotonic(), Attempts(options)
             with _no_second_interrupt(outside):
-                group = Group(
-                    {
-                        "ranks": ranks,
-                        "backend": placement.backend,
-                        "devices": placement.devices,
-                        "threads": options.threads,
-                        "timeout": (1 + patience) * timeout,
-                        "loopback": devices.loopback(),
-                    },
-                    content,
-                )
+                group = Group(request, content, roles)
         except OSError as error:
             raise budget.refusal(error, ranks, label) from None
         try:
@@ -92,32 +101,50 @@ def carry_out(
                 seconds = deadline - time.monotonic()
                 return seconds if seconds > 0 or not patience else seconds + _starved(group.states, timeout)
 
-            def printed():
-                return [
-                    _read_output(group.output_of(rank), False, OUTPUT_LIVE_BYTES) for rank in range(ranks)
-                ]
+            def printed(save: bool = False, limit_bytes: int = OUTPUT_LIVE_BYTES):
+                paths = [group.output_of(state.rank) for state in group.states]
+                return [_read_output(path, save, limit_bytes) for path in paths]
 
             def show_progress():
-                show(*_progress(group.states, timeout - deadline + time.monotonic(), timeout), printed)
+                doing, fraction = _progress(group.states, timeout - deadline + time.monotonic(), timeout)
+                show(attempts.doing() + doing, fraction, printed)
 
-            stopped = _follow(group, left, show_progress)
-            if group.failed:
-                raise budget.refusal(group.failed, ranks, label)
+            while (stopped := _follow(group, left, show_progress)) is not None:
+                if group.failed:
+                    raise budget.refusal(group.failed, ranks, label)
+                output = printed(of_learner, OUTPUT_LIMIT_BYTES)
+                failure = _name_a_limit(
+                    explain(group.states, output, label, timeout, **stopped), group.states, output
+                )
+                if not isinstance(failure, RankError):
+                    raise failure
+                over = "timed_out" in stopped
+                count = attempts.ranks_of_next(failure, group.states, output, over, group.supervised)
+                if count is None:
+                    raise remember(attempts.tell(failure))
+                again(f"{attempts.past[-1]}", output)
+                if count < len(group.states):
+                    placement = devices.place(count, placement.backend)
+                    request |= {"ranks": count, "devices": placement.devices}
+                try:
+                    with _no_second_interrupt(outside):
+                        group.start_again(request | {"attempt": len(attempts.past)})
+                except OSError as error:
+                    raise budget.refusal(error, count, label) from None
             seconds = time.monotonic() - begin
-            unfinished, flood = ([], "") if stopped is not None else _let_finish(group, left, show_progress)
-            output = [_read_output(group.output_of(rank), of_learner) for rank in range(ranks)]
-            if stopped is None:
-                _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
-                for told in settings.lost(group.states[0].records["settings"]) if of_learner else ():
-                    warnings.warn(told, RankWarning, stacklevel=3)
-            else:
-                failure = explain(group.states, output, label, timeout, **stopped)
-                raise remember(_name_a_limit(failure, group.states, output))
+            unfinished, flood = _let_finish(group, left, show_progress)
+            output = printed(of_learner, OUTPUT_LIMIT_BYTES)
+            _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
+            for told in settings.lost(group.states[0].records["settings"]) if of_learner else ():
+                warnings.warn(told, RankWarning, stacklevel=3)
+            if options.restarts:
+                attempts.keep(group.states, output)
         except KeyboardInterrupt:
             with _no_second_interrupt(outside):
                 group.ask_and_wait()
-                output = [_read_output(group.output_of(rank), of_learner) for rank in range(ranks)]
-            raise remember(explain(group.states, output, label, timeout, interrupted=True)) from None
+                output = printed(of_learner, OUTPUT_LIMIT_BYTES)
+            stop = explain(group.states, output, label, timeout, interrupted=True)
+            raise remember(attempts.tell(stop)) from None
     finally:
         if group:
             with _no_second_interrupt(outside):
@@ -125,7 +152,7 @@ def carry_out(
     results = [_unpack(state.result, state.rank) for state in group.states]
     return Job(
         label,
-        ranks,
+        len(group.states),
         placement.backend,
         "cuda" if placement.devices[0] != "cpu" else "cpu",
         placement.hardware,
@@ -133,6 +160,8 @@ def carry_out(
         results,
         output,
         *_gather(group.states),
+        roles,
+        attempts.past if options.restarts else [],
     )
 
 
@@ -158,7 +187,7 @@ def _name_a_limit(error, states, output: list[str]):
     if isinstance(error, RankError) and any(
         state.error and NO_PROCESS.search(state.error["message"]) for state in states
     ):
-        return RankError(f"{error.headline} {budget.limit_in_words()}", error.reports, error.label)
+        return error.after(budget.limit_in_words(), error.attempts)
     return error
 
 
@@ -180,17 +209,18 @@ def _wait_for_server(label: str, show) -> None:
 
 def _pack(fn, args, kwargs, label: str) -> bytes:
     """A pickle of the call, once it is sure that the function takes these arguments."""
-    with contextlib.suppress(ValueError):  # of some functions in C, Python does not know the arguments
-        signature = inspect.signature(fn, follow_wrapped=False)
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            taken = [option.name for option in fields(Options) if option.name in signature.parameters]
-            raise TypeError(
-                f"{label} cannot be called with these arguments: {error}."
-                + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)"
-                * bool(taken)
-            ) from None
+    for each, role in zip(functions_of(fn), roles_of(fn) or [label]):
+        with contextlib.suppress(ValueError):  # of some functions in C, Python does not know the arguments
+            signature = inspect.signature(each, follow_wrapped=False)
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                taken = [option.name for option in fields(Options) if option.name in signature.parameters]
+                raise TypeError(
+                    f"{role} cannot be called with these arguments: {error}."
+                    + f" (run takes {', '.join(taken)} for itself: give the function's own another name.)"
+                    * bool(taken)
+                ) from None
     return sending.pack_call(fn, args, kwargs, label)
 
 
@@ -247,8 +277,9 @@ def _flood(group: Group) -> str:
     flooding = [state.rank for state in group.alive if _size(group.output_of(state.rank)) > OUTPUT_MOST_BYTES]
     if not flooding:
         return ""
+    who = begun(ranks_in_words(flooding, group.states[0].roles))
     return (
-        f"{ranks_in_words(flooding).capitalize()} {'has' if len(flooding) == 1 else 'have'} printed more than"
+        f"{who} {'has' if len(flooding) == 1 else 'have'} printed more than"
         f" {OUTPUT_MOST_BYTES / 1e6:g} MB: print less, or not in every step."
     )
 
@@ -262,9 +293,9 @@ def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> 
             places.learners_frame(frames_of_dump(state.stack, all_threads=True)) for state in unfinished
         ]
         where = "; ".join(dict.fromkeys(places.place_in_words(frame) for frame in frames if frame))
+        who = begun(ranks_in_words([state.rank for state in unfinished], states[0].roles))
         warnings.warn(
-            f"{diagnose.ranks_in_words(state.rank for state in unfinished).capitalize()} had returned, and"
-            " still worked "
+            f"{who} had returned, and still worked "
             + ("when the job was stopped" if flood else f"after timeout={timeout:g} s")
             + f" ({where})" * bool(where)
             + "."
@@ -276,8 +307,8 @@ def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> 
     for state in states:
         if state.status:
             warnings.warn(
-                f"Rank {state.rank} {ended_in_words(state)}: it still worked after its function had returned."
-                " What was not done is lost.",
+                f"{begun(state.name)} {ended_in_words(state)}: it still worked after its function had"
+                " returned. What was not done is lost.",
                 RankWarning,
                 stacklevel=4,
             )
@@ -291,7 +322,7 @@ def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> 
         if state.thread_error and not suspicious:
             frame = places.learners_frame(state.thread_error["frames"])
             suspicious = (
-                f"A thread of rank {state.rank} raised {error_in_words(state.thread_error)}"
+                f"A thread of {state.name} raised {error_in_words(state.thread_error)}"
                 + (f" ({places.place_in_words(frame)})" if frame else "")
                 + ", and ended; the rank went on without it."
             )
@@ -354,7 +385,7 @@ def _follow(group: Group, left: Callable[[], float], show) -> dict | None:
 
 
 def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
-    steps = [state.step for state in states if state.step is not None]
+    steps = [state.step + (state.begun_at or 0) for state in states if state.step is not None]
     if steps:
         doing = f"step {min(steps)}"
     elif all(state.phase != "starting" for state in states):

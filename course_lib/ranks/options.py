@@ -1,13 +1,14 @@
 """How a job runs, in one piece: checked once, then handed on."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from course_lib.arguments import number, one_of, whole
 from course_lib.ranks import budget, devices, worker
 from course_lib.ranks.errors import RankWarning
 from course_lib.ranks.server import MAX_RANKS
+from course_lib.roles import functions_of, label_of
 
 __all__ = ["Options"]
 
@@ -23,6 +24,8 @@ class Options:
             a free core.
         threads: compute threads per rank.
         label: name of the job in figures and errors.
+        restarts: how often at most all ranks start again after a failure.
+        min_ranks: on how few ranks they may; None: on all.
     """
 
     ranks: int
@@ -30,19 +33,26 @@ class Options:
     timeout: float | None
     threads: int
     label: str
+    restarts: int = 0
+    min_ranks: int | None = None
 
     @classmethod
     def checked(
         cls,
-        fn: Callable,
-        ranks: int = 2,
+        fn: Callable | Sequence[Callable],
+        ranks: int | None = None,
         backend: str = "auto",
         timeout: float | None = None,
         threads: int = 1,
         label: str | None = None,
+        restarts: int = 0,
+        min_ranks: int | None = None,
     ) -> "Options":
         """Make the options of a job of `fn`, once it is sure that it can run here; without a label it gets
         the function's name. A RankWarning points to the line that called `run` where the job will be slow.
+
+        Args:
+            ranks: 2 if None, or as many as there are functions.
 
         Errors: TypeError, ValueError or RuntimeError for what cannot work, each in one sentence.
         """
@@ -50,13 +60,27 @@ class Options:
             raise RuntimeError(
                 "run was called by a rank; ranks cannot start ranks. Call run from the notebook."
             )
-        if not callable(fn):
-            raise TypeError(
-                f"run needs a function to run on every rank, and got {type(fn).__name__}:"
-                " run(train, ranks=2), not run(train(), ranks=2)."
-            )
+        several, functions = isinstance(fn, (list, tuple)), functions_of(fn)
+        for rank, each in enumerate(functions):
+            if not callable(each):
+                raise TypeError(
+                    f"run needs a function for each rank, and got {type(each).__name__} for rank {rank}:"
+                    " run([serve, work, work]), not run([serve(), work(), work()])."
+                    if several
+                    else f"run needs a function to run on every rank, and got {type(each).__name__}:"
+                    " run(train, ranks=2), not run(train(), ranks=2)."
+                )
         if isinstance(ranks, (tuple, list, range)):
             raise ValueError(f"ranks={ranks!r}: run takes one number of ranks; use sweep for several.")
+        if ranks is None:
+            ranks = len(functions) if several else 2
+        if not functions:
+            raise ValueError("run got an empty list: it needs a function for each rank: run([serve, work]).")
+        if several and ranks != len(functions):
+            raise ValueError(
+                f"ranks={ranks!r}: the list has {len(functions)} functions, one for each rank. Leave"
+                " ranks out."
+            )
         whole("ranks", ranks)
         if ranks > MAX_RANKS:
             raise ValueError(f"ranks={ranks}: this library starts at most {MAX_RANKS} ranks on one machine.")
@@ -66,9 +90,20 @@ class Options:
             number("timeout", timeout, above=True)
         if label is not None and not isinstance(label, str):
             raise TypeError(f"label={label!r}: it must be text.")
+        whole("restarts", restarts, least=0)
+        if min_ranks is not None:
+            whole("min_ranks", min_ranks, most=ranks)
+            if not restarts:
+                raise ValueError(
+                    f"min_ranks={min_ranks}: it is on how few ranks a job may start again. Give restarts=1 or"
+                    " more, too."
+                )
+            if several:
+                raise ValueError(
+                    f"min_ranks={min_ranks}: each rank has a function of its own, so none can be left out."
+                    " Leave min_ranks out."
+                )
         warning = budget.look(ranks, threads, budget.Machine.here())
         if warning:
             warnings.warn(warning, RankWarning, stacklevel=3)
-        if not label:
-            label = getattr(fn, "__name__", type(fn).__name__)
-        return cls(ranks, backend, timeout, threads, label)
+        return cls(ranks, backend, timeout, threads, label or label_of(fn), restarts, min_ranks)

@@ -14,6 +14,7 @@ from typing import Any
 
 from course_lib.frontend import in_kernel, is_seen
 from course_lib.record import printed
+from course_lib.roles import rank_name
 
 __all__ = ["Progress", "say"]
 
@@ -25,9 +26,11 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 class Progress:
     """Show how far a job is. Use as a context manager; call `update` as often as you like."""
 
-    def __init__(self, title: str, stays: bool = True):
-        """`title`: the static line, for example "train on 4 ranks"; `stays`: when the job is over, too."""
-        self.title, self.drawn = title, False
+    def __init__(self, title: str, stays: bool = True, roles: Sequence[str] = ()):
+        """`title`: the static line, for example "train on 4 ranks"; `stays`: when the job is over, too;
+        `roles`: of the ranks, if they have some.
+        """
+        self.title, self.drawn, self._roles = title, False, roles
         self._stays, self._begin, self._last = stays, time.monotonic(), 0.0
         self._in_kernel = in_kernel()
         self._handle: Any = None  # IPython's of what is shown, and the widget in it
@@ -61,11 +64,26 @@ class Progress:
             sys.stderr.flush()
             self.drawn = True
 
-    def over(self, outputs: Sequence[str], where: str, of: str = "") -> None:
-        """The job is done: what each rank has printed in all, and where one finds it; `of`: words for which
-        job it is, where there are several.
+    def again(self, told: str, outputs: Sequence[str]) -> None:
+        """The job starts again, and what its ranks print is shown anew: `told` says so in a terminal, below
+        the rest of what they had printed.
+        """
+        if self._stays and not self._in_kernel and sys.stderr.isatty():
+            self._write_lines(outputs, over=True)
+            sys.stderr.write(f"\r\x1b[K{told}\n")
+        self._said.clear()
+
+    def over(self, outputs: Sequence[str], where: str, of: str = "", cost: str = "") -> None:
+        """The job is done: what each rank has printed in all, and where one finds it.
+
+        Args:
+            of: words for which job it is, where there are several.
+            cost: what failures have cost, for the line that stays.
         """
         self._outputs, self._where, self._of = outputs, where, of
+        if cost:
+            self.title += f": {cost}"
+            self.drawn = self.drawn or sys.stderr.isatty()
 
     def __exit__(self, kind, error, trace) -> None:
         if reports := getattr(error, "reports", ()):
@@ -96,7 +114,7 @@ class Progress:
             before, after = (f'<div style="{printed.SOFT}">{html.escape(note)}</div>' for note in notes)
             line["text/html"] = (
                 f'<div style="{printed.CODE}"><div>{html.escape(self.title)}</div>'
-                f"{before * bool(self._of)}{printed.rows_html(shown)}{after * bool(cut)}</div>"
+                f"{before * bool(self._of)}{printed.rows_html(shown, self._roles)}{after * bool(cut)}</div>"
             )
         return line
 
@@ -108,7 +126,7 @@ class Progress:
             # while the job runs, whole lines alone
             whole = text if over else text[: text.rfind("\n") + 1]
             for line in printed.first_lines(whole, len(outputs), more=over)[self._said.get(rank, 0) :]:
-                sys.stderr.write(f"\r\x1b[Krank {rank} | {line}\n")
+                sys.stderr.write(f"\r\x1b[K{rank_name(rank, self._roles)} | {line}\n")
                 self._said[rank] = self._said.get(rank, 0) + 1
 
     def _draw_widget(self, text: str, fraction: float | None, outputs: Sequence[str]) -> None:
@@ -125,7 +143,7 @@ class Progress:
         if said := printed.rows(outputs):
             shown += (
                 f'<div style="color: var(--jp-content-font-color1); line-height: normal; {printed.CODE}">'
-                f"{printed.rows_html(said)}</div>"
+                f"{printed.rows_html(said, self._roles)}</div>"
             )
         if self._handle is None:
             from IPython.display import display

@@ -21,6 +21,7 @@ import cloudpickle.cloudpickle as cloudpickle
 import torch
 
 from course_lib.ranks.unsendable import belongs_to_notebook, culprit
+from course_lib.roles import functions_of, roles_of
 
 __all__ = ["pack_call", "open_call", "pack_result"]
 
@@ -41,7 +42,9 @@ CALL_FILE = "COURSE_LIB_CALL"
 
 
 def pack_call(fn, args: tuple, kwargs: dict, label: str) -> bytes:
-    """A pickle of a call, for `open_call`. A TypeError names the variable that cannot be sent."""
+    """A pickle of a call, for `open_call`: `fn` may be a list with a function for each rank. A TypeError
+    names the variable that cannot be sent.
+    """
     stream = io.BytesIO()
     pickler = _CallPickler(stream)
     try:
@@ -49,7 +52,11 @@ def pack_call(fn, args: tuple, kwargs: dict, label: str) -> bytes:
         return stream.getvalue()
     except Exception:
         name, value, why = culprit(
-            [(label, fn), *((f"argument {n}", part) for n, part in enumerate(args, 1)), *kwargs.items()],
+            [
+                *zip(roles_of(fn) or [label], functions_of(fn)),
+                *((f"argument {n}", part) for n, part in enumerate(args, 1)),
+                *kwargs.items(),
+            ],
             _CallPickler,
         )
     if belongs_to_notebook(value):

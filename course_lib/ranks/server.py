@@ -9,7 +9,8 @@ The server must stay fork-safe: it runs no thread, opens no process group, and n
 supervisor is the parent of its ranks, so it learns at once how each one ended, and a process id that it
 signals cannot have been given to a stranger. What a rank has started and left behind becomes the supervisor's
 child (PR_SET_CHILD_SUBREAPER, Linux), and is ended after the ranks. The supervisor also makes the job's
-directory and removes it when all are gone and the kernel has read what it wanted.
+directory and removes it when all are gone and the kernel has read what it wanted. Until then the kernel may
+ask for the ranks of another attempt: the supervisor forks them when those of the last one are gone.
 
 If the kernel goes away, in whatever way, its sockets close: the supervisor kills its ranks and cleans up, and
 the server ends. If a supervisor is killed, the operating system kills its ranks (PR_SET_PDEATHSIG, Linux),
@@ -155,7 +156,8 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
     line = _read_line(job)
     if not line:  # the kernel went away before it could say what it wants
         return
-    request = json.loads(line)
+    request: dict = json.loads(line)
+    directory = request["directory"]
     ranks: dict[int, int] = {}  # process id -> rank
     lock = -1
     wake_r, wake_w = os.pipe()
@@ -167,31 +169,45 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
     try:
         if len(descriptors) != 1 + request["ranks"]:  # what this process may not open is cut off
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        lock = folder.make(request["directory"])
-        _fork_ranks(request, ranks, descriptors, (wake_r, wake_w, job.fileno()))
-        _send_line(job, {"pids": {rank: pid for pid, rank in ranks.items()}})
-        kernel_listens = _watch(job, ranks, wake_r)
-        _end_children()
-        # until the kernel has read the ranks' output and closes its end
-        while kernel_listens and _read_line(job):
-            pass
+        lock = folder.make(directory)
+        content, *channels = descriptors
+        while request:
+            _fork_ranks(request, ranks, content, channels, (wake_r, wake_w, job.fileno()))
+            _send_line(job, {"pids": {rank: pid for pid, rank in ranks.items()}})
+            kernel_listens = _watch(job, ranks, wake_r)
+            _end_children()
+            request, channels = _next_attempt(job, directory) if kernel_listens else ({}, [])
     except Exception as error:
         _send_line(job, {"failed": str(error), "errno": getattr(error, "errno", None)})
     finally:
         _signal(ranks, signal.SIGKILL)
         _end_children()
-        folder.remove(request["directory"])
+        folder.remove(directory)
         if lock >= 0:
             os.close(lock)
         # the kernel hears that all is done, and does not wait until this process has ended
         job.close()
 
 
+def _next_attempt(job: socket.socket, directory: str) -> tuple[dict, list[int]]:
+    """Wait until the kernel has read what the ranks printed. Returns what it asks for then, the ranks of
+    another attempt, and their channels; nothing if it closes its end.
+    """
+    while line := _read_line(job):
+        if line.startswith("{"):  # else an order for ranks that have ended by themselves
+            _, channels, _, _ = socket.recv_fds(job, 1, MAX_RANKS)
+            request = json.loads(line)
+            if len(channels) != request["ranks"]:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            folder.empty(directory)
+            return request, channels
+    return {}, []
+
+
 def _fork_ranks(
-    request: dict, ranks: dict[int, int], descriptors: list[int], not_theirs: tuple[int, ...]
+    request: dict, ranks: dict[int, int], content: int, channels: list[int], not_theirs: tuple[int, ...]
 ) -> None:
-    """Fork every rank into `ranks`; they own the descriptors afterwards."""
-    content, *channels = descriptors
+    """Fork every rank into `ranks`; they own their channels afterwards."""
     for rank, channel in enumerate(channels):
         pid = os.fork()
         if pid == 0:
@@ -201,8 +217,8 @@ def _fork_ranks(
             _run_to_exit(_become_rank, request, rank, channel, content)
         _own_group(pid)
         ranks[pid] = rank
-    for descriptor in descriptors:
-        os.close(descriptor)
+    for channel in channels:
+        os.close(channel)
 
 
 def _watch(job: socket.socket, ranks: dict[int, int], wake_r: int) -> bool:

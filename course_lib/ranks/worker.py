@@ -47,7 +47,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
     """Run the learner's function as one rank and tell the kernel how it went.
 
     Args:
-        request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout.
+        request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout, attempt (0
+            for the first), restarts (how many there may be).
         rank: this process's rank, 0 to ranks - 1.
         channel: stream to the kernel; carries messages (`send`), and from the kernel "?" (where are you?) and
             "." (all ranks have returned).
@@ -84,10 +85,16 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
             store = _join(request, rank)
         meet = _meeting_point(store, request["ranks"])
         function, args, kwargs = sending.open_call(job["call"])
+        if isinstance(function, (list, tuple)):  # one for each rank
+            function = function[rank]
         # all have joined: a rank that fails at once does not break another's connecting
         meet("started", request["timeout"])
         kernel.send("started", psutil.Process().memory_info().rss)
-        ledger = measure.start_ledger(lambda step: kernel.send("step", step), meet)
+        ledger = measure.start_ledger(
+            lambda *step: kernel.send("step", *step),
+            meet,
+            each_step=request["restarts"] > 0,  # what a failure has cost is told to the step
+        )
         begin = time.perf_counter()
         result = function(*args, **kwargs)
         seconds = time.perf_counter() - begin
@@ -215,7 +222,12 @@ def _join(request: dict, rank: int) -> dist.Store:
     """Set threads and device, then initialise the default process group."""
     ranks, device = request["ranks"], request["devices"][rank]
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_WORLD_SIZE=str(ranks),
+        TORCHELASTIC_RESTART_COUNT=str(request["attempt"]),
+        TORCHELASTIC_MAX_RESTARTS=str(request["restarts"]),
     )
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request["loopback"]
     torch.set_num_threads(request["threads"])

@@ -1,6 +1,7 @@
 """What came back, without torch: a Job, a Sweep of jobs, and what one reads off them.
 
 job.py        a Job: results, output, and one ledger of bytes, memory and time
+attempts.py   the attempts of a job that may start again, and what was lost
 sweep.py      a Sweep: one job for each number of ranks and repeat
 printed.py    what ranks have printed, for who looks at a job
 tables.py     the columns of the ledger's tables

@@ -9,12 +9,15 @@ from pathlib import Path
 import pandas as pd
 
 from course_lib.record import printed
+from course_lib.record.attempts import Attempt, lost_in_words, read_attempts
 from course_lib.record.tables import COLUMNS
+from course_lib.roles import rank_name
 
 __all__ = ["Job"]
 
 FORMAT = "course_lib.Job"
 VERSION = 1
+_OPTIONAL = ("roles", "attempts")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Job:
         output: what each rank printed, in rank order.
         absent: layers that could not be measured here, each with the reason.
         records: the rows of the four tables below, as plain lists of dicts.
+        roles: the name of each rank's function, in rank order; empty where all ranks ran one function.
+        attempts: of a job that could start again (`run(..., restarts=2)`), one record for each attempt, the
+            one that went well last: number, ranks, reason of its failure, seconds, steps, output. All else is
+            of the last attempt, but for `seconds`, which are of all. Else empty.
 
     Each table is a copy: change it as you like, the job stays as it was measured.
     """
@@ -46,6 +53,8 @@ class Job:
     output: list[str]
     absent: dict[str, str] = field(default_factory=dict)
     records: dict[str, list] = field(default_factory=dict, repr=False)
+    roles: list[str] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
 
     @property
     def steps(self) -> pd.DataFrame:
@@ -107,6 +116,9 @@ class Job:
         `parity` of a job that was loaded, return numbers.
         """
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        for name in _OPTIONAL:  # a job without them is saved as it was before there were any
+            if not content[name]:
+                del content[name]
         content["results"] = [_plain(result) for result in self.results]
         Path(path).write_text(json.dumps(_without_nan(content), indent=1))
 
@@ -147,10 +159,19 @@ class Job:
         for name, kind in wanted.items():
             if not isinstance(content.get(name), kind):
                 raise ValueError(f"{path} is damaged: {name!r} is missing or of the wrong kind.")
-        if not all(isinstance(text, str) for text in content["output"]):
-            raise ValueError(f"{path} is damaged: 'output' holds something that is no text.")
-        if extra := set(content) - set(wanted):
+        for name in ("output", "roles"):
+            texts = content.get(name, [])
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"{path} is damaged: {name!r} holds something that is no text.")
+        counted = ("roles", "output", "results") if content.get("roles") else ()
+        if any(len(content[name]) != content["ranks"] for name in counted):
+            raise ValueError(f"{path} is damaged: 'roles' has not one name for each rank.")
+        if extra := set(content) - set(wanted) - set(_OPTIONAL):
             raise ValueError(f"{path} is damaged: it holds the unknown field {sorted(extra)[0]!r}.")
+        try:
+            content["attempts"] = read_attempts(content.get("attempts", []))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: 'attempts' cannot be read ({error}).") from None
         job = cls(**content)
         for name in COLUMNS:
             try:
@@ -169,12 +190,13 @@ class Job:
         return made[name].copy()
 
     def __repr__(self) -> str:
-        return "\n  ".join(["\n".join(self._lines()), *printed.in_words(self.output, "job.output[{rank}]")])
+        said = printed.in_words(self.output, "job.output[{rank}]", self.roles)
+        return "\n  ".join(["\n".join(self._lines()), *said])
 
     def _repr_html_(self) -> str:
         head, *rest = self._lines()
         lines = "".join(f"<div>{html.escape(line)}</div>" for line in rest)
-        said = printed.folds_html(self.output, "job.output[{rank}]")
+        said = printed.folds_html(self.output, "job.output[{rank}]", self.roles)
         return f'<div style="{printed.CODE}"><b>{html.escape(head)}</b>{lines}{said}</div>'
 
     def _lines(self) -> list[str]:
@@ -182,6 +204,9 @@ class Job:
         from course_lib.record.readings import step_seconds  # here: it takes a Job
 
         parts = [f"Job {self.label}: {self.where}, {self.seconds:.2f} s"]
+        if lost := lost_in_words(self.attempts):
+            parts.append(f"  {lost}")
+            parts += [f"  {attempt}" for attempt in self.attempts if attempt.reason]
         if self.steps["seconds"].notna().any():
             timed = step_seconds(self)
             parts.append(
@@ -190,7 +215,9 @@ class Job:
         if len(self.comm):
             parts.append(f"  {len(self.comm[self.comm['rank'] == 0])} collectives per step on rank 0")
         parts += [f"  no {layer}: {reason}" for layer, reason in self.absent.items()]
-        parts += [f"  rank {rank}: {_short(result)}" for rank, result in enumerate(self.results)]
+        parts += [
+            f"  {rank_name(rank, self.roles)}: {_short(result)}" for rank, result in enumerate(self.results)
+        ]
         return parts
 
 

@@ -7,6 +7,8 @@ import html
 import re
 from collections.abc import Sequence
 
+from course_lib.roles import rank_name, ranks_in_words
+
 __all__ = ["rows", "first_lines", "rows_html", "folds_html", "in_words"]
 
 LINES = 12  # so many are shown at once, of all ranks together
@@ -37,16 +39,16 @@ def first_lines(text: str, ranks: int, more: bool = True) -> list[str]:
     return shown
 
 
-def rows_html(shown: Sequence[tuple[int, str]]) -> str:
-    """These rows, each marked with its rank."""
+def rows_html(shown: Sequence[tuple[int, str]], roles: Sequence[str] = ()) -> str:
+    """These rows, each marked with its rank, and with its role where ranks have `roles`."""
     return "".join(
-        f'<div style="white-space: pre-wrap; padding-left: 1em"><span style="{SOFT}">rank {rank} |</span>'
-        f" {html.escape(line)}</div>"
+        f'<div style="white-space: pre-wrap; padding-left: 1em"><span style="{SOFT}">'
+        f"{html.escape(rank_name(rank, roles))} |</span> {html.escape(line)}</div>"
         for rank, line in shown
     )
 
 
-def folds_html(outputs: Sequence[str], where: str) -> str:
+def folds_html(outputs: Sequence[str], where: str, roles: Sequence[str] = ()) -> str:
     """All that was printed, one fold for each rank that printed.
 
     Args:
@@ -62,19 +64,21 @@ def folds_html(outputs: Sequence[str], where: str) -> str:
             left_out = f"... {len(lines) - 2 * half:,} more: {where.format(rank=rank)} ..."
             lines = [*lines[:half], left_out, *lines[-half:]]
         folds.append(
-            f'<details><summary style="cursor: pointer">rank {rank} printed {_count(text)}</summary>'
+            f'<details><summary style="cursor: pointer">{html.escape(ranks_in_words([rank], roles))} printed'
+            f" {_count(text)}</summary>"
             f'<div style="white-space: pre-wrap; padding-left: 1em">{html.escape(chr(10).join(lines))}</div>'
             "</details>"
         )
     return "".join(folds)
 
 
-def in_words(outputs: Sequence[str], where: str) -> list[str]:
+def in_words(outputs: Sequence[str], where: str, roles: Sequence[str] = ()) -> list[str]:
     """One line for each rank that printed: "rank 0 printed 12 lines (job.output[0]): loss 2.31"; `where` as
     in `folds_html`.
     """
     return [
-        f"rank {rank} printed {_count(text)} ({where.format(rank=rank)}): {_short(_readable(text)[0], 80)}"
+        f"{ranks_in_words([rank], roles)} printed {_count(text)} ({where.format(rank=rank)}):"
+        f" {_short(_readable(text)[0], 80)}"
         for rank, text in enumerate(outputs)
         if text.strip()
     ]

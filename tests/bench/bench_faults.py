@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -40,7 +41,7 @@ GONE_S = 4.0  # how long what a kernel leaves behind may take to be gone
 Trial = Callable[[], tuple]
 
 
-def job(fn: Callable, words: str, timeout: float = 30) -> Trial:
+def job(fn: Callable | list[Callable], words: str, timeout: float = 30, **options) -> Trial:
     """A job that fails or warns with these words; seconds from the launch, or past a timeout that it has to
     wait for.
     """
@@ -50,13 +51,21 @@ def job(fn: Callable, words: str, timeout: float = 30) -> Trial:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
-                run(fn, ranks=2, timeout=timeout)
+                run(fn, ranks=2, timeout=timeout, **options)
                 text = " ".join(str(warning.message) for warning in told)
             except RankError as error:
                 text = str(error)
         return words in text, time.monotonic() - begin - (timeout if timeout == TIMEOUT_S else 0)
 
     return trial
+
+
+def starts_again() -> tuple[bool, float]:
+    """A rank fails once, and the next attempt succeeds; seconds from the launch."""
+    begin = time.monotonic()
+    done = run(faults.fails_once, ranks=2, restarts=2)
+    reasons = [attempt.reason.startswith("rank 1 raised ValueError: boom") for attempt in done.attempts]
+    return reasons == [True, False], time.monotonic() - begin
 
 
 def interrupted() -> tuple[bool, float]:
@@ -266,6 +275,12 @@ FAULTS: list[tuple[str, Trial]] = [  # row of the table of faults
         ),
     ),
     ("16 nobody can connect", nobody_can_connect),
+    (
+        "20 a role fails",
+        job([partial(faults.serves, "raises"), partial(faults.works, "raises")], "rank 0, serves: raised"),
+    ),
+    ("21 every attempt fails", job(faults.everyone_raises, "All 3 attempts failed.", restarts=2)),
+    ("22 the second one succeeds", starts_again),
 ]
 
 

@@ -589,6 +589,27 @@ def test_many_ranks_and_long_names_stay_on_the_paper(draw, ranks):
     assert box.x0 >= 0 and box.x1 <= ax.figure.bbox.x1 and box.y0 >= 0 and box.y1 <= ax.figure.bbox.y1
 
 
+@pytest.mark.parametrize("ranks", [2, 4, 16])
+@pytest.mark.parametrize("draw", [plots.communication, plots.memory, plots.timeline])
+def test_ranks_stand_there_with_their_roles(draw, ranks):
+    roles = ["serve", *["work"] * (ranks - 1)]
+    ax = draw(make_job(ranks, roles=roles))
+    ax.figure.draw_without_rendering()
+    box = ax.figure.get_tightbbox().transformed(ax.figure.dpi_scale_trans)
+    assert box.x0 >= 0 and box.x1 <= ax.figure.bbox.x1 and box.y0 >= 0 and box.y1 <= ax.figure.bbox.y1
+    axis = ax.yaxis if draw is plots.timeline else ax.xaxis
+    marks = [mark for mark in axis.get_ticklabels() if mark.get_text() != "communicates"]
+    words = [mark.get_text().replace("\n", ", ") for mark in marks]
+    if draw is plots.timeline:
+        assert words == [f"rank {rank}, {role}: computes, 60%" for rank, role in enumerate(roles)]
+    else:
+        assert set(words) <= {f"{rank}, {role}" for rank, role in enumerate(roles)} and "0, serve" in words
+        assert all(
+            before.get_window_extent().x1 < after.get_window_extent().x0
+            for before, after in zip(marks, marks[1:])
+        )
+
+
 def test_the_styles_never_look_alike_and_every_op_has_a_color():
     assert (
         len(

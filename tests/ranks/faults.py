@@ -10,6 +10,8 @@ import time
 import torch
 import torch.distributed as dist
 
+from course_lib import measure
+
 
 def raises(rank: int = 1):
     dist.all_reduce(torch.ones(1))
@@ -473,3 +475,92 @@ def loads(root):
 
     step, shard = load(root, 4)
     return step, shard["params"].tolist()
+
+
+def serves(fails: str):
+    """Rank 0 of a job with roles: it sums up what the others send, and then raises, or waits for more."""
+    x = torch.ones(3)
+    for peer in range(1, dist.get_world_size()):
+        dist.recv(x, peer)
+    if fails == "raises":
+        raise ValueError("no more")
+    dist.recv(x, 1)
+
+
+def works(fails: str):
+    """The other ranks: they send, and then wait for an answer, or are done."""
+    dist.send(torch.ones(3), 0)
+    if fails == "raises":
+        dist.recv(torch.ones(3), 0)
+
+
+def trains(folder: str, failures: int = 0, how: str = "raises"):
+    """Six steps that add up ones, saved after each second one. In its sixth step rank 1 fails, in as many
+    attempts as there are `failures`, so that four steps are saved then, and five done.
+    """
+    attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), dist.get_rank()
+    saved = os.path.join(folder, "saved.pt")
+    begin, total = torch.load(saved) if os.path.exists(saved) else (0, 0.0)
+    print(f"attempt {attempt} from step {begin} on {dist.get_world_size()}")
+    for number in range(begin, 6):
+        with measure.step(number=number):
+            dist.barrier()  # whoever comes here has told of the step before
+            if number == 5 and attempt < failures and rank == 1:
+                if how == "leaves":
+                    return None
+                fails_by(how)
+            x = torch.ones(1)
+            dist.all_reduce(x)
+            total += x.item()
+        if number % 2 and rank == 0:
+            torch.save((number + 1, total), saved + ".new")
+            os.replace(saved + ".new", saved)
+    return total, attempt, int(os.environ["TORCHELASTIC_MAX_RESTARTS"])
+
+
+def fails_by(how: str):
+    if how == "raises":
+        raise ValueError("boom")
+    if how == "exits":
+        os._exit(3)
+    if how == "sleeps":
+        time.sleep(100)
+    os.kill(
+        os.getpid(), {"killed": signal.SIGKILL, "terminated": signal.SIGTERM, "crashes": signal.SIGSEGV}[how]
+    )
+    time.sleep(100)
+
+
+def leaves_a_session_and_looks(path: str) -> bool:
+    """The first attempt leaves a process in a session of its own, and fails; the second tells whether it is
+    still there, and what stands in the job's directory.
+    """
+    import psutil
+
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        leaves_a_session(path)
+        print("before")
+        raise ValueError("with a child in a session of its own")
+    with open(os.path.join(path, f"session{dist.get_rank()}")) as file:
+        return psutil.pid_exists(int(file.read()))
+
+
+def hangs_in_the_second_attempt(path: str):
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        raise ValueError("boom")
+    hangs_and_tells(path)
+
+
+def kills_its_supervisor_once():
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        kills_its_supervisor()
+
+
+def variables_of_torchrun() -> list[str]:
+    return [os.environ[f"TORCHELASTIC_{name}"] for name in ("RESTART_COUNT", "MAX_RESTARTS")]
+
+
+def fails_once():
+    if dist.get_rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        fails_by("raises")
+    dist.barrier()

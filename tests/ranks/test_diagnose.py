@@ -6,7 +6,6 @@ from course_lib.ranks.diagnose import (
     deadlock,
     disagreement,
     never_joined,
-    ranks_in_words,
     standstill,
     suspicious_sites,
 )
@@ -106,12 +105,39 @@ def test_sites():
     )
 
 
-def test_words():
-    assert [ranks_in_words(r) for r in ([1], [0, 2], [3, 0, 1])] == [
-        "rank 1",
-        "ranks 0 and 2",
-        "ranks 0, 1 and 3",
-    ]
+def test_roles_stand_behind_the_ranks():
+    roles = ["Serve", "work", "work"]
+
+    def of(calls, finished=()):
+        found = states(*calls, finished=finished)
+        for state in found:
+            state.roles = roles
+        return found
+
+    left = of([[call(1, done=False, group="0,1,2")], [], [call(1, done=False, group="0,1,2")]], finished=(1,))
+    assert deadlock(left).startswith(
+        "Rank 1 (work) has finished without calling all_reduce, in which ranks 0 (Serve) and 2 (work) wait."
+    )
+    differ = of([[call(1, done=False)], [call(1, size=(7,), done=False)]])
+    assert "rank 0 (Serve) called all_reduce of float32[4]; rank 1 (work) called" in deadlock(differ)
+    waiting = [still(0, "recv", peer=1), still(1, "recv", peer=0)]
+    for state in waiting:
+        state.roles = roles
+    assert "rank 0 (Serve) in recv from rank 1 (work) of float32[3]" in standstill(waiting)
+    assert errors._who_waits(waiting) == "" and errors._who_waits([waiting[0], *of([[], []])[1:]]) == (
+        "Rank 0 (Serve) waits in recv from rank 1 (work); rank 1 (work) is not there."
+    )
+
+
+def test_another_line_is_suspicious_within_a_role_only():
+    """A role is a function, with lines of its own."""
+    sites = [("cell.py", line, "f") for line in (3, 5, 5)]
+    found = states(*([call(1, site=site, group="0,1,2")] for site in sites))
+    assert "rank 0 at" in suspicious_sites(found)
+    for roles, suspicious in ((["serve", "work", "work"], False), (["work", "work", "serve"], True)):
+        for state in found:
+            state.roles = roles
+        assert bool(suspicious_sites(found)) is suspicious
 
 
 def test_who_waits_in_what():

@@ -1,5 +1,6 @@
 """Every fault is injected for real; the message, the time and the cleanup are asserted."""
 
+import html
 import os
 import random
 import re
@@ -377,6 +378,66 @@ def test_row_17_groups_that_all_ranks_make_are_no_mistake(nothing_left, tmp_path
     assert job.results == [16.0] * 4
 
 
+def test_row_20_a_role_fails(nothing_left):
+    error = fails([faults.serves, faults.works, faults.works], "raises", ranks=3)
+    lines = str(error).splitlines()
+    assert lines[:2] == [
+        "serves and works failed on rank 0 (serves).",
+        "  rank 0, serves: raised ValueError: no more",
+    ]
+    assert "faults.py, line" in lines[2] and "in serves" in lines[2]
+    assert error.reports[2].name == "rank 2, works" and error.reports[2].role == "works"
+    assert error.reports[2].state == (
+        "stopped because rank 0 (serves) failed; it was waiting in recv from rank 0 (serves) of float32[3]"
+    )
+    assert "<td>rank 1, works</td>" in error._repr_html_()
+
+
+def test_row_20_roles_that_wait_for_each_other(nothing_left):
+    error = fails([faults.serves, faults.works], "waits")
+    assert "rank 0 (serves) in recv from rank 1 (works) of float32[3], which has finished" in error.headline
+    assert "in serves" in error.reports[0].place and error.reports[1].state == "had finished"
+
+
+def test_row_21_a_rank_fails_in_every_attempt(nothing_left, tmp_path):
+    error = fails(faults.trains, str(tmp_path), 9, ranks=2, restarts=2)
+    lines = str(error).splitlines()
+    assert lines[0] == "trains failed on rank 1. All 3 attempts failed."
+    assert lines[1] == "  rank 1: raised ValueError: boom" and "faults.py, line" in lines[2]
+    reasons = [line.split(": ", 1) for line in lines[-3:]]
+    assert [first for first, _ in reasons] == [
+        "  attempt 1 (2 ranks, 5 steps)",
+        "  attempt 2 (2 ranks, 1 step)",
+        "  attempt 3 (2 ranks, 1 step)",
+    ]
+    assert all(why.startswith("rank 1 raised ValueError: boom (faults.py, line") for _, why in reasons)
+    assert [attempt.number for attempt in last_error().attempts] == [1, 2, 3]
+    assert error.attempts[1].output == ["attempt 1 from step 4 on 2\n"] * 2
+    assert html.escape(str(error.attempts[2])) in error._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "how, reason",
+    [
+        ("raises", "rank 1 raised ValueError: boom (faults.py, line "),
+        ("killed", "rank 1 was killed (SIGKILL, often because"),
+        ("leaves", "cannot go on, and was stopped. Rank 1 has finished without calling all_reduce"),
+    ],
+)
+def test_row_22_a_rank_fails_once_and_the_next_attempt_succeeds(nothing_left, tmp_path, how, reason):
+    before = last_error()
+    job = run(faults.trains, str(tmp_path), 1, how, ranks=3, restarts=2)
+    assert job.results == [(18.0, 1, 2)] * 3 and job.ranks == 3
+    first, second = job.attempts
+    assert (first.number, first.ranks, first.steps, first.begun_at) == (1, 3, 5, 0)
+    assert (second.number, second.ranks, second.steps, second.begun_at) == (2, 3, 2, 4)
+    assert first.reason.startswith(reason) and second.reason == ""
+    assert first.output == ["attempt 0 from step 0 on 3\n"] * 3
+    assert second.output == job.output == ["attempt 1 from step 4 on 3\n"] * 3
+    assert 0 < first.seconds + second.seconds <= job.seconds + 1 and len(job.steps) == 2 * 3
+    assert "2 attempts, 1 of 7 steps was done again" in repr(job) and last_error() is before
+
+
 def test_the_last_error_stays(nothing_left):
     error = fails(faults.raises, ranks=3)
     copied = error._render_traceback_()[-1].split(": ", 1)[1]
@@ -566,6 +627,54 @@ def test_row_10_the_kernel_is_killed(tmp_path):
     kernel.kill()
     kernel.wait()
     assert gone(below)
+
+
+RESTARTS = """
+import os, signal, socket, sys
+sys.path.insert(0, sys.argv[1])
+import faults
+from course_lib import run
+from course_lib.ranks import launch
+
+def end(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+where = sys.argv[3]
+start_again, send_fds = launch.Group.start_again, socket.send_fds
+
+def start_again_and_end(*arguments):
+    if where == "between order and channels":
+        launch.socket.send_fds = end
+    elif where == "before the order":
+        launch.Group._ask_for = end
+    start_again(*arguments)
+    if where == "after both":
+        end()
+
+launch.Group.start_again = start_again_and_end
+run(faults.hangs_in_the_second_attempt, sys.argv[2], ranks=3, restarts=1)
+"""
+
+
+@pytest.mark.parametrize("where", ["before the order", "between order and channels", "after both", "later"])
+def test_row_10_the_kernel_is_killed_while_ranks_start_again(tmp_path, where):
+    """No process and no directory is left, at whatever moment it is."""
+    (tmp_path / "tmp").mkdir()
+    traces = Traces(tmp_path / "tmp")
+    arguments = [str(Path(__file__).parent), str(tmp_path), where]
+    kernel = subprocess.Popen([sys.executable, "-c", RESTARTS, *arguments], env=traces.environ)
+    try:
+        if where == "later":
+            assert soon(
+                lambda: len([path for path in tmp_path.glob("pid*") if path.stat().st_size]) == 3, 600
+            )
+            assert traces.files()
+        else:
+            assert kernel.wait(600) == -signal.SIGKILL
+    finally:
+        kernel.kill()
+        kernel.wait()
+    assert traces.left(SOON_S) == []
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,60 @@ def test_a_rank_sees_the_notebooks_environment(monkeypatch, tmp_path):
     assert run(look, ranks=2).results == [("blue", str(rank), "2", str(tmp_path)) for rank in range(2)]
 
 
+def test_a_list_has_a_function_for_each_rank_and_all_get_the_same_arguments(tmp_path):
+    def serve(x, times=1):
+        print("served", x)
+        return "server", x * times
+
+    def work(x, times=1):
+        import torch.distributed as dist
+
+        return "worker", x + dist.get_rank() * times
+
+    job = run([serve, work, work], 5, times=10)
+    assert job.results == [("server", 50), ("worker", 15), ("worker", 25)]
+    assert (job.label, job.ranks, job.roles) == ("serve and work", 3, ["serve", "work", "work"])
+    lines = repr(job).splitlines()
+    assert "  rank 0, serve: ('server', 50)" in lines and "  rank 2, work: ('worker', 25)" in lines
+    assert lines[-1] == "  rank 0 (serve) printed 1 line (job.output[0]): served 5"
+    assert "rank 0 (serve) printed 1 line</summary>" in job._repr_html_()
+    job.save(tmp_path / "job.json")
+    assert Job.load(tmp_path / "job.json").roles == job.roles
+    one = run((work,), 5, label="mine")
+    assert (one.label, one.roles, one.ranks) == ("mine", ["work"], 1)
+
+
+@pytest.mark.parametrize(
+    "functions, options, words",
+    [
+        ([len, len], dict(ranks=3), "ranks=3: the list has 2 functions, one for each rank. Leave ranks out."),
+        ([], {}, "run got an empty list: it needs a function for each rank"),
+        (
+            [len, 3],
+            {},
+            "run needs a function for each rank, and got int for rank 1: run([serve, work, work])",
+        ),
+        ([len] * 1_000, {}, "ranks=1000: this library starts at most"),
+        ([len, lambda: 1], {}, "<lambda> cannot be called with these arguments: too many positional"),
+        ([len, workers.sleeper], dict(ranks=2.0), "ranks=2.0"),
+    ],
+)
+def test_row_14_bad_lists_of_functions(functions, options, words):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        run(functions, "x", **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_row_14_a_role_that_cannot_be_sent_is_named():
+    lock = threading.Lock()
+
+    def holds():
+        return lock
+
+    with pytest.raises(TypeError, match="holds and nothing cannot be sent to the ranks: lock is a lock"):
+        run([holds, workers.nothing])
+
+
 def test_threads_and_random_numbers():
     def look():
         import random
@@ -162,7 +216,6 @@ def test_nothing_heavy_is_imported_by_a_rank():
         (dict(ranks=2.0), ValueError, "ranks=2.0"),
         (dict(ranks=True), ValueError, "ranks=True"),
         (dict(ranks="2"), ValueError, "ranks='2'"),
-        (dict(ranks=None), ValueError, "ranks=None"),
         (dict(ranks=100_000), ValueError, "ranks=100000"),
         (dict(ranks=(1, 2)), ValueError, "use sweep"),
         (dict(backend="mpi"), ValueError, "backend='mpi': it must be one of 'auto', 'gloo', 'nccl'."),
@@ -187,6 +240,7 @@ def test_the_options_of_run_are_those_that_are_checked():
     checked = inspect.signature(Options.checked).parameters
     assert own == {name: p.default for name, p in checked.items() if name != "fn"}
     assert list(own) == [field.name for field in dataclasses.fields(Options)]
+    assert Options.checked(workers.nothing).ranks == 2 and Options.checked([len] * 3).ranks == 3
     assert Options.checked(workers.nothing, ranks=3) == Options(3, "auto", None, 1, "nothing")
 
 
@@ -252,6 +306,7 @@ def test_a_rank_cannot_start_ranks():
     [
         (dict(ranks=()), "at least one number"),
         (dict(ranks=(1, 0)), "ranks=0"),
+        (dict(ranks=(1, None)), "ranks=None"),
         (dict(ranks=3), "ranks=3"),
         (dict(repeats=0), "repeats=0"),
         (dict(repeats=1.5), "repeats=1.5"),
@@ -262,6 +317,13 @@ def test_a_rank_cannot_start_ranks():
 def test_row_14_bad_arguments_of_sweep(arguments, words):
     with pytest.raises((ValueError, TypeError), match=words.replace("(", r"\(")):
         sweep(workers.nothing, **arguments)
+
+
+def test_row_14_sweep_takes_no_list_of_functions():
+    with pytest.raises(
+        TypeError, match="sweep compares numbers of ranks, and a list of functions, one for each"
+    ):
+        sweep([workers.nothing, workers.nothing])
 
 
 def test_placement_of_ranks(monkeypatch):

@@ -107,6 +107,16 @@ def test_where_a_person_looks_the_lines_of_the_ranks_stay_below_the_line(kernel)
     assert "the last of 2 jobs printed:" in kernel[-1]["text/html"]
 
 
+def test_lines_of_ranks_that_have_roles_say_so(kernel, monkeypatch):
+    run([speak, speak], 7)
+    assert kernel[-1]["text/plain"] == "speak on 2 ranks"
+    assert kernel[-1]["text/html"].count("rank 1, speak |") == 7
+    monkeypatch.setattr(IPython, "get_ipython", lambda: None)
+    written = terminal(monkeypatch)
+    run([speak, speak])
+    assert f"{CLEAN}rank 1, speak | word 0\n" in written.getvalue()
+
+
 def test_nothing_but_the_line_is_stored_where_no_person_looks_or_nothing_is_printed(kernel, monkeypatch):
     run(len, "x")
     monkeypatch.delenv("JPY_SESSION_NAME")
