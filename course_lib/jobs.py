@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from course_lib.arguments import whole
+from course_lib.hosts import Linked
 from course_lib.ranks.errors import RankWarning, told_in_one_line
 from course_lib.ranks.one_job import carry_out
 from course_lib.ranks.options import Options
@@ -22,6 +23,7 @@ def run(
     timeout: float = 60.0,
     threads: int = 1,
     label: str | None = None,
+    on: Linked | None = None,
     **kwargs,
 ) -> Job:
     """Run `fn(*args, **kwargs)` once on every rank, as real processes, and return one Job.
@@ -38,6 +40,8 @@ def run(
         timeout: seconds after which the job is stopped and explained.
         threads: compute threads per rank.
         label: name of the job in figures and errors; the function's name if None.
+        on: hosts.Linked(2, mbit=200), say: several hosts on this machine that a real, limited link joins.
+            Each gets as many ranks, and their backend is gloo. None: this machine as it is.
 
     Returns:
         A Job: results and output per rank, and the ledger that `measure.step` has filled.
@@ -45,10 +49,11 @@ def run(
     Errors:
         RankError if a rank raises, dies, is not done in time, or if the ranks wait for each other.
         RankInterrupt, a KeyboardInterrupt, if it is interrupted. TypeError or ValueError for arguments that
-        cannot work. OSError if there is no room for temporary files.
+        cannot work; RuntimeError for hosts that this machine cannot make. OSError if there is no room for
+        temporary files.
     """
     with told_in_one_line():
-        options = Options.checked(fn, ranks, backend, timeout, threads, label)
+        options = Options.checked(fn, ranks, backend, timeout, threads, label, on)
     explain_outside()
     with told_in_one_line(), Progress(_title(options)) as progress:
         job = carry_out(fn, args, kwargs, options, progress.update)
@@ -86,7 +91,8 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
     Args:
         ranks: the numbers of ranks to compare.
         repeats: how often each is run.
-        kwargs: `run`'s own options (backend, timeout, threads, label) and the function's keyword arguments.
+        kwargs: `run`'s own options (backend, timeout, threads, label, on) and the function's keyword
+            arguments.
     """
     with told_in_one_line():
         if not isinstance(ranks, (tuple, list, range)):

@@ -6,6 +6,8 @@ launch.py            the kernel's side: ask for ranks, listen to them, end them
 server.py            the fork server and the supervisor of one job (processes beside the kernel)
 worker.py            what one rank does, from fork to exit
 folder.py            a job's private directory: made and locked, removed, swept up
+network.py           several hosts on one machine: namespaces, and a link of a limited rate
+holder.py            programs beside the kernel that hold such hosts open
 pages.py             the server's memory in large pages, so that a fork costs less
 sending.py           what travels: the call on its way out, results on their way home
 unsendable.py        the name of the variable that cannot travel

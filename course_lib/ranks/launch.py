@@ -43,6 +43,7 @@ class RankState:
     """What the kernel knows of one rank while its job runs, and what is left of it afterwards."""
 
     rank: int
+    host: int | None = None  # number of its host, of several that are linked
     pid: int = 0
     phase: str = "starting"  # starting, running, finished (result is here), failed (error is here)
     step: int | None = None  # the last step that measure.step has seen
@@ -71,14 +72,18 @@ class Group:
         """Start the ranks.
 
         Args:
-            request: ranks, backend, devices, threads, timeout, loopback (see worker).
+            request: ranks, backend, devices, threads, timeout, interface, linked (see worker).
             content: what every rank reads before it begins: the call, cwd, imports. It travels in a file
                 without a name, which nobody else can open and nobody has to remove; of the environment, only
                 what the fork server does not have already.
 
         Errors: OSError if the system refuses a process, a descriptor, or room for temporary files.
         """
-        self.states = [RankState(rank) for rank in range(request["ranks"])]
+        linked = request["linked"]
+        self.states = [
+            RankState(rank, host=rank // linked["per_host"] if linked else None)
+            for rank in range(request["ranks"])
+        ]
         self.failed: OSError | RuntimeError | None = None  # why the supervisor could not do its work
         self._buffers = [bytearray() for _ in self.states]
         server = _server()
@@ -309,6 +314,7 @@ def _nothing_moved(before: dict, now: dict) -> bool:
         and now["written_bytes"] is not None
         and now["cpu_s"] - before["cpu_s"] < STILL_CPU_S
         and all(before[name] == now[name] for name in ("frames", "call", "collectives", "written_bytes"))
+        and before.get("link") == now.get("link")
         and all(
             asleep or times >= before["threads"].get(thread, (asleep, times))[1] + 2  # whole rounds
             for thread, (asleep, times) in now["threads"].items()

@@ -29,6 +29,7 @@ from course_lib.ranks.errors import (
     remember,
 )
 from course_lib.ranks.launch import NO_PROCESS, Group, server_is_ready
+from course_lib.ranks.network import INTERFACE
 from course_lib.ranks.options import Options
 from course_lib.record import Job
 from course_lib.record.tables import COLUMNS
@@ -57,7 +58,8 @@ def carry_out(
             is busy: seconds in which its ranks have waited for a core do not count.
     """
     ranks, timeout, label = options.ranks, options.timeout, options.label
-    placement = devices.place(ranks, options.backend)
+    on = options.on
+    placement = devices.place(ranks, options.backend if on is None else "gloo")
     call = _pack(fn, args, kwargs, label)
     # the learner may call this while an error of their own is being handled
     outside = sys.exc_info()[1]
@@ -75,7 +77,8 @@ def carry_out(
                         "devices": placement.devices,
                         "threads": options.threads,
                         "timeout": timeout if of_learner else (1 + PATIENCE) * timeout,
-                        "loopback": devices.loopback(),
+                        "interface": devices.loopback() if on is None else INTERFACE,
+                        "linked": None if on is None else {"per_host": ranks // on.hosts, "plan": on.plan()},
                     },
                     content,
                 )
@@ -125,11 +128,11 @@ def carry_out(
         ranks,
         placement.backend,
         "cuda" if placement.devices[0] != "cpu" else "cpu",
-        placement.hardware,
+        placement.hardware if on is None else f"{on.in_words()}; {placement.hardware}",
         seconds,
         results,
         output,
-        *_gather(group.states),
+        *_gather(group.states, {} if on is None else on.absent()),
     )
 
 
@@ -400,14 +403,13 @@ def _read_output(path: Path, save: bool, limit_bytes: int = OUTPUT_LIMIT_BYTES) 
     )
 
 
-def _gather(states) -> tuple[dict, dict]:
-    """One ledger from the ranks' records: absent layers, and rows with their rank, times counted from the
-    first rank's traced step.
+def _gather(states, absent: dict[str, str]) -> tuple[dict, dict]:
+    """One ledger from the ranks' records: absent layers (those that are given, and more), and rows with their
+    rank, times counted from the first rank's traced step.
     """
     begins = [state.records["traced_at"] for state in states if state.records.get("traced_at") is not None]
     zero = min(begins, default=0.0)
     records: dict[str, list] = {name: [] for name in COLUMNS}
-    absent: dict[str, str] = {}
     for state in states:
         absent |= state.records["absent"]
         for name, rows in records.items():

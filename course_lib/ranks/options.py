@@ -4,7 +4,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from course_lib.arguments import number, one_of, whole
+from course_lib.arguments import instance, number, one_of, whole
+from course_lib.hosts import Linked
 from course_lib.ranks import budget, devices, worker
 from course_lib.ranks.errors import RankWarning
 from course_lib.ranks.server import MAX_RANKS
@@ -22,6 +23,7 @@ class Options:
         timeout: seconds after which the job is stopped.
         threads: compute threads per rank.
         label: name of the job in figures and errors.
+        on: the hosts that they run on; this machine as it is if None.
     """
 
     ranks: int
@@ -29,6 +31,7 @@ class Options:
     timeout: float
     threads: int
     label: str
+    on: Linked | None = None
 
     @classmethod
     def checked(
@@ -39,6 +42,7 @@ class Options:
         timeout: float = 60.0,
         threads: int = 1,
         label: str | None = None,
+        on: Linked | None = None,
     ) -> "Options":
         """Make the options of a job of `fn`, once it is sure that it can run here; without a label it gets
         the function's name. A RankWarning points to the line that called `run` where the job will be slow.
@@ -64,9 +68,11 @@ class Options:
         number("timeout", timeout, above=True)
         if label is not None and not isinstance(label, str):
             raise TypeError(f"label={label!r}: it must be text.")
+        if on is not None:
+            instance("on", on, Linked, "as in on=hosts.Linked(2, mbit=200)").checked(ranks, backend)
         warning = budget.look(ranks, threads, budget.Machine.here())
         if warning:
             warnings.warn(warning, RankWarning, stacklevel=3)
         if not label:
             label = getattr(fn, "__name__", type(fn).__name__)
-        return cls(ranks, backend, timeout, threads, label)
+        return cls(ranks, backend, timeout, threads, label, on)

@@ -33,7 +33,7 @@ import weakref
 
 import psutil
 
-from course_lib.ranks import folder, pages
+from course_lib.ranks import folder, network, pages
 
 __all__ = ["main", "MAX_RANKS"]
 
@@ -168,6 +168,8 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
         if len(descriptors) != 1 + request["ranks"]:  # what this process may not open is cut off
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         lock = folder.make(request["directory"])
+        if linked := request["linked"]:
+            linked["places"] = network.build(**linked["plan"])[0]
         _fork_ranks(request, ranks, descriptors, (wake_r, wake_w, job.fileno()))
         _send_line(job, {"pids": {rank: pid for pid, rank in ranks.items()}})
         kernel_listens = _watch(job, ranks, wake_r)
@@ -239,6 +241,10 @@ def _become_rank(request: dict, rank: int, channel: int, content: int) -> None:
     _own_group(0)
     _die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if linked := request["linked"]:
+        network.enter(linked["places"][rank // linked["per_host"]])
+        for namespace in sum(linked["places"], []):
+            os.close(namespace)
     output = os.open(
         os.path.join(request["directory"], f"rank{rank}.out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
     )

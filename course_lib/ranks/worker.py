@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from course_lib import measure, torch_internals
+from course_lib.measure import link
 from course_lib.ranks import imports, sending, settings, threads, where
 
 __all__ = ["work", "in_rank"]
@@ -47,7 +48,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
     """Run the learner's function as one rank and tell the kernel how it went.
 
     Args:
-        request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout.
+        request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout; interface,
+            by which ranks are reached; linked, on linked hosts: how many ranks each has (`per_host`).
         rank: this process's rank, 0 to ranks - 1.
         channel: stream to the kernel; carries messages (`send`), and from the kernel "?" (where are you?) and
             "." (all ranks have returned).
@@ -87,6 +89,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         # all have joined: a rank that fails at once does not break another's connecting
         meet("started", request["timeout"])
         kernel.send("started", psutil.Process().memory_info().rss)
+        if linked := request["linked"]:
+            link.found(rank // linked["per_host"])
         ledger = measure.start_ledger(lambda step: kernel.send("step", step), meet)
         begin = time.perf_counter()
         result = function(*args, **kwargs)
@@ -214,10 +218,16 @@ class _Kernel:
 def _join(request: dict, rank: int) -> dist.Store:
     """Set threads and device, then initialise the default process group."""
     ranks, device = request["ranks"], request["devices"][rank]
+    per_host = request["linked"]["per_host"] if request["linked"] else ranks
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank % per_host),
+        WORLD_SIZE=str(ranks),
+        LOCAL_WORLD_SIZE=str(per_host),
+        GROUP_RANK=str(rank // per_host),
+        GROUP_WORLD_SIZE=str(ranks // per_host),
     )
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request["loopback"]
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request["interface"]
     torch.set_num_threads(request["threads"])
     if device.startswith("cuda"):
         torch.cuda.set_device(device)

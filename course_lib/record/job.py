@@ -31,7 +31,7 @@ class Job:
         results: what each rank's function returned, in rank order.
         output: what each rank printed, in rank order.
         absent: layers that could not be measured here, each with the reason.
-        records: the rows of the four tables below, as plain lists of dicts.
+        records: the rows of the five tables below, as plain lists of dicts.
 
     Each table is a copy: change it as you like, the job stays as it was measured.
     """
@@ -68,6 +68,17 @@ class Job:
         rank began its step.
         """
         return self._table("comm")
+
+    @property
+    def links(self) -> pd.DataFrame:
+        """One row per linked host and step: host, step, phase, sent_bytes. Empty for a job on this machine as
+        it is.
+
+        `sent_bytes`: what the system counted on the interface that joins the host to the others, from the
+        step's beginning to the next one's: whole frames, with headers and acknowledgements. What its ranks
+        sent to each other is not in it.
+        """
+        return self._table("links")
 
     @property
     def memory(self) -> pd.DataFrame:
@@ -189,6 +200,10 @@ class Job:
             )
         if len(self.comm):
             parts.append(f"  {len(self.comm[self.comm['rank'] == 0])} collectives per step on rank 0")
+        if len(self.links):
+            sent = self.links.groupby("host")["sent_bytes"].median() / 1e6
+            told = ", ".join(f"host {host} {megabytes:.2f} MB" for host, megabytes in sent.items())
+            parts.append(f"  sent over its link in a step: {told} (median)")
         parts += [f"  no {layer}: {reason}" for layer, reason in self.absent.items()]
         parts += [f"  rank {rank}: {_short(result)}" for rank, result in enumerate(self.results)]
         return parts

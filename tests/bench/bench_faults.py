@@ -25,7 +25,7 @@ from unittest import mock
 import psutil
 import torch
 
-from course_lib import RankError, run
+from course_lib import RankError, hosts, run
 from course_lib.ranks import budget, one_job
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -35,12 +35,13 @@ from left_behind import Traces  # noqa: E402
 from test_kernel import Kernel  # noqa: E402
 
 TIMEOUT_S = 1.5
+TWO_HOSTS = hosts.Linked(2, mbit=200)
 GONE_S = 4.0  # how long what a kernel leaves behind may take to be gone
 # one injection: whether it was explained, seconds, and (of a kernel of its own) how much it left behind
 Trial = Callable[[], tuple]
 
 
-def job(fn: Callable, words: str, timeout: float = 30) -> Trial:
+def job(fn: Callable, words: str, timeout: float = 30, **options) -> Trial:
     """A job that fails or warns with these words; seconds from the launch, or past a timeout that it has to
     wait for.
     """
@@ -50,7 +51,7 @@ def job(fn: Callable, words: str, timeout: float = 30) -> Trial:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
-                run(fn, ranks=2, timeout=timeout)
+                run(fn, ranks=2, timeout=timeout, **options)
                 text = " ".join(str(warning.message) for warning in told)
             except RankError as error:
                 text = str(error)
@@ -266,6 +267,14 @@ FAULTS: list[tuple[str, Trial]] = [  # row of the table of faults
         ),
     ),
     ("16 nobody can connect", nobody_can_connect),
+    *(
+        []
+        if TWO_HOSTS.missing()
+        else [
+            ("20 a link goes down", job(faults.loses_its_link, "The link of host 1 (rank 1)", on=TWO_HOSTS)),
+            ("21 a host disappears", job(faults.loses_a_host, "Host 1 is gone", on=TWO_HOSTS)),
+        ]
+    ),
 ]
 
 

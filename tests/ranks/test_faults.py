@@ -377,6 +377,27 @@ def test_row_17_groups_that_all_ranks_make_are_no_mistake(nothing_left, tmp_path
     assert job.results == [16.0] * 4
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_row_20_a_link_goes_down(nothing_left, two_hosts, ranks):
+    error = fails(faults.loses_its_link, ranks=ranks, on=two_hosts)
+    lost = "rank 1" if ranks == 2 else "ranks 2 and 3"
+    words = (
+        f"The link of host 1 ({lost}) is down: nothing passes between it and host 0. Each rank waits: rank 0"
+    )
+    assert words in error.headline and "cannot go on, and was stopped" in error.headline
+    assert {report.state for report in error.reports} == {"waits in all_reduce of float32[5000000]"}
+    assert all("dist.all_reduce" in report.line for report in error.reports)
+
+
+def test_row_21_a_host_disappears(nothing_left, two_hosts):
+    error = fails(faults.loses_a_host, ranks=4, on=two_hosts)
+    assert error.headline == (
+        "loses_a_host failed on ranks 2 and 3. Host 1 is gone: all its ranks were killed."
+    )
+    assert [report.cause for report in error.reports] == [False, False, True, True]
+    assert error.reports[0].state.startswith("stopped because ranks 2 and 3 failed")
+
+
 def test_the_last_error_stays(nothing_left):
     error = fails(faults.raises, ranks=3)
     copied = error._render_traceback_()[-1].split(": ", 1)[1]
