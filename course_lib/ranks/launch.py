@@ -43,7 +43,6 @@ class RankState:
     """What the kernel knows of one rank while its job runs, and what is left of it afterwards."""
 
     rank: int
-    host: int | None = None  # number of its host, of several that are linked
     pid: int = 0
     phase: str = "starting"  # starting, running, finished (result is here), failed (error is here)
     step: int | None = None  # the last step that measure.step has seen
@@ -63,6 +62,7 @@ class RankState:
     returned: bool = False  # the function has returned; its result may still be on its way
     stack: str = ""  # a dump of its threads, if it could not answer
     silent: str = ""  # why it could not answer, in words
+    host: int | None = None  # number of its host, of several that are linked
 
 
 class Group:

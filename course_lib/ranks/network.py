@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 __all__ = ["INTERFACE", "NetworkError", "address", "build", "enter", "end_all_within"]
 
@@ -30,6 +31,7 @@ INTERFACE = "eth0"  # of each host; ranks of other hosts are reached through it
 MTU = 9000  # bytes of a frame's content: "jumbo frames", as between the hosts of a cluster
 BURST_S = 0.004  # how long the link may have been idle and still catch up: a timer may be late by as much
 QUEUE_BYTES = 2**26  # what may wait for the link; then packets would be dropped, and sent again
+KILLED_END_S = 5.0  # how long killed processes may take to be gone
 _NEWNET, _NEWUSER, _NEWUTS = 0x40000000, 0x10000000, 0x04000000  # linux/sched.h; UTS: a host's name
 _NET_ADMIN = 12  # linux/capability.h
 _PR_CAP_AMBIENT, _RAISE = 47, 2  # linux/prctl.h
@@ -115,12 +117,9 @@ def build(hosts: int, mbit: float, delay_ms: float = 0.0) -> tuple[list[list[int
     )
     if not delay_ms:
         return places, ""
-    try:
-        netem = f"netem delay {delay_ms * 1000:.0f}us limit 100000"
-        _do("tc", _by_namespace(ends[:hosts], "qdisc add dev {} parent 1: handle 2: " + netem))
-    except NetworkError as error:
-        return places, f"this system cannot delay packets ({error})"
-    return places, ""
+    netem = f"qdisc add dev {{}} parent 1: handle 2: netem delay {delay_ms * 1000:.0f}us limit 100000"
+    told = _try("tc", _by_namespace(ends[:hosts], netem), [])
+    return places, f"this system cannot delay packets: {told}, so its kernel lacks sch_netem" if told else ""
 
 
 def enter(namespaces: list[int], user: int | None = None) -> None:
@@ -137,8 +136,8 @@ def enter(namespaces: list[int], user: int | None = None) -> None:
 
 def end_all_within(inodes: set[int]) -> None:
     """Kill every process whose network is one of these (numbers of namespaces), but for this one."""
-    found = True
-    while found:
+    end, found = time.monotonic() + KILLED_END_S, True
+    while found and time.monotonic() < end:
         found = False
         for name in os.listdir("/proc"):
             if not name.isdigit() or int(name) == os.getpid():
@@ -151,6 +150,7 @@ def end_all_within(inodes: set[int]) -> None:
                         found = True
                 finally:
                     os.close(handle)
+        time.sleep(0.01 * found)
 
 
 def _leave_network() -> None:
@@ -203,8 +203,20 @@ def _by_namespace(ends: list[tuple[int, str]], line: str) -> dict[int, list[str]
     return found
 
 
-def _do(tool: str, lines: dict[int, list[str]], hold: list[int] = ()) -> None:  # type: ignore[assignment]
-    """Give `tool` its lines in each namespace, in all at once. `hold`: descriptors that they speak of."""
+def _do(tool: str, lines: dict[int, list[str]], hold: list[int] | None = None) -> None:
+    """`_try`, which must not fail."""
+    if told := _try(tool, lines, hold or []):
+        raise NetworkError(
+            f"Linked hosts cannot be made here: {told}. The kernel needs its modules veth, sch_tbf and bridge"
+            " (as root: modprobe veth sch_tbf bridge)."
+        )
+
+
+def _try(tool: str, lines: dict[int, list[str]], hold: list[int]) -> str:
+    """Give `tool` its lines in each namespace, in all at once. Returns its first complaint, "" if none.
+
+    hold: descriptors that the lines speak of.
+    """
     started = []
     for namespace, batch in lines.items():
         _call("setns", namespace, _NEWNET)
@@ -221,7 +233,8 @@ def _do(tool: str, lines: dict[int, list[str]], hold: list[int] = ()) -> None:  
     for text, code in told:
         if code:
             line = next(iter(text.strip().splitlines()), f"exit code {code}")
-            raise NetworkError(f"Linked hosts cannot be made here: {tool} says {line.rstrip('.')!r}.")
+            return f"{tool} says {line.rstrip('.')!r}"
+    return ""
 
 
 def _call(function: str, *arguments) -> None:

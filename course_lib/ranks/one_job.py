@@ -414,7 +414,7 @@ def _gather(states, absent: dict[str, str]) -> tuple[dict, dict]:
         absent |= state.records["absent"]
         for name, rows in records.items():
             for row in state.records[name]:
-                row = {"rank": state.rank, **row}
+                row = {"rank": state.rank, **row} if "rank" in COLUMNS[name] else dict(row)
                 if "start_s" in row:
                     row["start_s"] -= zero
                 rows.append(row)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import faults
 import linked_workers
 import psutil
 import pytest
@@ -108,6 +109,12 @@ def test_a_slow_link_is_no_standstill(two_hosts):
     """While the link carries what the system has taken, no rank writes a byte, for seconds."""
     job = run(linked_workers.reduces, NUMEL // 2, 1, ranks=2, on=hosts.Linked(2, mbit=4))
     assert job.seconds >= 0.95 * 2 * MB * 8 / 4e6
+
+
+def test_ranks_that_wait_for_each_other_are_found_as_elsewhere(two_hosts):
+    with pytest.raises(RankError, match="Each rank waits for another: rank 0 in recv from rank 1") as caught:
+        run(faults.waits_for_a_message, ranks=2, on=two_hosts)
+    assert "Nobody sends." in caught.value.headline
 
 
 def test_a_job_elsewhere_has_no_link(tmp_path):
@@ -295,8 +302,8 @@ NETWORK = "from course_lib.ranks import network as n"
         ("n._call = lambda *args: exec('raise PermissionError(1, \"not permitted\")')", "not permitted"),
         ("n._NEWNET = n._NEWUSER = -1", "this system does not let you make one"),
         (
-            "n._do = lambda *args, **more: exec('raise n.NetworkError(\"tc says no\")', {'n': n})",
-            "tc says no",
+            "n._try = lambda *args: 'tc says no'",
+            "Linked hosts cannot be made here: tc says no. The kernel needs",
         ),
         ("import sys; sys.platform = 'darwin'", "which only Linux has"),
     ],
