@@ -66,6 +66,15 @@ def chats_inside(numel: int, steps: int) -> None:
             dist.all_reduce(torch.ones(numel), group=groups[rank // per_host])
 
 
+def sends(numel: int) -> None:
+    """Rank 0 sends once, to rank 1."""
+    if dist.get_rank() == 0:
+        dist.send(torch.ones(numel), 1)
+    else:
+        dist.recv(torch.ones(numel), 0)
+    dist.barrier()
+
+
 def tells_and_kills(folder: str, which: str) -> int:
     """Say in which network this rank is, then kill one of the processes of the job, or end well."""
     Path(folder, f"network{dist.get_rank()}").write_text(str(network()))
@@ -80,6 +89,8 @@ def tells_and_kills(folder: str, which: str) -> int:
         }[which]
         if victim:
             os.kill(victim, signal.SIGKILL)
+        if which == "supervisor":
+            signal.pause()  # the end comes with the supervisor's, which may take a moment
     dist.barrier()
     return network()
 
