@@ -62,7 +62,7 @@ class Ledger:
                 self._watch = memory.Watch(modules, optimizer, self._cuda, absent)
                 self._attached.attach(self.trace.slow)
                 self._meet("traced")  # attaching took each rank another while; timelines start together
-                self._settle("warmed up")
+                self._count_link("warmed up")
             elif self._counter:
                 self._counter.begin()
             self._sent_before = None if "wire bytes" in self.absent else wire.look()
@@ -99,18 +99,16 @@ class Ledger:
             self._counter.end(len(self.steps) - 1, self._phase)
         if self._phase == TRACED:
             self._meet("timed")
-            self._settle("traced and told")
+            self._count_link("traced and timed")
         now = time.monotonic()
         if now - self._reported > _REPORT_EVERY_S:
             self._reported = now
             self._report(len(self.steps) - 1)
 
-    def _settle(self, name: str) -> None:
-        """On linked hosts, count what the step before has sent: all ranks wait until the link has carried
-        it.
-        """
+    def _count_link(self, name: str) -> None:
+        """On linked hosts, count what the step that all ranks have ended has sent, before a rank goes on."""
         if self._counter:
-            self._counter.settle()
+            self._counter.begin()
         if self._linked:
             self._meet(name)
 
@@ -127,7 +125,7 @@ class Ledger:
         if self._linked:
             self._meet("ended")
         if self._counter:
-            self._counter.settle()
+            self._counter.begin()
         rows = {"comm": [], "timeline": [], "traced_at": None}
         absent, trace = dict(self.absent), self._finished_trace
         if trace is not None:

@@ -8,13 +8,11 @@ acknowledgements. What ranks of one host say to each other does not pass it.
 import fcntl
 import socket
 import struct
-import time
 
 from course_lib.ranks.network import INTERFACE
 
 __all__ = ["found", "is_there", "look", "take_down", "Counter"]
 
-SETTLE_S = 2.0  # how long a link may take to carry what still waits for it
 _GET_FLAGS, _SET_FLAGS = 0x8913, 0x8914  # linux/sockios.h
 _UP, _RUNNING = 0x1, 0x40  # linux/if.h: switched on here; connected to an end that is switched on
 _REQUEST = struct.Struct("16sH22x")  # struct ifreq: a name, and flags
@@ -60,7 +58,7 @@ class Counter:
         self._before = 0
 
     def begin(self) -> None:
-        """A step begins."""
+        """A step begins, or the last one is over: the one before is counted."""
         now = _counted()[1]
         if self._step is not None:
             self.rows.append({"host": _here[0], **self._step, "sent_bytes": now - self._before})
@@ -69,15 +67,6 @@ class Counter:
     def end(self, step: int, phase: str) -> None:
         """A step has ended, and was no failure."""
         self._step = {"step": step, "phase": phase}
-
-    def settle(self, at_most_s: float = SETTLE_S) -> None:
-        """Wait until other hosts have confirmed all that this one has sent, then count the step that has
-        ended.
-        """
-        end = time.monotonic() + at_most_s
-        while _unconfirmed_bytes() and time.monotonic() < end:
-            time.sleep(0.001)
-        self.begin()
 
 
 def _counted() -> tuple[int, int]:
@@ -89,18 +78,6 @@ def _counted() -> tuple[int, int]:
                 received, *_, sent = numbers.split()[:9]
                 return int(received), int(sent)
     return 0, 0
-
-
-def _unconfirmed_bytes() -> int:
-    """What this host's sockets have been given for other hosts, and have not heard to be there."""
-    total = 0
-    with open("/proc/self/net/tcp") as file:
-        next(file)
-        for line in file:
-            _, here, there, _, queues, *_ = line.split()
-            if here.partition(":")[0] != there.partition(":")[0]:
-                total += int(queues.partition(":")[0], 16)
-    return total
 
 
 def _flags(new: int | None = None) -> int:

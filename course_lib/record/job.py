@@ -76,7 +76,8 @@ class Job:
 
         `sent_bytes`: what the system counted on the interface that joins the host to the others, from the
         step's beginning to the next one's: whole frames, with headers and acknowledgements. What its ranks
-        sent to each other is not in it.
+        sent to each other is not in it. Around the traced step all ranks wait for each other, so that its
+        bytes are exact; between timed steps some may count for the step before or after.
         """
         return self._table("links")
 
