@@ -1,4 +1,4 @@
-"""Hosts to run on: more than this machine, or several on this machine that only a link joins.
+"""Hosts to run on: several on this machine, joined by a real link and by nothing else.
 
 run(train, ranks=4, on=hosts.Linked(2, mbit=200))
 
