@@ -5,7 +5,7 @@ import platform
 import torch
 
 from course_lib.ranks import devices
-from course_lib.ranks.launch import start_server
+from course_lib.ranks.fork_server import start_server
 from course_lib.ranks.outside import explain_outside
 
 __all__ = ["about"]

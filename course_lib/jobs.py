@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from course_lib.arguments import whole
+from course_lib.hosts import Linked
 from course_lib.ranks.errors import RankWarning, told_in_one_line
 from course_lib.ranks.one_job import carry_out
 from course_lib.ranks.options import Options
@@ -26,6 +27,7 @@ def run(
     label: str | None = None,
     restarts: int = 0,
     min_ranks: int | None = None,
+    on: Linked | None = None,
     **kwargs,
 ) -> Job:
     """Run `fn(*args, **kwargs)` once on every rank, as real processes, and return one Job.
@@ -51,6 +53,8 @@ def run(
         min_ranks: with it, a rank that was killed from outside (SIGKILL, SIGTERM) does not come back, and the
             others start again without it while there are so many; a rank that fails by itself comes back. As
             torchrun --nnodes=MIN:MAX does with a machine that is lost. None: all come back.
+        on: hosts.Linked(2, mbit=200), say: several hosts on this machine that a real, limited link joins.
+            Each gets as many ranks, and their backend is gloo. None: this machine as it is.
 
     Returns:
         A Job: results and output per rank, and the ledger that `measure.step` has filled.
@@ -58,11 +62,11 @@ def run(
     Errors:
         RankError if a rank raises, dies, is not done in time, or if the ranks wait for each other (in the
         last attempt of a job with restarts). RankInterrupt, a KeyboardInterrupt, if it is interrupted.
-        TypeError or ValueError for arguments that cannot work. OSError if there is no room for temporary
-        files.
+        TypeError or ValueError for arguments that cannot work; RuntimeError for hosts that this machine
+        cannot make. OSError if there is no room for temporary files.
     """
     with told_in_one_line():
-        options = Options.checked(fn, ranks, backend, timeout, threads, label, restarts, min_ranks)
+        options = Options.checked(fn, ranks, backend, timeout, threads, label, restarts, min_ranks, on)
     explain_outside()
     with told_in_one_line(), Progress(_title(options), roles=roles_of(fn)) as progress:
         job = carry_out(fn, args, kwargs, options, progress.update, progress.again)
@@ -100,7 +104,8 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
     Args:
         ranks: the numbers of ranks to compare.
         repeats: how often each is run.
-        kwargs: `run`'s own options (backend, timeout, threads, label) and the function's keyword arguments.
+        kwargs: `run`'s own options (backend, timeout, threads, label, on) and the function's keyword
+            arguments.
     """
     with told_in_one_line():
         if isinstance(fn, (tuple, list)):

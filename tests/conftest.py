@@ -46,6 +46,7 @@ SLOW = {
     "test_faults.py",
     "test_fuzz.py",
     "test_kernel.py",
+    "test_linked.py",
     "test_mini_zero_everyday.py",
     "test_timeline.py",
     "test_a_rank_imports_what_the_notebook_has_imported",
@@ -86,6 +87,17 @@ def pytest_collection_modifyitems(config, items):
     if left_out := {item for item in cells if item.cell_num not in _needed(item.path)}:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def two_hosts():
+    """Two linked hosts to run on. Where the machine cannot make them, a test is skipped, with the reason."""
+    from course_lib import hosts
+
+    two = hosts.Linked(2, mbit=200)
+    if reason := two.missing():
+        pytest.skip(reason)
+    return two
 
 
 @functools.cache

@@ -14,6 +14,7 @@ tracing.py      the traced step: its collectives, and a timeline of what the ran
 calls.py        every collective, send and receive, whoever asks for it
 events.py       what torch.profiler has recorded: gloo's work, and when the rank computed
 wire.py         bytes sent over TCP, as the operating system counts them
+link.py         bytes that a linked host sends to others, as the system counts them
 memory.py       bytes held, by what they are for
 activations.py  the tensors that autograd saves for backward
 storages.py     which memory is behind a tensor, or behind anything that holds tensors

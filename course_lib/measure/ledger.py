@@ -2,6 +2,7 @@
 them.
 """
 
+import os
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 
 from course_lib import torch_internals
 from course_lib.arguments import whole
-from course_lib.measure import memory, tracing, wire
+from course_lib.measure import link, memory, tracing, wire
 from course_lib.measure.instruments import Attached, why
 
 __all__ = ["Ledger"]
@@ -43,6 +44,9 @@ class Ledger:
         self.absent = self._what_is_absent()
         self._open = False
         self._peak = memory.Peak(self._cuda)
+        self._linked = link.is_there()
+        # one rank of a host counts for all
+        self._counter = link.Counter() if self._linked and os.environ["LOCAL_RANK"] == "0" else None
 
     def begin(self, model, optimizer, samples: int | None, number: int | None) -> None:
         if self._open:
@@ -67,6 +71,9 @@ class Ledger:
                 self._watch = memory.Watch(modules, optimizer, self._cuda, absent)
                 self._attached.attach(self.trace.slow)
                 self._meet("traced")  # attaching took each rank another while; timelines start together
+                self._count_link("warmed up")
+            elif self._counter:
+                self._counter.begin()
             self._sent_before = None if "wire bytes" in self.absent else wire.look()
             if self._phase == TRACED:
                 self._attached.attach(self._watch.instruments | self.trace.quick)
@@ -97,12 +104,22 @@ class Ledger:
                 "wire_bytes": None if self._sent_before is None else wire.sent_since(self._sent_before),
             }
         )
+        if self._counter:
+            self._counter.end(len(self.steps) - 1, self._phase)
         if self._phase == TRACED:
             self._meet("timed")
+            self._count_link("traced and timed")
         now = time.monotonic()
         if now - self._reported >= self._report_every_s:
             self._reported = now
             self._report(len(self.steps) - 1, self._number)
+
+    def _count_link(self, name: str) -> None:
+        """On linked hosts, count what the step that all ranks have ended has sent, before a rank goes on."""
+        if self._counter:
+            self._counter.begin()
+        if self._linked:
+            self._meet(name)
 
     def _leave(self) -> tracing.Trace | None:
         """Take the instruments away; returns the trace if there was one."""
@@ -114,6 +131,10 @@ class Ledger:
         """All rows, once the function has returned; working out the trace is left to this moment, when nobody
         waits.
         """
+        if self._linked:
+            self._meet("ended")
+        if self._counter:
+            self._counter.begin()
         rows = {"comm": [], "timeline": [], "traced_at": None}
         absent, trace = dict(self.absent), self._finished_trace
         if trace is not None:
@@ -126,7 +147,14 @@ class Ledger:
                 )
             absent |= trace.absent
         peak = [{"category": "peak", "bytes": self._peak.bytes()}] if self.memory else []
-        return {"steps": self.steps, "memory": self.memory + peak, **rows, "absent": absent}
+        links = self._counter.rows if self._counter else []
+        return {
+            "steps": self.steps,
+            "links": links,
+            "memory": self.memory + peak,
+            **rows,
+            "absent": absent,
+        }
 
     def _what_is_absent(self) -> dict[str, str]:
         absent = {}

@@ -1,12 +1,18 @@
 """Real processes: start them warm, watch them, stop them, explain what went wrong.
 
 one_job.py           one job from the call to its Job
+follow.py            its ranks, to their end or to why they must be stopped
+output.py            what they print
+silent.py            mistakes that raise no error
 attempts.py          whether a job that has failed starts again, and on how many ranks
 options.py           how many ranks, which backend, how long, how often: checked once
-launch.py            the kernel's side: ask for ranks, listen to them, end them
+launch.py            the kernel's side of a job: ask for ranks, listen to them, end them
+fork_server.py       the kernel's side of the fork server
 server.py            the fork server and the supervisor of one job (processes beside the kernel)
 worker.py            what one rank does, from fork to exit
 folder.py            a job's private directory: made and locked, removed, swept up
+network.py           several hosts on one machine: namespaces, and a link of a limited rate
+holder.py            programs beside the kernel that hold such hosts open
 pages.py             the server's memory in large pages, so that a fork costs less
 sending.py           what travels: the call on its way out, results on their way home
 unsendable.py        the name of the variable that cannot travel

@@ -58,14 +58,14 @@ class Attempts:
         )
         self._begin = now
 
-    def ranks_of_next(
+    def who_comes_back(
         self,
         error: RankError,
         states: list[RankState],
         output: list[str],
         timed_out: bool = False,
         supervised: bool = True,
-    ) -> int | None:
+    ) -> list[int]:
         """Keep an attempt that has failed.
 
         Args:
@@ -74,23 +74,26 @@ class Attempts:
             supervised: whether the process is still there that starts ranks.
 
         Returns:
-            The number of ranks of the next attempt; None if there is none.
+            The ranks that take part in the next attempt, by their numbers in this one; none if there is no
+            next one.
         """
         self.keep(states, output, _reason(error))
-        left = len(states)
-        if self._min_ranks is not None:
-            left -= sum(
-                state.status in FROM_OUTSIDE and state.phase not in ("finished", "failed") for state in states
-            )
+        left = [
+            state.rank
+            for state in states
+            if self._min_ranks is None
+            or state.status not in FROM_OUTSIDE
+            or state.phase in ("finished", "failed")
+        ]
         if timed_out:
             self._why_no_more = "; the timeout is for all attempts together"
         elif not supervised:
             self._why_no_more = "; the process that starts ranks was ended, too"
-        elif self._min_ranks is not None and left < self._min_ranks:
-            self._why_no_more = f"; ranks that are left: {left}, and min_ranks={self._min_ranks}"
+        elif self._min_ranks is not None and len(left) < self._min_ranks:
+            self._why_no_more = f"; ranks that are left: {len(left)}, and min_ranks={self._min_ranks}"
         elif len(self.past) <= self._restarts:
             return left
-        return None
+        return []
 
     def tell(self, error: RankError | RankInterrupt) -> RankError | RankInterrupt:
         """The error of the last attempt, and beside it what became of each."""

@@ -1,5 +1,6 @@
 """Work out why a job is stuck, from what its ranks have told. Pure functions: states in, sentences out."""
 
+import signal
 from collections import defaultdict
 from math import prod
 
@@ -16,6 +17,8 @@ __all__ = [
     "disagreement",
     "suspicious_sites",
     "never_joined",
+    "cut_off",
+    "hosts_gone",
     "waits_in_words",
 ]
 
@@ -57,6 +60,8 @@ def standstill(states: list[RankState]) -> str | None:
             + (f", over {ranks_in_words(over, roles)}" if over and len(over) < len(states) else "")
             + (", which has finished" if call["peer"] in finished else "")
         )
+    if lost := cut_off(states):
+        return f"{lost} Each rank waits: {'; '.join(told)}."
     if all(_is("send", op) for op in ops):
         hint = "A send may wait until its receiver is there: let one side receive first, or use isend."
     elif all(_is("receive", op) for op in ops) and not finished:
@@ -70,6 +75,42 @@ def standstill(states: list[RankState]) -> str | None:
     return (
         f"{'Each rank waits' if not finished else 'Each rank that is left waits'} for another:"
         f" {'; '.join(told)}. {hint}"
+    )
+
+
+def cut_off(states: list[RankState]) -> str | None:
+    """A sentence on linked hosts that nothing reaches any more, or None."""
+    told: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    hosts = {state.host for state in states if state.host is not None}
+    for state in states:
+        if state.host is not None and (link := state.where.get("link")):
+            told[link["state"]][state.host].append(state.rank)
+    lost = told.get("down") or told.get("cut")  # of a cable, both ends tell; the one that is off is at fault
+    if not lost:
+        return None
+    names = " and ".join(f"host {host} ({ranks_in_words(ranks)})" for host, ranks in sorted(lost.items()))
+    others = " and ".join(f"host {host}" for host in sorted(hosts - set(lost)))
+    return f"The link of {names} is down: nothing passes" + (
+        f" between {'it' if len(lost) == 1 else 'them'} and {others}." if others else " between the hosts."
+    )
+
+
+def hosts_gone(states: list[RankState], causes: set[int]) -> str:
+    """A sentence if linked hosts have disappeared: all their ranks were killed, and no other rank is a cause;
+    "" if not.
+    """
+    gone = {
+        state.host: [other.rank for other in states if other.host == state.host]
+        for state in states
+        if state.host is not None and state.rank in causes
+    }
+    if not gone or {rank for ranks in gone.values() for rank in ranks} != causes:
+        return ""
+    if any(state.status != -signal.SIGKILL for state in states if state.rank in causes):
+        return ""
+    return " ".join(
+        f"Host {host} is gone: {'all its ranks were' if len(ranks) > 1 else 'its rank was'} killed."
+        for host, ranks in sorted(gone.items())
     )
 
 

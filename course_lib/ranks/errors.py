@@ -217,14 +217,17 @@ def explain(
     if interrupted:
         headline, because = f"{label} was interrupted.", "was stopped"
     elif timed_out:
-        why = diagnose.deadlock(states) or _who_waits(states)
+        why = " ".join(
+            filter(None, (diagnose.cut_off(states), diagnose.deadlock(states) or _who_waits(states)))
+        )
         headline = f"{label} was stopped: it had not finished after timeout={timeout:g} s. {why}"
         because = "was running"
     elif stuck:
         headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:
         failed = ranks_in_words(causes, states[0].roles)
-        headline = f"{label} failed on {failed}." + (f" {disagree}" if disagree else "")
+        more = [found for found in (diagnose.hosts_gone(states, causes), disagree) if found]
+        headline = " ".join([f"{label} failed on {failed}.", *more])
         because = f"stopped because {failed} failed"
     reports = [
         _report(state, output, state.rank in causes, because) for state, output in zip(states, outputs)

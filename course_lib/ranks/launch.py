@@ -1,21 +1,13 @@
 """The kernel's side of a job: ask the fork server for ranks, listen to them, end them."""
 
-import atexit
 import contextlib
-import errno
 import json
-import os
 import pickle
-import re
-import select
 import selectors
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,19 +16,15 @@ from pathlib import Path
 import psutil
 
 from course_lib.ranks import folder
+from course_lib.ranks.fork_server import ENDS, pair, the_server
 from course_lib.ranks.server import MAX_RANKS
 from course_lib.roles import ranks_in_words
 
-__all__ = ["Group", "RankState", "NO_PROCESS", "start_server", "server_is_ready"]
+__all__ = ["Group", "RankState"]
 
-START_TIMEOUT_S = 120.0  # importing torch on a busy machine
 END_TIMEOUT_S = 5.0  # how long killed ranks may take to be gone
 ANSWER_S = 2.0  # how long a rank that is asked where it is may take, on a busy machine
 STILL_CPU_S = 0.025  # what an idle rank needs at most to say where it is
-NO_PROCESS = re.compile(
-    r"can't start new thread|Resource temporarily unavailable|Cannot allocate memory|pthread_create",
-    re.IGNORECASE,
-)
 
 
 @dataclass
@@ -65,6 +53,7 @@ class RankState:
     returned: bool = False  # the function has returned; its result may still be on its way
     stack: str = ""  # a dump of its threads, if it could not answer
     silent: str = ""  # why it could not answer, in words
+    host: int | None = None  # number of its host, of several that are linked
 
     @property
     def name(self) -> str:
@@ -79,7 +68,8 @@ class Group:
         """Start the ranks.
 
         Args:
-            request: ranks, backend, devices, threads, timeout, loopback, attempt, restarts (see worker).
+            request: ranks, backend, devices, threads, timeout, attempt, restarts, interface, hosts, plan (see
+                worker).
             content: what every rank reads before it begins: the call, cwd, imports. It travels in a file
                 without a name, which nobody else can open and nobody has to remove; of the environment, only
                 what the fork server does not have already.
@@ -89,12 +79,12 @@ class Group:
         """
         self.states: list[RankState] = []
         self.failed: OSError | RuntimeError | None = None  # why the supervisor could not do its work
-        server = _server()
+        server = the_server()
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             file = theirs.enter_context(tempfile.TemporaryFile())
             pickle.dump(content | server.difference(), file)
             file.flush()
-            pairs = [_pair(ours, theirs) for _ in range(1 + request["ranks"])]
+            pairs = [pair(ours, theirs) for _ in range(1 + request["ranks"])]
             self._selector = ours.enter_context(selectors.DefaultSelector())
             self.directory = folder.new_path()
             (self._job, job_there), *channels = pairs
@@ -103,7 +93,7 @@ class Group:
         self._ask_for(request)
         self._job_buffer = bytearray()
         self._selector.register(self._job, selectors.EVENT_READ, None)
-        self._listen_to([here for here, _ in channels], roles)
+        self._listen_to([here for here, _ in channels], roles, request["hosts"])
 
     def start_again(self, request: dict) -> None:
         """End what is left of the ranks, and start others in their place: under the same supervisor, in the
@@ -120,23 +110,25 @@ class Group:
             raise RuntimeError(f"Ranks that should start again have not ended within {END_TIMEOUT_S:g} s.")
         for channel in self._channels:
             self._forget(channel)
-            _ends.discard(channel)
+            ENDS.discard(channel)
             channel.close()
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            pairs = [_pair(ours, theirs) for _ in range(request["ranks"])]
+            pairs = [pair(ours, theirs) for _ in range(request["ranks"])]
             self._ask_for(request)
             with contextlib.suppress(OSError):  # the supervisor has ended: that is heard of soon
                 socket.send_fds(self._job, [b"J"], [there.fileno() for _, there in pairs])
             ours.pop_all()
-        self._listen_to([here for here, _ in pairs], self.states[0].roles)
+        self._listen_to([here for here, _ in pairs], self.states[0].roles, request["hosts"])
 
     def _ask_for(self, request: dict) -> None:
         self._order(json.dumps(request | {"directory": str(self.directory)}).encode() + b"\n")
 
-    def _listen_to(self, channels: list[socket.socket], roles: Sequence[str]) -> None:
+    def _listen_to(self, channels: list[socket.socket], roles: Sequence[str], hosts: Sequence[int]) -> None:
         """Begin to listen to ranks of which nothing is known yet."""
         self._channels = channels
-        self.states = [RankState(rank, roles) for rank in range(len(channels))]
+        self.states = [
+            RankState(rank, roles, host=hosts[rank] if hosts else None) for rank in range(len(channels))
+        ]
         self._buffers = [bytearray() for _ in channels]
         for rank, channel in enumerate(channels):
             channel.setblocking(False)
@@ -245,7 +237,7 @@ class Group:
         self._listen_until(lambda: self._job not in self._registered(), max(end - time.monotonic(), 0.1))
         self._selector.close()
         for channel in (*self._channels, self._job):
-            _ends.discard(channel)
+            ENDS.discard(channel)
             channel.close()
         folder.remove(self.directory)  # where the supervisor was killed
 
@@ -353,6 +345,7 @@ def _nothing_moved(before: dict, now: dict) -> bool:
         and now["written_bytes"] is not None
         and now["cpu_s"] - before["cpu_s"] < STILL_CPU_S
         and all(before[name] == now[name] for name in ("frames", "call", "collectives", "written_bytes"))
+        and before.get("link") == now.get("link")
         and all(
             asleep or times >= before["threads"].get(thread, (asleep, times))[1] + 2  # whole rounds
             for thread, (asleep, times) in now["threads"].items()
@@ -368,153 +361,6 @@ def _why_silent(state: RankState) -> str:
     if stopped:
         return "does not respond: its process was stopped (SIGSTOP)"
     return "" if state.stack else "does not respond"
-
-
-_ends: set[socket.socket] = set()  # this kernel's ends of all its sockets
-
-
-def _pair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    """The kernel's end of a new line, and the other; each is closed with its stack."""
-    here, there = socket.socketpair()
-    _ends.add(here)
-    ours.callback(_ends.discard, here)
-    return ours.enter_context(here), theirs.enter_context(there)
-
-
-def _let_go() -> None:
-    """In a process that the notebook has forked: close its copies of the kernel's ends, or ranks and server
-    would not notice the kernel's own end.
-    """
-    for end in list(_ends):
-        end.close()
-    _ends.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-def start_server() -> None:
-    """Begin to start the fork server, without waiting for it: the first `run` then finds it warm. If it
-    cannot start, that `run` says why.
-    """
-    with contextlib.suppress(OSError):
-        _server()
-
-
-def server_is_ready(wait_s: float) -> bool:
-    """Whether the fork server has torch imported, or has failed to (`Group` then tells why); waits at most
-    `wait_s` for it, and starts it if need be.
-    """
-    return _server().is_ready(wait_s)
-
-
-class _Server:
-    """One fork server process. It ends when this object's socket closes, so never later than the kernel."""
-
-    def __init__(self):
-        self._log = tempfile.TemporaryFile()
-        here, there = socket.socketpair()
-        root = str(Path(__file__).resolve().parents[2])
-        self._environ = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "KINETO_LOG_LEVEL": "99",
-            "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-        }
-        with there:
-            # -P: no file beside the notebook stands in for one of the standard library
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "course_lib.ranks.server", str(there.fileno())],
-                pass_fds=[there.fileno()],
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                start_new_session=True,
-            )
-        _ends.add(here)
-        self._control, self._lock, self._ready, self.kernel = here, threading.Lock(), False, os.getpid()
-        self._begin = time.monotonic()
-        here.settimeout(START_TIMEOUT_S)
-
-    @property
-    def usable(self) -> bool:
-        return self.kernel == os.getpid() and self.process.poll() is None
-
-    def is_ready(self, wait_s: float) -> bool:
-        return (
-            self._ready
-            or time.monotonic() - self._begin > START_TIMEOUT_S
-            or bool(select.select([self._control], [], [], wait_s)[0])
-        )
-
-    def difference(self) -> dict:
-        """The notebook's environment as against the server's, which every rank inherits."""
-        return {
-            "environ": {
-                name: value for name, value in os.environ.items() if self._environ.get(name) != value
-            },
-            "environ_without": [name for name in self._environ if name not in os.environ],
-        }
-
-    def hand_over(self, files: list) -> None:
-        """Give the server its ends of a job's sockets, and the content; it forks a supervisor that owns them.
-        Errors: OSError if it cannot.
-        """
-        with self._lock:
-            if not self._ready:
-                self._expect(b"R")
-                self._ready = True
-            with contextlib.suppress(ConnectionError):  # _expect tells of a server that has ended
-                socket.send_fds(self._control, [b"J"], [file.fileno() for file in files])
-            self._expect(b"A")
-
-    def _expect(self, answer: bytes) -> None:
-        try:
-            heard = self._control.recv(1)
-        except OSError:
-            heard = b""
-        if heard == b"F":
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        if heard != answer:
-            self.process.kill()
-            self.process.wait()
-            self._log.seek(0)
-            told = self._log.read().decode(errors="replace").strip().splitlines()
-            if any(map(NO_PROCESS.search, told)):
-                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            raise RuntimeError(
-                "The fork server, from which ranks are started, ended unexpectedly; the next run starts a"
-                f" new one. Its last words: {told[-1] if told else 'none'}"
-            )
-
-    def stop(self) -> None:
-        """Close this end: the server ends, and with it what it has forked."""
-        _ends.discard(self._control)
-        self._control.close()
-        self._log.close()
-
-
-_the_server: _Server | None = None
-_the_server_lock = threading.Lock()
-
-
-def _server() -> _Server:
-    """This kernel's fork server, started if there is none (or if the last one has died)."""
-    global _the_server
-    with _the_server_lock:
-        if _the_server is None or not _the_server.usable:
-            if _the_server is None:
-                atexit.register(_stop_the_server)
-            else:
-                _the_server.stop()
-            _the_server = _Server()
-        return _the_server
-
-
-def _stop_the_server() -> None:
-    if _the_server:
-        _the_server.stop()
 
 
 assert MAX_RANKS + 2 <= 253  # what one message can carry (SCM_MAX_FD)

@@ -5,44 +5,37 @@ import errno
 import inspect
 import os
 import pickle
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from pathlib import Path
 
-from course_lib.ranks import budget, devices, diagnose, folder, imports, places, sending, settings, threads
-from course_lib.ranks.attempts import Attempts
-from course_lib.ranks.errors import (
-    RankError,
-    RankInterrupt,
-    RankWarning,
-    ended_in_words,
-    error_in_words,
-    explain,
-    frames_of_dump,
-    remember,
+from course_lib.ranks import (
+    budget,
+    devices,
+    follow,
+    fork_server,
+    imports,
+    network,
+    output,
+    sending,
+    settings,
+    silent,
 )
-from course_lib.ranks.launch import NO_PROCESS, Group, server_is_ready
+from course_lib.ranks.attempts import Attempts
+from course_lib.ranks.errors import RankError, RankInterrupt, RankWarning, explain, remember
+from course_lib.ranks.launch import Group
 from course_lib.ranks.options import Options
 from course_lib.record import Job
 from course_lib.record.tables import COLUMNS
-from course_lib.roles import begun, functions_of, ranks_in_words, roles_of
+from course_lib.roles import functions_of, roles_of
 
 __all__ = ["carry_out"]
 
-GRACE_S = 0.3  # after a first failure: the true cause may be the second to be heard
-ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0  # how often ranks without progress are asked where they are
 TIMEOUT_S = 60.0
-PATIENCE = 4  # times its timeout: how long a job's ranks may wait for free cores beside it
-OUTPUT_LIMIT_BYTES = 100_000  # of each rank's output, what a Job keeps; longer output is saved whole
-OUTPUT_LIVE_BYTES = 16_000  # of each rank's output, what is read again and again while the job runs
-OUTPUT_MOST_BYTES = 200_000_000  # a rank that prints more is stopped, before it fills the disk
 
 
 def carry_out(
@@ -67,102 +60,161 @@ def carry_out(
 
     Where nobody has said a timeout, or in a check, seconds in which ranks wait for a free core do not count.
     """
-    ranks, label, roles = options.ranks, options.label, roles_of(fn)
-    timeout = TIMEOUT_S if options.timeout is None else options.timeout
-    patience = PATIENCE if options.timeout is None or not of_learner else 0
-    placement = devices.place(ranks, options.backend)
-    call = _pack(fn, args, kwargs, label)
-    # the learner may call this while an error of their own is being handled
-    outside = sys.exc_info()[1]
-    content = {"call": call, "cwd": _working_directory(label), "imports": imports.of_the_notebook()}
-    request = {
-        "ranks": ranks,
-        "backend": placement.backend,
-        "devices": placement.devices,
-        "threads": options.threads,
-        "timeout": (1 + patience) * timeout,
-        "loopback": devices.loopback(),
-        "attempt": 0,
-        "restarts": options.restarts,
-    }
-    group = None
+    job = _OneJob(fn, args, kwargs, options, of_learner)
     try:
-        try:
-            _wait_for_server(label, show)
-            begin, attempts = time.monotonic(), Attempts(options)
-            with _no_second_interrupt(outside):
-                group = Group(request, content, roles)
-        except OSError as error:
-            raise budget.refusal(error, ranks, label) from None
-        try:
-            deadline = time.monotonic() + timeout
-
-            def left() -> float:
-                seconds = deadline - time.monotonic()
-                return seconds if seconds > 0 or not patience else seconds + _starved(group.states, timeout)
-
-            def printed(save: bool = False, limit_bytes: int = OUTPUT_LIVE_BYTES):
-                paths = [group.output_of(state.rank) for state in group.states]
-                return [_read_output(path, save, limit_bytes) for path in paths]
-
-            def show_progress():
-                doing, fraction = _progress(group.states, timeout - deadline + time.monotonic(), timeout)
-                show(attempts.doing() + doing, fraction, printed)
-
-            while (stopped := _follow(group, left, show_progress)) is not None:
-                if group.failed:
-                    raise budget.refusal(group.failed, ranks, label)
-                output = printed(of_learner, OUTPUT_LIMIT_BYTES)
-                failure = _name_a_limit(
-                    explain(group.states, output, label, timeout, **stopped), group.states, output
-                )
-                if not isinstance(failure, RankError):
-                    raise failure
-                over = "timed_out" in stopped
-                count = attempts.ranks_of_next(failure, group.states, output, over, group.supervised)
-                if count is None:
-                    raise remember(attempts.tell(failure))
-                again(f"{attempts.past[-1]}", output)
-                if count < len(group.states):
-                    placement = devices.place(count, placement.backend)
-                    request |= {"ranks": count, "devices": placement.devices}
-                try:
-                    with _no_second_interrupt(outside):
-                        group.start_again(request | {"attempt": len(attempts.past)})
-                except OSError as error:
-                    raise budget.refusal(error, count, label) from None
-            seconds = time.monotonic() - begin
-            unfinished, flood = _let_finish(group, left, show_progress)
-            output = printed(of_learner, OUTPUT_LIMIT_BYTES)
-            _warn_of_silent_mistakes(group.states, unfinished, flood, timeout)
-            for told in settings.lost(group.states[0].records["settings"]) if of_learner else ():
-                warnings.warn(told, RankWarning, stacklevel=3)
-            if options.restarts:
-                attempts.keep(group.states, output)
-        except KeyboardInterrupt:
-            with _no_second_interrupt(outside):
-                group.ask_and_wait()
-                output = printed(of_learner, OUTPUT_LIMIT_BYTES)
-            stop = explain(group.states, output, label, timeout, interrupted=True)
-            raise remember(attempts.tell(stop)) from None
+        job.start(show)
+        while (failure := job.attempt(show)) is not None:
+            job.start_again(failure, again)
+        for told in job.end(show):
+            warnings.warn(told, RankWarning, stacklevel=3)
+    except KeyboardInterrupt as error:
+        if not job.started or isinstance(error, RankInterrupt):
+            raise
+        raise job.interrupted() from None
     finally:
-        if group:
-            with _no_second_interrupt(outside):
-                group.close()
-    results = [_unpack(state.result, state.rank) for state in group.states]
-    return Job(
-        label,
-        len(group.states),
-        placement.backend,
-        "cuda" if placement.devices[0] != "cpu" else "cpu",
-        placement.hardware,
-        seconds,
-        results,
-        output,
-        *_gather(group.states),
-        roles,
-        attempts.past if options.restarts else [],
-    )
+        job.close()
+    return job.gathered()
+
+
+class _OneJob:
+    """A job under way: its ranks, its attempts, and the time that is left for it."""
+
+    def __init__(self, fn, args, kwargs, options: Options, of_learner: bool):
+        on = options.on
+        self._options, self._of_learner = options, of_learner
+        self.label, self._roles = options.label, roles_of(fn)
+        self._timeout = TIMEOUT_S if options.timeout is None else options.timeout
+        self._patience = follow.PATIENCE if options.timeout is None or not of_learner else 0
+        self._placement = devices.place(options.ranks, options.backend if on is None else "gloo")
+        call = _pack(fn, args, kwargs, self.label)
+        self._content = {
+            "call": call,
+            "cwd": _working_directory(self.label),
+            "imports": imports.of_the_notebook(),
+        }
+        self._request: dict = {
+            "ranks": options.ranks,
+            "backend": self._placement.backend,
+            "devices": self._placement.devices,
+            "threads": options.threads,
+            "timeout": (1 + self._patience) * self._timeout,
+            "attempt": 0,
+            "restarts": options.restarts,
+            "interface": devices.loopback() if on is None else network.INTERFACE,
+            "plan": None if on is None else on.plan(),
+            "hosts": [] if on is None else on.of_ranks(options.ranks),
+        }
+        # the learner may call this while an error of their own is being handled
+        self._outside = sys.exc_info()[1]
+        self.started = False
+
+    def start(self, show) -> None:
+        """Start the ranks of the first attempt. Errors: OSError if this machine has no room for them."""
+        try:
+            _wait_for_server(self.label, show)
+            self._begin, self._attempts = time.monotonic(), Attempts(self._options)
+            with _no_second_interrupt(self._outside):
+                self.group = Group(self._request, self._content, self._roles)
+                self.started = True
+        except OSError as error:
+            raise budget.refusal(error, self._options.ranks, self.label) from None
+        self._deadline = time.monotonic() + self._timeout
+
+    def attempt(self, show) -> dict | None:
+        """Follow the ranks until all have returned (None), or the attempt has failed: why, as `explain` takes
+        it.
+        """
+        return follow.follow(self.group, self._left, lambda: self._show(show))
+
+    def start_again(self, stopped: dict, again) -> None:
+        """After a failure, start the ranks of the next attempt. Errors: what to say if there is none."""
+        group = self.group
+        if group.failed:
+            raise budget.refusal(group.failed, self._options.ranks, self.label)
+        printed = self._kept()
+        failure = explain(group.states, printed, self.label, self._timeout, **stopped)
+        failure = _name_a_limit(failure, group.states, printed)
+        if not isinstance(failure, RankError):
+            raise failure
+        over = "timed_out" in stopped
+        back = self._attempts.who_comes_back(failure, group.states, printed, over, group.supervised)
+        if not back:
+            raise remember(self._attempts.tell(failure))
+        again(str(self._attempts.past[-1]), printed)
+        if len(back) < len(group.states):
+            self._placement = devices.place(len(back), self._placement.backend)
+            hosts = self._request["hosts"]
+            self._request |= {
+                "ranks": len(back),
+                "devices": self._placement.devices,
+                "hosts": [hosts[rank] for rank in back] if hosts else [],
+            }
+        self._request["attempt"] += 1
+        try:
+            with _no_second_interrupt(self._outside):
+                group.start_again(self._request)
+        except OSError as error:
+            raise budget.refusal(error, len(back), self.label) from None
+
+    def end(self, show) -> list[str]:
+        """All ranks have returned: let them end. Returns warnings."""
+        states = self.group.states
+        self._seconds = time.monotonic() - self._begin
+        unfinished, flood = follow.let_finish(self.group, self._left, lambda: self._show(show))
+        self._output = self._kept()
+        if self._options.restarts:
+            self._attempts.keep(states, self._output)
+        told = silent.mistakes(states, unfinished, flood, self._timeout)
+        return told + (settings.lost(states[0].records["settings"]) if self._of_learner else [])
+
+    def interrupted(self) -> BaseException:
+        """What is to be said when the learner has stopped the job."""
+        with _no_second_interrupt(self._outside):
+            self.group.ask_and_wait()
+            printed = self._kept()
+        stop = explain(self.group.states, printed, self.label, self._timeout, interrupted=True)
+        return remember(self._attempts.tell(stop))
+
+    def close(self) -> None:
+        """Leave no process behind."""
+        if self.started:
+            with _no_second_interrupt(self._outside):
+                self.group.close()
+
+    def gathered(self) -> Job:
+        """The Job of ranks that have ended well."""
+        states, on, placement = self.group.states, self._options.on, self._placement
+        return Job(
+            self.label,
+            len(states),
+            placement.backend,
+            "cuda" if placement.devices[0] != "cpu" else "cpu",
+            placement.hardware if on is None else f"{on.in_words()}; {placement.hardware}",
+            self._seconds,
+            [_unpack(state.result, state.rank) for state in states],
+            self._output,
+            *_gather(states, {} if on is None else on.absent()),
+            self._roles,
+            self._attempts.past if self._options.restarts else [],
+        )
+
+    def _left(self) -> float:
+        seconds = self._deadline - time.monotonic()
+        if seconds > 0 or not self._patience:
+            return seconds
+        return seconds + follow.starved(self.group.states, self._timeout)
+
+    def _show(self, show) -> None:
+        used = self._timeout - self._deadline + time.monotonic()
+        doing, fraction = follow.progress(self.group.states, used, self._timeout)
+        show(self._attempts.doing() + doing, fraction, lambda: self._printed(False, output.LIVE_BYTES))
+
+    def _kept(self) -> list[str]:
+        return self._printed(self._of_learner, output.KEPT_BYTES)
+
+    def _printed(self, save: bool, limit_bytes: int) -> list[str]:
+        paths = [self.group.output_of(state.rank) for state in self.group.states]
+        return [output.read(path, save, limit_bytes) for path in paths]
 
 
 def _working_directory(label: str) -> str:
@@ -182,10 +234,10 @@ def _name_a_limit(error, states, output: list[str]):
     starting = [text for state, text in zip(states, output) if state.phase == "starting"] + [
         state.error["text"] for state in states if state.error and not state.start_bytes
     ]
-    if any(map(NO_PROCESS.search, starting)):
+    if any(map(fork_server.NO_PROCESS.search, starting)):
         return budget.refusal(OSError(errno.EAGAIN, ""), len(states), error.label)
     if isinstance(error, RankError) and any(
-        state.error and NO_PROCESS.search(state.error["message"]) for state in states
+        state.error and fork_server.NO_PROCESS.search(state.error["message"]) for state in states
     ):
         return error.after(budget.limit_in_words(), error.attempts)
     return error
@@ -196,7 +248,7 @@ def _wait_for_server(label: str, show) -> None:
     short.
     """
     try:
-        while not server_is_ready(0.1):
+        while not fork_server.server_is_ready(0.1):
             show("starting the fork server, once per kernel", None, tuple)
     except KeyboardInterrupt:
         raise RankInterrupt(
@@ -224,16 +276,6 @@ def _pack(fn, args, kwargs, label: str) -> bytes:
     return sending.pack_call(fn, args, kwargs, label)
 
 
-def _unpack(result: bytes, rank: int):
-    try:
-        return pickle.loads(result)
-    except Exception as error:  # such as a DistributedDataParallel: there is no process group here
-        raise TypeError(
-            f"What rank {rank} returned cannot be opened in the notebook ({type(error).__name__}: {error}). "
-            "Return numbers, text, lists, dicts or plain tensors."
-        ) from None
-
-
 @contextlib.contextmanager
 def _no_second_interrupt(outside: BaseException | None):
     """Clean up undisturbed: an interrupt within is taken as one of the job that is being stopped anyhow, or
@@ -254,202 +296,31 @@ def _no_second_interrupt(outside: BaseException | None):
         raise KeyboardInterrupt
 
 
-def _let_finish(group: Group, left: Callable[[], float], show) -> tuple[list, str]:
-    """All ranks have returned: let them finish their threads and end, as Python does.
-
-    Returns those that have not ended at the deadline, or when one has printed too much, and what there is to
-    say of the latter.
-    """
-    flood = ""
-    group.let_go()
-    while group.alive and (seconds := left()) > 0 and not flood:
-        group.listen(min(0.1, seconds))
-        show()
-        flood = _flood(group)
-    if unfinished := group.alive:
-        group.dump(unfinished)
-        group.kill()
-    return unfinished, flood
-
-
-def _flood(group: Group) -> str:
-    """Which ranks that still run have printed more than the disk should hold, in a sentence; "" if none."""
-    flooding = [state.rank for state in group.alive if _size(group.output_of(state.rank)) > OUTPUT_MOST_BYTES]
-    if not flooding:
-        return ""
-    who = begun(ranks_in_words(flooding, group.states[0].roles))
-    return (
-        f"{who} {'has' if len(flooding) == 1 else 'have'} printed more than"
-        f" {OUTPUT_MOST_BYTES / 1e6:g} MB: print less, or not in every step."
-    )
-
-
-def _warn_of_silent_mistakes(states, unfinished, flood: str, timeout: float) -> None:
-    """Some mistakes raise no error anywhere: say so when the ranks' last collectives don't match, or a thread
-    has died or was not done.
-    """
-    if unfinished:
-        frames = [
-            places.learners_frame(frames_of_dump(state.stack, all_threads=True)) for state in unfinished
-        ]
-        where = "; ".join(dict.fromkeys(places.place_in_words(frame) for frame in frames if frame))
-        who = begun(ranks_in_words([state.rank for state in unfinished], states[0].roles))
-        warnings.warn(
-            f"{who} had returned, and still worked "
-            + ("when the job was stopped" if flood else f"after timeout={timeout:g} s")
-            + f" ({where})" * bool(where)
-            + "."
-            + f" {flood}" * bool(flood)
-            + " What was not done is lost.",
-            RankWarning,
-            stacklevel=4,
-        )
-    for state in states:
-        if state.status:
-            warnings.warn(
-                f"{begun(state.name)} {ended_in_words(state)}: it still worked after its function had"
-                " returned. What was not done is lost.",
-                RankWarning,
-                stacklevel=4,
-            )
-    silent = diagnose.disagreement(states)
-    suspicious = (
-        f"{silent} No library noticed: don't trust the values."
-        if silent
-        else diagnose.never_joined(states) or diagnose.suspicious_sites(states)
-    )
-    for state in states:
-        if state.thread_error and not suspicious:
-            frame = places.learners_frame(state.thread_error["frames"])
-            suspicious = (
-                f"A thread of {state.name} raised {error_in_words(state.thread_error)}"
-                + (f" ({places.place_in_words(frame)})" if frame else "")
-                + ", and ended; the rank went on without it."
-            )
-    if suspicious:
-        warnings.warn(suspicious, RankWarning, stacklevel=4)
-
-
-def _starved(states, timeout: float) -> float:
-    """For how many seconds ranks have waited for a core, one after the other at worst; 0 for a job that has
-    computed for all its time: it is slow by itself.
-    """
-    found = [threads.computed_and_waited(state.pid) for state in states if state.pid and state.status is None]
-    if sum(computed for computed, _ in found) >= timeout:
-        return 0.0
-    return min(sum(waited for _, waited in found), PATIENCE * timeout)
-
-
-def _follow(group: Group, left: Callable[[], float], show) -> dict | None:
-    """Listen until every rank has finished (None), or the job has to be stopped (why, as `explain` takes it),
-    because no time is `left`, say.
-
-    Ranks that show no progress are asked where they are, now and then; a job that can never go on is not left
-    to its deadline.
-    """
-    asked_at, pause, suspicion, seen = time.monotonic(), ASK_AFTER_S, None, None
-    while True:
-        group.listen(min(0.1, left()))
-        show()
-        if group.failed:
-            return {}
-        if all(state.phase == "finished" for state in group.states):
-            return None
-        if flood := _flood(group):
-            group.ask_and_wait()
-            return {"stuck": flood}
-        if any(
-            state.phase == "failed" or (state.status is not None and state.phase != "finished")
-            for state in group.states
-        ):
-            end = time.monotonic() + GRACE_S
-            while group.unfinished and time.monotonic() < end:
-                group.listen(0.05)
-            group.ask_and_wait()
-            return {}
-        now = time.monotonic()
-        if left() <= 0:
-            group.ask_and_wait()
-            return {"timed_out": True}
-        leaving = any(state.phase == "finished" for state in group.states)
-        blocked = all(state.phase == "finished" or state.where.get("blocked") for state in group.states)
-        if now - asked_at >= (ASK_AFTER_S if leaving or suspicion or blocked else pause):
-            finding = diagnose.deadlock(group.states) or diagnose.standstill(group.states)
-            if finding and finding == suspicion:  # twice the same: no message was merely on its way
-                return {"stuck": finding}
-            suspicion = finding
-            progress = [state.step for state in group.states]
-            if leaving or finding or progress == seen:
-                group.ask()
-            asked_at, seen, pause = now, progress, min(pause * 1.5, ASK_AT_MOST_EVERY_S)
-
-
-def _progress(states, seconds: float, timeout: float) -> tuple[str, float]:
-    steps = [state.step + (state.begun_at or 0) for state in states if state.step is not None]
-    if steps:
-        doing = f"step {min(steps)}"
-    elif all(state.phase != "starting" for state in states):
-        doing = "running"
-    else:
-        doing = "starting"
-    finished = sum(state.phase == "finished" for state in states)
-    done = f", {finished} of {len(states)} ranks finished" if finished else ""
-    return f"{doing}{done}, {seconds:.0f} s (timeout {timeout:g} s)", min(seconds / timeout, 1.0)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _read_output(path: Path, save: bool, limit_bytes: int = OUTPUT_LIMIT_BYTES) -> str:
-    """What a rank has printed; of very long output the beginning and the end, and where the rest is: nowhere,
-    if it is too much to be kept, or if nobody asks to `save` it.
-    """
-    size = _size(path)
-    if not size:
-        return ""
-    with open(path, "rb") as file:
-        if size <= limit_bytes:
-            return file.read().decode(errors="replace")
-        half = limit_bytes // 2
-        head = file.read(half)
-        file.seek(-half, os.SEEK_END)
-        tail = file.read()
-    whole = ""
-    # else the next job would find no room
-    if save and size <= OUTPUT_MOST_BYTES and shutil.disk_usage(path.parent).free > size:
-        with contextlib.suppress(OSError):  # the disk is full after all: the job is not lost for that
-            handle, saved = tempfile.mkstemp(prefix=f"course_lib-output-{path.stem}-", suffix=".txt")
-            os.close(handle)
-            shutil.move(path, saved)
-            whole = (
-                f"; the whole output, {size / 1e6:.1f} MB, is in {saved} for {folder.KEPT_S / 3600:g} hours"
-            )
-    return (
-        f"{head.decode(errors='replace')}\n... {size - 2 * half:,} bytes left out{whole}"
-        f" ...\n{tail.decode(errors='replace')}"
-    )
-
-
-def _gather(states) -> tuple[dict, dict]:
-    """One ledger from the ranks' records: absent layers, and rows with their rank, times counted from the
-    first rank's traced step.
+def _gather(states, absent: dict[str, str]) -> tuple[dict, dict]:
+    """One ledger from the ranks' records: absent layers (those that are given, and more), and rows with their
+    rank, times counted from the first rank's traced step.
     """
     begins = [state.records["traced_at"] for state in states if state.records.get("traced_at") is not None]
     zero = min(begins, default=0.0)
     records: dict[str, list] = {name: [] for name in COLUMNS}
-    absent: dict[str, str] = {}
     for state in states:
         absent |= state.records["absent"]
         for name, rows in records.items():
             for row in state.records[name]:
-                row = {"rank": state.rank, **row}
+                row = {"rank": state.rank, **row} if "rank" in COLUMNS[name] else dict(row)
                 if "start_s" in row:
                     row["start_s"] -= zero
                 rows.append(row)
     for name in ("seconds", "threads"):  # of the function, one for each rank
         records[name] = [state.records[name] for state in states]
     return absent, records
+
+
+def _unpack(result: bytes, rank: int):
+    try:
+        return pickle.loads(result)
+    except Exception as error:  # such as a DistributedDataParallel: there is no process group here
+        raise TypeError(
+            f"What rank {rank} returned cannot be opened in the notebook ({type(error).__name__}: {error}). "
+            "Return numbers, text, lists, dicts or plain tensors."
+        ) from None

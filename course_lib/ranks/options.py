@@ -4,7 +4,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from course_lib.arguments import number, one_of, whole
+from course_lib.arguments import instance, number, one_of, whole
+from course_lib.hosts import Linked
 from course_lib.ranks import budget, devices, worker
 from course_lib.ranks.errors import RankWarning
 from course_lib.ranks.server import MAX_RANKS
@@ -26,6 +27,7 @@ class Options:
         label: name of the job in figures and errors.
         restarts: how often at most all ranks start again after a failure.
         min_ranks: on how few ranks they may; None: on all.
+        on: the hosts that they run on; this machine as it is if None.
     """
 
     ranks: int
@@ -35,6 +37,7 @@ class Options:
     label: str
     restarts: int = 0
     min_ranks: int | None = None
+    on: Linked | None = None
 
     @classmethod
     def checked(
@@ -47,6 +50,7 @@ class Options:
         label: str | None = None,
         restarts: int = 0,
         min_ranks: int | None = None,
+        on: Linked | None = None,
     ) -> "Options":
         """Make the options of a job of `fn`, once it is sure that it can run here; without a label it gets
         the function's name. A RankWarning points to the line that called `run` where the job will be slow.
@@ -103,7 +107,9 @@ class Options:
                     f"min_ranks={min_ranks}: each rank has a function of its own, so none can be left out."
                     " Leave min_ranks out."
                 )
+        if on is not None:
+            instance("on", on, Linked, "as in on=hosts.Linked(2, mbit=200)").checked(ranks, backend)
         warning = budget.look(ranks, threads, budget.Machine.here())
         if warning:
             warnings.warn(warning, RankWarning, stacklevel=3)
-        return cls(ranks, backend, timeout, threads, label or label_of(fn), restarts, min_ranks)
+        return cls(ranks, backend, timeout, threads, label or label_of(fn), restarts, min_ranks, on)

@@ -34,7 +34,7 @@ import weakref
 
 import psutil
 
-from course_lib.ranks import folder, pages
+from course_lib.ranks import folder, network, pages
 
 __all__ = ["main", "MAX_RANKS"]
 
@@ -170,9 +170,10 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
         if len(descriptors) != 1 + request["ranks"]:  # what this process may not open is cut off
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         lock = folder.make(directory)
+        places = network.build(**request["plan"])[0] if request["plan"] else []
         content, *channels = descriptors
         while request:
-            _fork_ranks(request, ranks, content, channels, (wake_r, wake_w, job.fileno()))
+            _fork_ranks(request, ranks, content, channels, (wake_r, wake_w, job.fileno()), places)
             _send_line(job, {"pids": {rank: pid for pid, rank in ranks.items()}})
             kernel_listens = _watch(job, ranks, wake_r)
             _end_children()
@@ -205,16 +206,21 @@ def _next_attempt(job: socket.socket, directory: str) -> tuple[dict, list[int]]:
 
 
 def _fork_ranks(
-    request: dict, ranks: dict[int, int], content: int, channels: list[int], not_theirs: tuple[int, ...]
+    request: dict,
+    ranks: dict[int, int],
+    content: int,
+    channels: list[int],
+    not_theirs: tuple[int, ...],
+    places: list[list[int]],
 ) -> None:
-    """Fork every rank into `ranks`; they own their channels afterwards."""
+    """Fork every rank into `ranks`; they own their channels then. places: of each host, its namespaces."""
     for rank, channel in enumerate(channels):
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
             for other in (*not_theirs, *(c for c in channels if c != channel)):
                 os.close(other)
-            _run_to_exit(_become_rank, request, rank, channel, content)
+            _run_to_exit(_become_rank, request, rank, channel, content, places)
         _own_group(pid)
         ranks[pid] = rank
     for channel in channels:
@@ -251,10 +257,14 @@ def _watch(job: socket.socket, ranks: dict[int, int], wake_r: int) -> bool:
     return listening
 
 
-def _become_rank(request: dict, rank: int, channel: int, content: int) -> None:
+def _become_rank(request: dict, rank: int, channel: int, content: int, places: list[list[int]]) -> None:
     _own_group(0)
     _die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if places:
+        network.enter(places[request["hosts"][rank]])
+        for namespace in sum(places, []):
+            os.close(namespace)
     output = os.open(
         os.path.join(request["directory"], f"rank{rank}.out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
     )

@@ -14,7 +14,7 @@ import torch
 
 from course_lib import torch_internals
 from course_lib.collectives import by_function
-from course_lib.measure import looks, wire
+from course_lib.measure import link, looks, wire
 from course_lib.ranks import places, threads
 
 __all__ = ["whereabouts", "collectives", "tell_before_abort"]
@@ -38,6 +38,7 @@ def whereabouts() -> dict:
     blocked: it can only go on when another rank does something.
     written_bytes, cpu_s, threads: of this process so far (`threads.others`); a transfer that moves shows in
         them, and a thread that waits for a core.
+    link: of this rank's host to other hosts (`link.look`); None where all run on this machine as it is.
     """
     with looks.lock:
         frames, call, making, count = _look()
@@ -57,6 +58,7 @@ def whereabouts() -> dict:
             and _groups_wait_long()
         ),
         "written_bytes": wire.all_written_bytes(),
+        "link": link.look(),
         "cpu_s": time.process_time(),
         "threads": threads.others(),
     }

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from course_lib import measure, torch_internals
+from course_lib.measure import link
 from course_lib.ranks import imports, sending, settings, threads, where
 
 __all__ = ["work", "in_rank"]
@@ -48,7 +49,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
 
     Args:
         request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout, attempt (0
-            for the first), restarts (how many there may be).
+            for the first), restarts (how many there may be); interface, by which ranks are reached; hosts, on
+            linked hosts the number of each rank's.
         rank: this process's rank, 0 to ranks - 1.
         channel: stream to the kernel; carries messages (`send`), and from the kernel "?" (where are you?) and
             "." (all ranks have returned).
@@ -90,6 +92,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         # all have joined: a rank that fails at once does not break another's connecting
         meet("started", request["timeout"])
         kernel.send("started", psutil.Process().memory_info().rss)
+        if hosts := request["hosts"]:
+            link.found(hosts[rank])
         ledger = measure.start_ledger(
             lambda *step: kernel.send("step", *step),
             meet,
@@ -221,15 +225,18 @@ class _Kernel:
 def _join(request: dict, rank: int) -> dist.Store:
     """Set threads and device, then initialise the default process group."""
     ranks, device = request["ranks"], request["devices"][rank]
+    hosts = request["hosts"] or [0] * ranks
     os.environ.update(
         RANK=str(rank),
-        LOCAL_RANK=str(rank),
+        LOCAL_RANK=str(hosts[:rank].count(hosts[rank])),
         WORLD_SIZE=str(ranks),
-        LOCAL_WORLD_SIZE=str(ranks),
+        LOCAL_WORLD_SIZE=str(hosts.count(hosts[rank])),
+        GROUP_RANK=str(sorted(set(hosts)).index(hosts[rank])),
+        GROUP_WORLD_SIZE=str(len(set(hosts))),
         TORCHELASTIC_RESTART_COUNT=str(request["attempt"]),
         TORCHELASTIC_MAX_RESTARTS=str(request["restarts"]),
     )
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request["loopback"]
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request["interface"]
     torch.set_num_threads(request["threads"])
     if device.startswith("cuda"):
         torch.cuda.set_device(device)

@@ -34,7 +34,7 @@ class Job:
         results: what each rank's function returned, in rank order.
         output: what each rank printed, in rank order.
         absent: layers that could not be measured here, each with the reason.
-        records: the rows of the four tables below, as plain lists of dicts.
+        records: the rows of the five tables below, as plain lists of dicts.
         roles: the name of each rank's function, in rank order; empty where all ranks ran one function.
         attempts: of a job that could start again (`run(..., restarts=2)`), one record for each attempt, the
             one that went well last: number, ranks, reason of its failure, seconds, steps, output. All else is
@@ -77,6 +77,18 @@ class Job:
         rank began its step.
         """
         return self._table("comm")
+
+    @property
+    def links(self) -> pd.DataFrame:
+        """One row per linked host and step: host, step, phase, sent_bytes. Empty for a job on this machine as
+        it is.
+
+        `sent_bytes`: what the system counted on the interface that joins the host to the others, from the
+        step's beginning to the next one's: whole frames, with headers and acknowledgements. What its ranks
+        sent to each other is not in it. Around the traced step all ranks wait for each other, so that its
+        bytes are exact; between timed steps some may count for the step before or after.
+        """
+        return self._table("links")
 
     @property
     def memory(self) -> pd.DataFrame:
@@ -214,6 +226,10 @@ class Job:
             )
         if len(self.comm):
             parts.append(f"  {len(self.comm[self.comm['rank'] == 0])} collectives per step on rank 0")
+        if len(self.links):
+            sent = self.links.groupby("host")["sent_bytes"].median() / 1e6
+            told = ", ".join(f"host {host} {megabytes:.2f} MB" for host, megabytes in sent.items())
+            parts.append(f"  sent over its link in a step: {told} (median)")
         parts += [f"  no {layer}: {reason}" for layer, reason in self.absent.items()]
         parts += [
             f"  {rank_name(rank, self.roles)}: {_short(result)}" for rank, result in enumerate(self.results)

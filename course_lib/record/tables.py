@@ -1,9 +1,10 @@
 """The tables of a job's ledger: the columns of each, their dtypes, the categories of memory. What they mean
 stands at `Job`.
 
-A rank writes rows without `rank`, which is added when the rows of all ranks come together. A new column, or a
-new table, is entered here, at `Job`, and where the rank writes it, in `measure/`: steps in `ledger.py`, comm
-in `calls.py`, memory in `memory.py`, the timeline in `tracing.py`.
+A rank writes rows without `rank`, which is added (but for links, which are of a host) when the rows of all
+ranks come together. A new column, or a new table, is entered here, at `Job`, and where the rank writes it, in
+`measure/`: steps in `ledger.py`, comm in `calls.py`, links in `link.py`, memory in `memory.py`, the timeline
+in `tracing.py`.
 """
 
 __all__ = ["COLUMNS", "CATEGORIES"]
@@ -28,6 +29,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "start_s": "float64",
         "seconds": "float64",
     },
+    "links": {"host": "int64", "step": "int64", "phase": "object", "sent_bytes": "int64"},
     "memory": {"rank": "int64", "category": "object", "bytes": "int64"},
     "timeline": {
         "rank": "int64",

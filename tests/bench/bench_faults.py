@@ -26,8 +26,8 @@ from unittest import mock
 import psutil
 import torch
 
-from course_lib import RankError, run
-from course_lib.ranks import budget, one_job
+from course_lib import RankError, hosts, run
+from course_lib.ranks import budget, output
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "ranks")]
@@ -36,6 +36,7 @@ from left_behind import Traces  # noqa: E402
 from test_kernel import Kernel  # noqa: E402
 
 TIMEOUT_S = 1.5
+TWO_HOSTS = hosts.Linked(2, mbit=200)
 GONE_S = 4.0  # how long what a kernel leaves behind may take to be gone
 # one injection: whether it was explained, seconds, and (of a kernel of its own) how much it left behind
 Trial = Callable[[], tuple]
@@ -178,7 +179,7 @@ def prints_much() -> tuple[bool, float]:
 
 def prints_too_much() -> tuple[bool, float]:
     """Output without end, here above 20 MB: the job is stopped, and the output is not kept."""
-    with mock.patch.object(one_job, "OUTPUT_MOST_BYTES", 20_000_000):
+    with mock.patch.object(output, "MOST_BYTES", 20_000_000):
         return job(faults.prints_for_ever, "has printed more than 20 MB")()
 
 
@@ -281,6 +282,14 @@ FAULTS: list[tuple[str, Trial]] = [  # row of the table of faults
     ),
     ("21 every attempt fails", job(faults.everyone_raises, "All 3 attempts failed.", restarts=2)),
     ("22 the second one succeeds", starts_again),
+    *(
+        []
+        if TWO_HOSTS.missing()
+        else [
+            ("23 a link goes down", job(faults.loses_its_link, "The link of host 1 (rank 1)", on=TWO_HOSTS)),
+            ("24 a host disappears", job(faults.loses_a_host, "Host 1 is gone", on=TWO_HOSTS)),
+        ]
+    ),
 ]
 
 

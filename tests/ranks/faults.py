@@ -70,6 +70,27 @@ def never_arrives():
     dist.all_reduce(torch.ones(4))
 
 
+def loses_its_link():
+    """The cable of host 1 is pulled while 20 MB pass through it."""
+    import threading
+
+    from course_lib import hosts
+
+    if dist.get_rank() == dist.get_world_size() - 1:
+        threading.Timer(0.3, hosts.cut_link).start()
+    dist.all_reduce(torch.ones(5_000_000))
+
+
+def loses_a_host():
+    """All ranks of host 1 are killed at once."""
+    pids: list = [None] * dist.get_world_size()
+    dist.all_gather_object(pids, os.getpid())
+    if dist.get_rank() == len(pids) - 1:
+        for pid in pids[len(pids) // 2 :]:
+            os.kill(pid, signal.SIGKILL)
+    dist.all_reduce(torch.ones(4))
+
+
 def waits_for_a_message():
     x = torch.ones(3)
     dist.recv(x, (dist.get_rank() + 1) % dist.get_world_size())

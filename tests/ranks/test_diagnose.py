@@ -3,8 +3,10 @@
 from course_lib.ranks import errors
 from course_lib.ranks.diagnose import (
     STILL_S,
+    cut_off,
     deadlock,
     disagreement,
+    hosts_gone,
     never_joined,
     standstill,
     suspicious_sites,
@@ -40,6 +42,41 @@ def test_slow_is_not_stuck():
     assert deadlock(states([call(1, done=False)], [call(1, done=False)])) is None
     # rank 1 has done its part
     assert deadlock(states([call(1, done=False)], [call(1)], finished=[1])) is None
+
+
+def linked(*links: str):
+    """Two ranks on each host, whose links are in these states; "" for ranks that have not told."""
+    return [
+        RankState(rank, host=rank // 2, where={"link": {"state": state}} if state else {})
+        for rank, state in enumerate(state for state in links for _ in range(2))
+    ]
+
+
+def test_of_a_cable_the_end_that_is_off_is_at_fault():
+    assert cut_off(linked("up", "up")) is None and cut_off(states([call(1)], [call(1)])) is None
+    assert cut_off(linked("cut", "down")) == (
+        "The link of host 1 (ranks 2 and 3) is down: nothing passes between it and host 0."
+    )
+    # behind a switch nobody else sees it
+    assert cut_off(linked("up", "up", "down")) == (
+        "The link of host 2 (ranks 4 and 5) is down: nothing passes between it and host 0 and host 1."
+    )
+    # those at the other end do not answer
+    assert cut_off(linked("cut", "")).startswith("The link of host 0 (ranks 0 and 1) is down")
+    assert cut_off(linked("down", "down")).endswith(
+        "(ranks 2 and 3) is down: nothing passes between the hosts."
+    )
+
+
+def test_a_host_is_gone_when_all_its_ranks_were_killed():
+    four = linked("up", "up")
+    for state in four[2:]:
+        state.status = -9
+    assert hosts_gone(four, {2, 3}) == "Host 1 is gone: all its ranks were killed."
+    assert hosts_gone(four, {2}) == hosts_gone(four, {0, 2, 3}) == hosts_gone(four, set()) == ""
+    four[3].status = 1
+    assert hosts_gone(four, {2, 3}) == ""
+    assert hosts_gone(states([call(1)], [call(1)]), {1}) == ""
 
 
 def test_left_early():

@@ -21,7 +21,7 @@ import pytest
 from left_behind import Traces, shared_memory_of
 
 from course_lib import RankError, RankWarning, last_error, run
-from course_lib.ranks import budget, folder, one_job, places
+from course_lib.ranks import budget, folder, follow, fork_server, one_job, output, places
 from course_lib.ranks.launch import Group
 
 # generous, for a busy machine, and long before a timeout: seconds are measured by tests/bench/bench_faults.py
@@ -172,7 +172,7 @@ def test_row_1_a_rank_raises(nothing_left):
 
 
 def test_row_1_every_rank_raises(nothing_left, monkeypatch):
-    monkeypatch.setattr(one_job, "GRACE_S", 60.0)  # it ends when all have been heard
+    monkeypatch.setattr(follow, "GRACE_S", 60.0)  # it ends when all have been heard
     error = fails(faults.everyone_raises, ranks=3)
     assert error.headline == "everyone_raises failed on ranks 0, 1 and 2."
 
@@ -436,6 +436,27 @@ def test_row_22_a_rank_fails_once_and_the_next_attempt_succeeds(nothing_left, tm
     assert second.output == job.output == ["attempt 1 from step 4 on 3\n"] * 3
     assert 0 < first.seconds + second.seconds <= job.seconds + 1 and len(job.steps) == 2 * 3
     assert "2 attempts, 1 of 7 steps was done again" in repr(job) and last_error() is before
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_row_23_a_link_goes_down(nothing_left, two_hosts, ranks):
+    error = fails(faults.loses_its_link, ranks=ranks, on=two_hosts)
+    lost = "rank 1" if ranks == 2 else "ranks 2 and 3"
+    words = (
+        f"The link of host 1 ({lost}) is down: nothing passes between it and host 0. Each rank waits: rank 0"
+    )
+    assert words in error.headline and "cannot go on, and was stopped" in error.headline
+    assert {report.state for report in error.reports} == {"waits in all_reduce of float32[5000000]"}
+    assert all("dist.all_reduce" in report.line for report in error.reports)
+
+
+def test_row_24_a_host_disappears(nothing_left, two_hosts):
+    error = fails(faults.loses_a_host, ranks=4, on=two_hosts)
+    assert error.headline == (
+        "loses_a_host failed on ranks 2 and 3. Host 1 is gone: all its ranks were killed."
+    )
+    assert [report.cause for report in error.reports] == [False, False, True, True]
+    assert error.reports[0].state.startswith("stopped because ranks 2 and 3 failed")
 
 
 def test_the_last_error_stays(nothing_left):
@@ -703,13 +724,11 @@ def test_the_environment_stands_in_no_file(nothing_left, monkeypatch, tmp_path):
     already.
     """
     monkeypatch.setenv("OLD_NAME", "x")
-    from course_lib.ranks import launch
-
     # as if it had been there when the server was started
-    monkeypatch.setitem(launch._server()._environ, "OLD_NAME", "x")
+    monkeypatch.setitem(fork_server.the_server()._environ, "OLD_NAME", "x")
     monkeypatch.setenv("NEW_SECRET", "not for others")
     monkeypatch.delenv("OLD_NAME")
-    difference = launch._server().difference()
+    difference = fork_server.the_server().difference()
     assert (
         difference["environ"]["NEW_SECRET"] == "not for others"
         and "HOME" not in difference["environ"]
@@ -794,7 +813,7 @@ def test_a_sweep_takes_only_what_nobody_holds(tmp_path):
 
 
 def test_output_without_end_stops_the_job(nothing_left, tmp_path, monkeypatch):
-    monkeypatch.setattr(one_job, "OUTPUT_MOST_BYTES", 5_000_000)
+    monkeypatch.setattr(output, "MOST_BYTES", 5_000_000)
     error = fails(faults.prints_for_ever, timeout=60)
     assert (
         error.headline
@@ -808,7 +827,7 @@ def test_output_without_end_stops_the_job(nothing_left, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", ["thread", "atexit"])
 def test_output_without_end_after_the_function_stops_the_job(nothing_left, tmp_path, monkeypatch, how):
-    monkeypatch.setattr(one_job, "OUTPUT_MOST_BYTES", 5_000_000)
+    monkeypatch.setattr(output, "MOST_BYTES", 5_000_000)
     with pytest.warns(
         RankWarning,
         match=(

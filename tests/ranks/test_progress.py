@@ -8,7 +8,7 @@ import IPython
 import pytest
 
 from course_lib.jobs import run, sweep
-from course_lib.ranks import one_job, progress
+from course_lib.ranks import output, progress
 from course_lib.ranks.errors import RankError
 
 CLEAN = "\r\x1b[K"
@@ -132,4 +132,4 @@ def test_what_was_printed_is_read_only_where_something_is_drawn(monkeypatch):
         shown.update("running", None, lambda: asked.append(1) or ["", ""])
     assert not asked
     path = SimpleNamespace(stat=lambda: SimpleNamespace(st_size=0))
-    assert one_job._read_output(path, False, one_job.OUTPUT_LIVE_BYTES) == ""  # no file is opened
+    assert output.read(path, False, output.LIVE_BYTES) == ""  # no file is opened

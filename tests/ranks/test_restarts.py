@@ -36,30 +36,30 @@ def after(*statuses, restarts=1, min_ranks=None, **more):
     """What is decided after a failure in which ranks had ended like this, and what the error says then."""
     attempts = Attempts(Options(len(statuses), "auto", 60.0, 1, "train", restarts, min_ranks))
     states = [RankState(rank, phase="running", status=status) for rank, status in enumerate(statuses)]
-    return attempts.ranks_of_next(BOOM, states, [""], **more), str(attempts.tell(BOOM)).splitlines()
+    return attempts.who_comes_back(BOOM, states, [""], **more), str(attempts.tell(BOOM)).splitlines()
 
 
 @pytest.mark.parametrize(
-    "statuses, min_ranks, ranks",
+    "statuses, min_ranks, back",
     [
-        ((None, None), None, 2),
-        ((None, -signal.SIGKILL), None, 2),
-        ((None, -signal.SIGKILL), 1, 1),
-        ((None, -signal.SIGTERM, -signal.SIGKILL), 1, 1),
-        ((None, -signal.SIGSEGV), 1, 2),
-        ((None, -signal.SIGABRT, 3, 0), 1, 4),
-        ((-signal.SIGKILL,) * 3, 1, None),
-        ((None, None, -signal.SIGKILL), 3, None),
+        ((None, None), None, [0, 1]),
+        ((None, -signal.SIGKILL), None, [0, 1]),
+        ((-signal.SIGKILL, None), 1, [1]),
+        ((None, -signal.SIGTERM, -signal.SIGKILL), 1, [0]),
+        ((None, -signal.SIGSEGV), 1, [0, 1]),
+        ((None, -signal.SIGABRT, 3, 0), 1, [0, 1, 2, 3]),
+        ((-signal.SIGKILL,) * 3, 1, []),
+        ((None, None, -signal.SIGKILL), 3, []),
     ],
 )
-def test_who_was_killed_from_outside_comes_back_without_min_ranks_only(statuses, min_ranks, ranks):
-    assert after(*statuses, min_ranks=min_ranks)[0] == ranks
+def test_who_was_killed_from_outside_comes_back_without_min_ranks_only(statuses, min_ranks, back):
+    assert after(*statuses, min_ranks=min_ranks)[0] == back
 
 
 def test_a_rank_that_was_killed_after_it_had_failed_by_itself_comes_back():
     attempts = Attempts(Options(2, "auto", 60.0, 1, "train", 1, 1))
     states = [RankState(rank, phase="failed", status=-signal.SIGKILL) for rank in range(2)]
-    assert attempts.ranks_of_next(BOOM, states, [""]) == 2
+    assert attempts.who_comes_back(BOOM, states, [""]) == [0, 1]
 
 
 def test_a_step_is_done_when_all_ranks_have_done_it():

@@ -1,0 +1,186 @@
+"""Hosts to run on: several on this machine, joined by a real link and by nothing else.
+
+run(train, ranks=4, on=hosts.Linked(2, mbit=200))
+
+with hosts.Linked(2, mbit=200) as two:          # the same for programs of your own
+    two.popen(0, ["torchrun", "--nnodes=2", ...])
+"""
+
+import functools
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from course_lib.arguments import number, whole
+from course_lib.ranks import holder, network
+
+__all__ = ["Linked", "cut_link"]
+
+MOST_HOSTS = 16
+END_S = 10.0  # how long it may take to end what runs in linked hosts
+
+
+@dataclass(frozen=True)
+class Linked:
+    """Several hosts on this machine, joined by a real link of a limited rate.
+
+    Each host is a network namespace of Linux: its ranks share an address and talk to each other without a
+    limit; to another host there is one way, a virtual cable whose bytes the system counts and whose rate it
+    limits, in each direction for itself. Processor and memory are those of the one machine. The hosts have no
+    name and no file: the system removes them with their last process.
+
+    Args:
+        hosts: how many, 2 to 16. Two are joined by a cable, more by a switch, with a cable to each.
+        mbit: rate of each cable, in 10^6 bits per second, each way. Headers of frames count, too (below 1%).
+        delay_ms: how long each packet is under way besides, in milliseconds. Where the system cannot delay
+            packets, they are not, and `job.absent["link delay"]` says why.
+
+    Errors: ValueError for numbers that cannot be. Where this machine cannot make such hosts, `run` raises a
+    RuntimeError; `missing()` tells before.
+    """
+
+    hosts: int
+    mbit: float = 1000.0
+    delay_ms: float = 0.0
+    _held: list = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        whole("hosts", self.hosts, least=2, most=MOST_HOSTS)
+        number("mbit", self.mbit, above=True)
+        if not 0.01 <= self.mbit <= 100_000:
+            raise ValueError(f"mbit={self.mbit!r}: it must be from 0.01 to 100000, in 10^6 bits per second.")
+        number("delay_ms", self.delay_ms)
+
+    def missing(self) -> str:
+        """What this machine lacks to make such hosts, and what to do, in one sentence; "" if it can.
+
+        They are tried once in a notebook, which takes a moment. Where they cannot be had, links that sleep
+        (`course_lib.stand_ins.links`) show the same times, modelled.
+        """
+        return _tried(self.hosts > 2, self.delay_ms > 0)["failed"]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The address of each host on the link."""
+        return tuple(map(network.address, range(self.hosts)))
+
+    def popen(self, host: int, program: Sequence[str], **options) -> subprocess.Popen:
+        """Start a program in a host, as `subprocess.Popen` does; within `with hosts.Linked(...) as two:`.
+
+        The environment tells gloo and NCCL which interface leads to the other hosts. When the block is left,
+        or the notebook ends, all that still runs in the hosts is killed.
+
+        Args:
+            host: its number, from 0.
+            program: name and arguments.
+            options: those of `subprocess.Popen`.
+
+        Errors: RuntimeError outside of the block; ValueError for a host that is not there.
+        """
+        if not self._held:
+            raise RuntimeError("popen starts programs within `with hosts.Linked(...) as two:` only.")
+        whole("host", host, least=0, most=self.hosts - 1)
+        process, told = self._held[0]
+        names = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), network.INTERFACE)
+        environ = options.pop("env", None)
+        return subprocess.Popen(
+            holder.command("enter", str(process.pid), ",".join(map(str, told["places"][host])), *program),
+            env=names | dict(os.environ if environ is None else environ),
+            **options,
+        )
+
+    def __enter__(self) -> "Linked":
+        if self._held:
+            raise RuntimeError("These hosts are open already: make others with another hosts.Linked(...).")
+        process = subprocess.Popen(
+            holder.command("hold", json.dumps(self.plan())),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        told = _answer(process.stdout.readline() if process.stdout else "")
+        if told["failed"]:
+            process.communicate()
+            raise RuntimeError(told["failed"])
+        self._held.append((process, told))
+        return self
+
+    def __exit__(self, *error) -> None:
+        process, told = self._held.pop()
+        try:
+            process.communicate(timeout=END_S)  # it closes this end, and the holder ends what is within
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        network.end_all_within(set(told["inodes"]))  # where the holder was killed
+
+    def plan(self) -> dict:
+        """What `network.build` takes."""
+        return {"hosts": self.hosts, "mbit": self.mbit, "delay_ms": self.delay_ms}
+
+    def of_ranks(self, ranks: int) -> list[int]:
+        """The number of each rank's host."""
+        return [rank * self.hosts // ranks for rank in range(ranks)]
+
+    def absent(self) -> dict[str, str]:
+        """What a job on these hosts lacks, each with the reason."""
+        reason = _tried(self.hosts > 2, self.delay_ms > 0)["absent"]
+        return {"link delay": reason} if reason else {}
+
+    def in_words(self) -> str:
+        """As figures state it: "2 linked hosts, 200 Mbit/s"."""
+        delay = f", {self.delay_ms:g} ms" if self.delay_ms and not self.absent() else ""
+        return f"{self.hosts} linked hosts, {self.mbit:g} Mbit/s{delay}"
+
+    def checked(self, ranks: int, backend: str) -> None:
+        """Make sure that so many ranks can run on these hosts.
+
+        Errors: ValueError or RuntimeError, in one sentence.
+        """
+        if ranks % self.hosts:
+            raise ValueError(
+                f"ranks={ranks}: each of {self.hosts} linked hosts gets as many; take {self.hosts}, or"
+                f" {2 * self.hosts}."
+            )
+        if backend == "nccl":
+            raise ValueError(
+                "backend='nccl': NCCL moves bytes from GPU to GPU of one machine, past every link; on linked"
+                " hosts take gloo."
+            )
+        if reason := self.missing():
+            raise RuntimeError(reason)
+
+
+def cut_link() -> None:
+    """Take the link of this rank's host down, as if its cable were pulled. Nothing comes through until the
+    job ends.
+
+    A rank of a job on linked hosts calls this.
+
+    Errors: RuntimeError where there is no link.
+    """
+    from course_lib.measure import link  # here: the notebook's own process has no link, and may have no torch
+
+    if not link.is_there():
+        raise RuntimeError(
+            "cut_link is for a rank on linked hosts: for the function that run(fn, on=hosts.Linked(2)) calls."
+        )
+    link.take_down()
+
+
+@functools.cache
+def _tried(switch: bool, delay: bool) -> dict:
+    """What came of making hosts, and taking them away again."""
+    plan = json.dumps({"hosts": 3 if switch else 2, "mbit": 100, "delay_ms": int(delay)})
+    done = subprocess.run(holder.command("try", plan), capture_output=True, text=True)
+    return _answer(done.stdout)
+
+
+def _answer(line: str) -> dict:
+    return json.loads(
+        line or '{"failed": "Linked hosts cannot be made here: the try has failed.", "absent": ""}'
+    )

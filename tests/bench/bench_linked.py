@@ -1,0 +1,103 @@
+"""How long collectives take between linked hosts, beside what their bytes ask of the link.
+
+    python tests/bench/bench_linked.py [repeats]
+
+1. An all_reduce of 10 MB between two hosts, one rank on each, at several rates: seconds against bytes on the
+   link over its rate.
+2. Four ranks on two hosts: one all_reduce over all, against one inside each host, one between the hosts, and
+   a broadcast inside. On the link the second has two thirds of the bytes; how much faster is it?
+3. What linked hosts add to the start of a job, and what the first try of a notebook takes.
+
+Quote ratios. Runs are interleaved; of each kind the fastest step stands for the link (a busy machine only
+adds), the median for a usual step.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from course_lib import Job, hosts, run
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "ranks")]
+import linked_workers  # noqa: E402
+
+NUMEL = 2_500_000  # of float32: 10 MB
+STEPS = 6
+
+
+def seconds(job: Job) -> list[float]:
+    """Of each timed step, its slowest rank's."""
+    return job.steps.dropna(subset="seconds").groupby("step")["seconds"].max().tolist()
+
+
+def link_bytes(job: Job) -> float:
+    """What the busiest host sent in the traced step."""
+    return job.links[job.links["phase"] == "traced"]["sent_bytes"].max()
+
+
+def against_its_rate(repeats: int) -> None:
+    print("all_reduce of 10 MB, one rank on each of two hosts")
+    print(f"{'Mbit/s':>7} {'MB on the link':>15} {'asked for':>10} {'fastest':>9} {'ratio':>6} {'median':>7}")
+    for mbit in (50, 200, 800):
+        on, found, sent = hosts.Linked(2, mbit=mbit), [], 0.0
+        for _ in range(repeats):
+            job = run(linked_workers.reduces, NUMEL, STEPS, ranks=2, on=on)
+            found, sent = found + seconds(job), link_bytes(job)
+        asked = sent * 8 / (mbit * 1e6)
+        best, usual = min(found), statistics.median(found)
+        print(
+            f"{mbit:7} {sent / 1e6:15.3f} {asked:8.3f} s {best:7.3f} s"
+            f" {best / asked:6.3f} {usual / asked:7.3f}",
+            flush=True,
+        )
+
+
+def by_host_first(repeats: int) -> None:
+    on, times, sent = hosts.Linked(2, mbit=50), {}, {}
+    kinds = {"over all": linked_workers.reduces, "by host first": linked_workers.reduces_by_host}
+    for _ in range(repeats):
+        for name, fn in kinds.items():
+            job = run(fn, NUMEL, STEPS, ranks=4, on=on)
+            times[name] = times.get(name, []) + seconds(job)
+            sent[name] = link_bytes(job)
+    print("\nall_reduce of 10 MB, two ranks on each of two hosts, 50 Mbit/s")
+    for name in kinds:
+        print(
+            f"{name:14} {sent[name] / 1e6:7.3f} MB on the link, {min(times[name]):.3f} s at best,"
+            f" {statistics.median(times[name]):.3f} s in the median"
+        )
+    flat, nested = kinds
+    print(
+        f"faster by {min(times[flat]) / min(times[nested]):.3f} at best,"
+        f" {statistics.median(times[flat]) / statistics.median(times[nested]):.3f} in the median;"
+        f" by bytes {sent[flat] / sent[nested]:.3f}"
+    )
+
+
+def starts(repeats: int) -> None:
+    begin = time.perf_counter()
+    hosts.Linked(2).missing()
+    first_s, spent = (
+        time.perf_counter() - begin,
+        {"this machine": [], "2 linked hosts": [], "3 linked hosts": []},
+    )
+    for _ in range(3 * repeats):
+        for name, on in zip(spent, (None, hosts.Linked(2), hosts.Linked(3))):
+            begin = time.perf_counter()
+            run(len, "x", ranks=6, on=on)
+            spent[name].append(time.perf_counter() - begin)
+    print(f"\nthe first look whether hosts can be linked: {first_s:.2f} s\nsix ranks that do nothing")
+    for name, found in spent.items():
+        print(f"{name:15} {min(found):.3f} s at best, {statistics.median(found):.3f} s in the median")
+
+
+if __name__ == "__main__":
+    if reason := hosts.Linked(2).missing():
+        sys.exit(reason)
+    hosts._tried.cache_clear()
+    times = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    run(len, "x")
+    starts(times)
+    against_its_rate(times)
+    by_host_first(times)
