@@ -7,14 +7,14 @@ from course_lib.ranks import diagnose, output, threads
 from course_lib.ranks.launch import Group
 from course_lib.roles import begun, ranks_in_words
 
-__all__ = ["PATIENCE", "follow", "let_finish", "progress", "starved"]
+__all__ = ["PATIENCE", "to_their_end", "let_finish", "progress", "starved"]
 
 GRACE_S = 0.3  # after a first failure: the true cause may be the second to be heard
 ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0  # how often ranks without progress are asked where they are
 PATIENCE = 4  # times its timeout: how long a job's ranks may wait for free cores beside it
 
 
-def follow(group: Group, left: Callable[[], float], show) -> dict | None:
+def to_their_end(group: Group, left: Callable[[], float], show) -> dict | None:
     """Listen until every rank has finished (None), or the job has to be stopped (why, as `explain` takes it),
     because no time is `left`, say.
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import re
 import selectors
 import signal
 import socket
@@ -25,6 +26,8 @@ __all__ = ["Group", "RankState"]
 END_TIMEOUT_S = 5.0  # how long killed ranks may take to be gone
 ANSWER_S = 2.0  # how long a rank that is asked where it is may take, on a busy machine
 STILL_CPU_S = 0.025  # what an idle rank needs at most to say where it is
+# faulthandler tells of the main thread last: from the call in which it is down to its first, or to "..."
+_WHOLE_DUMP = re.compile(r"in _run_module_as_main$|^  \.\.\.$", re.MULTILINE)
 
 
 @dataclass
@@ -198,12 +201,14 @@ class Group:
             return
         self._order(b"dump\n")
         paths = {state.rank: self.directory / f"rank{state.rank}.stack" for state in states}
-        self._listen_until(
-            lambda: all(paths[state.rank].exists() and paths[state.rank].stat().st_size for state in states),
-            ANSWER_S,
-        )
-        for state in states:
-            state.stack = paths[state.rank].read_text() if paths[state.rank].exists() else ""
+
+        def look() -> bool:
+            for state in states:
+                state.stack = paths[state.rank].read_text() if paths[state.rank].exists() else ""
+            return all(map(_WHOLE_DUMP.search, [state.stack for state in states]))
+
+        self._listen_until(look, ANSWER_S)
+        look()
 
     def kill(self) -> None:
         """Have every rank killed, without waiting for that."""

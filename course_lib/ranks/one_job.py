@@ -124,7 +124,7 @@ class _OneJob:
         """Follow the ranks until all have returned (None), or the attempt has failed: why, as `explain` takes
         it.
         """
-        return follow.follow(self.group, self._left, lambda: self._show(show))
+        return follow.to_their_end(self.group, self._left, lambda: self._show(show))
 
     def start_again(self, stopped: dict, again) -> None:
         """After a failure, start the ranks of the next attempt. Errors: what to say if there is none."""

@@ -248,10 +248,9 @@ def test_under_torchrun_the_same_function_starts_again_alike(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = [tuple(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in range(2)]
     assert theirs == job.results == [(12.0, 1, 2)] * 2
-    printed = done.stdout.splitlines()
     for attempt in job.attempts:
         for text in attempt.output:
-            assert text.strip() in printed
+            assert text.strip() in done.stdout  # torchrun may put two lines of two ranks into one
 
 
 def test_a_job_that_has_started_again_is_loaded_as_it_was(tmp_path, nothing_left):
