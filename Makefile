@@ -4,6 +4,7 @@ PYTHON   ?= python3
 PIP_ARGS ?=
 LAB_ARGS ?=
 DESK     ?=
+ALL      ?=
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -17,7 +18,7 @@ help:
 	@echo "make env         build the virtual environment in $(VENV)"
 	@echo "make lab         open JupyterLab on your desk: copies of the chapters, which are yours to change"
 	@echo "make desk        lay the desk, or bring it up to date, and open nothing"
-	@echo "make test        look at style and types, run all tests, and every notebook against its stored outputs"
+	@echo "make test        look at style and types, run the tests, and every notebook against its stored outputs"
 	@echo "make test-quick  the part of it that answers in three minutes, for who changes code"
 	@echo "make lint        look at style and types only"
 	@echo "make demo        run the main experiment without a browser"
@@ -29,6 +30,7 @@ help:
 	@echo "PYTHON=python3.13   the Python to build with: 3.11, 3.12 or 3.13 (now: $(PYTHON))"
 	@echo "PIP_ARGS='...'      more arguments for pip, for example to choose the CPU build of PyTorch"
 	@echo "DESK=/some/folder   where desk/ is laid, for someone else or for a class (now: here)"
+	@echo "ALL=1               make test with every answer that checks are tested with, as CI does"
 	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
 
 env: $(STAMP)
@@ -55,13 +57,13 @@ lint: env
 
 # Four files at a time, each from top to bottom: ranks that wait or sleep leave a core to others. The
 # notebooks, which are short, come last. A cell may take a minute, which `make notebooks` holds it to; fifteen
-# are for a machine that is busy with other things.
+# are for a machine that is busy with other things. With ALL=1, also what tests/conftest.py calls thorough.
 test: lint
-	$(PY) -m pytest -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 tests notebooks
+	$(PY) -m pytest $(if $(ALL),,-m "not thorough") -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 tests notebooks
 
 # Without the notebooks, and without what tests/conftest.py calls slow.
 test-quick: lint
-	$(PY) -m pytest -n 4 --dist loadscope -m "not slow" tests
+	$(PY) -m pytest -n 4 --dist loadscope -m "not slow and not thorough" tests
 
 demo: env
 	$(PY) -m course_lib.demo

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import tempfile
+from collections import Counter
 from types import SimpleNamespace
 
 import nbval.kernel
@@ -76,11 +77,24 @@ SLOW = {
     "test_wrong_answers_are_refused_with_the_reason",
 }
 
+# Of these, `make test` runs so many for each exercise, the plainest, which stand first. `.ci/run`, which runs
+# `make test ALL=1`, runs all.
+PLAINEST = {"test_right_answers_are_accepted": 2, "test_wrong_answers_are_refused_with_the_reason": 3}
+# and what a cell of a chapter runs as well, with the same output
+IN_A_CELL = "test_a_script_runs_under_torchrun"
+
 
 def pytest_collection_modifyitems(config, items):
+    seen = Counter()
     for item in items:
-        if {item.path.name, getattr(item, "originalname", "")} & SLOW:
+        name = getattr(item, "originalname", "")
+        if {item.path.name, name} & SLOW:
             item.add_marker(pytest.mark.slow)
+        if name in PLAINEST:
+            exercise = item.path, name, item.callspec.params["check"].__name__
+            seen[exercise] += 1
+        if name == IN_A_CELL or name in PLAINEST and seen[exercise] > PLAINEST[name]:
+            item.add_marker(pytest.mark.thorough)
     cells = [item for item in items if isinstance(item, IPyNbCell) and item.path.parent.name == "solutions"]
     if CASES != "0":  # once a week, they too run as a whole
         return
