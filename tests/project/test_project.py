@@ -49,14 +49,15 @@ def pinned_version(requirement: Requirement) -> str:
 
 def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run make as from a shell, also when these tests were started by make."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    outer = ("MAKE", "MFLAGS", "ALL")  # of the make that may have started these tests
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(outer)}
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def recipe(target: str) -> str:
+def recipe(*target: str) -> str:
     """Return what `make target` would run, were the environment built."""
-    return make("-n", "-o", ".venv/.installed", target).stdout
+    return make("-n", "-o", ".venv/.installed", *target).stdout
 
 
 def project_files() -> list[Path]:
@@ -184,16 +185,20 @@ def test_make_test_runs_the_tests_and_the_notebooks_strictly():
         == recipe("lint").splitlines()
         == [f".venv/bin/python -m {tool}" for tool in ("ruff format --check .", "ruff check .", "mypy")]
     )
-    assert last == (
+    everything = (
         ".venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env"
         " --nbval-cell-timeout=900 tests notebooks"
     )
+    assert last == everything.replace("pytest", 'pytest -m "not thorough"')
+    *_, last = recipe("test", "ALL=1").splitlines()
+    assert " ".join(last.split()) == everything
+    assert "make test ALL=1" in read(".ci/run")
 
 
 def test_the_quick_tests_are_a_part_of_all():
     *lint, last = recipe("test-quick").splitlines()
     assert lint == recipe("lint").splitlines()
-    assert last == '.venv/bin/python -m pytest -n 4 --dist loadscope -m "not slow" tests'
+    assert last == '.venv/bin/python -m pytest -n 4 --dist loadscope -m "not slow and not thorough" tests'
 
 
 def test_the_course_is_looked_at_with_the_settings_of_this_project():
