@@ -1,0 +1,40 @@
+"""Figures that answer "what if": at most three controls, a picture, and a table of the same numbers.
+
+    from course_lib import explore
+
+    explore.memory(job)          # beside what your own job held
+    explore.collectives(alpha_s, bytes_per_s)  # with the latency and bandwidth that you have measured
+
+In JupyterLab the controls are widgets, which the keyboard moves. Elsewhere, and in a stored notebook, one
+state is shown: that of the start, or of `.at(ranks=64)`. All numbers come from `theory` and from the lists of
+`mini.pipeline`: modelled, and drawn so; only what a job has measured is drawn as measured.
+
+panel.py       the frame: controls, a picture and its table, drawn anew at each move
+states.py      memory per rank
+links.py       seconds of a collective
+lists.py       schedules of a pipeline
+axes.py        a mesh of ranks, and the bytes along each axis
+"""
+
+import importlib
+
+_HOMES = {
+    "Explorer": "panel",
+    "memory": "states",
+    "collectives": "links",
+    "schedules": "lists",
+    "mesh": "axes",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

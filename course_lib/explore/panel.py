@@ -1,0 +1,134 @@
+"""The frame of all explorers: controls, a picture and a table, drawn anew at each move."""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from course_lib.arguments import one_of
+from course_lib.frontend import is_seen
+from course_lib.plots.described import in_words
+
+__all__ = ["Explorer"]
+
+MOST_CONTROLS = 3
+DPI = 90
+
+
+class Explorer:
+    """A figure with controls. As the last line of a cell it shows itself.
+
+    Args:
+        name: of what is explored, for who hears the page.
+        choices: the controls: name -> what it can be, in order; text, numbers, or text -> value.
+        draw: takes a value for each control, returns the Axes of a new figure, and a table of the same
+            numbers.
+        start: the values at first; the first of each where none is named.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        choices: Mapping[str, Sequence | Mapping[str, object]],
+        draw: Callable[..., tuple[Axes, pd.DataFrame]],
+        **start,
+    ):
+        if len(choices) > MOST_CONTROLS:
+            raise ValueError(f"{len(choices)} controls: an explorer has {MOST_CONTROLS} at most.")
+        self.name, self._draw = name, draw
+        self.choices = {control: _labelled(values) for control, values in choices.items()}
+        self.values = {control: next(iter(values.values())) for control, values in self.choices.items()}
+        self.values = self._with(start)
+
+    def at(self, **values) -> "Explorer":
+        """The same explorer, which begins with these values: explore.memory().at(ranks=64)."""
+        other = Explorer(self.name, self.choices, self._draw)
+        other.values = self._with(values)
+        return other
+
+    def picture(self, **values) -> tuple[Axes, pd.DataFrame]:
+        """The figure for these values (those of the start where none is named), and its table."""
+        return self._draw(**self._with(values))
+
+    def _with(self, values: Mapping[str, object]) -> dict[str, object]:
+        for control, value in values.items():
+            one_of("a control", control, tuple(self.choices))
+            labels = self.choices[control]
+            if value not in labels.values():
+                raise ValueError(
+                    f"{control}={value!r}: it must be one of {', '.join(map(repr, labels.values()))}."
+                )
+        return {**self.values, **values}
+
+    def __repr__(self) -> str:
+        ax, table = self.picture()
+        plt.close(ax.figure)
+        at = ", ".join(f"{control}: {self._shown(control)}" for control in self.choices)
+        return f"{self.name} ({at})\n{table.to_string()}"
+
+    def _shown(self, control: str) -> str:
+        return next(label for label, value in self.choices[control].items() if value == self.values[control])
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        if is_seen():
+            display(self._widget())
+            return
+        ax, _ = self.picture()
+        words = in_words(ax.figure)
+        display(
+            {"text/plain": repr(self), "image/png": _png(ax)},
+            metadata={"image/png": {"alt": words}},
+            raw=True,
+        )
+
+    def _widget(self):
+        import ipywidgets as widgets
+
+        below, fields = widgets.HTML(self._page()), []
+        for control, values in self.choices.items():
+            are_numbers = all(isinstance(value, (int, float)) for value in values.values())
+            kind = widgets.SelectionSlider if are_numbers else widgets.Dropdown
+            field = kind(
+                options=list(values.items()),
+                value=self.values[control],
+                description=control,
+                style={"description_width": "initial"},
+                layout=widgets.Layout(width="22em"),
+            )
+
+            def move(change, control=control):
+                self.values[control] = change["new"]
+                below.value = self._page()
+
+            field.observe(move, "value")
+            fields.append(field)
+        row = widgets.HBox(fields, layout=widgets.Layout(flex_flow="row wrap"))
+        return widgets.VBox([row, below])
+
+    def _page(self) -> str:
+        ax, table = self.picture()
+        words, picture = in_words(ax.figure), _png(ax)
+        rows = table.to_html(border=0, justify="right")
+        return (
+            f'<img style="max-width: 100%" alt="{html.escape(words)}" src="data:image/png;base64,{picture}">'
+            f"<details open><summary>The same numbers</summary>{rows}</details>"
+        )
+
+
+def _labelled(values: Sequence | Mapping[str, object]) -> dict[str, object]:
+    if isinstance(values, Mapping):
+        return dict(values)
+    return {f"{value:,}" if isinstance(value, int) else str(value): value for value in values}
+
+
+def _png(ax: Axes) -> str:
+    file = io.BytesIO()
+    ax.figure.savefig(file, format="png", dpi=DPI)
+    plt.close(ax.figure)  # or it would be shown once more under the cell
+    return base64.b64encode(file.getvalue()).decode()
