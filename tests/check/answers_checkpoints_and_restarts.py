@@ -204,7 +204,8 @@ def steps_float(step_s, blocked_s, write_s, restart_s, mtbf_s):
 
 
 def steps_none(step_s, blocked_s, write_s, restart_s, mtbf_s):
-    return int(math.sqrt(2 * blocked_s * mtbf_s) / step_s / 100)
+    """0, where a step takes longer than the best interval."""
+    return max(int(write_s / step_s), int(math.sqrt(2 * blocked_s * mtbf_s) / step_s))
 
 
 def steps_each(step_s, blocked_s, write_s, restart_s, mtbf_s):

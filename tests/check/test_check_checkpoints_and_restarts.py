@@ -19,7 +19,7 @@ RIGHT = [
     (ODD, [answers.odd_by_crc]),
 ]
 UNTOUCHED = [(SAVER, [answers.stub]), (STEPS, [answers.stub]), (ODD, [answers.stub])]
-PATIENCE = {"PATIENCE_S": 1.0}  # where a write should not be waited for
+PATIENCE = {"PATIENCE_S": 1.0, "HELD_S": 0.35}  # where a write should not be waited for, and where it should
 # a check, answers, words that name the problem, and words of a demand that is met all the same
 WRONG = [
     (SAVER, [answers.SaverThatWaits], ["Let a thread write"], "an error of `write`"),
