@@ -56,5 +56,5 @@ for step, (images, labels) in enumerate(itertools.islice(epochs, done, 40), star
 _ = saving and saving.result()
 right = (model.eval()(digits("test")[0].to(device)).argmax(1).cpu() == digits("test")[1]).float().mean()
 if rank == 0:
-    print(f"{n} processes on {device.type}, attempt {attempt + 1}: {right:.1%} of the test digits are right")
+    print(f"{n} processes on {device.type}, attempt {attempt + 1}: {right:.0%} of the test digits are right")
 dist.destroy_process_group()
