@@ -478,7 +478,7 @@ def lost_steps(every: int, mtbf_steps: float) -> float:
         mtbf_steps: M, the mean time between failures in steps; a failure is as likely at any moment, and a
             step in which one comes is not finished.
 
-    Source: the mean of j with weights e^(-j/M), j = 0 to k-1; Daly 2006, section 2, in steps.
+    Source: the mean of j with weights e^(-j/M), j = 0 to k-1 (tests/test_checkpoints.py plays it).
     """
     k, m = whole("every", every), number("mtbf_steps", mtbf_steps, above=True)
     return _over_expm1(1, 1 / m) - _over_expm1(k, k / m) if k > 1 else 0.0
@@ -496,7 +496,8 @@ def goodput(interval_s: float, save_s: float, mtbf_s: float, restart_s: float = 
         mtbf_s: M, the mean time between failures of the whole job.
         restart_s: R, from a failure until training goes on.
 
-    Source: Daly 2006, section 3: the complete model, its total time over that of the work.
+    Source: Daly 2006, "A higher order estimate of the optimum checkpoint interval for restart dumps": the time
+        of the work over the whole wall clock time of its complete model.
     """
     t, m = number("interval_s", interval_s, above=True), number("mtbf_s", mtbf_s, above=True)
     c, r = number("save_s", save_s), number("restart_s", restart_s)
