@@ -496,8 +496,8 @@ def goodput(interval_s: float, save_s: float, mtbf_s: float, restart_s: float = 
         mtbf_s: M, the mean time between failures of the whole job.
         restart_s: R, from a failure until training goes on.
 
-    Source: Daly 2006, "A higher order estimate of the optimum checkpoint interval for restart dumps": the time
-        of the work over the whole wall clock time of its complete model.
+    Source: Daly 2006, "A higher order estimate of the optimum checkpoint interval for restart dumps": the
+        work over the whole wall clock time of its complete model.
     """
     t, m = number("interval_s", interval_s, above=True), number("mtbf_s", mtbf_s, above=True)
     c, r = number("save_s", save_s), number("restart_s", restart_s)
