@@ -34,6 +34,9 @@ __all__ = [
     "ring_efficiency",
     "expert_parallel_bytes",
     "expert_numel",
+    "checkpoint_interval",
+    "lost_steps",
+    "goodput",
     "amdahl",
     "gustafson",
     "karp_flatt",
@@ -447,6 +450,62 @@ def expert_numel(
     return {"total": router + (num_experts + shared) * one, "active": router + (chosen + shared) * one}
 
 
+def checkpoint_interval(save_s: float, mtbf_s: float, order: str = "daly") -> float:
+    """Seconds of work between two saves at which a job loses least: "young", sqrt(2 C M), or "daly", sqrt(2 C
+    M) (1 + sqrt(C / 2M) / 3 + (C / 2M) / 9) - C, and M where C is at least 2 M.
+
+    Args:
+        save_s: C, for which a save keeps training waiting; above 0.
+        mtbf_s: M, the mean time between failures of the whole job; above 0.
+
+    Source: Young 1974, "A first order approximation to the optimum checkpoint interval"; Daly 2006, "A higher
+        order estimate of the optimum checkpoint interval for restart dumps", equation 37.
+    """
+    c, m = number("save_s", save_s, above=True), number("mtbf_s", mtbf_s, above=True)
+    first = math.sqrt(2 * c) * math.sqrt(m)
+    if one_of("order", order, ("young", "daly")) == "young":
+        return first
+    share = c / 2 / m
+    return first * (1 + math.sqrt(share) / 3 + share / 9) - c if share < 1 else float(m)
+
+
+def lost_steps(every: int, mtbf_steps: float) -> float:
+    """Finished steps that a failure throws away on average, with a save after every k-th step: 1/(e^(1/M) -
+    1) - k/(e^(k/M) - 1), which is about (k-1)/2 where failures are rare.
+
+    Args:
+        every: k.
+        mtbf_steps: M, the mean time between failures in steps; a failure is as likely at any moment, and a
+            step in which one comes is not finished.
+
+    Source: the mean of j with weights e^(-j/M), j = 0 to k-1 (tests/test_checkpoints.py plays it).
+    """
+    k, m = whole("every", every), number("mtbf_steps", mtbf_steps, above=True)
+    return _over_expm1(1, 1 / m) - _over_expm1(k, k / m) if k > 1 else 0.0
+
+
+def goodput(interval_s: float, save_s: float, mtbf_s: float, restart_s: float = 0.0) -> float:
+    """The part of a job's time in which it gets on: t / (M e^(R/M) (e^((t+C)/M) - 1)), t being the seconds of
+    work between two saves.
+
+    The rest is spent in saves, in work that is lost and done again, and in restarts, during which failures
+    come, too. 0 where hardly an interval ends without one.
+
+    Args:
+        save_s: C, for which a save keeps training waiting.
+        mtbf_s: M, the mean time between failures of the whole job.
+        restart_s: R, from a failure until training goes on.
+
+    Source: Daly 2006, "A higher order estimate of the optimum checkpoint interval for restart dumps": the
+        work over the whole wall clock time of its complete model.
+    """
+    t, m = number("interval_s", interval_s, above=True), number("mtbf_s", mtbf_s, above=True)
+    c, r = number("save_s", save_s), number("restart_s", restart_s)
+    if (t + c + r) / m > 700:  # e^700 is about the largest number
+        return 0.0
+    return t / m / (math.exp(r / m) * math.expm1((t + c) / m))
+
+
 def amdahl(ranks: float, serial_fraction: float) -> float:
     """Speed-up of a fixed problem (strong scaling) of whose time on one rank a fraction f cannot be split:
     1 / (f + (1-f)/n).
@@ -506,6 +565,11 @@ def _numel(param) -> int:
     if isinstance(param, Sequence) and not isinstance(param, (str, bytes)):
         return math.prod(whole("a dimension", size, least=0) for size in param)
     return whole("a number of elements", param, least=0)
+
+
+def _over_expm1(numerator: float, exponent: float) -> float:
+    """numerator / (e^exponent - 1); 0 where that is too large a number."""
+    return numerator / math.expm1(exponent) if exponent < 700 else 0.0
 
 
 def _fraction(value):

@@ -265,8 +265,12 @@ class NewTensors(TorchDispatchMode):
             for leaf in tree_leaves(result)
             if isinstance(leaf, Tensor) and _storage(leaf)[0] not in given
         ]
-        self.peak_bytes = max(self.peak_bytes, sum(self._alive().values()))
+        self.peak_bytes = max(self.peak_bytes, self.alive_bytes())
         return result
+
+    def alive_bytes(self) -> int:
+        """Of those that are alive now; any thread may ask."""
+        return sum(self._alive().values())
 
     def _alive(self) -> dict[int, int]:
         """Bytes by address."""
