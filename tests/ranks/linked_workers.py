@@ -66,6 +66,31 @@ def chats_inside(numel: int, steps: int) -> None:
             dist.all_reduce(torch.ones(numel), group=groups[rank // per_host])
 
 
+def sends_past_torch(addresses: list[str]) -> None:
+    """In step 1 rank 0 sends 5 MB to rank 1 by a plain socket, in step 2 50 kB in a datagram."""
+    rank = dist.get_rank()
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind((addresses[rank], 0))
+    server = socket.create_server((addresses[rank], 0))
+    ports = [None, None]
+    dist.all_gather_object(ports, (server.getsockname(), datagrams.getsockname()))
+    line = socket.create_connection(ports[1][0]) if rank == 0 else server.accept()[0]
+    with measure.step():
+        pass
+    with measure.step():
+        if rank == 0:
+            line.sendall(bytes(5_000_000))
+        else:
+            got = 0
+            while got < 5_000_000:
+                got += len(line.recv(2**20))
+    with measure.step():
+        if rank == 0:
+            datagrams.sendto(bytes(50_000), ports[1][1])
+        else:
+            datagrams.recv(2**20)
+
+
 def sends(numel: int) -> None:
     """Rank 0 sends once, to rank 1."""
     if dist.get_rank() == 0:
@@ -73,6 +98,16 @@ def sends(numel: int) -> None:
     else:
         dist.recv(torch.ones(numel), 0)
     dist.barrier()
+
+
+def serve() -> None:
+    """Waits for the last rank, before it serves the others."""
+    dist.recv(torch.empty(3), dist.get_world_size() - 1)
+
+
+def work() -> None:
+    """Waits to be served."""
+    dist.recv(torch.empty(3), 0)
 
 
 def tells_and_kills(folder: str, which: str) -> int:
