@@ -253,11 +253,18 @@ def _slurms(seed: int) -> list[dict[str, str]]:
     """What Slurm sets for a task."""
     draw = random.Random(seed)
     lists = [
-        *("node7", "n[1-2]", "gpu[003-006,009]", "gpu[03,07-08],big1", "a100-12,a100-14", "rack2-h[08-11]"),
+        *(
+            "node7",
+            "n[1-2]",
+            "gpu[003-006,009]",
+            "gpu[003,017-018],big1",
+            "a100-12,a100-14",
+            "rack2-h[008-011]",
+        ),
         *(
             "login",
             "c[10-11],d[1-2]",
-            f"p{draw.randrange(10)}n[{draw.randrange(10):02}-{draw.randrange(10, 99)}]",
+            f"p{draw.randrange(10)}n[{draw.randrange(10):03}-{draw.randrange(100, 999)}]",
         ),
     ]
     cases = []
@@ -312,14 +319,14 @@ def slurm_environment(judge: Judge, answer: Callable) -> None:
             return
         for key, names in (("ranks", NAMES[:3]), ("meeting", NAMES[3:])):
             if wrong := [name for name in names if found[name] != wanted[name]]:
-                said = {name: value for name, value in slurm.items() if name != "PATH"}
+                said = ", ".join(f"{name}={value}" for name, value in slurm.items() if name != "PATH")
                 judge.demand("names", "")
                 if key == "meeting":
                     judge.demand("ranks", "")
                 judge.demand(
                     key,
-                    f"{wrong[0]} is {on_rank.short(repr(found[wrong[0]]))}, and must be {wanted[wrong[0]]!r}, where"
-                    f" Slurm says {', '.join(f'{name}={value}' for name, value in said.items())}.",
+                    f"{wrong[0]} is {on_rank.short(repr(found[wrong[0]]))}, and must be"
+                    f" {wanted[wrong[0]]!r}, where Slurm says {said}.",
                 )
                 return
     for key in ("names", "ranks", "meeting"):

@@ -5,15 +5,20 @@ long as the link would need for the bytes that cross it.
     two = hosts.Linked(2, mbit=200)
     job = run_on(two, train, ranks=4)  # on linked hosts where they can be had, else over a link that sleeps
     link_bytes(job), how_known(job)  # 6015258.0, "measured"; or 6000000.0, "modelled"
+    with machines(two) as (popen, meeting):  # the same for programs such as torchrun
+        popen(1, ["torchrun", "--nnodes=2", f"--rdzv-endpoint={meeting}", ...])
 
 A figure of such a run must say which it is: `job.where` does.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
+import socket
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch.distributed as dist
 
@@ -23,10 +28,13 @@ from course_lib.collectives import COLLECTIVES
 from course_lib.hosts import Linked
 from course_lib.jobs import run
 from course_lib.measure import calls
+from course_lib.ranks import devices
 from course_lib.record import Job
 from course_lib.roles import label_of
 
-__all__ = ["run_on", "link_bytes", "how_known"]
+__all__ = ["run_on", "link_bytes", "how_known", "machines"]
+
+Popen = Callable[..., subprocess.Popen]
 
 _MODELLED = "modelled_links"  # a row for each host, in Job.records
 
@@ -84,6 +92,39 @@ def link_bytes(job: Job) -> float:
 def how_known(job: Job) -> str:
     """Return "modelled" for a job whose link slept, else "measured"."""
     return "modelled" if _MODELLED in instance("job", job, Job, "what run_on returns").records else "measured"
+
+
+@contextlib.contextmanager
+def machines(on: Linked) -> Iterator[tuple[Popen, str]]:
+    """Within this context, start programs on linked hosts; where there are none, beside each other on this
+    machine, as if each terminal were another host.
+
+    Yields:
+        popen(host, program, **options), as `hosts.Linked.popen`; and where programs may meet, "address:port"
+        on host 0. When the context ends, what still runs is killed.
+    """
+    instance("on", on, Linked, "as in hosts.Linked(2, mbit=200)")
+    if not on.missing():
+        with on:
+            yield on.popen, f"{on.addresses[0]}:29500"
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started: list[subprocess.Popen] = []
+
+    def popen(host: int, program: Sequence[str], **options) -> subprocess.Popen:
+        whole("host", host, least=0, most=on.hosts - 1)
+        environ = {"GLOO_SOCKET_IFNAME": devices.loopback()} | dict(options.pop("env", None) or os.environ)
+        started.append(subprocess.Popen(program, env=environ, start_new_session=True, **options))
+        return started[-1]
+
+    try:
+        yield popen, f"127.0.0.1:{port}"
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def _over_a_link(fn: Callable, host_of: Sequence[int], bytes_per_s: float, *args, **kwargs) -> tuple:

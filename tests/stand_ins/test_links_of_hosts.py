@@ -3,6 +3,8 @@ for it.
 """
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from course_lib import hosts, measure, run
 from course_lib.record import step_seconds
-from course_lib.stand_ins.links_of_hosts import how_known, link_bytes, run_on
+from course_lib.stand_ins.links_of_hosts import how_known, link_bytes, machines, run_on
 
 NUMEL = 50_000
 TWO = hosts.Linked(2, mbit=8)  # a million bytes in a second
@@ -71,3 +73,20 @@ def test_what_cannot_be(no_hosts):
         run_on(TWO, makes_calls, "ring", ranks=3)
     with pytest.raises(ValueError, match="has no link in a traced step"):
         link_bytes(run(makes_calls, "ring", ranks=4))
+
+
+def test_programs_run_where_there_are_no_hosts_and_end_with_the_block(no_hosts):
+    with machines(TWO) as (popen, meeting):
+        says = popen(1, [sys.executable, "-S", "-c", "print(7)"], stdout=subprocess.PIPE, text=True)
+        assert says.communicate()[0] == "7\n" and meeting.startswith("127.0.0.1:")
+        stays = popen(0, ["sleep", "500"])
+        with pytest.raises(ValueError, match="host=2: it must be a whole number from 0 to 1"):
+            popen(2, ["true"])
+    assert stays.returncode == -9
+
+
+def test_programs_run_on_hosts(two_hosts):
+    with machines(two_hosts) as (popen, meeting):
+        asks = popen(1, ["hostname"], stdout=subprocess.PIPE, text=True)
+        assert asks.communicate()[0].strip() == two_hosts.addresses[1]
+        assert meeting == f"{two_hosts.addresses[0]}:29500"
