@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from course_lib.arguments import number, one_of, whole
+from course_lib.arguments import instance, number, one_of, whole
 from course_lib.collectives import COLLECTIVES
 
 __all__ = [
@@ -171,7 +171,8 @@ def host_bytes(payload_bytes: float, hosts: int, ranks_per_host: int, hosts_firs
 
     Source: the ring of Patarasuk and Yuan 2009, section 3, over n ranks and over h hosts.
     """
-    parts = whole("hosts", hosts) * (1 if hosts_first else whole("ranks_per_host", ranks_per_host))
+    per_host = whole("ranks_per_host", ranks_per_host)
+    parts = whole("hosts", hosts) * (1 if instance("hosts_first", hosts_first, bool) else per_host)
     return 0.0 if hosts == 1 else collective_bytes("all_reduce", payload_bytes, parts)
 
 

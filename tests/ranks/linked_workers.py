@@ -57,6 +57,22 @@ def reduces_by_host(numel: int, steps: int) -> float:
     return values[0].item()
 
 
+def reduces_by_parts(numel: int, steps: int) -> float:
+    """The same sum once more: each rank takes a part of its host's sum to the other hosts."""
+    rank, ranks, per_host = dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"])
+    inside = [dist.new_group(list(range(at, at + per_host))) for at in range(0, ranks, per_host)]
+    between = [dist.new_group(list(range(at, ranks, per_host))) for at in range(per_host)]
+    own, other, values = inside[rank // per_host], between[rank % per_host], torch.ones(numel)
+    for _ in range(steps):
+        with measure.step():
+            parts = list(values.chunk(per_host))
+            mine = torch.empty_like(parts[0])
+            dist.reduce_scatter(mine, parts, group=own)
+            dist.all_reduce(mine, group=other)
+            dist.all_gather(parts, mine, group=own)
+    return values[0].item()
+
+
 def chats_inside(numel: int, steps: int) -> None:
     """Each host for itself."""
     rank, ranks, per_host = dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"])

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from test_faults import gone, soon
 
-from course_lib import Job, RankError, hosts, run
+from course_lib import Job, RankError, hosts, run, theory
 from course_lib.ranks import holder, network
 
 MB = 1_000_000
@@ -89,14 +89,17 @@ def test_the_bytes_on_the_link_are_those_of_the_ring_and_no_link_is_faster_than_
 
 
 def test_first_within_each_host_is_a_third_less_on_the_link(two_hosts):
-    flat, nested = (
-        run(fn, NUMEL, 3, ranks=4, on=two_hosts)
-        for fn in (linked_workers.reduces, linked_workers.reduces_by_host)
+    workers = (
+        linked_workers.reduces,
+        linked_workers.reduces_by_host,
+        linked_workers.reduces_by_parts,
     )
-    assert flat.results == nested.results == [64.0] * 4
-    first, second = (job.links[job.links["phase"] == "traced"]["sent_bytes"].mean() for job in (flat, nested))
-    assert first / second == pytest.approx(1.5, rel=0.02)
-    assert second == pytest.approx(4 * NUMEL, rel=0.02)
+    jobs = [run(fn, NUMEL, 3, ranks=4, on=two_hosts) for fn in workers]
+    assert [job.results for job in jobs] == [[64.0] * 4] * 3
+    flat, *nested = (job.links[job.links["phase"] == "traced"]["sent_bytes"].mean() for job in jobs)
+    for sent in nested:
+        assert flat / sent == pytest.approx(1.5, rel=0.02)
+        assert sent == pytest.approx(theory.host_bytes(4 * NUMEL, 2, 2, hosts_first=True), rel=0.02)
 
 
 def test_what_ranks_of_one_host_say_to_each_other_does_not_pass_the_link(two_hosts):
