@@ -264,7 +264,7 @@ def _slurms(seed: int) -> list[dict[str, str]]:
         *(
             "login",
             "c[10-11],d[1-2]",
-            f"p{draw.randrange(10)}n[{draw.randrange(10):03}-{draw.randrange(100, 999)}]",
+            f"p{draw.randrange(10)}n[{str(draw.randrange(10)).zfill(3)}-{draw.randrange(100, 999)}]",
         ),
     ]
     cases = []
