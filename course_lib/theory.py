@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from course_lib.arguments import number, one_of, whole
+from course_lib.arguments import instance, number, one_of, whole
 from course_lib.collectives import COLLECTIVES
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "gloo_bytes",
     "bandwidth",
     "ring_seconds",
+    "tree_seconds",
+    "host_bytes",
     "step_bytes",
     "zero_memory",
     "adam_state_bytes",
@@ -130,6 +132,51 @@ def ring_seconds(
     added_bytes = (group_size - 1) * chunk_bytes if COLLECTIVES[op].kind == "sum" else 0
     sending_s = steps * (number("alpha_s", alpha_s) + chunk_bytes * number("beta_s", beta_s))
     return sending_s + added_bytes * number("gamma_s", gamma_s)
+
+
+def tree_seconds(
+    op: str, payload_bytes: float, group_size: int, alpha_s: float, beta_s: float, pieces: int = 1
+) -> float:
+    """Seconds for an all_reduce, a reduce or a broadcast over a binary tree: levels * (alpha + S beta), once
+    down for a broadcast, once up for a reduce, both for an all_reduce; ceil(lg n) levels.
+
+    Args:
+        alpha_s, beta_s: as for `ring_seconds`.
+        pieces: cut into so many, which follow each other, the tree takes (levels + pieces - 1) *
+            (alpha + S / pieces beta) each way.
+
+    What is added up counts as free, and so does that a rank sends to two others, or hears from two: double
+    binary trees give every rank one such place, for half of S.
+
+    Source: Thakur and Gropp 2003, section 4.2, for one piece; Sanders, Speck and Träff 2009, "Two-tree
+        algorithms for full bandwidth broadcast, reduction and scan", section 3, for double trees, which NCCL
+        has.
+    """
+    ways = {"all_reduce": 2, "reduce": 1, "broadcast": 1}[
+        one_of("op", op, ("all_reduce", "reduce", "broadcast"))
+    ]
+    levels, count = (whole("group_size", group_size) - 1).bit_length(), whole("pieces", pieces)
+    piece_s = number("alpha_s", alpha_s) + number("payload_bytes", payload_bytes) / count * number(
+        "beta_s", beta_s
+    )
+    return ways * (levels + count - 1) * piece_s if levels else 0.0
+
+
+def host_bytes(payload_bytes: float, hosts: int, ranks_per_host: int, hosts_first: bool = False) -> float:
+    """Bytes that leave each host for an all_reduce over all its ranks and those of other hosts.
+
+    One ring over all n ranks, host after host: one rank of each host sends on to the next, 2 (n-1)/n S. With
+    `hosts_first`, a sum inside each host comes first, and only sums travel on: 2 (h-1)/h S.
+
+    Args:
+        payload_bytes: S, the full tensor.
+        hosts: h.
+
+    Source: the ring of Patarasuk and Yuan 2009, section 3, over n ranks and over h hosts.
+    """
+    per_host = whole("ranks_per_host", ranks_per_host)
+    parts = whole("hosts", hosts) * (1 if instance("hosts_first", hosts_first, bool) else per_host)
+    return 0.0 if hosts == 1 else collective_bytes("all_reduce", payload_bytes, parts)
 
 
 def step_bytes(strategy: str, param_bytes: float, world_size: int) -> float:

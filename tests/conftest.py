@@ -48,6 +48,7 @@ SLOW = {
     "test_fuzz.py",
     "test_kernel.py",
     "test_linked.py",
+    "test_links_of_hosts.py",
     "test_mini_zero_everyday.py",
     "test_timeline.py",
     "test_a_rank_imports_what_the_notebook_has_imported",

@@ -487,3 +487,43 @@ def test_theory_imports_nothing_heavy():
         ).stdout.strip()
         == ""
     )
+
+
+# -- trees, and hosts
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_tree_takes_its_levels_and_the_pieces_that_follow(n, pieces):
+    """A rank passes one piece on at a time, the next one when its children have the last."""
+    children = {rank: [c for c in (2 * rank + 1, 2 * rank + 2) if c < n] for rank in range(n)}
+    has = {0: [0] * pieces}  # when each piece is there
+    for rank in range(n):
+        free = 0
+        for child in children[rank]:
+            has[child] = []
+        for at in has[rank]:
+            free = max(free, at) + 1
+            for child in children[rank]:
+                has[child].append(free)
+    last = max(max(times) for times in has.values())
+    alpha, beta, nbytes = 0.5, 0.25, 12.0
+    each = alpha + nbytes / pieces * beta
+    found = theory.tree_seconds("broadcast", nbytes, n, alpha, beta, pieces)
+    depth = (n.bit_length() - 1) if n > 1 else 0  # of this tree
+    assert last == (depth + pieces - 1 if n > 1 else 0)
+    levels = math.ceil(math.log2(n)) if n > 1 else 0  # of one that doubles: never less
+    assert found == pytest.approx((levels + pieces - 1) * each if n > 1 else 0) and levels >= depth
+    assert theory.tree_seconds("all_reduce", nbytes, n, alpha, beta, pieces) == pytest.approx(2 * found)
+
+
+@pytest.mark.parametrize("hosts, per_host", [(1, 4), (2, 2), (2, 8), (3, 2), (4, 1)])
+def test_what_leaves_a_host_is_what_a_ring_sends_over_its_border(hosts, per_host):
+    n = hosts * per_host
+    _, (first_half, second_half) = ring_all_reduce([[1] * n for _ in range(n)])
+    chunk = 7.0
+    crossing = (first_half + second_half) * chunk if hosts > 1 else 0  # by one rank of each host
+    assert theory.host_bytes(n * chunk, hosts, per_host) == pytest.approx(crossing)
+    _, (first_half, second_half) = ring_all_reduce([[1] * hosts for _ in range(hosts)])
+    of_sums = (first_half + second_half) * n * chunk / hosts
+    assert theory.host_bytes(n * chunk, hosts, per_host, hosts_first=True) == pytest.approx(of_sums)

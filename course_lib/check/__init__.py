@@ -56,6 +56,7 @@ _CHECKS = {
     "experts": ("tokens_once", "room_by_weight", "balance_over_ranks", "expert_gradients"),
     "hybrid": ("data_pipeline", "gradient_norm", "fastest_layout"),
     "checkpoints_and_restarts": ("background_saver", "steps_between_saves", "odd_replicas"),
+    "beyond_one_machine": ("hierarchical_all_reduce", "axis_order", "slurm_environment"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}

@@ -99,6 +99,7 @@ def _look_at(row: Collective, operator: str, arguments: tuple) -> dict:
         "group": ",".join(map(str, dist.get_process_group_ranks(group))),
         "start_s": time.perf_counter(),
         "seconds": None,
+        "_to": arguments[2] if row.kind == "send" else None,  # by its rank in the group
         "_work": torch_internals.GLOO + row.gloo,
         "_runs": size if row.gloo != row.name and _is_list_of_lists(given) else 1,
         "_numels": (

@@ -1,8 +1,12 @@
 """Count what this process has sent to others over TCP, as the operating system counts it.
 
 Every TCP socket knows how many bytes were handed to it, whoever wrote them (gloo, a hand-written `sendall`)
-and however; what is printed, logged or saved never passes one. UNIX sockets, such as a rank's own line to the
-kernel, are left out: they are not TCP.
+and however; what is printed, logged or saved never passes one.
+
+Seen: messages by a plain TCP socket, and by a `dist.TCPStore`: who sets sends the value, and the rank that
+holds the store sends it on to who gets it. Absent, because they are not TCP: UNIX sockets, such as a rank's
+own line to the kernel; UDP (between linked hosts the link's own counter sees it, `Job.links`); and a
+`dist.FileStore`, or any other file that ranks share. The store of a job that `run` has started is one.
 """
 
 import os

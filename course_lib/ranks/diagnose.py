@@ -47,7 +47,7 @@ def standstill(states: list[RankState]) -> str | None:
     if not finished and all(state.where["call"]["op"] == "new_group" for state in left):
         # they make one group (`_groups_differ` has looked), on a slow machine
         return None
-    told, ops, groups, roles = [], set(), set(), states[0].roles
+    told, ops, groups, roles = [], set(), set(), states[0].known_as
     for state in left:
         call, pending = state.where["call"], under_way(state)
         ops.add(call["op"])
@@ -130,7 +130,7 @@ def disagreement(states: list[RankState], pending_only: bool = False) -> str | N
             for rank, call in by_rank.items():
                 told[call_in_words(call)].append(rank)
             sides = "; ".join(
-                f"{ranks_in_words(ranks, states[0].roles)} called {call}" for call, ranks in told.items()
+                f"{ranks_in_words(ranks, states[0].known_as)} called {call}" for call, ranks in told.items()
             )
             kind = (
                 "different collectives"
@@ -159,7 +159,7 @@ def _groups_differ(states: list[RankState]) -> str | None:
                 made[name][members].append(state.rank)
     for sides in made.values():
         if len(sides) > 1:
-            roles = states[0].roles
+            roles = states[0].known_as
             told = "; ".join(
                 f"{ranks_in_words(ranks, roles)} made a group of"
                 f" {ranks_in_words(map(int, members.split(',')), roles)}"
@@ -190,7 +190,7 @@ def suspicious_sites(states: list[RankState]) -> str | None:
                 place = places.place_in_words(tuple(call["site"]))
                 told[f"{place} ({places.line_of(call['site'])})"].append(rank)
             where = "; ".join(
-                f"{ranks_in_words(ranks, states[0].roles)} at {place}" for place, ranks in told.items()
+                f"{ranks_in_words(ranks, states[0].known_as)} at {place}" for place, ranks in told.items()
             )
             return (
                 f"The ranks called the same {call_in_words(next(iter(by_rank.values())))} from different"
@@ -229,7 +229,7 @@ def _left_early(states: list[RankState]) -> str | None:
                         for c in s.collectives
                     )
                 ]
-                left, those = (ranks_in_words(ranks, state.roles) for ranks in (gone, waiting))
+                left, those = (ranks_in_words(ranks, state.known_as) for ranks in (gone, waiting))
                 return (
                     f"{begun(left)} {'has' if len(gone) == 1 else 'have'} finished"
                     f" without calling {_op_of(state, call)}, in which {those}"
@@ -252,7 +252,7 @@ def never_joined(states: list[RankState]) -> str | None:
                 and not _has_called(other, call)
             ]
             if without:
-                others = ranks_in_words(without, state.roles)
+                others = ranks_in_words(without, state.known_as)
                 return (
                     f"{begun(state.name)} called {call_in_words(call)} and did not wait for it;"
                     f" {others} never called it. It was never carried out."
@@ -285,7 +285,7 @@ def waits_in_words(state: RankState) -> str:
     if call:
         if call["peer"] is not None:
             what = f" of {call['tensor']}" if call["tensor"] else ""
-            peer = ranks_in_words([call["peer"]], state.roles)
+            peer = ranks_in_words([call["peer"]], state.known_as)
             return f"{call['op']} {'to' if _is('send', call['op']) else 'from'} {peer}{what}"
         if _is("meeting", call["op"]):
             return call["op"]

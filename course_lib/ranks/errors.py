@@ -55,6 +55,7 @@ class RankReport:
         traceback: everything, library frames included.
         output: what the rank had printed.
         role: the name of its function, where each rank has one of its own.
+        host: the number of its host, where several are linked.
     """
 
     rank: int
@@ -67,11 +68,13 @@ class RankReport:
     traceback: str = ""
     output: str = ""
     role: str = ""
+    host: int | None = None
 
     @property
     def name(self) -> str:
-        """ "rank 0", or with a role "rank 0, serve"."""
-        return f"rank {self.rank}" + f", {self.role}" * bool(self.role)
+        """ "rank 0", with a role "rank 0, serve", on linked hosts "rank 0, serve, host 0"."""
+        place = "" if self.host is None else f", host {self.host}"
+        return f"rank {self.rank}" + f", {self.role}" * bool(self.role) + place
 
 
 class _Told(BaseException):
@@ -225,7 +228,7 @@ def explain(
     elif stuck:
         headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:
-        failed = ranks_in_words(causes, states[0].roles)
+        failed = ranks_in_words(causes, states[0].known_as)
         more = [found for found in (diagnose.hosts_gone(states, causes), disagree) if found]
         headline = " ".join([f"{label} failed on {failed}.", *more])
         because = f"stopped because {failed} failed"
@@ -278,7 +281,7 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
     trace = state.error["text"] if state.error else _stack_in_words(frames) if frames else state.stack
     kind, message = (state.error["type"], state.error["message"]) if state.error else ("", "")
     role = state.roles[state.rank] if state.roles else ""
-    return RankReport(state.rank, told, place, line, cause, kind, message, trace, output, role)
+    return RankReport(state.rank, told, place, line, cause, kind, message, trace, output, role, state.host)
 
 
 def error_in_words(error: dict) -> str:
@@ -313,10 +316,10 @@ def _who_waits(states: list[RankState]) -> str:
     for rank, call in waiting.items():
         together[call.split(" of ")[0]].append(rank)
     told = [
-        f"{ranks_in_words(ranks, states[0].roles)} wait{'s' if len(ranks) == 1 else ''} in {call}"
+        f"{ranks_in_words(ranks, states[0].known_as)} wait{'s' if len(ranks) == 1 else ''} in {call}"
         for call, ranks in together.items()
     ]
-    told += [f"{ranks_in_words(others, states[0].roles)} {'is' if len(others) == 1 else 'are'} not there"]
+    told += [f"{ranks_in_words(others, states[0].known_as)} {'is' if len(others) == 1 else 'are'} not there"]
     return f"{begun('; '.join(told))}."
 
 

@@ -81,7 +81,7 @@ def _flood(group: Group) -> str:
     flooding = [state.rank for state in group.alive if output.too_long(group.output_of(state.rank))]
     if not flooding:
         return ""
-    who = begun(ranks_in_words(flooding, group.states[0].roles))
+    who = begun(ranks_in_words(flooding, group.states[0].known_as))
     return (
         f"{who} {'has' if len(flooding) == 1 else 'have'} printed more than"
         f" {output.MOST_BYTES / 1e6:g} MB: print less, or not in every step."

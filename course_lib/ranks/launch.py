@@ -57,11 +57,20 @@ class RankState:
     stack: str = ""  # a dump of its threads, if it could not answer
     silent: str = ""  # why it could not answer, in words
     host: int | None = None  # number of its host, of several that are linked
+    hosts: Sequence[int] = ()  # the same of all ranks; none on this machine as it is
 
     @property
     def name(self) -> str:
-        """Within a sentence: "rank 1", or "rank 1 (work)"."""
-        return ranks_in_words([self.rank], self.roles)
+        """Within a sentence: "rank 1", "rank 1 (work)", "rank 1 (work, host 0)"."""
+        return ranks_in_words([self.rank], self.known_as)
+
+    @property
+    def known_as(self) -> Sequence[str]:
+        """What stands behind each rank of the job in a sentence: its role, its host, both, or nothing."""
+        if not self.hosts:
+            return self.roles
+        places = [f"host {host}" for host in self.hosts]
+        return [f"{role}, {place}" for role, place in zip(self.roles, places)] if self.roles else places
 
 
 class Group:
@@ -130,7 +139,8 @@ class Group:
         """Begin to listen to ranks of which nothing is known yet."""
         self._channels = channels
         self.states = [
-            RankState(rank, roles, host=hosts[rank] if hosts else None) for rank in range(len(channels))
+            RankState(rank, roles, host=hosts[rank] if hosts else None, hosts=hosts or ())
+            for rank in range(len(channels))
         ]
         self._buffers = [bytearray() for _ in channels]
         for rank, channel in enumerate(channels):

@@ -23,7 +23,7 @@ def mistakes(states: list[RankState], unfinished: list[RankState], flood: str, t
             places.learners_frame(frames_of_dump(state.stack, all_threads=True)) for state in unfinished
         ]
         where = "; ".join(dict.fromkeys(places.place_in_words(frame) for frame in frames if frame))
-        who = begun(ranks_in_words([state.rank for state in unfinished], states[0].roles))
+        who = begun(ranks_in_words([state.rank for state in unfinished], states[0].known_as))
         when = "when the job was stopped" if flood else f"after timeout={timeout:g} s"
         told.append(
             f"{who} had returned, and still worked {when}"

@@ -62,8 +62,9 @@ class Job:
 
         `phase` is "warm-up" (step 0), "traced" (step 1) or "timed". `seconds` is given for timed steps only:
         the others carry first-time costs or instruments. `wire_bytes`: bytes that the operating system
-        counted this rank sending to others (over TCP) during the step; what it prints, logs or saves is no
-        traffic.
+        counted this rank sending to others over TCP during the step: by gloo, by a plain socket, by a
+        `dist.TCPStore`. Absent is what goes another way: by a UNIX socket, by UDP, or by a file that ranks
+        share, such as a `dist.FileStore`. What a rank prints, logs or saves is no traffic.
         """
         return self._table("steps")
 

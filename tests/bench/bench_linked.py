@@ -5,7 +5,9 @@
 1. An all_reduce of 10 MB between two hosts, one rank on each, at several rates: seconds against bytes on the
    link over its rate.
 2. Four ranks on two hosts: one all_reduce over all, against one inside each host, one between the hosts, and
-   a broadcast inside. On the link the second has two thirds of the bytes; how much faster is it?
+   a broadcast inside; and against the form in which each rank takes a part across. On the link these have two
+   thirds of the bytes; how much faster are they? The factor must be that of the formula within 15%, or the
+   exit code is 1.
 3. What linked hosts add to the start of a job, and what the first try of a notebook takes.
 
 Quote ratios. Runs are interleaved; of each kind the fastest step stands for the link (a busy machine only
@@ -17,13 +19,14 @@ import sys
 import time
 from pathlib import Path
 
-from course_lib import Job, hosts, run
+from course_lib import Job, hosts, run, theory
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "ranks")]
 import linked_workers  # noqa: E402
 
 NUMEL = 2_500_000  # of float32: 10 MB
 STEPS = 6
+WITHIN = 0.15  # of the factor of the formula
 
 
 def seconds(job: Job) -> list[float]:
@@ -53,9 +56,11 @@ def against_its_rate(repeats: int) -> None:
         )
 
 
-def by_host_first(repeats: int) -> None:
+def by_host_first(repeats: int) -> bool:
+    """Whether both forms are faster by the factor of the formula."""
     on, times, sent = hosts.Linked(2, mbit=50), {}, {}
     kinds = {"over all": linked_workers.reduces, "by host first": linked_workers.reduces_by_host}
+    kinds["by parts"] = linked_workers.reduces_by_parts
     for _ in range(repeats):
         for name, fn in kinds.items():
             job = run(fn, NUMEL, STEPS, ranks=4, on=on)
@@ -67,12 +72,18 @@ def by_host_first(repeats: int) -> None:
             f"{name:14} {sent[name] / 1e6:7.3f} MB on the link, {min(times[name]):.3f} s at best,"
             f" {statistics.median(times[name]):.3f} s in the median"
         )
-    flat, nested = kinds
-    print(
-        f"faster by {min(times[flat]) / min(times[nested]):.3f} at best,"
-        f" {statistics.median(times[flat]) / statistics.median(times[nested]):.3f} in the median;"
-        f" by bytes {sent[flat] / sent[nested]:.3f}"
-    )
+    predicted, good = theory.host_bytes(1, 2, 2) / theory.host_bytes(1, 2, 2, hosts_first=True), True
+    flat, *nested = kinds
+    for name in nested:
+        at_best = min(times[flat]) / min(times[name])
+        print(
+            f"{name}: faster by {at_best:.3f} at best,"
+            f" {statistics.median(times[flat]) / statistics.median(times[name]):.3f} in the median; by bytes"
+            f" {sent[flat] / sent[name]:.3f}, by formula {predicted:.3f}"
+        )
+        good &= abs(at_best / predicted - 1) <= WITHIN
+    print(f"within {WITHIN:.0%} of the formula: {good}")
+    return good
 
 
 def starts(repeats: int) -> None:
@@ -100,4 +111,4 @@ if __name__ == "__main__":
     run(len, "x")
     starts(times)
     against_its_rate(times)
-    by_host_first(times)
+    sys.exit(0 if by_host_first(times) else 1)

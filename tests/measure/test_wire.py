@@ -144,6 +144,42 @@ def test_a_socket_of_the_learners_own_counts_whichever_way_it_sends():
     assert sent_by(job, 0) == [MB] * 7 and sent_by(job, 1) == [0] * 7
 
 
+def by_stores(folder: str) -> None:
+    """Rank 1 gets a million bytes that rank 0 has set, by another store in each step; then by UDP."""
+    rank, value = dist.get_rank(), "x" * MB
+    ports = [None, None]
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if rank == 0 else None
+    mailbox = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    mailbox.bind(("127.0.0.1", 0))
+    dist.all_gather_object(ports, (server.port if server else None, mailbox.getsockname()))
+    by_tcp = server or dist.TCPStore("127.0.0.1", ports[0][0], is_master=False)
+    for store in (by_tcp, dist.FileStore(os.path.join(folder, "store"), 2)):
+        store.set(f"opened{rank}", "")
+        dist.barrier()
+        with measure.step():
+            if rank == 0:
+                store.set("value", value)
+            elif store.get("value") == value.encode():
+                store.set("got", "")
+            store.wait(["got"])
+    with measure.step():
+        if rank == 0:
+            mailbox.sendto(bytes(50_000), ports[1][1])
+        else:
+            mailbox.recv(MB)
+
+
+@needs_counters
+def test_a_tcp_store_is_seen_and_files_and_datagrams_are_absent(tmp_path):
+    """As wire.py and Job.steps say."""
+    job = run(by_stores, str(tmp_path), ranks=2)
+    by_tcp, by_file, by_udp = sent_by(job, 0)
+    # to the store, which is a thread of this rank, and from there to rank 1
+    assert by_tcp == pytest.approx(2 * MB, rel=0.02)
+    assert by_file == by_udp == 0
+    assert max(sent_by(job, 1)) < 1000, "it asks, and says that it has got it"
+
+
 @needs_counters
 def test_a_system_that_does_not_count_is_told(monkeypatch):
     assert wire.is_counted()

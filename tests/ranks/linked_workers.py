@@ -57,6 +57,22 @@ def reduces_by_host(numel: int, steps: int) -> float:
     return values[0].item()
 
 
+def reduces_by_parts(numel: int, steps: int) -> float:
+    """The same sum once more: each rank takes a part of its host's sum to the other hosts."""
+    rank, ranks, per_host = dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"])
+    inside = [dist.new_group(list(range(at, at + per_host))) for at in range(0, ranks, per_host)]
+    between = [dist.new_group(list(range(at, ranks, per_host))) for at in range(per_host)]
+    own, other, values = inside[rank // per_host], between[rank % per_host], torch.ones(numel)
+    for _ in range(steps):
+        with measure.step():
+            parts = list(values.chunk(per_host))
+            mine = torch.empty_like(parts[0])
+            dist.reduce_scatter(mine, parts, group=own)
+            dist.all_reduce(mine, group=other)
+            dist.all_gather(parts, mine, group=own)
+    return values[0].item()
+
+
 def chats_inside(numel: int, steps: int) -> None:
     """Each host for itself."""
     rank, ranks, per_host = dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -66,6 +82,31 @@ def chats_inside(numel: int, steps: int) -> None:
             dist.all_reduce(torch.ones(numel), group=groups[rank // per_host])
 
 
+def sends_past_torch(addresses: list[str]) -> None:
+    """In step 1 rank 0 sends 5 MB to rank 1 by a plain socket, in step 2 50 kB in a datagram."""
+    rank = dist.get_rank()
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind((addresses[rank], 0))
+    server = socket.create_server((addresses[rank], 0))
+    ports = [None, None]
+    dist.all_gather_object(ports, (server.getsockname(), datagrams.getsockname()))
+    line = socket.create_connection(ports[1][0]) if rank == 0 else server.accept()[0]
+    with measure.step():
+        pass
+    with measure.step():
+        if rank == 0:
+            line.sendall(bytes(5_000_000))
+        else:
+            got = 0
+            while got < 5_000_000:
+                got += len(line.recv(2**20))
+    with measure.step():
+        if rank == 0:
+            datagrams.sendto(bytes(50_000), ports[1][1])
+        else:
+            datagrams.recv(2**20)
+
+
 def sends(numel: int) -> None:
     """Rank 0 sends once, to rank 1."""
     if dist.get_rank() == 0:
@@ -73,6 +114,16 @@ def sends(numel: int) -> None:
     else:
         dist.recv(torch.ones(numel), 0)
     dist.barrier()
+
+
+def serve() -> None:
+    """Waits for the last rank, before it serves the others."""
+    dist.recv(torch.empty(3), dist.get_world_size() - 1)
+
+
+def work() -> None:
+    """Waits to be served."""
+    dist.recv(torch.empty(3), 0)
 
 
 def tells_and_kills(folder: str, which: str) -> int:

@@ -166,6 +166,17 @@ def test_roles_stand_behind_the_ranks():
     )
 
 
+def test_hosts_stand_behind_the_roles():
+    waiting = [still(0, "recv", peer=1), still(1, "recv", peer=0)]
+    for state in waiting:
+        state.hosts = [0, 1]
+    assert "rank 0 (host 0) in recv from rank 1 (host 1) of float32[3]" in standstill(waiting)
+    for state in waiting:
+        state.roles = ["serve", "work"]
+    assert waiting[1].name == "rank 1 (work, host 1)"
+    assert "rank 0 (serve, host 0) in recv from rank 1 (work, host 1)" in standstill(waiting)
+
+
 def test_another_line_is_suspicious_within_a_role_only():
     """A role is a function, with lines of its own."""
     sites = [("cell.py", line, "f") for line in (3, 5, 5)]

@@ -444,6 +444,7 @@ def test_row_23_a_link_goes_down(nothing_left, two_hosts, ranks):
     lost = "rank 1" if ranks == 2 else "ranks 2 and 3"
     words = (
         f"The link of host 1 ({lost}) is down: nothing passes between it and host 0. Each rank waits: rank 0"
+        " (host 0) in"
     )
     assert words in error.headline and "cannot go on, and was stopped" in error.headline
     assert {report.state for report in error.reports} == {"waits in all_reduce of float32[5000000]"}
@@ -453,10 +454,10 @@ def test_row_23_a_link_goes_down(nothing_left, two_hosts, ranks):
 def test_row_24_a_host_disappears(nothing_left, two_hosts):
     error = fails(faults.loses_a_host, ranks=4, on=two_hosts)
     assert error.headline == (
-        "loses_a_host failed on ranks 2 and 3. Host 1 is gone: all its ranks were killed."
+        "loses_a_host failed on ranks 2 and 3 (host 1). Host 1 is gone: all its ranks were killed."
     )
     assert [report.cause for report in error.reports] == [False, False, True, True]
-    assert error.reports[0].state.startswith("stopped because ranks 2 and 3 failed")
+    assert error.reports[0].state.startswith("stopped because ranks 2 and 3 (host 1) failed")
 
 
 def test_the_last_error_stays(nothing_left):

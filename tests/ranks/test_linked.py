@@ -16,7 +16,7 @@ import psutil
 import pytest
 from test_faults import gone, soon
 
-from course_lib import Job, RankError, hosts, run
+from course_lib import Job, RankError, hosts, run, theory
 from course_lib.ranks import holder, network
 
 MB = 1_000_000
@@ -89,20 +89,32 @@ def test_the_bytes_on_the_link_are_those_of_the_ring_and_no_link_is_faster_than_
 
 
 def test_first_within_each_host_is_a_third_less_on_the_link(two_hosts):
-    flat, nested = (
-        run(fn, NUMEL, 3, ranks=4, on=two_hosts)
-        for fn in (linked_workers.reduces, linked_workers.reduces_by_host)
+    workers = (
+        linked_workers.reduces,
+        linked_workers.reduces_by_host,
+        linked_workers.reduces_by_parts,
     )
-    assert flat.results == nested.results == [64.0] * 4
-    first, second = (job.links[job.links["phase"] == "traced"]["sent_bytes"].mean() for job in (flat, nested))
-    assert first / second == pytest.approx(1.5, rel=0.02)
-    assert second == pytest.approx(4 * NUMEL, rel=0.02)
+    jobs = [run(fn, NUMEL, 3, ranks=4, on=two_hosts) for fn in workers]
+    assert [job.results for job in jobs] == [[64.0] * 4] * 3
+    flat, *nested = (job.links[job.links["phase"] == "traced"]["sent_bytes"].mean() for job in jobs)
+    for sent in nested:
+        assert flat / sent == pytest.approx(1.5, rel=0.02)
+        assert sent == pytest.approx(theory.host_bytes(4 * NUMEL, 2, 2, hosts_first=True), rel=0.02)
 
 
 def test_what_ranks_of_one_host_say_to_each_other_does_not_pass_the_link(two_hosts):
     job = run(linked_workers.chats_inside, NUMEL, 3, ranks=4, on=two_hosts)
     assert job.steps["wire_bytes"].min() >= 4 * NUMEL
     assert job.links["sent_bytes"].max() < 0.01 * 4 * NUMEL
+
+
+def test_the_link_counts_what_goes_past_torch_as_well(two_hosts):
+    job = run(linked_workers.sends_past_torch, list(two_hosts.addresses), ranks=2, on=two_hosts)
+    _, by_socket, by_datagram = job.links[job.links["host"] == 0]["sent_bytes"]
+    assert 5 * MB <= by_socket <= HEADERS * 5 * MB
+    assert 50_000 <= by_datagram <= 60_000
+    mine = job.steps[job.steps["rank"] == 0]["wire_bytes"].tolist()
+    assert mine == [0, 5 * MB, 0], "the process's own counter knows no datagrams"
 
 
 def test_a_slow_link_is_no_standstill(two_hosts):
@@ -112,9 +124,25 @@ def test_a_slow_link_is_no_standstill(two_hosts):
 
 
 def test_ranks_that_wait_for_each_other_are_found_as_elsewhere(two_hosts):
-    with pytest.raises(RankError, match="Each rank waits for another: rank 0 in recv from rank 1") as caught:
+    with pytest.raises(RankError, match="Each rank waits for another: rank 0 ") as caught:
         run(faults.waits_for_a_message, ranks=2, on=two_hosts)
+    assert "rank 0 (host 0) in recv from rank 1 (host 1)" in caught.value.headline
     assert "Nobody sends." in caught.value.headline
+
+
+def test_a_hang_among_roles_names_role_and_host(two_hosts):
+    roles = [linked_workers.serve, linked_workers.work, linked_workers.work, linked_workers.work]
+    with pytest.raises(RankError) as caught:
+        run(roles, ranks=4, on=two_hosts)
+    told = caught.value.headline
+    assert "rank 0 (serve, host 0) in recv from rank 3 (work, host 1) of float32[3]" in told
+    assert "rank 3 (work, host 1) in recv from rank 0 (serve, host 0) of float32[3]" in told
+    assert [report.name for report in caught.value.reports] == [
+        "rank 0, serve, host 0",
+        "rank 1, work, host 0",
+        "rank 2, work, host 1",
+        "rank 3, work, host 1",
+    ]
 
 
 def test_a_job_elsewhere_has_no_link(tmp_path):
