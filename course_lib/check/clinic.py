@@ -9,7 +9,7 @@ from course_lib import measure
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import Demand, at_most, sends, values
-from course_lib.clinic.visits import Scene, clipped, mean_over, of_each
+from course_lib.clinic.scenes import Scene, clipped, mean_over, of_each
 
 __all__ = ["mended_ada", "mended_ben", "mended_cleo", "mended_dora", "mended_emil"]
 

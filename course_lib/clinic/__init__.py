@@ -7,7 +7,9 @@ differs.py   programs that end, and are wrong
 counted.py   programs whose values may be right
 small.py     what these programs share: a model, batches, a loop
 patients.py  five programs with a fault, for the exercises
+scenes.py    what a patient gets, and what it should learn
 visits.py    how a patient is seen
+recorder.py  the last calls of a rank, by torch's Flight Recorder
 
     from course_lib.clinic.table import CASES
     case = CASES[20]

@@ -337,15 +337,15 @@ CASES = (
     Case(
         name="evaluates the wrapper",
         program="`if rank == 0: evaluate(ddp)`",
-        symptom="a hang one step later, in a line that is right",
-        cause="DDP's forward sends the buffers, so rank 0 has called once more (without buffers nothing"
-        " happens)",
+        symptom="a hang, often only in the evaluation after the last epoch",
+        cause="DDP's forward sends the buffers: rank 0 waits until the others come to another forward"
+        " (without buffers nothing happens)",
         remedy="`ddp.module` for evaluation",
         question=WAITS,
-        tool="Flight Recorder: one call more",
+        tool="our report, Flight Recorder",
         chapter="ddp_in_practice",
         wrong=(waits.evaluates_the_wrapper,),
-        stops=("rank",),
+        stops=("finished without calling broadcast",),
         mended=waits.evaluates_the_module,
         right=waits.untouched_weights,
         seen="many",

@@ -247,8 +247,9 @@ def evaluates_the_module():
 def _train_and_evaluate(evaluated):
     model = nn.Sequential(nn.BatchNorm1d(6, affine=False), *small_model()).double()
     ddp = DistributedDataParallel(model)  # its buffers, the running means, travel in each forward
-    for x, y in batches(2):
-        loss_of(ddp, mine(x), mine(y)).backward()
+    for _ in range(2):
+        for x, y in batches(2):
+            loss_of(ddp, mine(x), mine(y)).backward()
         if dist.get_rank() == 0:
             with torch.no_grad():
                 evaluated(ddp)(x)
