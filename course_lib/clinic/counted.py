@@ -14,7 +14,7 @@ from course_lib.clinic.small import batches, flat, loss_of, mine, small_model
 from course_lib.measure import wire
 from course_lib.torch_internals import flight_records
 
-__all__ = []  # the table names what is here
+__all__ = []  # families.py names what is here
 
 # "model parallel"
 

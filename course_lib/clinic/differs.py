@@ -25,7 +25,7 @@ from course_lib.clinic.small import (
     trained,
 )
 
-__all__ = []  # the table names what is here
+__all__ = []  # families.py names what is here
 
 # every rank reads everything, or data of its own making
 

@@ -23,7 +23,7 @@ from course_lib.clinic.small import (
     trained,
 )
 
-__all__ = []  # the table names what is here
+__all__ = []  # families.py names what is here
 
 # one rank calls, the others do not
 

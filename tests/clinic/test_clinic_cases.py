@@ -8,8 +8,8 @@ import pytest
 
 from course_lib import check
 from course_lib.clinic.case import COUNTED, DIFFERS, WAITS
+from course_lib.clinic.families import CASES, page
 from course_lib.clinic.patients import PATIENTS
-from course_lib.clinic.table import CASES, page
 from course_lib.clinic.visits import bill, healthy, visit
 
 ROOT = Path(__file__).resolve().parents[2]
