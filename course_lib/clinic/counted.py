@@ -94,7 +94,7 @@ def _who_sends(all_reduce):
     """A sum; which share of all bytes this rank has sent; whether TCP carries them; and whether
     torch.distributed came with torch.
     """
-    tensor = torch.full((100_000,), dist.get_rank() + 1.0)
+    tensor = torch.full((1_000_000,), dist.get_rank() + 1.0)
     dist.barrier()
     before = wire.all_written_bytes()
     all_reduce(tensor)
