@@ -61,7 +61,7 @@ def said_by(name: str, wanted: list, memory: dict):
 
 
 def against_one_process() -> dict:
-    """Relative errors of means and of what is unsaid, over some steps; and whether all ranks have one mean."""
+    """Relative errors of means, over some steps, and of what is unsaid in the end; all have one mean."""
     n, rank, told = dist.get_world_size(), dist.get_rank(), {}
     for name, method in METHODS.items():
         for feedback in (True, False):

@@ -25,7 +25,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from course_lib.arguments import function, process_group, takes
+from course_lib.arguments import fits, function, process_group, takes
 from course_lib.mini.compression import refusals as refuse
 from course_lib.mini.compression.hook import ddp_hook
 from course_lib.mini.compression.methods import Group, low_rank, one_bit, rounded, top_k
@@ -52,6 +52,7 @@ class ErrorFeedback:
         self.memory: dict[Hashable, dict] = {}
 
     @takes(key=refuse.no_key, gradient=refuse.no_gradient)
+    @fits(refuse.other_shape)
     @torch.no_grad()
     def average(self, key: Hashable, gradient: Tensor) -> Tensor:
         """What takes the place of the mean over the ranks; of the shape and dtype of `gradient`, the same on
@@ -59,6 +60,8 @@ class ErrorFeedback:
 
         Args:
             key: whose gradient it is: the parameter, or its name.
+
+        Errors: ValueError if it had another shape before.
         """
         memory = self.memory.setdefault(key, {})
         if not self.feedback:

@@ -3,9 +3,13 @@
 import torch
 import torch.distributed as dist
 
+from course_lib.arguments import takes
+from course_lib.mini.compression import refusals as refuse
+
 __all__ = ["ddp_hook"]
 
 
+@takes(state=refuse.no_feedback, bucket=dist.GradBucket)
 def ddp_hook(state, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """`model.register_comm_hook(ErrorFeedback(method), ddp_hook)`: gradients are averaged by the method.
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from course_lib.arguments import dense, number, whole
 
-__all__ = ["no_key", "no_gradient", "no_share", "no_rank"]
+__all__ = ["no_key", "no_gradient", "no_share", "no_rank", "no_feedback", "other_shape"]
 
 
 def no_key(name: str, key) -> None:
@@ -31,3 +31,19 @@ def no_share(name: str, share) -> None:
 def no_rank(name: str, rank) -> None:
     """A rank of matrices."""
     whole(name, rank)
+
+
+def no_feedback(name: str, state) -> None:
+    """What averages gradients by parameter."""
+    if not callable(getattr(state, "average", None)):
+        raise TypeError(f"{name} is a {type(state).__name__}: it must be an ErrorFeedback.")
+
+
+def other_shape(self, key, gradient: Tensor) -> None:
+    """What was unsaid of this gradient before can be added to it."""
+    before = self.memory.get(key, {}).get("unsaid", gradient)
+    if before.shape != gradient.shape:
+        raise ValueError(
+            f"gradient is {list(gradient.shape)}, and was {list(before.shape)} before: each parameter needs"
+            " a key of its own."
+        )
