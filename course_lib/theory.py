@@ -21,6 +21,7 @@ __all__ = [
     "tree_seconds",
     "host_bytes",
     "step_bytes",
+    "compressed_bytes",
     "zero_memory",
     "adam_state_bytes",
     "fully_shard_local_numel",
@@ -195,6 +196,51 @@ def step_bytes(strategy: str, param_bytes: float, world_size: int) -> float:
     """
     r = (whole("world_size", world_size) - 1) / world_size
     return one_of("strategy", strategy, _STEP) * r * number("param_bytes", param_bytes)
+
+
+def compressed_bytes(
+    method: str,
+    shape: int | Sequence[int],
+    world_size: int,
+    share: float = 0.01,
+    rank: int = 2,
+    element_bytes: int = 4,
+) -> float:
+    """Bytes that one rank sends to average one gradient of N numbers, compressed: r = (n-1)/n.
+
+        rounded     4 r N                       an all_reduce of 16-bit numbers
+        top_k       (n-1) (element + 4) k       an all_gather of k = share N numbers and their places, int32
+        one_bit     (n-1) (N / 8 + element)     an all_gather of signs, and of one size
+        low_rank    2 r element rank (a + b)    two all_reduces of thin matrices, for a gradient of a x b;
+                                                2 r element N if that is less, and for a vector
+        eight_bit   2 r N                       an all_to_all and an all_gather of bytes (without scales)
+
+    What is gathered grows with n; what is summed up on its way does not.
+
+    Args:
+        shape: of the gradient, or N. Of more than two dimensions, the first are the rows.
+        share: of top_k, above 0, at most 1. No less than one number is kept.
+        rank: of low_rank.
+        element_bytes: of a number that is not compressed.
+
+    Source: Aji and Heafield 2017, "Sparse communication"; Seide et al. 2014, "1-bit SGD"; Vogels et al. 2019,
+        "PowerSGD", table 1.
+    """
+    one_of("method", method, ("rounded", "top_k", "one_bit", "low_rank", "eight_bit"))
+    numel, n = _numel(shape), whole("world_size", world_size)
+    size, q, r = whole("element_bytes", element_bytes), whole("rank", rank), (n - 1) / n
+    if not 0 < number("share", share) <= 1:
+        raise ValueError(f"share={share!r}: it must be above 0, and 1 at most.")
+    thin = numel
+    if isinstance(shape, Sequence) and len(shape) > 1 and numel:
+        thin = min(numel, q * (shape[0] + numel // shape[0]))
+    return {
+        "rounded": 4 * r * numel,
+        "top_k": (n - 1) * (size + 4) * max(1, round(share * numel)),
+        "one_bit": (n - 1) * (-(-numel // 8) + size),
+        "low_rank": 2 * r * size * thin,
+        "eight_bit": 2 * r * numel,
+    }[method]
 
 
 def zero_memory(numel: float, world_size: int, stage: int, precision: str = "fp32") -> dict[str, float]:

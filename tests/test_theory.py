@@ -248,6 +248,24 @@ def test_expert_parallel_bytes_do_not_grow_with_the_ranks_and_those_of_gathered_
     assert gathered == [4 * 7 * 10 * 16 * 4] * 2
 
 
+def test_compressed_bytes_that_are_gathered_grow_with_the_ranks_and_sums_do_not():
+    numel, plain = 4096 * 256, theory.collective_bytes("all_reduce", 4 * 4096 * 256, 4)
+    assert theory.compressed_bytes("rounded", numel, 4) == plain / 2
+    assert theory.compressed_bytes("eight_bit", numel, 4) == plain / 4
+    assert theory.compressed_bytes("top_k", numel, 4, share=1.0) == 3 * 8 * numel
+    assert theory.compressed_bytes("top_k", 10, 2, share=0.01) == 8  # one number, at least
+    assert theory.compressed_bytes("one_bit", 9, 3) == 2 * (2 + 4)
+    low = theory.compressed_bytes("low_rank", (4096, 256), 4, rank=3)
+    assert low == 2 * 3 / 4 * 4 * 3 * (4096 + 256)
+    assert low == theory.compressed_bytes("low_rank", (4096, 16, 16), 4, rank=3)  # rows, and all the rest
+    assert theory.compressed_bytes("low_rank", (4, 4), 4) == theory.compressed_bytes("low_rank", 16, 4)
+    # one bit of 32, gathered: n / 64 of an all_reduce
+    for n in (2, 64):
+        whole = theory.collective_bytes("all_reduce", 4 * numel, n)
+        assert theory.compressed_bytes("one_bit", numel, n) / whole == pytest.approx(n / 64, rel=1e-4)
+    assert all(theory.compressed_bytes(name, 16, 1) == 0 for name in ("rounded", "top_k", "one_bit"))
+
+
 def test_expert_numel_gives_the_parameters_that_papers_print():
     for row in theory.published("mixtures")["rows"]:
         one = theory.expert_numel(

@@ -58,6 +58,7 @@ _CHECKS = {
     "checkpoints_and_restarts": ("background_saver", "steps_between_saves", "odd_replicas"),
     "beyond_one_machine": ("hierarchical_all_reduce", "axis_order", "slurm_environment"),
     "clinic": ("mended_ada", "mended_ben", "mended_cleo", "mended_dora", "mended_emil"),
+    "precision_and_compression": ("skipped_together", "mean_of_bytes", "places_that_all_know"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}

@@ -17,12 +17,15 @@ context/          attention over a cut sequence: a ring of keys and values,     
                   or an all_to_all of heads
 experts/          a router, and tokens that travel to the experts of other ranks Experts
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
+compression/      means of gradients for which fewer bytes travel,               Precision and compression
+                  and error feedback
 first_rank.py     all ranks start alike: what several of these share
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
 """
 
 from course_lib.mini import (
+    compression,
     context,
     data_parallel,
     ddp,
@@ -44,4 +47,5 @@ __all__ = [
     "context",
     "experts",
     "hybrid",
+    "compression",
 ]

@@ -64,6 +64,7 @@ def good_calls() -> dict:
     maker of its arguments.
     """
     from course_lib.mini import (
+        compression,
         context,
         data_parallel,
         ddp,
@@ -102,6 +103,14 @@ def good_calls() -> dict:
         pipeline.Pipeline(nn.PReLU(), pipeline.gpipe(1, 2), lambda output, targets: output.sum(), alone).step(
             inputs, targets
         )
+
+    def in_ddp(state):
+        model = nn.parallel.DistributedDataParallel(net())
+        model.register_comm_hook(compression.ErrorFeedback(state), compression.ddp_hook)
+        model(ones(2, 4)).sum().backward()
+
+    def gradient(**options):
+        return dict(gradient=ones(4, 6), memory={}, group=everyone, **options)
 
     def clip(max_norm):
         model, optimizer = zero.shard(net(), 1, torch.optim.SGD, lr=0.1)
@@ -250,6 +259,19 @@ def good_calls() -> dict:
             experts.average_gradients,
             lambda: dict(model=net(), group=everyone, same_experts=alone),
         ),
+        "compression.ErrorFeedback": (
+            compression.ErrorFeedback,
+            lambda: dict(method=compression.one_bit, group=everyone, feedback=True),
+        ),
+        "compression.ErrorFeedback.average": (
+            compression.ErrorFeedback(compression.one_bit).average,
+            lambda: dict(key="it", gradient=ones(4, 6)),
+        ),
+        "compression.rounded": (compression.rounded, lambda: gradient(dtype=torch.bfloat16)),
+        "compression.top_k": (compression.top_k, lambda: gradient(share=0.1)),
+        "compression.one_bit": (compression.one_bit, gradient),
+        "compression.low_rank": (compression.low_rank, lambda: gradient(rank=1)),
+        "compression.ddp_hook": (in_ddp, lambda: dict(state=compression.one_bit)),
         "hybrid.make_groups": (hybrid.make_groups, lambda: dict(sizes={"dp": n})),
     }
 
