@@ -17,6 +17,8 @@ context/          attention over a cut sequence: a ring of keys and values,     
                   or an all_to_all of heads
 experts/          a router, and tokens that travel to the experts of other ranks Experts
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
+parameter_server/ a server and its workers, which wait for each other or not     Asynchronous and federated
+local_sgd/        weights that are averaged every H steps, or by samples         Asynchronous and federated
 first_rank.py     all ranks start alike: what several of these share
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
@@ -28,6 +30,8 @@ from course_lib.mini import (
     ddp,
     experts,
     hybrid,
+    local_sgd,
+    parameter_server,
     pipeline,
     ring,
     tensor_parallel,
@@ -44,4 +48,6 @@ __all__ = [
     "context",
     "experts",
     "hybrid",
+    "parameter_server",
+    "local_sgd",
 ]
