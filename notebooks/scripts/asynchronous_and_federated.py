@@ -31,7 +31,7 @@ else:
 rank, n = dist.get_rank(), dist.get_world_size()
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).to(device)
+model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
 ddp = DistributedDataParallel(model)
 alone, _ = dist.new_subgroups(group_size=1)  # whose gradients are averaged after the warm-up: this rank's
 state = PostLocalSGDState(process_group=None, subgroup=alone, start_localSGD_iter=WARM_UP)
