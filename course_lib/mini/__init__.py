@@ -17,7 +17,7 @@ context/          attention over a cut sequence: a ring of keys and values,     
                   or an all_to_all of heads
 experts/          a router, and tokens that travel to the experts of other ranks Experts
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
-parameter_server/ a server and its workers, which wait for each other or not     Asynchronous and federated
+parameter_server/  a server and its workers, which wait for each other or not    Asynchronous and federated
 local_sgd/        weights that are averaged every H steps, or by samples         Asynchronous and federated
 first_rank.py     all ranks start alike: what several of these share
 

@@ -37,11 +37,11 @@ alone, _ = dist.new_subgroups(group_size=1)  # whose gradients are averaged afte
 state = PostLocalSGDState(process_group=None, subgroup=alone, start_localSGD_iter=WARM_UP)
 ddp.register_comm_hook(state, post_localSGD_hook)
 optimizer = PostLocalSGDOptimizer(
-    optim=torch.optim.SGD(model.parameters(), lr=0.2),
+    optim=torch.optim.SGD(model.parameters(), lr=0.1),
     averager=PeriodicModelAverager(period=LOCAL_STEPS, warmup_steps=WARM_UP),
 )
 for epoch in range(10):
-    for images, labels in digit_batches(128, rank, n, epoch=epoch):
+    for images, labels in digit_batches(64, rank, n, epoch=epoch):
         optimizer.zero_grad()
         F.cross_entropy(ddp(images.to(device)), labels.to(device)).backward()
         optimizer.step()

@@ -14,9 +14,8 @@ update one message comes in and one goes out, so all bytes pass through the serv
 
 Beside: `refusals`.
 
-Source: Li et al. 2014, "Scaling distributed machine learning with the parameter server", sections 2 and 3;
-    Ho et al. 2013, "More effective distributed ML via a stale synchronous parallel parameter server",
-    section 2 (the bound).
+Source: Li et al. 2014, "Scaling distributed machine learning with the parameter server", sections 2 and 3; Ho
+    et al. 2013, "More effective distributed ML via a stale synchronous parallel parameter server", section 2.
 """
 
 from collections.abc import Callable
