@@ -26,7 +26,8 @@ OTHERWISE = {
     "course_lib.measure.storages",
 }
 BY_THE_LIBRARY = {"Bucket", "Unit", "ZeroOptimizer", "Plan", "Routing"}  # it makes them for itself
-NO_RANKS = "Default process group has not been initialized"  # ranks call this one, below
+# of what ranks alone can call; it is called by them, below, or in tests/ranks
+NO_RANKS = ("Default process group has not been initialized", "cut_link is for a rank on linked hosts")
 
 
 def public_functions():
