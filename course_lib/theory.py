@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from course_lib.arguments import instance, number, one_of, whole
+from course_lib.arguments import instance, listed, number, one_of, whole
 from course_lib.collectives import COLLECTIVES
 
 __all__ = [
@@ -40,6 +40,13 @@ __all__ = [
     "checkpoint_interval",
     "lost_steps",
     "goodput",
+    "parameter_server_bytes",
+    "mean_staleness",
+    "most_staleness",
+    "stale_rate_limit",
+    "updates_per_second",
+    "server_round_seconds",
+    "local_sgd_bytes",
     "amdahl",
     "gustafson",
     "karp_flatt",
@@ -597,6 +604,89 @@ def goodput(interval_s: float, save_s: float, mtbf_s: float, restart_s: float = 
     if (t + c + r) / m > 700:  # e^700 is about the largest number
         return 0.0
     return t / m / (math.exp(r / m) * math.expm1((t + c) / m))
+
+
+def parameter_server_bytes(param_bytes: float, workers: int, updates: int) -> dict[str, float]:
+    """Bytes sent while so many gradients are applied: by the "server", and by a "worker" that makes its even
+    share of them.
+
+    Each update brings one gradient in and the weights out again; at the end every worker gets the last
+    weights: (updates + workers) S out of the server, updates S into it.
+
+    Source: Li et al. 2014, "Scaling distributed machine learning with the parameter server", section 2.
+    """
+    S, W = number("param_bytes", param_bytes), whole("workers", workers)
+    return {"server": float((whole("updates", updates) + W) * S), "worker": updates / W * S}
+
+
+def mean_staleness(workers: int, updates: int, bound: float = math.inf) -> float:
+    """How many other updates lie on the mean between the weights that a gradient was computed from and its
+    own update.
+
+    Where nobody waits: (W-1) (1 - W / 2N) for W workers and N updates, however fast each worker is. (Between
+    two updates of one worker lie all those that the others make meanwhile; at the end W are left over.) With
+    a bound of 0, all wait for all, in whole rounds: (W-1) / 2.
+
+    Args:
+        bound: 0 or infinity; between them it depends on the workers' speeds.
+    """
+    W, N = whole("workers", workers), whole("updates", updates, least=workers)
+    waits = {0: (W - 1) / 2, math.inf: (W - 1) * (1 - W / (2 * N))}
+    if number("bound", bound, finite=False) not in waits:
+        raise ValueError(f"bound={bound}: it must be 0 or infinity; else the mean depends on who is slow.")
+    return waits[bound]
+
+
+def most_staleness(workers: int, bound: float) -> float:
+    """The most other updates between weights and the gradient that was computed from them, where no worker
+    begins more than `bound` gradients ahead of the slowest: (W-1) (2 bound + 1).
+
+    Source: Ho et al. 2013, "More effective distributed ML via a stale synchronous parallel parameter server",
+        section 2, counted in updates.
+    """
+    return (whole("workers", workers) - 1) * (2 * number("bound", bound, finite=False) + 1)
+
+
+def stale_rate_limit(staleness: int, curvature: float = 1.0) -> float:
+    """The learning rate below which SGD with gradients that are so many updates old comes to rest on a
+    parabola: 2 sin(pi / (4 staleness + 2)) / curvature. Without staleness, 2 / curvature.
+
+    Source: Levin and May 1976, "A note on difference-delay equations": x[t+1] = x[t] - a x[t-k].
+    """
+    k = whole("staleness", staleness, least=0)
+    return 2 * math.sin(math.pi / (4 * k + 2)) / number("curvature", curvature, above=True)
+
+
+def updates_per_second(compute_s: Sequence[float], waits: bool) -> float:
+    """Updates per second by workers that need so many seconds for a gradient, each always the same, and none
+    for sending it.
+
+    Args:
+        compute_s: of each worker.
+        waits: they wait for each other, at once or a bounded number of gradients later: W / max(t). If not,
+            the sum of 1 / t.
+    """
+    good = lambda seconds: not isinstance(seconds, bool) and isinstance(seconds, (int, float)) and seconds > 0  # noqa: E731
+    times = listed("compute_s", compute_s, "a list of seconds above 0, one for each worker", good)
+    return len(times) / max(times) if waits else sum(1 / seconds for seconds in times)
+
+
+def server_round_seconds(param_bytes: float, bytes_per_s: float, workers: int) -> float:
+    """Seconds in which a server of one link takes a gradient of each worker and gives each the weights, one
+    message after the other: 2 W S / B.
+
+    Where gradients come in while weights go out, half of it: no order is faster.
+    """
+    one_s = number("param_bytes", param_bytes) / number("bytes_per_s", bytes_per_s, above=True)
+    return 2 * whole("workers", workers) * one_s
+
+
+def local_sgd_bytes(param_bytes: float, ranks: int, local_steps: int) -> float:
+    """Bytes that one rank sends per step where weights are averaged every H steps: 2 (n-1)/n S / H.
+
+    Source: Stich 2018, "Local SGD converges fast and communicates little".
+    """
+    return collective_bytes("all_reduce", param_bytes, ranks) / whole("local_steps", local_steps)
 
 
 def amdahl(ranks: float, serial_fraction: float) -> float:

@@ -545,3 +545,73 @@ def test_what_leaves_a_host_is_what_a_ring_sends_over_its_border(hosts, per_host
     _, (first_half, second_half) = ring_all_reduce([[1] * hosts for _ in range(hosts)])
     of_sums = (first_half + second_half) * n * chunk / hosts
     assert theory.host_bytes(n * chunk, hosts, per_host, hosts_first=True) == pytest.approx(of_sums)
+
+
+# -- servers, staleness, local steps: play them through
+
+
+def served(seconds: list, updates: int, bound: float) -> tuple[list[int], float]:
+    """Staleness of each update, and when the last one came, by workers that need so long for a gradient, or
+    for each of their gradients.
+    """
+    W = len(seconds)
+    clocks, waiting, given, now = [0] * W, list(range(W)), 0, 0.0
+    under_way: list[tuple[float, int, int]] = []
+    staleness: list[int] = []
+    for version in range(updates):
+        for worker in list(waiting):
+            if given < updates and clocks[worker] <= min(clocks) + bound:
+                its = seconds[worker]
+                took = its[clocks[worker]] if isinstance(its, list) else its
+                under_way.append((now + took, worker, version))
+                waiting.remove(worker)
+                given += 1
+        now, worker, pulled = min(under_way)
+        under_way.remove((now, worker, pulled))
+        staleness.append(version - pulled)
+        clocks[worker] += 1
+        waiting.append(worker)
+    return staleness, now
+
+
+@pytest.mark.parametrize("seconds", [[1.0] * 3, [1.0, 1.5, 7.0], [3.0, 1.0, 1.0, 1.2, 9.0]])
+def test_staleness_is_that_of_a_server_that_is_played_through(seconds):
+    W, N = len(seconds), 40 * len(seconds)
+    free, _ = served(seconds, N, math.inf)
+    assert sum(free) / N == pytest.approx(theory.mean_staleness(W, N))
+    in_step, _ = served(seconds, N, 0)
+    assert sum(in_step) / N == pytest.approx(theory.mean_staleness(W, N, bound=0))
+    for bound in (0, 1, 3):
+        assert max(served(seconds, N, bound)[0]) <= theory.most_staleness(W, bound)
+    with pytest.raises(ValueError, match="who is slow"):
+        theory.mean_staleness(W, N, bound=2)
+
+
+def test_the_bound_of_staleness_is_reached():
+    # one is two ahead when it becomes slow, and the other catches up with it and goes two ahead
+    hare, tortoise = [0.1, 0.1, 100.0, 0.1], [1.0, *[0.1] * 9]
+    assert max(served([hare, tortoise], 8, 2)[0]) == theory.most_staleness(2, 2)
+    assert theory.most_staleness(4, math.inf) == math.inf
+
+
+def test_updates_per_second_are_those_of_a_server_that_is_played_through():
+    seconds = [0.01, 0.01, 0.04]
+    for bound, waits in ((0, True), (2, True), (math.inf, False)):
+        took = served(seconds, 900, bound)[1]
+        assert 900 / took == pytest.approx(theory.updates_per_second(seconds, waits), rel=0.02)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2, 8])
+def test_a_parabola_rests_below_the_limit_and_not_above(staleness):
+    for factor, rests in ((0.97, True), (1.03, False)):
+        rate, x = factor * theory.stale_rate_limit(staleness, curvature=3.0), [1.0] * (staleness + 1)
+        for _ in range(20_000):
+            x.append(min(max(x[-1] - rate * 3.0 * x[-1 - staleness], -1e9), 1e9))
+        assert (abs(x[-1]) < 1e-3) == rests
+
+
+def test_bytes_and_seconds_of_servers_and_of_local_steps():
+    assert theory.parameter_server_bytes(100, workers=4, updates=8) == {"server": 1200, "worker": 200}
+    assert theory.server_round_seconds(100, 50, workers=3) == 12
+    ring = theory.collective_bytes("all_reduce", 100, 4)
+    assert theory.local_sgd_bytes(100, 4, 1) == ring and theory.local_sgd_bytes(100, 4, 50) == ring / 50

@@ -59,6 +59,7 @@ _CHECKS = {
     "beyond_one_machine": ("hierarchical_all_reduce", "axis_order", "slurm_environment"),
     "clinic": ("mended_ada", "mended_ben", "mended_cleo", "mended_dora", "mended_emil"),
     "precision_and_compression": ("skipped_together", "mean_of_bytes", "places_that_all_know"),
+    "asynchronous_and_federated": ("late_gradients", "average_in_fragments", "federated_average"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}

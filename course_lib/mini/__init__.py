@@ -19,6 +19,8 @@ experts/          a router, and tokens that travel to the experts of other ranks
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
 compression/      means of gradients for which fewer bytes travel,               Precision and compression
                   and error feedback
+parameter_server/  a server and its workers, which wait for each other or not    Asynchronous and federated
+local_sgd/        weights that are averaged every H steps, or by samples         Asynchronous and federated
 first_rank.py     all ranks start alike: what several of these share
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
@@ -31,6 +33,8 @@ from course_lib.mini import (
     ddp,
     experts,
     hybrid,
+    local_sgd,
+    parameter_server,
     pipeline,
     ring,
     tensor_parallel,
@@ -48,4 +52,6 @@ __all__ = [
     "experts",
     "hybrid",
     "compression",
+    "parameter_server",
+    "local_sgd",
 ]

@@ -48,10 +48,8 @@ def own_links(bytes_per_s: float) -> Iterator[None]:
     def send(*args, **kwargs) -> None:
         isend(*args, **kwargs).wait()
 
-    def recv(*args, **kwargs) -> None:
-        irecv(*args, **kwargs).wait()
-
-    instead = {"isend": isend, "irecv": irecv, "send": send, "recv": recv}
+    # recv stays torch's own: it calls irecv, waits, and says who has sent
+    instead = {"isend": isend, "irecv": irecv, "send": send}
     homes = [(home, name) for home in homes_of_messages() for name in instead]
     before = [getattr(home, name) for home, name in homes]
     for home, name in homes:
@@ -92,3 +90,6 @@ class _Travelling:
         self._meeting.join()
         self._way.carry(self._met_at, self._nbytes)
         return True
+
+    def __getattr__(self, name: str):
+        return getattr(self._work, name)

@@ -1,10 +1,13 @@
 """Nonsense for every public function, and what may be said about it. No pytest here: ranks import this."""
 
 import traceback
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from course_lib.arguments import at_least_0, takes, whole
 
 JUNK = [
     None,
@@ -70,6 +73,8 @@ def good_calls() -> dict:
         ddp,
         experts,
         hybrid,
+        local_sgd,
+        parameter_server,
         pipeline,
         ring,
         tensor_parallel,
@@ -116,6 +121,26 @@ def good_calls() -> dict:
         model, optimizer = zero.shard(net(), 1, torch.optim.SGD, lr=0.1)
         model(ones(2, 4)).sum().backward()
         optimizer.clip_grad_norm_(max_norm)
+
+    as_the_server = takes(updates=partial(whole, least=0), optimizer=torch.optim.Optimizer, bound=at_least_0)(
+        lambda updates, optimizer, bound: None
+    )
+
+    def serve_or_work(params, updates, optimizer, bound, group):
+        """Rank 0 serves and the others work; they refuse what it refuses, and nobody waits."""
+        if dist.get_rank() == 0:
+            return parameter_server.serve(params, updates, optimizer, bound, group)
+        as_the_server(updates, optimizer, bound)
+        return parameter_server.work(params, torch.ones_like, group)
+
+    def served():
+        return dict(
+            params=ones(3),
+            updates=3,
+            optimizer=torch.optim.SGD([ones(3)]),
+            bound=1.0,
+            group=everyone,
+        )
 
     return {
         "ring.all_reduce": (ring.all_reduce, lambda: dict(tensor=ones(5), group=everyone)),
@@ -272,6 +297,18 @@ def good_calls() -> dict:
         "compression.one_bit": (compression.one_bit, gradient),
         "compression.low_rank": (compression.low_rank, lambda: gradient(rank=1)),
         "compression.ddp_hook": (in_ddp, lambda: dict(state=compression.one_bit)),
+        "parameter_server.serve": (serve_or_work, served),
+        "parameter_server.work": (serve_or_work, served),
+        "local_sgd.LocalSGD": (
+            local_sgd.LocalSGD,
+            lambda: dict(
+                params=[ones(3)], local_steps=2, outer_lr=0.7, outer_momentum=0.9, process_group=everyone
+            ),
+        ),
+        "local_sgd.weighted_average": (
+            local_sgd.weighted_average,
+            lambda: dict(params=[ones(3)], num_samples=2, group=everyone),
+        ),
         "hybrid.make_groups": (hybrid.make_groups, lambda: dict(sizes={"dp": n})),
     }
 

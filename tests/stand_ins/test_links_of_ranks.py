@@ -85,3 +85,14 @@ def test_nothing_stays_changed_and_sums_are_right():
 def test_a_link_has_a_speed():
     with pytest.raises(ValueError, match="bytes_per_s"), own_links(bytes_per_s=0):
         pass
+
+
+def from_whoever_comes():
+    with own_links(bytes_per_s=1e9):
+        if dist.get_rank():
+            return dist.send(torch.ones(1), dst=0)
+        return sorted(dist.recv(torch.empty(1)) for _ in range(2))
+
+
+def test_a_receive_from_whoever_comes_says_who_came():
+    assert run(from_whoever_comes, ranks=3).results[0] == [1, 2]
