@@ -4,6 +4,7 @@ rank need not import pytest.
 
 import random
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
@@ -282,12 +283,11 @@ def numbers_from_a_list(samples, seed, trained, batch_size, rank, ranks):
     return [orders[t // samples][t % samples].item() for t in mine]
 
 
-def numbers_shuffled(samples, seed, trained, batch_size, rank, ranks):
-    """The same in Python, and nothing of torch sees it."""
+def numbers_of_numpy(samples, seed, trained, batch_size, rank, ranks):
+    """The same with numpy, and nothing of torch sees it."""
     found = []
     for epoch in range(trained // samples, (trained + batch_size) // samples + 1):
-        order = list(range(samples))
-        random.Random(f"{seed} {epoch}").shuffle(order)
+        order = np.random.default_rng([seed, epoch]).permutation(samples)
         mine = positions(trained, batch_size, rank, ranks)
         found += [order[t % samples] for t in mine if t // samples == epoch]
     return found

@@ -49,7 +49,7 @@ WRONG = [
     ),
     (UPDATE, [answers.update_fills_up], ["has not sent its images"], "the weights are those"),
     (ORDER, [answers.numbers_from_a_list], ["it makes a list of all"], "in every epoch"),
-    (ORDER, [answers.numbers_shuffled], ["it makes a list of all"], "in every epoch"),
+    (ORDER, [answers.numbers_of_numpy], ["it makes a list of all"], "in every epoch"),
     (ORDER, [answers.numbers_regular], ["the order is regular"], "in every epoch"),
     (ORDER, [answers.numbers_drawn], ["never come in epoch 0"], "every process"),
     (ORDER, [answers.numbers_each_epoch_alike], ["two epochs have the same order"], "in every epoch"),
