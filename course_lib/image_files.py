@@ -102,14 +102,18 @@ def _found(name: str, folder: str | Path, below: str, files: list[str], download
         except ImportError:
             raise MissingFiles(
                 "torchvision is not installed, and it fetches the files: pip install 'course-lib[vision]', or"
-                f" put {' to '.join(dict.fromkeys([files[0], files[-1]]))} into {home} yourself."
+                f" put {_listed(files)} into {home} yourself."
             ) from None
         for train in (True, False):
             getattr(torchvision, name)(str(home), train=train, download=True)
     raise MissingFiles(
-        f"{home} has no {name}: put {' to '.join(dict.fromkeys([files[0], files[-1]]))} there, or, with a"
+        f"{home} has no {name}: put {_listed(files)} there, or, with a"
         " network, pip install 'course-lib[vision]' and say download=True once."
     )
+
+
+def _listed(files: list[str]) -> str:
+    return " and ".join(files) if len(files) < 3 else f"{files[0]} to {files[-1]}"
 
 
 def _spellings(path: Path) -> list[Path]:

@@ -34,6 +34,7 @@ __all__ = [
     "ring_efficiency",
     "expert_parallel_bytes",
     "expert_numel",
+    "waiting_fraction",
     "amdahl",
     "gustafson",
     "karp_flatt",
@@ -445,6 +446,22 @@ def expert_numel(
     router = hidden * whole("num_experts", num_experts)
     chosen, shared = whole("top_k", top_k, most=num_experts), whole("num_shared", num_shared, least=0)
     return {"total": router + (num_experts + shared) * one, "active": router + (chosen + shared) * one}
+
+
+def waiting_fraction(read_s: float, compute_s: float, workers: int) -> float:
+    """The share of a step, 0 to 1, in which a rank waits for its data. Workers read ahead, each a batch of
+    its own, so a step takes the longer of the two; without workers the rank reads, and then computes.
+
+    Args:
+        read_s: seconds that one reader needs for a batch.
+        compute_s: seconds of a step without reading.
+        workers: processes that read for this rank; 0: it reads by itself.
+    """
+    number("read_s", read_s)
+    number("compute_s", compute_s, above=True)
+    if not whole("workers", workers, least=0):
+        return float(read_s / (read_s + compute_s))
+    return float(1 - compute_s / max(compute_s, read_s / workers))
 
 
 def amdahl(ranks: float, serial_fraction: float) -> float:

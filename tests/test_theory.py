@@ -487,3 +487,9 @@ def test_theory_imports_nothing_heavy():
         ).stdout.strip()
         == ""
     )
+
+
+def test_a_step_waits_for_what_reading_takes_longer_than_computing():
+    found = [theory.waiting_fraction(0.032, 0.020, workers) for workers in (0, 1, 2, 4)]
+    assert found == pytest.approx([32 / 52, 12 / 32, 0, 0])
+    assert theory.waiting_fraction(0.0, 0.1, 0) == 0

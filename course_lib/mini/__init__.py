@@ -17,6 +17,8 @@ context/          attention over a cut sequence: a ring of keys and values,     
                   or an all_to_all of heads
 experts/          a router, and tokens that travel to the experts of other ranks Experts
 hybrid/           a mesh of ranks, and the process groups of each axis           Hybrid parallelism
+reading/          which rank and worker reads which sample: a place that is a    Data
+                  count, an order without a list, a loss over all ranks
 first_rank.py     all ranks start alike: what several of these share
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
@@ -29,6 +31,7 @@ from course_lib.mini import (
     experts,
     hybrid,
     pipeline,
+    reading,
     ring,
     tensor_parallel,
     zero,
@@ -44,4 +47,5 @@ __all__ = [
     "context",
     "experts",
     "hybrid",
+    "reading",
 ]

@@ -70,6 +70,7 @@ def good_calls() -> dict:
         experts,
         hybrid,
         pipeline,
+        reading,
         ring,
         tensor_parallel,
         zero,
@@ -250,6 +251,19 @@ def good_calls() -> dict:
             experts.average_gradients,
             lambda: dict(model=net(), group=everyone, same_experts=alone),
         ),
+        "reading.Steps": (
+            reading.Steps,
+            lambda: dict(samples=9, batch_size=4, seed=0, rank=0, ranks=n),
+        ),
+        "reading.Shards": (
+            reading.Shards,
+            lambda: dict(sizes=[2, 3], read=lambda shard, start, stop: [], rank=0, ranks=n),
+        ),
+        "reading.mean_over_ranks": (
+            reading.mean_over_ranks,
+            lambda: dict(losses=ones(3), weights=ones(3), group=everyone),
+        ),
+        "reading.sample_at": (reading.sample_at, lambda: dict(place=2, samples=9, seed=0, epoch=0)),
         "hybrid.make_groups": (hybrid.make_groups, lambda: dict(sizes={"dp": n})),
     }
 
