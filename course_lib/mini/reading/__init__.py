@@ -1,15 +1,14 @@
 """Reading: which rank reads which sample, so that all ranks together read each once, and a job can go on
 anywhere, on another number of ranks:
 
-    place     a count of samples: as many as all ranks have trained since the beginning
-    order     for each epoch another one; what stands at a place is found without a list of all
+    place     a count: the samples that all ranks have trained since the beginning
+    order     another one for each epoch; what stands at a place is found without a list
     step      batch_size places, of which each rank takes its even slice, over the end of an epoch too
     stream    the same for samples that lie in files: a reader is one worker of one rank
     loss      the mean over the samples of all ranks, however many each has
 
-Beside: `order` (a permutation without a list), `refusals`.
-
-Source: the documentation of torch.utils.data; what is added is a place that knows no number of ranks.
+Beside: `order` (a permutation without a list), `refusals`. Source: torch.utils.data's documentation, to which
+a place is added that knows no number of ranks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +36,7 @@ class Steps(Sampler[list[int]]):
             steps.done()    # when the step is trained; workers have read ahead
 
     Args:
-        samples: how many there are.
-        batch_size: of a step, all ranks together.
+        samples, batch_size: how many there are, and how many a step has on all ranks together.
         seed: chooses the orders; the same on every rank.
         rank, ranks: which slice of each step, of how many.
 
@@ -93,7 +91,7 @@ class Shards(IterableDataset):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         own = range(sum(self.sizes))[rank_slice(sum(self.sizes), self.rank, self.ranks)]
         own = own[rank_slice(len(own), worker, workers)]
-        first = 0  # sample of this shard
+        first = 0  # of this shard
         for shard, size in enumerate(self.sizes):
             start, stop = max(own.start - first, 0), min(own.stop - first, size)
             if start < stop:
