@@ -7,6 +7,8 @@ that one process sees. That is what lets a chapter prove that n ranks equal one 
 Which samples form a batch depends on `seed` (and `epoch`) alone: not on the number of ranks, and not on
 `torch.manual_seed`, which a chapter may call with another value on each rank. All tensors are created on
 `torch.get_default_device()`.
+
+MNIST and CIFAR-10, which are not in the repository, come from a folder of yours: see `image_files.py`.
 """
 
 import hashlib
@@ -22,12 +24,15 @@ import numpy as np
 import torch
 
 from course_lib.arguments import instance, one_of, whole
+from course_lib.image_files import cifar10, mnist
 
 __all__ = [
     "digits",
     "digit_batches",
     "digit_pairs",
     "digit_accuracy",
+    "mnist",
+    "cifar10",
     "stdlib_text",
     "text_batches",
     "text_pairs",

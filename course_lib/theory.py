@@ -47,6 +47,7 @@ __all__ = [
     "updates_per_second",
     "server_round_seconds",
     "local_sgd_bytes",
+    "waiting_fraction",
     "amdahl",
     "gustafson",
     "karp_flatt",
@@ -687,6 +688,22 @@ def local_sgd_bytes(param_bytes: float, ranks: int, local_steps: int) -> float:
     Source: Stich 2018, "Local SGD converges fast and communicates little".
     """
     return collective_bytes("all_reduce", param_bytes, ranks) / whole("local_steps", local_steps)
+
+
+def waiting_fraction(read_s: float, compute_s: float, workers: int) -> float:
+    """The share of a step, 0 to 1, in which a rank waits for its data. Workers read ahead, each a batch of
+    its own, so a step takes the longer of the two; without workers the rank reads, and then computes.
+
+    Args:
+        read_s: seconds that one reader needs for a batch.
+        compute_s: seconds of a step without reading.
+        workers: processes that read for this rank; 0: it reads by itself.
+    """
+    number("read_s", read_s)
+    number("compute_s", compute_s, above=True)
+    if not whole("workers", workers, least=0):
+        return float(read_s / (read_s + compute_s))
+    return float(1 - compute_s / max(compute_s, read_s / workers))
 
 
 def amdahl(ranks: float, serial_fraction: float) -> float:

@@ -615,3 +615,9 @@ def test_bytes_and_seconds_of_servers_and_of_local_steps():
     assert theory.server_round_seconds(100, 50, workers=3) == 12
     ring = theory.collective_bytes("all_reduce", 100, 4)
     assert theory.local_sgd_bytes(100, 4, 1) == ring and theory.local_sgd_bytes(100, 4, 50) == ring / 50
+
+
+def test_a_step_waits_for_what_reading_takes_longer_than_computing():
+    found = [theory.waiting_fraction(0.032, 0.020, workers) for workers in (0, 1, 2, 4)]
+    assert found == pytest.approx([32 / 52, 12 / 32, 0, 0])
+    assert theory.waiting_fraction(0.0, 0.1, 0) == 0

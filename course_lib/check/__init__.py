@@ -60,6 +60,7 @@ _CHECKS = {
     "clinic": ("mended_ada", "mended_ben", "mended_cleo", "mended_dora", "mended_emil"),
     "precision_and_compression": ("skipped_together", "mean_of_bytes", "places_that_all_know"),
     "asynchronous_and_federated": ("late_gradients", "average_in_fragments", "federated_average"),
+    "data": ("stream_once", "weighted_update", "order_without_a_list"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}

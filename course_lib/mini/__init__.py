@@ -21,6 +21,8 @@ compression/      means of gradients for which fewer bytes travel,              
                   and error feedback
 parameter_server/  a server and its workers, which wait for each other or not    Asynchronous and federated
 local_sgd/        weights that are averaged every H steps, or by samples         Asynchronous and federated
+reading/          which rank and worker reads which sample: a place that is a    Data
+                  count, an order without a list, a loss over all ranks
 first_rank.py     all ranks start alike: what several of these share
 
 Read them: they are written for that. They do what torch's own do, and tests hold them to the same numbers.
@@ -36,6 +38,7 @@ from course_lib.mini import (
     local_sgd,
     parameter_server,
     pipeline,
+    reading,
     ring,
     tensor_parallel,
     zero,
@@ -54,4 +57,5 @@ __all__ = [
     "compression",
     "parameter_server",
     "local_sgd",
+    "reading",
 ]

@@ -76,6 +76,7 @@ def good_calls() -> dict:
         local_sgd,
         parameter_server,
         pipeline,
+        reading,
         ring,
         tensor_parallel,
         zero,
@@ -309,6 +310,19 @@ def good_calls() -> dict:
             local_sgd.weighted_average,
             lambda: dict(params=[ones(3)], num_samples=2, group=everyone),
         ),
+        "reading.Steps": (
+            reading.Steps,
+            lambda: dict(samples=9, batch_size=4, seed=0, rank=0, ranks=n),
+        ),
+        "reading.Shards": (
+            reading.Shards,
+            lambda: dict(sizes=[2, 3], read=lambda shard, start, stop: [], rank=0, ranks=n),
+        ),
+        "reading.mean_over_ranks": (
+            reading.mean_over_ranks,
+            lambda: dict(losses=ones(3), weights=ones(3), group=everyone),
+        ),
+        "reading.sample_at": (reading.sample_at, lambda: dict(place=2, samples=9, seed=0, epoch=0)),
         "hybrid.make_groups": (hybrid.make_groups, lambda: dict(sizes={"dp": n})),
     }
 
