@@ -55,12 +55,12 @@ _CHECKS = {
     "long_context": ("softmax_merge", "window_ring", "packed_documents", "ulysses_few_heads"),
     "experts": ("tokens_once", "room_by_weight", "balance_over_ranks", "expert_gradients"),
     "hybrid": ("data_pipeline", "gradient_norm", "fastest_layout"),
-    "checkpoints_and_restarts": ("background_saver", "steps_between_saves", "odd_replicas"),
-    "beyond_one_machine": ("hierarchical_all_reduce", "axis_order", "slurm_environment"),
-    "clinic": ("mended_ada", "mended_ben", "mended_cleo", "mended_dora", "mended_emil"),
-    "precision_and_compression": ("skipped_together", "mean_of_bytes", "places_that_all_know"),
     "asynchronous_and_federated": ("late_gradients", "average_in_fragments", "federated_average"),
     "data": ("stream_once", "weighted_update", "order_without_a_list"),
+    "precision_and_compression": ("skipped_together", "mean_of_bytes", "places_that_all_know"),
+    "clinic": ("mended_ada", "mended_ben", "mended_cleo", "mended_dora", "mended_emil"),
+    "checkpoints_and_restarts": ("background_saver", "steps_between_saves", "odd_replicas"),
+    "beyond_one_machine": ("hierarchical_all_reduce", "axis_order", "slurm_environment"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}

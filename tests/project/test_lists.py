@@ -225,3 +225,22 @@ def test_files_that_a_page_names_are_there(page):
     tests = ROOT / "tests"
     homes = ROOT, (ROOT / page).parent, LIBRARY, tests / "check", tests / "ranks"
     assert names and [name for name in names if not any((home / name).exists() for home in homes)] == []
+
+
+def test_every_idea_has_a_section_where_it_runs():
+    table = (ROOT / "docs" / "ideas.md").read_text(encoding="utf-8")
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "notebooks/" in line]
+    assert len(rows) > 40
+    for row in rows:
+        places = re.findall(r'\[(\d\d)\]\(\.\./(notebooks/\1_\w+\.ipynb)\), "([^"]+)"', row)
+        assert places and len(places) == row.count("](../"), row
+        for _, path, heading in places:
+            cells = nbformat.read(ROOT / path, as_version=4).cells
+            headings = [
+                line.lstrip("#").strip()
+                for cell in cells
+                if cell.cell_type == "markdown"
+                for line in cell.source.splitlines()
+                if line.startswith("#")
+            ]
+            assert heading in headings, f"{path} has no section {heading!r}"
