@@ -201,6 +201,7 @@ def explain(
     *,
     timed_out: bool = False,
     stuck: str | None = None,
+    outside: str | None = None,
     interrupted: bool = False,
 ) -> RankError | RankInterrupt:
     """Turn what is known of a stopped job's ranks into an error.
@@ -209,10 +210,11 @@ def explain(
         timeout: the job's deadline in seconds.
         timed_out: whether that is why it was stopped.
         stuck: the sentence of `diagnose.deadlock`, if that is why.
+        outside: a sentence on what has ended it from outside: a cluster, say.
         interrupted: whether the learner did it.
     """
     states = [_without_what_is_over(state) for state in states]
-    causes = set() if interrupted or timed_out or stuck else _causes(states)
+    causes = set() if interrupted or timed_out or stuck or outside else _causes(states)
     disagree = diagnose.disagreement(states, pending_only=True)
     if interrupted:
         headline, because = f"{label} was interrupted.", "was stopped"
@@ -222,6 +224,8 @@ def explain(
         )
         headline = f"{label} was stopped: it had not finished after timeout={timeout:g} s. {why}"
         because = "was running"
+    elif outside:
+        headline, because = f"{label} was stopped from outside. {outside}", "was running"
     elif stuck:
         headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:

@@ -19,7 +19,6 @@ from course_lib.ranks import (
     follow,
     fork_server,
     imports,
-    network,
     output,
     sending,
     settings,
@@ -85,7 +84,13 @@ class _OneJob:
         self.label, self._roles = options.label, roles_of(fn)
         self._timeout = TIMEOUT_S if options.timeout is None else options.timeout
         self._patience = follow.PATIENCE if options.timeout is None or not of_learner else 0
-        self._placement = devices.place(options.ranks, options.backend if on is None else "gloo")
+        if on is not None and not on.here:
+            self._patience = 0  # who waits for a core there is not known here
+        self._placement = (
+            devices.place(options.ranks, options.backend)
+            if on is None
+            else on.placement(options.ranks, options.backend)
+        )
         call = _pack(fn, args, kwargs, self.label)
         self._content = {
             "call": call,
@@ -100,10 +105,12 @@ class _OneJob:
             "timeout": (1 + self._patience) * self._timeout,
             "attempt": 0,
             "restarts": options.restarts,
-            "interface": devices.loopback() if on is None else network.INTERFACE,
-            "plan": None if on is None else on.plan(),
-            "hosts": [] if on is None else on.of_ranks(options.ranks),
+            "interface": devices.loopback(),
+            "plan": None,
+            "hosts": [],
         }
+        if on is not None:
+            self._request |= on.request(options.ranks, options.backend, self._timeout, self.label)
         # the learner may call this while an error of their own is being handled
         self._outside = sys.exc_info()[1]
         self.started = False
@@ -111,14 +118,22 @@ class _OneJob:
     def start(self, show) -> None:
         """Start the ranks of the first attempt. Errors: OSError if this machine has no room for them."""
         try:
-            _wait_for_server(self.label, show)
+            if not self._request.get("slurm"):
+                _wait_for_server(self.label, show)
             self._begin, self._attempts = time.monotonic(), Attempts(self._options)
             with _no_second_interrupt(self._outside):
-                self.group = Group(self._request, self._content, self._roles)
+                self.group = self._new_group()
                 self.started = True
         except OSError as error:
             raise budget.refusal(error, self._options.ranks, self.label) from None
         self._deadline = time.monotonic() + self._timeout
+
+    def _new_group(self) -> Group:
+        if not self._request.get("slurm"):
+            return Group(self._request, self._content, self._roles)
+        from course_lib.ranks.slurm.group import SlurmGroup  # here: only for who has a cluster
+
+        return SlurmGroup(self._request, self._content, self._roles)
 
     def attempt(self, show) -> dict | None:
         """Follow the ranks until all have returned (None), or the attempt has failed: why, as `explain` takes
@@ -129,6 +144,8 @@ class _OneJob:
     def start_again(self, stopped: dict, again) -> None:
         """After a failure, start the ranks of the next attempt. Errors: what to say if there is none."""
         group = self.group
+        if group.failed and self._request.get("slurm"):
+            raise RuntimeError(f"Slurm did not take {self.label}: {str(group.failed).rstrip('.')}.")
         if group.failed:
             raise budget.refusal(group.failed, self._options.ranks, self.label)
         printed = self._kept()
@@ -173,6 +190,8 @@ class _OneJob:
             self.group.ask_and_wait()
             printed = self._kept()
         stop = explain(self.group.states, printed, self.label, self._timeout, interrupted=True)
+        if waits := self.group.waits:
+            stop = stop.after(f"It did not run yet: it {waits}.", ())
         return remember(self._attempts.tell(stop))
 
     def close(self) -> None:
@@ -189,7 +208,9 @@ class _OneJob:
             len(states),
             placement.backend,
             "cuda" if placement.devices[0] != "cpu" else "cpu",
-            placement.hardware if on is None else f"{on.in_words()}; {placement.hardware}",
+            placement.hardware
+            if on is None
+            else f"{on.in_words()}; {self.group.hardware or placement.hardware}",
             self._seconds,
             [_unpack(state.result, state.rank) for state in states],
             self._output,
@@ -199,12 +220,18 @@ class _OneJob:
         )
 
     def _left(self) -> float:
+        if self.group.waits:
+            self._begin = time.monotonic()
+            self._deadline = self._begin + self._timeout
         seconds = self._deadline - time.monotonic()
         if seconds > 0 or not self._patience:
             return seconds
         return seconds + follow.starved(self.group.states, self._timeout)
 
     def _show(self, show) -> None:
+        if waits := self.group.waits:
+            show(waits, None, tuple)
+            return
         used = self._timeout - self._deadline + time.monotonic()
         doing, fraction = follow.progress(self.group.states, used, self._timeout)
         show(self._attempts.doing() + doing, fraction, lambda: self._printed(False, output.LIVE_BYTES))
