@@ -1,6 +1,7 @@
 """Hosts to run on: several on this machine, joined by a real link and by nothing else, or nodes of a cluster.
 
 run(train, ranks=4, on=hosts.Linked(2, mbit=200))
+
 run(train, ranks=4, on=hosts.Slurm(nodes=2))
 
 with hosts.Linked(2, mbit=200) as two:          # the same for programs of your own

@@ -113,7 +113,7 @@ class Options:
             on.checked(ranks, backend)
             if restarts and not on.here:
                 raise ValueError(
-                    f"restarts={restarts}: a job on Slurm does not start again by itself, because its nodes may"
+                    f"restarts={restarts}: a job on Slurm does not start again by itself, as its nodes may"
                     " be lost with it; leave restarts out, save checkpoints, and run it again."
                 )
         here = on is None or on.here
