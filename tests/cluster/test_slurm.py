@@ -100,7 +100,7 @@ def test_a_batch_script_runs_a_chapters_script_across_nodes(cluster, jobs, tmp_p
     [
         ({"partition": "nope"}, "Slurm did not take trains: .*[Ii]nvalid partition"),
         ({"more": {"no-such-option": 1}}, "Slurm did not take trains: .*unrecognized option"),
-        ({"nodes": 9}, "it would never start: PartitionConfig .its partition has not so many nodes"),
+        ({"nodes": 9}, r"it would never start: Partition(NodeLimit|Config) \(its partition .* so many nodes"),
     ],
 )
 def test_what_slurm_refuses_is_said_in_one_sentence(cluster, jobs, options, words):

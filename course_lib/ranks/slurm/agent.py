@@ -21,7 +21,6 @@ from course_lib.ranks.slurm import mail
 __all__ = ["main"]
 
 LOOK_EVERY_S, BEAT_EVERY_S = 0.1, 1.0
-SILENT_S = 20.0  # how long the kernel's sign of life may be missing
 TERM_S = 2.5  # after Slurm's SIGTERM: how long the kernel may ask ranks where they are
 
 
@@ -174,6 +173,8 @@ class _Agent:
         sign = mail.alive(self._directory)
         if sign != self._sign:
             self._sign, self._sign_at = sign, now
-        elif now - self._sign_at > SILENT_S:  # kernel and courier were killed, or their machine is gone
+        elif (
+            now - self._sign_at > self._request["slurm"]["silent_s"]
+        ):  # kernel and courier were killed, or their machine is gone
             children.send_signal(self._ranks, signal.SIGKILL)
             shutil.rmtree(self._directory, ignore_errors=True)

@@ -3,7 +3,7 @@ kernel and the nodes, and sees to it that nothing is left.
 
 It holds the other ends of the kernel's sockets, as a supervisor does on one machine. When they close, however
 the kernel has ended, it cancels the job and removes the folder. If it is killed together with the kernel, the
-nodes miss its sign of life (`agent.SILENT_S`), end their ranks and remove the folder.
+nodes miss its sign of life (`group.SILENT_S`), end their ranks and remove the folder.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class _Node:
     def __init__(self, directory: str, number: int):
         self.name, self.hardware, self.heard_at = f"number {number}", "", time.monotonic()
         self.inbox = mail.Inbox(mail.path_of(directory, number))
-        self.forked = self.gone = self.term = False
+        self.forked = self.gone = self.lost = False
 
 
 class _Courier:
@@ -68,7 +68,7 @@ class _Courier:
             threading.Thread(target=self._beat, daemon=True).start()
             self._number, self._cancel = submit(self._request, run_agent)
             self._tell(number=self._number)
-            while self._listening and not all(node.gone for node in self._nodes):
+            while self._listening:
                 self._look()
         except Exception as error:
             self._tell(refused=str(error))
@@ -159,7 +159,6 @@ class _Courier:
         elif "rank" in told:
             self._tell(**told)
         elif "term" in told:
-            node.term = True
             self._disturb()
         elif "gone" in told:
             node.gone = True
@@ -176,7 +175,8 @@ class _Courier:
         often = ASK_EVERY_S if now - self._begin < 60 or running else ASK_SELDOM_S
         if (self._told and self._told.over) or now - self._asked_at < often:
             return
-        if running and not self._silent and not self._disturbed:
+        quiet = not self._silent and not any(node.gone for node in self._nodes)
+        if running and quiet and not self._disturbed:
             return
         told = ask.ask(self._number)
         self._asked_at = time.monotonic()
@@ -187,7 +187,9 @@ class _Courier:
         self._told = told
         if told.state == "PENDING" and ask.will_never_start(told.reason):
             self._tell(refused=f"it would never start: {ask.reason_in_words(told.reason)}")
-        if told.over or any(now - node.heard_at > LOST_S for node in self._silent):
+        for node in self._silent:
+            node.lost = now - node.heard_at > LOST_S or ask.node_state(node.name) == "down"
+        if told.over or any(node.lost for node in self._nodes):
             self._disturb()
 
     def _disturb(self) -> None:
@@ -202,13 +204,8 @@ class _Courier:
             return
         now = time.monotonic()
         waited = now - self._why_at
-        silent = self._silent
-        lost = [
-            node.name
-            for node in silent
-            if now - node.heard_at > LOST_S or ask.node_state(node.name) == "down"
-        ]
-        if self._disturbed or lost:
+        lost = [node.name for node in self._nodes if node.lost]
+        if self._disturbed:
             if not self._killed:
                 self._order("kill")
             if not (self._told and self._told.over) and waited < END_S and not lost:
@@ -216,9 +213,10 @@ class _Courier:
             log = self._log()
             told = self._told or ask.Told()
             minutes = self._request["slurm"]["minutes"]
-            names = lost or [node.name for node in silent]
+            # those that live have ended by now, and said so
+            names = lost or [node.name for node in self._nodes if node.forked and not node.gone]
             self._tell(why=ask.ended_in_words(told, self._number, minutes, log, names))
-        elif silent or not all(node.heard_at > self._why_at or node.gone for node in self._nodes):
+        elif self._silent or not all(node.heard_at > self._why_at or node.gone for node in self._nodes):
             return
         else:
             self._tell(why="")

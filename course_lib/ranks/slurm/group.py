@@ -15,6 +15,7 @@ from course_lib.ranks.slurm import ask
 __all__ = ["SlurmGroup"]
 
 ROOT = str(Path(__file__).resolve().parents[3])
+SILENT_S = 20.0  # how long nodes may miss a sign of life from here, before they end the ranks
 WHY_S = 20.0  # how long the courier may take to learn why ranks have failed
 CLOSE_S = 20.0  # how long it may take to see the job to its end
 
@@ -57,6 +58,7 @@ class SlurmGroup(Group):
         self._number = self._state = self._reason = self._nodes = ""
         self._running, self._why = False, None
         self._ranks_per_node = -(-request["ranks"] // request["slurm"]["nodes"])
+        request["slurm"]["silent_s"] = SILENT_S
         directory = Path(request["slurm"]["folder"], f"job-{secrets.token_hex(8)}")
         super().__init__(request, content, roles, self._courier, directory)
 
