@@ -48,6 +48,8 @@ SLOW = {
     "test_kernel.py",
     "test_linked.py",
     "test_mini_zero_everyday.py",
+    "test_slurm.py",
+    "test_slurm_faults.py",
     "test_timeline.py",
     "test_a_rank_imports_what_the_notebook_has_imported",
     "test_a_script_runs_under_torchrun",

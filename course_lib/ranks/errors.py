@@ -265,6 +265,8 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
         told = ended_in_words(state) + (f" in {waits}" if waits and state.status == -signal.SIGABRT else "")
     elif state.phase == "finished":
         told, place, line = "had finished", "", ""
+    elif state.error and because == "was running":  # what ended the job has reached it first
+        told = f"raised {error_in_words(state.error)}"
     elif state.silent:
         told = state.silent
     elif waits:

@@ -152,8 +152,7 @@ class SlurmHere:
             process
             for process in psutil.process_iter()
             if _environ(process).get("SLURM_CONF") == self.environ["SLURM_CONF"]
-            and process.pid != os.getpid()
-            and "slurm" in _name(process) + _environ(process).get("SLURM_JOB_ID", "slurm")
+            and (_name(process).startswith(("slurm", "munge")) or "SLURM_JOB_ID" in _environ(process))
         ]
 
     def _start(self, program: str, *arguments: str, name: str = "") -> None:

@@ -134,7 +134,8 @@ def test_row_28_a_node_fails(cluster, jobs, hanging):
         error = fails(hanging, jobs, cut)
         assert time.monotonic() - begun[0] < SOON_S
         assert error.headline.startswith("tells_and_hangs was stopped from outside. Node n2 of Slurm job ")
-        assert error.reports[0].state.startswith(("waits in recv from rank 1", "was running"))
+        assert error.reports[0].state.startswith(("waits in recv from rank 1", "raised RuntimeError: "))
+        assert error.reports[0].line.startswith("dist.recv(")
         assert [report.output for report in error.reports] == ["rank 0 hangs\n", "rank 1 hangs\n"]
     finally:
         cluster.revive_node("n2")

@@ -139,7 +139,8 @@ def ended_in_words(told: Told, job: str, minutes: int, log: str, silent: list[st
         )
     if told.state == "NODE_FAIL" or silent and told.state in ("", "COMPLETING", *_RUNS):
         return (
-            f"Node {named or told.nodes} of Slurm job {job} has failed"
+            (f"Node {named}" if named else f"A node of {told.nodes}")
+            + f" of Slurm job {job} has failed"
             + ("; Slurm has taken the job down (NODE_FAIL)." if told.state == "NODE_FAIL" else ".")
             + " Run it again: Slurm gives it nodes that work."
         )

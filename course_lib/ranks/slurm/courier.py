@@ -213,8 +213,10 @@ class _Courier:
             log = self._log()
             told = self._told or ask.Told()
             minutes = self._request["slurm"]["minutes"]
-            # those that live have ended by now, and said so
+            # nodes that live have ended their ranks by now, and said so
             names = lost or [node.name for node in self._nodes if node.forked and not node.gone]
+            if told.state == "NODE_FAIL" and not names:  # what has failed is Slurm's own program there
+                names = [node.name for node in self._nodes if ask.node_state(node.name) == "down"]
             self._tell(why=ask.ended_in_words(told, self._number, minutes, log, names))
         elif self._silent or not all(node.heard_at > self._why_at or node.gone for node in self._nodes):
             return
