@@ -10,15 +10,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-__all__ = [
-    "Told",
-    "ask",
-    "ended_in_words",
-    "is_slurms_word",
-    "node_state",
-    "reason_in_words",
-    "will_never_start",
-]
+__all__ = ["Told", "ended_in_words", "node_state", "reason_in_words", "told_of", "will_never_start"]
 
 ASK_S = 10.0  # how long a command may take
 _RUNS = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "RESIZING", "SIGNALING", "STAGE_OUT")
@@ -71,7 +63,7 @@ class Told:
         return self.state not in ("COMPLETING", *_RUNS)
 
 
-def ask(job: str) -> Told | None:
+def told_of(job: str) -> Told | None:
     """Where a job stands; None where Slurm does not answer just now."""
     told = _said("squeue", "--noheader", "--states=all", "--jobs", job, "--format=%T|%r|%N")
     if told is None:
@@ -99,11 +91,6 @@ def reason_in_words(reason: str) -> str:
 def will_never_start(reason: str) -> bool:
     """Whether a job that waits for this reason waits for ever."""
     return reason in _NEVER
-
-
-def is_slurms_word(log: str) -> bool:
-    """Whether a job's log says that Slurm has killed it for its memory."""
-    return bool(_MEMORY.search(log))
 
 
 def ended_in_words(told: Told, job: str, minutes: int, log: str, silent: list[str]) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from course_lib.ranks.slurm import ask, mail
-from course_lib.ranks.slurm.submit import submit
+from course_lib.ranks.slurm.submit import hand_over
 
 __all__ = ["main", "run_agent"]
 
@@ -66,7 +66,7 @@ class _Courier:
         try:
             self._lay_out()
             threading.Thread(target=self._beat, daemon=True).start()
-            self._number, self._cancel = submit(self._request, run_agent)
+            self._number, self._cancel = hand_over(self._request, run_agent)
             self._tell(number=self._number)
             while self._listening:
                 self._look()
@@ -178,7 +178,7 @@ class _Courier:
         quiet = not self._silent and not any(node.gone for node in self._nodes)
         if running and quiet and not self._disturbed:
             return
-        told = ask.ask(self._number)
+        told = ask.told_of(self._number)
         self._asked_at = time.monotonic()
         if told is None:
             return
@@ -244,7 +244,7 @@ class _Courier:
                 self._cancel()
         begin, cancelled = time.monotonic(), False
         while (waited := time.monotonic() - begin) < END_S:
-            told = ask.ask(self._number)
+            told = ask.told_of(self._number)
             if told is not None and told.over:
                 return
             if waited > 2 and not cancelled:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable
 
-__all__ = ["submit", "names_to_send"]
+__all__ = ["hand_over", "names_to_send"]
 
 # What nodes get of the notebook's environment: where programs are, languages, and what steers torch. Tokens
 # and passwords have other names. Names alone stand in the script; Slurm carries the values.
@@ -30,7 +30,7 @@ def names_to_send(environ: dict[str, str], more: list[str]) -> list[str]:
     return sorted(name for name in environ if name in more or _SENT.fullmatch(name) and name not in _NOT_SENT)
 
 
-def submit(request: dict, function: Callable) -> tuple[str, Callable[[], None]]:
+def hand_over(request: dict, function: Callable) -> tuple[str, Callable[[], None]]:
     """Hand a job to Slurm: `function(directory)` once on each node. This process's environment is changed.
 
     Args:
