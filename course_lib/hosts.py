@@ -180,7 +180,9 @@ class Slurm:
 
     An interrupt cancels the job, and so does the end of the notebook, however it comes. Nodes get of the
     notebook's environment what programs need (PATH, LANG, OMP_..., NCCL_...), and no tokens. gloo and torch's
-    store ask nobody who connects for a password, as under torchrun: the nodes' network must be trusted.
+    store ask nobody who connects for a password, as under torchrun: the nodes' network must be trusted. In a
+    timeline, ranks of several nodes are compared by the nodes' time of day, which agrees to a millisecond or
+    so where the cluster keeps it (NTP).
 
     Args:
         nodes: how many.
@@ -219,7 +221,9 @@ class Slurm:
             whole("gpus", self.gpus, least=0)
         if self.folder is not None and not isinstance(self.folder, (str, os.PathLike)):
             raise TypeError(f"folder={self.folder!r}: it must be a path.")
-        if isinstance(self.environment, str) or not all(isinstance(name, str) for name in self.environment):
+        if not isinstance(self.environment, (tuple, list, set)) or not all(
+            isinstance(name, str) for name in self.environment
+        ):
             raise TypeError(f"environment={self.environment!r}: it must be names, as in ('HF_HOME',).")
         instance("more", self.more, dict, "as in {'mem': '8G'}")
 

@@ -214,7 +214,7 @@ class _OneJob:
             self._seconds,
             [_unpack(state.result, state.rank) for state in states],
             self._output,
-            *_gather(states, {} if on is None else on.absent()),
+            *_gather(states, {} if on is None else on.absent(), on is None or on.here),
             self._roles,
             self._attempts.past if self._options.restarts else [],
         )
@@ -323,11 +323,18 @@ def _no_second_interrupt(outside: BaseException | None):
         raise KeyboardInterrupt
 
 
-def _gather(states, absent: dict[str, str]) -> tuple[dict, dict]:
+def _gather(states, absent: dict[str, str], one_clock: bool = True) -> tuple[dict, dict]:
     """One ledger from the ranks' records: absent layers (those that are given, and more), and rows with their
     rank, times counted from the first rank's traced step.
+
+    one_clock: all ranks ran on one machine; else their times are compared by the time of day.
     """
-    begins = [state.records["traced_at"] for state in states if state.records.get("traced_at") is not None]
+    ahead_s = {state.rank: 0.0 if one_clock else state.records["clock_s"] for state in states}
+    begins = [
+        state.records["traced_at"] + ahead_s[state.rank]
+        for state in states
+        if state.records.get("traced_at") is not None
+    ]
     zero = min(begins, default=0.0)
     records: dict[str, list] = {name: [] for name in COLUMNS}
     for state in states:
@@ -336,7 +343,7 @@ def _gather(states, absent: dict[str, str]) -> tuple[dict, dict]:
             for row in state.records[name]:
                 row = {"rank": state.rank, **row} if "rank" in COLUMNS[name] else dict(row)
                 if "start_s" in row:
-                    row["start_s"] -= zero
+                    row["start_s"] += ahead_s[state.rank] - zero
                 rows.append(row)
     for name in ("seconds", "threads"):  # of the function, one for each rank
         records[name] = [state.records[name] for state in states]

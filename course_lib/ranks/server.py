@@ -74,6 +74,7 @@ def main() -> None:
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     preload()
+    pages.enlarge()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the Interrupt button is the kernel's business
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are reaped by the system
     control.sendall(b"R")
@@ -109,7 +110,6 @@ def preload() -> None:
     gc.collect()
     # what is here now is never collected: ranks don't dirty shared pages
     gc.freeze()
-    pages.enlarge()
 
 
 def _fork(control: socket.socket) -> int | None:

@@ -48,6 +48,7 @@ def test_a_job_on_slurm_is_the_job_that_one_knows(cluster, jobs, monkeypatch, tm
     assert len(job.steps) == 4 * 3 and (job.steps["wire_bytes"].dropna() >= 4000).all()
     assert set(job.memory["rank"]) == {0, 1, 2, 3}
     assert job.output == [f"rank {rank} has 64\n" for rank in range(4)]
+    assert job.timeline["start_s"].between(-1, 60).all()  # of two nodes, by one clock
     assert 0 < job.seconds < 60 and job.links.empty and "restarts" not in repr(job)
     job.save(tmp_path / "job.json")
     assert Job.load(tmp_path / "job.json").comm.equals(job.comm)
@@ -76,7 +77,7 @@ def test_output_is_shown_as_it_comes_and_the_queue_before(cluster, jobs, shown, 
 
 def test_a_rank_that_raises_is_named_with_its_role_and_its_line(cluster, jobs):
     with pytest.raises(RankError) as caught:
-        run([cluster_workers.serve, cluster_workers.work], on=hosts.Slurm(2, folder=jobs))
+        run([cluster_workers.serve, cluster_workers.work], on=hosts.Slurm(1, folder=jobs))
     assert caught.value.headline == "serve and work failed on rank 1 (work)."
     told = {report.rank: report for report in caught.value.reports}
     assert told[1].state == "raised ValueError: no work today"

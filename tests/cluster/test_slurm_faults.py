@@ -71,15 +71,15 @@ def hanging(tmp_path):
     return Hanging(tmp_path, 2)
 
 
-def fails(hanging, jobs, act, **options) -> RankError:
-    """The error of a job of two hanging ranks, each on a node, on which `act(number of the job)` is done."""
+def fails(hanging, jobs, act, nodes: int = 1, **options) -> RankError:
+    """The error of a job of two hanging ranks, on which `act(number of the job)` is done."""
     acting = hanging.when(act)
     with pytest.raises(RankError) as caught:
         run(
             cluster_workers.tells_and_hangs,
             str(hanging._folder),
             timeout=300,
-            on=hosts.Slurm(2, folder=jobs, **options),
+            on=hosts.Slurm(nodes, folder=jobs, **options),
         )
     acting.join()
     assert hanging.is_gone()
@@ -117,8 +117,8 @@ def test_row_25_the_time_that_slurm_gives_is_over(cluster, jobs, hanging):
 
 def test_row_26_slurm_kills_for_memory(cluster, jobs):
     with pytest.raises(RankError) as caught:
-        run(cluster_workers.grows, 3000, timeout=200, on=hosts.Slurm(2, folder=jobs, more={"mem": "1500M"}))
-    assert "Slurm killed job " in caught.value.headline and " on node n2 " in caught.value.headline
+        run(cluster_workers.grows, 3000, timeout=200, on=hosts.Slurm(1, folder=jobs, more={"mem": "1500M"}))
+    assert "Slurm killed job " in caught.value.headline and " on node n1 " in caught.value.headline
     assert "MB, and it may use 1,573 MB. Ask for more: hosts.Slurm(..., more=" in caught.value.headline
     assert caught.value.reports[0].output == "grows\n"
 
@@ -131,7 +131,7 @@ def test_row_28_a_node_fails(cluster, jobs, hanging):
         cluster.kill_node("n2")
 
     try:
-        error = fails(hanging, jobs, cut)
+        error = fails(hanging, jobs, cut, nodes=2)
         assert time.monotonic() - begun[0] < SOON_S
         assert error.headline.startswith("tells_and_hangs was stopped from outside. Node n2 of Slurm job ")
         assert error.reports[0].state.startswith(("waits in recv from rank 1", "raised RuntimeError: "))
@@ -145,7 +145,7 @@ def test_an_interrupt_cancels_the_job(cluster, jobs, hanging):
     acting = hanging.when(lambda number: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(RankInterrupt) as caught:
         run(
-            cluster_workers.tells_and_hangs, str(hanging._folder), timeout=300, on=hosts.Slurm(2, folder=jobs)
+            cluster_workers.tells_and_hangs, str(hanging._folder), timeout=300, on=hosts.Slurm(1, folder=jobs)
         )
     acting.join()
     assert caught.value.headline == "tells_and_hangs was interrupted." and hanging.is_gone()
@@ -168,6 +168,16 @@ def test_an_interrupt_takes_a_job_out_of_the_queue(cluster, jobs, monkeypatch):
         cluster.ask("scancel", before)
 
 
+def test_the_process_that_speaks_to_slurm_is_killed(cluster, jobs, hanging):
+    error = fails(hanging, jobs, lambda number: courier_of(os.getpid()).kill())
+    assert error.headline.endswith("The process beside the notebook that speaks to Slurm was killed.")
+
+
+def courier_of(pid: int) -> psutil.Process:
+    (found,) = [p for p in psutil.Process(pid).children() if "slurm.courier" in " ".join(p.cmdline())]
+    return found
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["the kernel", "kernel and courier"])
 def test_nothing_is_left_when_the_kernel_is_killed(cluster, jobs, hanging, both):
     code = f"""
@@ -177,14 +187,14 @@ def test_nothing_is_left_when_the_kernel_is_killed(cluster, jobs, hanging, both)
         from course_lib.ranks.slurm import group
         group.SILENT_S = 4.0
         run(cluster_workers.tells_and_hangs, {str(hanging._folder)!r}, timeout=300,
-            on=hosts.Slurm(2, folder={str(jobs)!r}))"""
+            on=hosts.Slurm({1 + both}, folder={str(jobs)!r}))"""
     kernel = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
 
     def kill(number):
-        courier = [p for p in psutil.Process(kernel.pid).children() if "courier" in " ".join(p.cmdline())]
+        courier = courier_of(kernel.pid)
         kernel.kill()
         if both:
-            courier[0].kill()
+            courier.kill()
 
     hanging.when(kill).join()
     assert kernel.wait(SOON_S) == -signal.SIGKILL

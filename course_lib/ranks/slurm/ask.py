@@ -93,7 +93,9 @@ def will_never_start(reason: str) -> bool:
     return reason in _NEVER
 
 
-def ended_in_words(told: Told, job: str, minutes: int, log: str, silent: list[str]) -> str:
+def ended_in_words(
+    told: Told, job: str, minutes: int, log: str, silent: list[str], not_begun: str = ""
+) -> str:
     """Why Slurm has ended a job, in a sentence and what to do.
 
     Args:
@@ -101,6 +103,7 @@ def ended_in_words(told: Told, job: str, minutes: int, log: str, silent: list[st
         minutes: its time limit.
         log: what Slurm and its programs have written about it.
         silent: names of nodes that have not answered for a while.
+        not_begun: the job's folder, if no node has ever written there.
     """
     named = " and ".join(silent)
     if found := _MEMORY.search(log):
@@ -137,6 +140,11 @@ def ended_in_words(told: Told, job: str, minutes: int, log: str, silent: list[st
         return f"Slurm job {job} was cancelled from outside this notebook (scancel, or an administrator)."
     last = [line for line in log.strip().splitlines() if "error" in line.lower()][-1:]
     said = f" Its log says: {last[0].strip()}" if last else ""
+    if not_begun and not log.strip():
+        said = (
+            f" Its nodes have written nothing into {not_begun}: give hosts.Slurm(folder=...) a path that they"
+            " share with this machine."
+        )
     state = f"({told.state}" + f", {told.reason}" * (told.reason not in ("", "None")) + ")"
     return f"Slurm job {job} has ended before its ranks had {state}.{said}"
 

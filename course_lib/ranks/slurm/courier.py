@@ -217,7 +217,8 @@ class _Courier:
             names = lost or [node.name for node in self._nodes if node.forked and not node.gone]
             if told.state == "NODE_FAIL" and not names:  # what has failed is Slurm's own program there
                 names = [node.name for node in self._nodes if ask.node_state(node.name) == "down"]
-            self._tell(why=ask.ended_in_words(told, self._number, minutes, log, names))
+            unseen = "" if any(node.hardware for node in self._nodes) else self._directory
+            self._tell(why=ask.ended_in_words(told, self._number, minutes, log, names, unseen))
         elif self._silent or not all(node.heard_at > self._why_at or node.gone for node in self._nodes):
             return
         else:
