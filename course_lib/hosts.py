@@ -19,10 +19,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from course_lib.arguments import instance, number, whole
-from course_lib.ranks import devices, holder, network
+from course_lib.ranks import holder, network
+
+if TYPE_CHECKING:  # who only starts programs in hosts need not wait for torch
+    from course_lib.ranks.devices import Placement
 
 __all__ = ["Linked", "Slurm", "cut_link"]
 
@@ -132,8 +135,10 @@ class Linked:
         """What `network.build` takes."""
         return {"hosts": self.hosts, "mbit": self.mbit, "delay_ms": self.delay_ms}
 
-    def placement(self, ranks: int, backend: str) -> devices.Placement:
+    def placement(self, ranks: int, backend: str) -> "Placement":
         """Backend and devices of so many ranks."""
+        from course_lib.ranks import devices
+
         return devices.place(ranks, "gloo")
 
     def request(self, ranks: int, backend: str, timeout: float, label: str) -> dict:
@@ -175,8 +180,8 @@ class Slurm:
 
     The notebook runs where sbatch does, on a login node say; it shares a folder with the nodes, and the same
     Python stands at the same path there. Each node gets as many ranks, in order. submitit hands the job over
-    (`pip install 'course-lib[cluster]'`); what comes back as it goes on, and what explains failures, is ours
-    (course_lib/ranks/slurm).
+    (`pip install submitit`, or this project's extra `cluster`); what comes back as it goes on, and what
+    explains failures, is ours (course_lib/ranks/slurm).
 
     An interrupt cancels the job, and so does the end of the notebook, however it comes. Nodes get of the
     notebook's environment what programs need (PATH, LANG, OMP_..., NCCL_...), and no tokens. gloo and torch's
@@ -230,7 +235,7 @@ class Slurm:
     def missing(self) -> str:
         """What this machine lacks to hand a job to Slurm, and what to do, in one sentence; "" if nothing."""
         if importlib.util.find_spec("submitit") is None:
-            return "Jobs on Slurm need submitit, which is not installed: pip install 'course-lib[cluster]'."
+            return "Jobs on Slurm need submitit, which is not installed: pip install submitit."
         for tool in ("sbatch", "squeue", "scancel"):
             if not shutil.which(tool):
                 return (
@@ -239,13 +244,15 @@ class Slurm:
                 )
         return ""
 
-    def placement(self, ranks: int, backend: str) -> devices.Placement:
+    def placement(self, ranks: int, backend: str) -> "Placement":
         """Backend and devices of so many ranks: of nodes that nobody can ask before they run."""
+        from course_lib.ranks.devices import Placement
+
         on_one_node, gpus = ranks // self.nodes, self._gpus(ranks, backend)
         if not gpus:
-            return devices.Placement("gloo", ("cpu",) * ranks, "")
+            return Placement("gloo", ("cpu",) * ranks, "")
         chosen = "nccl" if backend != "gloo" and gpus >= on_one_node else "gloo"
-        return devices.Placement(chosen, tuple(f"cuda:{r % on_one_node % gpus}" for r in range(ranks)), "")
+        return Placement(chosen, tuple(f"cuda:{r % on_one_node % gpus}" for r in range(ranks)), "")
 
     def request(self, ranks: int, backend: str, timeout: float, label: str) -> dict:
         """What a job's request says of these nodes."""

@@ -93,12 +93,15 @@ def main() -> None:
             return
 
 
-def preload() -> None:
-    """Import what ranks need, once, before they are forked; the environment stays as it is."""
+def preload(ranks: int = MAX_RANKS) -> None:
+    """Import what `ranks` ranks need, once, before they are forked; the environment stays as it is. For a
+    rank that is alone, what only some functions need would be no gain.
+    """
     environ = dict(os.environ)
-    for name in PRELOAD:
+    for name in PRELOAD if ranks > 1 else ("course_lib.ranks.worker",):
         importlib.import_module(name)
-    importlib.import_module("course_lib.torch_internals").preload()
+    if ranks > 1:
+        importlib.import_module("course_lib.torch_internals").preload()
     os.environ.clear()
     # a library may have added to it, and the kernel tells ranks only what differs from what it gave
     os.environ.update(environ)

@@ -1,5 +1,6 @@
-"""A real Slurm for the tests of this folder, one for each process of pytest."""
+"""A real Slurm for the tests of each file of this folder."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -11,17 +12,22 @@ import slurm_here
 from course_lib import hosts
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
     """A Slurm with two nodes. Where it cannot be had, a test is skipped, with the reason."""
     if reason := slurm_here.missing():
         pytest.skip(f"a real Slurm is needed: {reason}")
-    with slurm_here.SlurmHere() as cluster:
+    try:
+        cluster = slurm_here.SlurmHere().__enter__()
+    except RuntimeError as error:
+        pytest.skip(f"a real Slurm is needed: {error}")
+    with contextlib.ExitStack() as stack:
+        stack.push(cluster)
         os.environ.update(cluster.environ)
         if reason := hosts.Slurm(2).missing():
             pytest.skip(reason)
+        stack.callback(os.environ.pop, "SLURM_CONF", None)
         yield cluster
-    os.environ.pop("SLURM_CONF", None)
 
 
 @pytest.fixture

@@ -28,6 +28,11 @@ def test_a_job_on_slurm_is_the_job_that_one_knows(cluster, jobs, monkeypatch, tm
     monkeypatch.setenv("MY_TOKEN", "my-secret")
     monkeypatch.setenv("MY_CHOICE", "blue")
     monkeypatch.setenv("SLURM_NTASKS", "77")  # as if the notebook itself ran in another job
+    old = jobs / "job-old"  # what a job has left behind that never began: it is removed
+    old.mkdir(parents=True, mode=0o700)
+    jobs.chmod(0o700)
+    (old / "alive").touch()
+    os.utime(old / "alive", (0, 0))
     slurm = hosts.Slurm(2, folder=jobs, minutes=3, environment=("MY_CHOICE",), more={"comment": "a, b"})
     job = run(cluster_workers.trains, str(jobs), ranks=4, threads=2, on=slurm)
     places = job.results
@@ -55,7 +60,9 @@ def test_a_job_on_slurm_is_the_job_that_one_knows(cluster, jobs, monkeypatch, tm
 
 
 def test_output_is_shown_as_it_comes_and_the_queue_before(cluster, jobs, shown, tmp_path):
-    before = cluster.ask("sbatch", "--parsable", "--exclusive", "-N2", "-o/dev/null", "--wrap", "sleep 600")
+    before = cluster.ask(
+        "sbatch", "--parsable", "--exclusive", "-N2", "-o/dev/null", "--wrap", "exec sleep 600"
+    )
 
     def look(self, text, fraction=None, outputs=tuple):
         printed = outputs()

@@ -36,7 +36,7 @@ def test_row_14_arguments_that_cannot_work(monkeypatch, make, words):
 @pytest.mark.parametrize(
     "lacks, words",
     [
-        ("submitit", "need submitit, which is not installed: pip install 'course-lib[cluster]'"),
+        ("submitit", "need submitit, which is not installed: pip install submitit."),
         ("sbatch", "by its command sbatch, and there is none here: start the notebook on a login node"),
     ],
 )

@@ -57,7 +57,7 @@ class _Agent:
         try:
             name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
             self._out.report(here={"name": name, "hardware": self._hardware()})
-            server.preload()
+            server.preload(len(self._mine))
             self._fork()
             self._out.report(forked=self._mine)
             while self._ranks:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from course_lib.ranks.folder import KEPT_S
 from course_lib.ranks.slurm import ask, mail
 from course_lib.ranks.slurm.submit import hand_over
 
@@ -26,7 +27,9 @@ __all__ = ["main", "run_agent"]
 LOOK_EVERY_S, BEAT_EVERY_S = 0.05, 1.0
 ASK_EVERY_S, ASK_SELDOM_S = 1.0, 10.0  # how often Slurm is asked, at first and later
 LATE_S = 3.0  # a node has said nothing for so long: Slurm is asked what it knows
-LOST_S = 15.0  # a node that has said nothing for so long has failed, whatever Slurm says
+# a node that has said nothing for so long has failed, whatever Slurm says: where ranks have failed as well,
+# and where none has (a network file system may stand still for a while)
+LOST_S, LOST_ALONE_S = 10.0, 60.0
 END_S = 15.0  # how long the end of a job is waited for
 
 
@@ -56,6 +59,7 @@ class _Courier:
         self._cancel: Callable[[], None] = lambda: None
         self._asked_at, self._begin, self._why_at = 0.0, time.monotonic(), 0.0
         self._disturbed = self._killed = False
+        self._over: set[int] = set()  # ranks that have ended
 
     def work(self) -> None:
         line = self._read_job()
@@ -82,6 +86,10 @@ class _Courier:
         """The folder, with all its files."""
         folder = Path(self._directory)
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for other in folder.parent.glob("job-*"):  # of a job that never began, after its courier was killed
+            with contextlib.suppress(OSError):
+                if time.time() - (other / "alive").stat().st_mtime > KEPT_S:
+                    shutil.rmtree(other, ignore_errors=True)
         folder.mkdir(mode=0o700)
         nodes = range(self._request["slurm"]["nodes"])
         ranks = [f"rank{rank}.{kind}" for rank in self._lines for kind in ("out", "stack")]
@@ -157,6 +165,7 @@ class _Courier:
             if all(node.forked for node in self._nodes):
                 self._tell(running=True, nodes=[[node.name, node.hardware] for node in self._nodes])
         elif "rank" in told:
+            self._over.add(told["rank"])
             self._tell(**told)
         elif "term" in told:
             self._disturb()
@@ -187,8 +196,9 @@ class _Courier:
         self._told = told
         if told.state == "PENDING" and ask.will_never_start(told.reason):
             self._tell(refused=f"it would never start: {ask.reason_in_words(told.reason)}")
+        patience_s = LOST_S if self._why_at else LOST_ALONE_S
         for node in self._silent:
-            node.lost = now - node.heard_at > LOST_S or ask.node_state(node.name) == "down"
+            node.lost = now - node.heard_at > patience_s or ask.node_state(node.name) == "down"
         if told.over or any(node.lost for node in self._nodes):
             self._disturb()
 
@@ -219,6 +229,8 @@ class _Courier:
                 names = [node.name for node in self._nodes if ask.node_state(node.name) == "down"]
             unseen = "" if any(node.hardware for node in self._nodes) else self._directory
             self._tell(why=ask.ended_in_words(told, self._number, minutes, log, names, unseen))
+            for rank in set(range(self._request["ranks"])) - self._over:  # nobody is left who could tell
+                self._tell(rank=rank, status=-signal.SIGKILL, peak_bytes=0)
         elif self._silent or not all(node.heard_at > self._why_at or node.gone for node in self._nodes):
             return
         else:
@@ -248,9 +260,12 @@ class _Courier:
             told = ask.told_of(self._number)
             if told is not None and told.over:
                 return
-            if waited > 2 and not cancelled:
+            lost = any(node.lost for node in self._nodes)
+            if (waited > 2 or lost) and not cancelled:
                 self._cancel()
                 cancelled = True
+            if lost:  # Slurm ends the job once it has given up the node, which may take minutes
+                return
             time.sleep(0.1)
 
     def _tell(self, **record) -> None:

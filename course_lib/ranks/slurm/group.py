@@ -17,6 +17,7 @@ __all__ = ["SlurmGroup"]
 ROOT = str(Path(__file__).resolve().parents[3])
 SILENT_S = 20.0  # how long nodes may miss a sign of life from here, before they end the ranks
 WHY_S = 20.0  # how long the courier may take to learn why ranks have failed
+NAMED = 4  # nodes, in words
 CLOSE_S = 20.0  # how long it may take to see the job to its end
 
 
@@ -108,9 +109,7 @@ class SlurmGroup(Group):
             self._nodes = record["nodes_in_words"]
         elif "running" in record:
             self._running = True
-            names = ", ".join(name for name, _ in record["nodes"])
-            kinds = list(dict.fromkeys(hardware for _, hardware in record["nodes"]))
-            self.hardware = f"{names}: " + ("each with " if len(kinds) == 1 else "") + " and ".join(kinds)
+            self.hardware = _in_words(record["nodes"])
         elif "disturbed" in record:
             self.disturbed = True
         elif "why" in record:
@@ -120,3 +119,10 @@ class SlurmGroup(Group):
             self.failed = RuntimeError(said)
         else:
             super()._take_report(record)
+
+
+def _in_words(nodes: list[tuple[str, str]]) -> str:
+    """Names and hardware of nodes: "n1, n2: each with 2 cores, AMD EPYC"."""
+    names, kinds = [name for name, _ in nodes], list(dict.fromkeys(hardware for _, hardware in nodes))
+    named = ", ".join(names if len(names) <= NAMED else [*names[:NAMED], "..."])
+    return f"{named}: " + "each with " * (len(kinds) == 1 < len(names)) + " or ".join(kinds)
