@@ -198,7 +198,8 @@ class _Courier:
             self._tell(refused=f"it would never start: {ask.reason_in_words(told.reason)}")
         patience_s = LOST_S if self._why_at else LOST_ALONE_S
         for node in self._silent:
-            node.lost = now - node.heard_at > patience_s or ask.node_state(node.name) == "down"
+            late = now - node.heard_at > patience_s
+            node.lost = node.lost or late or ask.node_state(node.name) == "down"
         if told.over or any(node.lost for node in self._nodes):
             self._disturb()
 
