@@ -75,7 +75,7 @@ class _Courier:
             while self._listening:
                 self._look()
         except Exception as error:
-            self._tell(refused=str(error))
+            self._tell(refused=" ".join(str(error).split()))
         finally:
             self._end()
             self._ended.set()
