@@ -4,6 +4,8 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -46,6 +48,11 @@ def test_what_is_missing_is_said_in_one_sentence(monkeypatch, lacks, words):
     assert words in hosts.Slurm(2).missing()
     with pytest.raises(RuntimeError, match=re.escape(words)):
         run(len, "x", on=hosts.Slurm(2))
+
+
+def test_nothing_is_loaded_for_slurm_unless_asked():
+    code = "import sys, course_lib.jobs; print([n for n in sys.modules if 'slurm' in n or 'submitit' in n])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
 def test_what_a_job_asks_for_by_itself():
