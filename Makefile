@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Error: $(PYTHON) is Python %d.%d, but the course needs 3.11, 3.12 or 3.13; name one of these: make env PYTHON=python3.11" % v)'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Error: $(PYTHON) cannot make virtual environments; install its venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install -c constraints.txt -e '.[test]' $(PIP_ARGS)
+	$(PY) -m pip install -c constraints.txt -e '.[test,cluster]' $(PIP_ARGS)
 	@touch $@
 
 lab: env

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from course_lib.arguments import whole
-from course_lib.hosts import Linked
+from course_lib.hosts import Linked, Slurm
 from course_lib.ranks.errors import RankWarning, told_in_one_line
 from course_lib.ranks.one_job import carry_out
 from course_lib.ranks.options import Options
@@ -27,7 +27,7 @@ def run(
     label: str | None = None,
     restarts: int = 0,
     min_ranks: int | None = None,
-    on: Linked | None = None,
+    on: Linked | Slurm | None = None,
     **kwargs,
 ) -> Job:
     """Run `fn(*args, **kwargs)` once on every rank, as real processes, and return one Job.
@@ -54,7 +54,9 @@ def run(
             others start again without it while there are so many; a rank that fails by itself comes back. As
             torchrun --nnodes=MIN:MAX does with a machine that is lost. None: all come back.
         on: hosts.Linked(2, mbit=200), say: several hosts on this machine that a real, limited link joins.
-            Each gets as many ranks, and their backend is gloo. None: this machine as it is.
+            Each gets as many ranks, and their backend is gloo. hosts.Slurm(nodes=2): nodes of a cluster; then
+            `timeout` counts from the ranks' start, and a queue takes the time that it takes. None: this
+            machine as it is.
 
     Returns:
         A Job: results and output per rank, and the ledger that `measure.step` has filled.

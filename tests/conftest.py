@@ -51,6 +51,8 @@ SLOW = {
     "test_linked.py",
     "test_links_of_hosts.py",
     "test_mini_zero_everyday.py",
+    "test_slurm.py",
+    "test_slurm_faults.py",
     "test_timeline.py",
     "test_a_rank_imports_what_the_notebook_has_imported",
     "test_a_script_runs_under_torchrun",

@@ -9,6 +9,8 @@ options.py           how many ranks, which backend, how long, how often: checked
 launch.py            the kernel's side of a job: ask for ranks, listen to them, end them
 fork_server.py       the kernel's side of the fork server
 server.py            the fork server and the supervisor of one job (processes beside the kernel)
+children.py          processes that are forked and ended, seen from their parent
+slurm/               the same on the nodes of a cluster
 worker.py            what one rank does, from fork to exit
 folder.py            a job's private directory: made and locked, removed, swept up
 network.py           several hosts on one machine: namespaces, and a link of a limited rate

@@ -204,6 +204,7 @@ def explain(
     *,
     timed_out: bool = False,
     stuck: str | None = None,
+    outside: str | None = None,
     interrupted: bool = False,
 ) -> RankError | RankInterrupt:
     """Turn what is known of a stopped job's ranks into an error.
@@ -212,10 +213,11 @@ def explain(
         timeout: the job's deadline in seconds.
         timed_out: whether that is why it was stopped.
         stuck: the sentence of `diagnose.deadlock`, if that is why.
+        outside: a sentence on what has ended it from outside: a cluster, say.
         interrupted: whether the learner did it.
     """
     states = [_without_what_is_over(state) for state in states]
-    causes = set() if interrupted or timed_out or stuck else _causes(states)
+    causes = set() if interrupted or timed_out or stuck or outside else _causes(states)
     disagree = diagnose.disagreement(states, pending_only=True)
     if interrupted:
         headline, because = f"{label} was interrupted.", "was stopped"
@@ -225,6 +227,8 @@ def explain(
         )
         headline = f"{label} was stopped: it had not finished after timeout={timeout:g} s. {why}"
         because = "was running"
+    elif outside:
+        headline, because = f"{label} was stopped from outside. {outside}", "was running"
     elif stuck:
         headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:
@@ -264,6 +268,8 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
         told = ended_in_words(state) + (f" in {waits}" if waits and state.status == -signal.SIGABRT else "")
     elif state.phase == "finished":
         told, place, line = "had finished", "", ""
+    elif state.error and because == "was running":  # what ended the job has reached it first
+        told = f"raised {error_in_words(state.error)}"
     elif state.silent:
         told = state.silent
     elif waits:

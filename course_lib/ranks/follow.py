@@ -29,6 +29,9 @@ def to_their_end(group: Group, left: Callable[[], float], show) -> dict | None:
             return {}
         if all(state.phase == "finished" for state in group.states):
             return None
+        if group.disturbed:
+            group.ask_and_wait()
+            return {"outside": group.why()}
         if flood := _flood(group):
             group.ask_and_wait()
             return {"stuck": flood}
@@ -40,7 +43,7 @@ def to_their_end(group: Group, left: Callable[[], float], show) -> dict | None:
             while group.unfinished and time.monotonic() < end:
                 group.listen(0.05)
             group.ask_and_wait()
-            return {}
+            return {"outside": why} if (why := group.why()) else {}
         now = time.monotonic()
         if left() <= 0:
             group.ask_and_wait()

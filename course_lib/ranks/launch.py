@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -21,7 +22,7 @@ from course_lib.ranks.fork_server import ENDS, pair, the_server
 from course_lib.ranks.server import MAX_RANKS
 from course_lib.roles import ranks_in_words
 
-__all__ = ["Group", "RankState"]
+__all__ = ["Group", "RankState", "Starter"]
 
 END_TIMEOUT_S = 5.0  # how long killed ranks may take to be gone
 ANSWER_S = 2.0  # how long a rank that is asked where it is may take, on a busy machine
@@ -73,10 +74,28 @@ class RankState:
         return [f"{role}, {place}" for role, place in zip(self.roles, places)] if self.roles else places
 
 
+class Starter(Protocol):
+    """What starts the ranks of a Group: the fork server, or a courier to a cluster."""
+
+    def difference(self) -> dict: ...
+
+    def hand_over(self, files: list) -> None: ...
+
+
 class Group:
     """The ranks of one job, from launch to the last process's end. Closing it leaves no process behind."""
 
-    def __init__(self, request: dict, content: dict, roles: Sequence[str] = ()):
+    disturbed = False  # whether something from outside is about to end it; `why` tells what
+    hardware = ""  # in words, where it is known only once the ranks run
+
+    def __init__(
+        self,
+        request: dict,
+        content: dict,
+        roles: Sequence[str] = (),
+        server: "Starter | None" = None,
+        directory: Path | None = None,
+    ):
         """Start the ranks.
 
         Args:
@@ -86,19 +105,21 @@ class Group:
                 without a name, which nobody else can open and nobody has to remove; of the environment, only
                 what the fork server does not have already.
             roles: of the ranks, for who tells of them.
+            server: what starts them; the fork server if None.
+            directory: the job's private one; one in the folder for temporary files if None.
 
         Errors: OSError if the system refuses a process, a descriptor, or room for temporary files.
         """
         self.states: list[RankState] = []
         self.failed: OSError | RuntimeError | None = None  # why the supervisor could not do its work
-        server = the_server()
+        server = server or the_server()
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             file = theirs.enter_context(tempfile.TemporaryFile())
             pickle.dump(content | server.difference(), file)
             file.flush()
             pairs = [pair(ours, theirs) for _ in range(1 + request["ranks"])]
             self._selector = ours.enter_context(selectors.DefaultSelector())
-            self.directory = folder.new_path()
+            self.directory = directory or folder.new_path()
             (self._job, job_there), *channels = pairs
             server.hand_over([job_there, file, *(there for _, there in channels)])
             ours.pop_all()
@@ -146,6 +167,11 @@ class Group:
         for rank, channel in enumerate(channels):
             channel.setblocking(False)
             self._selector.register(channel, selectors.EVENT_READ, rank)
+
+    @property
+    def waits(self) -> str:
+        """What it does, in words, before its ranks run: that time is not the job's own."""
+        return ""
 
     @property
     def supervised(self) -> bool:
@@ -204,6 +230,10 @@ class Group:
         self.dump(mute)
         for state in mute:
             state.silent = _why_silent(state)
+
+    def why(self) -> str:
+        """Why ranks have failed, in a sentence, if it was from outside and is known; "" if not."""
+        return ""
 
     def dump(self, states: list[RankState]) -> None:
         """Have the threads of these ranks dumped by the operating system's signal, into their `stack`."""

@@ -19,7 +19,6 @@ from course_lib.ranks import (
     follow,
     fork_server,
     imports,
-    network,
     output,
     sending,
     settings,
@@ -85,7 +84,13 @@ class _OneJob:
         self.label, self._roles = options.label, roles_of(fn)
         self._timeout = TIMEOUT_S if options.timeout is None else options.timeout
         self._patience = follow.PATIENCE if options.timeout is None or not of_learner else 0
-        self._placement = devices.place(options.ranks, options.backend if on is None else "gloo")
+        if on is not None and not on.here:
+            self._patience = 0  # who waits for a core there is not known here
+        self._placement = (
+            devices.place(options.ranks, options.backend)
+            if on is None
+            else on.placement(options.ranks, options.backend)
+        )
         call = _pack(fn, args, kwargs, self.label)
         self._content = {
             "call": call,
@@ -100,10 +105,12 @@ class _OneJob:
             "timeout": (1 + self._patience) * self._timeout,
             "attempt": 0,
             "restarts": options.restarts,
-            "interface": devices.loopback() if on is None else network.INTERFACE,
-            "plan": None if on is None else on.plan(),
-            "hosts": [] if on is None else on.of_ranks(options.ranks),
+            "interface": devices.loopback(),
+            "plan": None,
+            "hosts": [],
         }
+        if on is not None:
+            self._request |= on.request(options.ranks, options.backend, self._timeout, self.label)
         # the learner may call this while an error of their own is being handled
         self._outside = sys.exc_info()[1]
         self.started = False
@@ -111,14 +118,22 @@ class _OneJob:
     def start(self, show) -> None:
         """Start the ranks of the first attempt. Errors: OSError if this machine has no room for them."""
         try:
-            _wait_for_server(self.label, show)
+            if not self._request.get("slurm"):
+                _wait_for_server(self.label, show)
             self._begin, self._attempts = time.monotonic(), Attempts(self._options)
             with _no_second_interrupt(self._outside):
-                self.group = Group(self._request, self._content, self._roles)
+                self.group = self._new_group()
                 self.started = True
         except OSError as error:
             raise budget.refusal(error, self._options.ranks, self.label) from None
         self._deadline = time.monotonic() + self._timeout
+
+    def _new_group(self) -> Group:
+        if not self._request.get("slurm"):
+            return Group(self._request, self._content, self._roles)
+        from course_lib.ranks.slurm.group import SlurmGroup  # here: only for who has a cluster
+
+        return SlurmGroup(self._request, self._content, self._roles)
 
     def attempt(self, show) -> dict | None:
         """Follow the ranks until all have returned (None), or the attempt has failed: why, as `explain` takes
@@ -129,6 +144,8 @@ class _OneJob:
     def start_again(self, stopped: dict, again) -> None:
         """After a failure, start the ranks of the next attempt. Errors: what to say if there is none."""
         group = self.group
+        if group.failed and self._request.get("slurm"):
+            raise RuntimeError(f"Slurm did not take {self.label}: {str(group.failed).rstrip('.')}.")
         if group.failed:
             raise budget.refusal(group.failed, self._options.ranks, self.label)
         printed = self._kept()
@@ -173,6 +190,8 @@ class _OneJob:
             self.group.ask_and_wait()
             printed = self._kept()
         stop = explain(self.group.states, printed, self.label, self._timeout, interrupted=True)
+        if waits := self.group.waits:
+            stop = stop.after(f"It did not run yet: it {waits}.", ())
         return remember(self._attempts.tell(stop))
 
     def close(self) -> None:
@@ -189,22 +208,30 @@ class _OneJob:
             len(states),
             placement.backend,
             "cuda" if placement.devices[0] != "cpu" else "cpu",
-            placement.hardware if on is None else f"{on.in_words()}; {placement.hardware}",
+            placement.hardware
+            if on is None
+            else f"{on.in_words()}; {self.group.hardware or placement.hardware}",
             self._seconds,
             [_unpack(state.result, state.rank) for state in states],
             self._output,
-            *_gather(states, {} if on is None else on.absent()),
+            *_gather(states, {} if on is None else on.absent(), on is None or on.here),
             self._roles,
             self._attempts.past if self._options.restarts else [],
         )
 
     def _left(self) -> float:
+        if self.group.waits:
+            self._begin = time.monotonic()
+            self._deadline = self._begin + self._timeout
         seconds = self._deadline - time.monotonic()
         if seconds > 0 or not self._patience:
             return seconds
         return seconds + follow.starved(self.group.states, self._timeout)
 
     def _show(self, show) -> None:
+        if waits := self.group.waits:
+            show(waits, None, tuple)
+            return
         used = self._timeout - self._deadline + time.monotonic()
         doing, fraction = follow.progress(self.group.states, used, self._timeout)
         show(self._attempts.doing() + doing, fraction, lambda: self._printed(False, output.LIVE_BYTES))
@@ -296,11 +323,18 @@ def _no_second_interrupt(outside: BaseException | None):
         raise KeyboardInterrupt
 
 
-def _gather(states, absent: dict[str, str]) -> tuple[dict, dict]:
+def _gather(states, absent: dict[str, str], one_clock: bool = True) -> tuple[dict, dict]:
     """One ledger from the ranks' records: absent layers (those that are given, and more), and rows with their
     rank, times counted from the first rank's traced step.
+
+    one_clock: all ranks ran on one machine; else their times are compared by the time of day.
     """
-    begins = [state.records["traced_at"] for state in states if state.records.get("traced_at") is not None]
+    ahead_s = {state.rank: 0.0 if one_clock else state.records["clock_s"] for state in states}
+    begins = [
+        state.records["traced_at"] + ahead_s[state.rank]
+        for state in states
+        if state.records.get("traced_at") is not None
+    ]
     zero = min(begins, default=0.0)
     records: dict[str, list] = {name: [] for name in COLUMNS}
     for state in states:
@@ -309,7 +343,7 @@ def _gather(states, absent: dict[str, str]) -> tuple[dict, dict]:
             for row in state.records[name]:
                 row = {"rank": state.rank, **row} if "rank" in COLUMNS[name] else dict(row)
                 if "start_s" in row:
-                    row["start_s"] -= zero
+                    row["start_s"] += ahead_s[state.rank] - zero
                 rows.append(row)
     for name in ("seconds", "threads"):  # of the function, one for each rank
         records[name] = [state.records[name] for state in states]

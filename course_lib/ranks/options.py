@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from course_lib.arguments import instance, number, one_of, whole
-from course_lib.hosts import Linked
+from course_lib.hosts import Linked, Slurm
 from course_lib.ranks import budget, devices, worker
 from course_lib.ranks.errors import RankWarning
 from course_lib.ranks.server import MAX_RANKS
@@ -37,7 +37,7 @@ class Options:
     label: str
     restarts: int = 0
     min_ranks: int | None = None
-    on: Linked | None = None
+    on: Linked | Slurm | None = None
 
     @classmethod
     def checked(
@@ -50,7 +50,7 @@ class Options:
         label: str | None = None,
         restarts: int = 0,
         min_ranks: int | None = None,
-        on: Linked | None = None,
+        on: Linked | Slurm | None = None,
     ) -> "Options":
         """Make the options of a job of `fn`, once it is sure that it can run here; without a label it gets
         the function's name. A RankWarning points to the line that called `run` where the job will be slow.
@@ -108,8 +108,16 @@ class Options:
                     " Leave min_ranks out."
                 )
         if on is not None:
-            instance("on", on, Linked, "as in on=hosts.Linked(2, mbit=200)").checked(ranks, backend)
-        warning = budget.look(ranks, threads, budget.Machine.here())
+            if not isinstance(on, Slurm):
+                instance("on", on, Linked, "as in on=hosts.Linked(2, mbit=200)")
+            on.checked(ranks, backend)
+            if restarts and not on.here:
+                raise ValueError(
+                    f"restarts={restarts}: a job on Slurm does not start again by itself, as its nodes may"
+                    " be lost with it; leave restarts out, save checkpoints, and run it again."
+                )
+        here = on is None or on.here
+        warning = budget.look(ranks, threads, budget.Machine.here()) if here else None
         if warning:
             warnings.warn(warning, RankWarning, stacklevel=3)
         return cls(ranks, backend, timeout, threads, label or label_of(fn), restarts, min_ranks, on)

@@ -18,7 +18,6 @@ and the kernel removes the directory.
 """
 
 import contextlib
-import ctypes
 import errno
 import gc
 import importlib
@@ -29,14 +28,22 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 import weakref
 
-import psutil
-
 from course_lib.ranks import folder, network, pages
+from course_lib.ranks.children import (
+    adopt_orphans,
+    become_rank,
+    die_with_parent,
+    end_all,
+    kill_group,
+    live_without_parent,
+    own_group,
+    run_to_exit,
+    send_signal,
+)
 
-__all__ = ["main", "MAX_RANKS"]
+__all__ = ["main", "preload", "MAX_RANKS"]
 
 PRELOAD = (
     "cloudpickle",
@@ -59,31 +66,14 @@ PRELOAD = (
     "course_lib.check.on_rank",
 )
 MAX_RANKS = 128  # file descriptors that fit into one message
-# how long a killed process may take to be gone, and a resource tracker to do its work
-KILLED_END_S, TRACKER_END_S = 5.0, 1.0
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_libc = ctypes.CDLL(None)  # opened once, here: what a rank opens itself it cannot share
 
 
 def main() -> None:
     """Serve requests from the kernel until it closes its end. One request: one message that carries the
     sockets of one job.
     """
-    control, environ = socket.socket(fileno=int(sys.argv[1])), dict(os.environ)
-    for name in PRELOAD:
-        importlib.import_module(name)
-    importlib.import_module("course_lib.torch_internals").preload()
-    os.environ.clear()
-    # a library may have added to it, and the kernel tells ranks only what differs from what it gave
-    os.environ.update(environ)
-    with contextlib.suppress(OSError):
-        folder.sweep(tempfile.gettempdir())
-    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        # what the libraries here would clear away at their end is no work for each rank
-        finalizer.atexit = False
-    gc.collect()
-    # what is here now is never collected: ranks don't dirty shared pages
-    gc.freeze()
+    control = socket.socket(fileno=int(sys.argv[1]))
+    preload()
     pages.enlarge()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the Interrupt button is the kernel's business
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are reaped by the system
@@ -95,12 +85,34 @@ def main() -> None:
             return
         if child == 0:
             os.close(taken_r)
-            _run_to_exit(_wait_for_job, control, taken_w)
+            run_to_exit(_wait_for_job, control, taken_w)
         os.close(taken_w)
         taken = os.read(taken_r, 1)
         os.close(taken_r)
         if not taken:  # the kernel has closed its end
             return
+
+
+def preload(ranks: int = MAX_RANKS) -> None:
+    """Import what `ranks` ranks need, once, before they are forked; the environment stays as it is. For a
+    rank that is alone, what only some functions need would be no gain.
+    """
+    environ = dict(os.environ)
+    for name in PRELOAD if ranks > 1 else ("course_lib.ranks.worker",):
+        importlib.import_module(name)
+    if ranks > 1:
+        importlib.import_module("course_lib.torch_internals").preload()
+    os.environ.clear()
+    # a library may have added to it, and the kernel tells ranks only what differs from what it gave
+    os.environ.update(environ)
+    with contextlib.suppress(OSError):
+        folder.sweep(tempfile.gettempdir())
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        # what the libraries here would clear away at their end is no work for each rank
+        finalizer.atexit = False
+    gc.collect()
+    # what is here now is never collected: ranks don't dirty shared pages
+    gc.freeze()
 
 
 def _fork(control: socket.socket) -> int | None:
@@ -123,30 +135,18 @@ def _fork(control: socket.socket) -> int | None:
 
 def _wait_for_job(control: socket.socket, taken: int) -> None:
     """Take the next request, tell server and kernel that it is taken, and supervise the job."""
-    _die_with_parent()
+    die_with_parent()
     request, descriptors, _, _ = socket.recv_fds(control, 1, MAX_RANKS + 2)
     if not request:
         return
     # the server ends with the kernel, and there is still a job to clean up
-    _live_without_parent()
+    live_without_parent()
     control.sendall(b"A")
     control.close()
     os.write(taken, b"T")
     os.close(taken)
     if descriptors:
         _supervise(socket.socket(fileno=descriptors[0]), descriptors[1:])
-
-
-def _run_to_exit(function, *args) -> None:
-    """Call `function` in a forked child and never return into the parent's code."""
-    code = 1
-    try:
-        function(*args)
-        code = 0
-    except BaseException:  # the child must not fall back into the server's loop
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(code)
 
 
 def _supervise(job: socket.socket, descriptors: list[int]) -> None:
@@ -165,7 +165,7 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
         os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_w)
-    _adopt_orphans()
+    adopt_orphans()
     try:
         if len(descriptors) != 1 + request["ranks"]:  # what this process may not open is cut off
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -176,13 +176,13 @@ def _supervise(job: socket.socket, descriptors: list[int]) -> None:
             _fork_ranks(request, ranks, content, channels, (wake_r, wake_w, job.fileno()), places)
             _send_line(job, {"pids": {rank: pid for pid, rank in ranks.items()}})
             kernel_listens = _watch(job, ranks, wake_r)
-            _end_children()
+            end_all()
             request, channels = _next_attempt(job, directory) if kernel_listens else ({}, [])
     except Exception as error:
         _send_line(job, {"failed": str(error), "errno": getattr(error, "errno", None)})
     finally:
-        _signal(ranks, signal.SIGKILL)
-        _end_children()
+        send_signal(ranks, signal.SIGKILL)
+        end_all()
         folder.remove(directory)
         if lock >= 0:
             os.close(lock)
@@ -220,8 +220,8 @@ def _fork_ranks(
             signal.set_wakeup_fd(-1)
             for other in (*not_theirs, *(c for c in channels if c != channel)):
                 os.close(other)
-            _run_to_exit(_become_rank, request, rank, channel, content, places)
-        _own_group(pid)
+            run_to_exit(become_rank, request, rank, channel, content, places)
+        own_group(pid)
         ranks[pid] = rank
     for channel in channels:
         os.close(channel)
@@ -239,13 +239,13 @@ def _watch(job: socket.socket, ranks: dict[int, int], wake_r: int) -> bool:
             order = _read_line(job)
             if order == "":  # the kernel has closed the job, or is gone
                 listening = False
-            _signal(ranks, signal.SIGUSR1 if order == "dump" else signal.SIGKILL)
+            send_signal(ranks, signal.SIGUSR1 if order == "dump" else signal.SIGKILL)
         if wake_r in ready:
             os.read(wake_r, 4096)
         while ranks and (ended := os.wait4(-1, os.WNOHANG))[0]:
             pid, status, usage = ended
             if pid in ranks:  # else a process that a rank had left behind
-                _kill_group(pid)
+                kill_group(pid)
                 _send_line(
                     job,
                     {
@@ -255,97 +255,6 @@ def _watch(job: socket.socket, ranks: dict[int, int], wake_r: int) -> bool:
                     },
                 )
     return listening
-
-
-def _become_rank(request: dict, rank: int, channel: int, content: int, places: list[list[int]]) -> None:
-    _own_group(0)
-    _die_with_parent()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if places:
-        network.enter(places[request["hosts"][rank]])
-        for namespace in sum(places, []):
-            os.close(namespace)
-    output = os.open(
-        os.path.join(request["directory"], f"rank{rank}.out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
-    )
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
-    os.close(nothing)
-    from course_lib.ranks import worker
-
-    worker.work(request, rank, socket.socket(fileno=channel), content)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        parent = os.getppid()
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
-
-
-def _live_without_parent() -> None:
-    if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, 0)
-
-
-def _adopt_orphans() -> None:
-    """Become the parent of what a rank leaves behind, also of what has a session of its own (setsid)."""
-    if sys.platform == "linux":
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _end_children() -> None:
-    """Kill and reap children until there is none: a killed one may have had children, which are ours then.
-
-    A child that is not reaped keeps its process id, and nobody else reaps here, so that no stranger is hit.
-    Python's resource tracker, which removes shared memory when the last process that used it has ended, is
-    given time to do so.
-    """
-    begin = time.monotonic()
-    while (seconds := time.monotonic() - begin) < KILLED_END_S:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:  # no child is left
-            return
-        for child in psutil.Process().children():
-            with contextlib.suppress(OSError, psutil.Error):
-                if seconds > TRACKER_END_S or not any("resource_tracker" in word for word in child.cmdline()):
-                    os.kill(child.pid, signal.SIGKILL)
-        time.sleep(0.005)
-
-
-def _own_group(pid: int) -> None:
-    """Give a rank a process group of its own, so that what it starts can be ended with it (both sides ask: no
-    race).
-    """
-    try:
-        os.setpgid(pid, pid)
-    except OSError:
-        pass
-
-
-def _signal(pids, number: int) -> None:
-    """Signal ranks, none of which has been reaped."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        if number == signal.SIGKILL:
-            _kill_group(pid)
-
-
-def _kill_group(pid: int) -> None:
-    """End what a rank has started where it doesn't come to us when the rank ends; of a session of its own, we
-    know nothing there.
-    """
-    if sys.platform != "linux":
-        # PermissionError: a group that has just ended
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
 
 
 def _read_line(sock: socket.socket) -> str:

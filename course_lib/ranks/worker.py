@@ -49,8 +49,9 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
 
     Args:
         request: what the kernel asked for: directory, ranks, backend, devices, threads, timeout, attempt (0
-            for the first), restarts (how many there may be); interface, by which ranks are reached; hosts, on
-            linked hosts the number of each rank's.
+            for the first), restarts (how many there may be); interface, by which ranks are reached ("":
+            they find it themselves); hosts, of several the number of each rank's; plan, of linked ones;
+            slurm, of nodes of a cluster.
         rank: this process's rank, 0 to ranks - 1.
         channel: stream to the kernel; carries messages (`send`), and from the kernel "?" (where are you?) and
             "." (all ranks have returned).
@@ -92,8 +93,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         # all have joined: a rank that fails at once does not break another's connecting
         meet("started", request["timeout"])
         kernel.send("started", psutil.Process().memory_info().rss)
-        if hosts := request["hosts"]:
-            link.found(hosts[rank])
+        if request["plan"]:
+            link.found(request["hosts"][rank])
         ledger = measure.start_ledger(
             lambda *step: kernel.send("step", *step),
             meet,
@@ -113,6 +114,7 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
                     "seconds": seconds,
                     "threads": torch.get_num_threads(),
                     "settings": settings.here(),
+                    "clock_s": time.time() - time.perf_counter(),  # how to compare times of several machines
                 },
                 where.collectives(),
             )
@@ -236,12 +238,19 @@ def _join(request: dict, rank: int) -> dist.Store:
         TORCHELASTIC_RESTART_COUNT=str(request["attempt"]),
         TORCHELASTIC_MAX_RESTARTS=str(request["restarts"]),
     )
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request["interface"]
+    if request["interface"]:
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request["interface"]
     torch.set_num_threads(request["threads"])
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
         torch.set_default_device(device)
-    store = dist.FileStore(os.path.join(request["directory"], "rendezvous"), ranks)
+    store: dist.Store
+    if request.get("slurm"):
+        from course_lib.ranks.slurm import meeting
+
+        store = meeting.store(request, rank)
+    else:
+        store = dist.FileStore(os.path.join(request["directory"], "rendezvous"), ranks)
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if request["backend"] == "nccl" else "gloo",
         store=store,

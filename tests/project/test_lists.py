@@ -44,21 +44,29 @@ def imported(folder: Path) -> set[str]:
     return found - {"course-lib"}
 
 
-def declared() -> tuple[set[str], set[str]]:
-    """What the library needs, and what the tests need beside it."""
+def declared() -> tuple[set[str], set[str], set[str]]:
+    """What the library needs, what it needs for clusters, and what the tests need beside it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lists = project["dependencies"], project["optional-dependencies"]["test"]
-    needed, for_tests = ({canonicalize_name(Requirement(line).name) for line in lines} for lines in lists)
-    return needed, for_tests
+    extras = project["optional-dependencies"]
+    lists = project["dependencies"], extras["cluster"], extras["test"]
+    needed, for_clusters, for_tests = (
+        {canonicalize_name(Requirement(line).name) for line in lines} for lines in lists
+    )
+    return needed, for_clusters, for_tests
 
 
 def test_what_is_declared_is_used_and_what_is_used_is_declared():
-    needed, for_tests = declared()
+    needed, for_clusters, for_tests = declared()
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     tools = {name for name, words in TOOLS.items() if words in makefile}
     by_library, by_tests = imported(LIBRARY), imported(ROOT / "tests")
-    assert by_library <= needed, "the library imports what pyproject.toml does not name"
-    assert by_tests <= needed | for_tests, "tests import what pyproject.toml does not name"
+    assert by_library <= needed | for_clusters, "the library imports what pyproject.toml does not name"
+    assert by_tests <= needed | for_tests | for_clusters, "tests import what pyproject.toml does not name"
+    for name in for_clusters:  # it may not be installed here
+        users = [
+            path for path in LIBRARY.rglob("*.py") if f"import {name}" in path.read_text(encoding="utf-8")
+        ]
+        assert [path.parent.name for path in users] == ["slurm"], "only who has a cluster loads this"
     assert needed <= by_library | tools, "nothing in the library uses this"
     assert for_tests <= by_tests | tools, "no test uses this"
 
