@@ -9,6 +9,7 @@ from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import nbformat
 import pytest
 from chapter_code import code_of_notebooks
 from conftest import SLOW
