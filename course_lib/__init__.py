@@ -31,7 +31,7 @@ _HOMES = {
     "predict": "learner.predictions",
     "where_i_stand": "learner.standing",
 }
-_MODULES = ("measure", "plots", "theory", "models", "datasets", "mini", "check")
+_MODULES = ("measure", "plots", "theory", "models", "datasets", "mini", "check", "plan")
 
 __all__ = [*_HOMES, *_MODULES]
 

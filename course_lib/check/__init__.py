@@ -55,6 +55,7 @@ _CHECKS = {
     "long_context": ("softmax_merge", "window_ring", "packed_documents", "ulysses_few_heads"),
     "experts": ("tokens_once", "room_by_weight", "balance_over_ranks", "expert_gradients"),
     "hybrid": ("data_pipeline", "gradient_norm", "fastest_layout"),
+    "choosing_a_strategy": ("forward_counts", "link_of_measurements", "bytes_by_axis"),
 }
 _TOOLS = {"judge": ("Judge", "exercise", "demands"), "verdict": ("Printed", "Note", "Verdict", "Demands")}
 _HOMES = {name: module for module, names in (_CHECKS | _TOOLS).items() for name in names}
