@@ -120,8 +120,8 @@ def forward_counts(judge: Judge, answer: Callable) -> None:
     hints = {
         "params": "Does a weight that two layers share count twice, or a frozen one not at all?",
         "products": "Does a layer that works twice count once? Is it of one sample, and not of all?",
-        "kept_bytes": "Do parameters count, or one memory twice? A view has its own address, and the memory of"
-        " another. Is it of one sample?",
+        "kept_bytes": "Do parameters count, or one memory twice? A view lies in the memory of another tensor."
+        " Is it of one sample?",
     }
     (cases,) = judge.run(counted, answer, judge.seed, ranks=1).results
     for case in cases:
@@ -195,7 +195,7 @@ def link_of_measurements(judge: Judge, answer: Callable) -> None:
         worst = max(range(2), key=lambda i: abs(errors[i]))
         if abs(errors[worst]) > within and not any(missed.values()):
             name = ("alpha_s", "beta_s")[worst]
-            told = f"{given[0]} on {given[1]} ranks: {name} is {wanted[worst]:.3g}, and you say {found[worst]:.3g}."
+            told = f"{given[0]} on {given[1]} ranks: {name} is {wanted[worst]:.3g}, not {found[worst]:.3g}."
             missed[key] = told + _why(given, wanted, found, key)
     for key in missed:
         if not any(list(missed.values())[: list(missed).index(key)]):

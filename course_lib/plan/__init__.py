@@ -2,9 +2,9 @@
 ranking with reasons. `python -m course_lib.plan model.yaml machine.yaml`
 
     model = plan.describe(module, images)       # or a file, or plan.transformer(layers=96, ...)
-    machine = plan.calibrate()                  # measured on this machine, in about a minute
+    machine = plan.calibrate(ranks=(1, 2))      # measured on this machine, in about half a minute
     plan.cost(plan.Plan("DDP", dp=2), model, machine).seconds
-    plan.ranked(model, machine, ranks=(1, 2, 4))
+    print(plan.table(plan.ranked(model, machine, plan.here((1, 2)))))
 
 Costs and rankings are arithmetic on plain data and load no torch; measuring and running do.
 
@@ -36,9 +36,16 @@ _HOMES = {
     "ranked": "ranking",
     "describe": "reading",
     "calibrate": "calibration",
-    "step_time": "trials",
+    "run_plan": "trials",
     "peak": "trials",
+    "moments_of": "moments",
+    "here": "ranking",
+    "layouts": "ranking",
+    "table": "ranking",
     "transformer": "clusters",
+    "A100": "clusters",
+    "H100": "clusters",
+    "published_rows": "clusters",
     "read": "files",
 }
 

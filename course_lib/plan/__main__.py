@@ -1,16 +1,16 @@
 """The calculator: python -m course_lib.plan model.yaml machine.yaml [--ranks 1024] [--best 5]
 
-Prints the best plans with their reasons. Without --ranks: the trainings of course_lib.demo on 1, 2 and 4 ranks
-for a machine that was measured, and else 8 ranks.
+Prints the best plans with their reasons. Without --ranks: for a machine that was measured the trainings of
+course_lib.demo on 1, 2 and 4 ranks, and else 8 ranks.
 """
 
 import argparse
 import sys
 
 from course_lib.plan.files import read
-from course_lib.plan.ranking import Ranked, here, layouts, ranked
+from course_lib.plan.ranking import here, layouts, ranked, table
 
-__all__ = ["main", "table"]
+__all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,25 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{model.name}: {model.numel:,} parameters, batch {model.batch}; {machine.name}")
     print(table(found[: options.best]) if found else "No plan can deal out this batch and these layers.")
     return 0
-
-
-def table(found: list[Ranked]) -> str:
-    """One line for each plan: its mesh, seconds of a step, the most memory, bytes sent, the reason."""
-    lines = [f"{'plan':28} {'dp':>4} {'tp':>3} {'pp':>3} {'m':>4} {'step':>9} {'memory':>9} {'sent':>9}"]
-    for its in found:
-        plan, cost = its.plan, its.cost
-        sizes = f"{plan.dp:4} {plan.tp:3} {plan.pp:3} {plan.microbatches:4}"
-        numbers = _unit(cost.step_s, "s"), _unit(cost.peak_bytes, "B"), _unit(sum(cost.sent.values()), "B")
-        name = plan.way + ", recompute" * plan.recompute
-        lines.append(f"{name:28} {sizes} {' '.join(f'{one:>9}' for one in numbers)}  {its.reason}")
-    return "\n".join(lines)
-
-
-def _unit(value: float, unit: str) -> str:
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m")):
-        if value >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:.2g} {unit}"
 
 
 if __name__ == "__main__":

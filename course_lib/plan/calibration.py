@@ -26,8 +26,8 @@ SIZES = (2**12, 2**20)  # bytes of messages
 OPS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
 
 
-def calibrate(ranks: Sequence[int] = (1, 2, 4), ways: Sequence[str] | None = None) -> Machine:
-    """Measure this machine, with so many ranks at work; takes about a minute.
+def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machine:
+    """Measure this machine with so many ranks at work, (1, 2) say; for each number it takes some 15 seconds.
 
     Products per second of one rank while all are busy; for each collective, in groups of all ranks and of
     two, alpha and beta of a ring; the optimizer; and for each way to train, a step of a network with next to
@@ -38,11 +38,12 @@ def calibrate(ranks: Sequence[int] = (1, 2, 4), ways: Sequence[str] | None = Non
     """
     from course_lib.plan.costs import cost
     from course_lib.plan.reading import describe
-    from course_lib.plan.trials import FEW, THIN, MLP
+    from course_lib.plan.trials import FEW, MLP, THIN
 
     counts = listed("ranks", ranks, "numbers of ranks, from 1 to 8", lambda n: type(n) is int and 1 <= n <= 8)
-    for way in ways if ways is not None else ():
-        one_of("way", way, tuple(WAYS))
+    if ways is not None:
+        for way in listed("ways", ways, "names in WAYS"):
+            one_of("way", way, tuple(WAYS))
     rates, numel_s, update_s, links = {}, {}, {}, []
     for n in counts:
         rates[n], numel_s[n], update_s[n] = _computing(run_quietly(_layers, ranks=n, timeout=300).results)

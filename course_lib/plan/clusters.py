@@ -7,7 +7,7 @@ from course_lib import theory
 from course_lib.arguments import instance, number, whole
 from course_lib.plan.costs import cost
 from course_lib.plan.facts import Layer, Link, Machine, Model, Plan
-from course_lib.plan.moments import held
+from course_lib.plan.moments import states_of
 
 __all__ = ["transformer", "A100", "H100", "Row", "published_rows"]
 
@@ -37,8 +37,8 @@ def transformer(
     flash: bool = False,
     name: str = "transformer",
 ) -> Model:
-    """A GPT in mixed precision. A sample is a sequence; a layer is a block, with its part of the embedding and
-    of the head, which are dealt out evenly.
+    """A GPT in mixed precision. A sample is a sequence, a layer a block, with its part of the embedding and
+    of the head: they are dealt out evenly.
 
     Args:
         batch: sequences of a step.
@@ -118,7 +118,7 @@ def published_rows(efficiencies: dict[str, float] | None = None) -> Iterator[Row
         model = Model("", (Layer("all", ((round(row["model"] * 1e9),),), 0, 0, 0),), 1024, precision="mixed")
         for stage in (1, 3):
             plan = Plan(f"ZeRO-{stage}", dp=row["devices"])
-            gb = sum(held(plan, model).values()) / 1e9
+            gb = sum(states_of(plan, model).values()) / 1e9
             what = f"{row['model']:g} billion, stage {stage}, {row['devices']} ranks, GB"
             yield Row("ZeRO, table 1", what, row[f"stage_{stage}"], gb)
 

@@ -6,7 +6,7 @@ from course_lib import theory
 from course_lib.arguments import instance
 from course_lib.collectives import COLLECTIVES
 from course_lib.plan.facts import BYTES, Machine, Model, Plan
-from course_lib.plan.moments import held, moments, stages, numel_of
+from course_lib.plan.moments import moments_of, numel_of, stages, states_of
 from course_lib.plan.ways import WAYS
 
 __all__ = ["Cost", "cost"]
@@ -53,8 +53,8 @@ def cost(plan: Plan, model: Model, machine: Machine) -> Cost:
             f" {plan.microbatches} micro-batches."
         )
     worst = [
-        max(moments(plan, model, stage * plan.tp), key=lambda moment: sum(moment[1].values()))
-        for stage in range(plan.pp)
+        max(moments_of(plan, model, stage * plan.tp), key=lambda moment: sum(moment[1].values()))
+        for stage in (range(plan.pp) if plan.pp <= 4 else (0, plan.pp - 1))  # most are in flight on the first
     ]
     moment, memory = max(worst, key=lambda moment: sum(moment[1].values()))
     fits = sum(memory.values()) <= machine.memory_bytes
@@ -145,7 +145,7 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
         for op, size, group, calls in of_dp
     )
     dp_s = max(0.0, dp_s - way.hides * machine.overlap * (compute_s if plan.pp == 1 else compute_s / m))
-    states = held(plan, model)
+    states = states_of(plan, model)
     numel = states["optimizer_states"] / BYTES[model.precision][2]
     return {
         "compute": compute_s,

@@ -2,27 +2,32 @@
 No torch here.
 """
 
+import math
+from collections.abc import Iterable
+from itertools import accumulate
+
 from course_lib import theory
 from course_lib.arguments import instance, whole
 from course_lib.plan.facts import BYTES, Layer, Model, Plan
 from course_lib.plan.ways import WAYS
 
-__all__ = ["stages", "held", "moments"]
+__all__ = ["stages", "states_of", "moments_of", "numel_of"]
 
 
 def stages(model: Model, pp: int) -> list[tuple[Layer, ...]]:
     """The layers of each stage: a layer goes where the middle of its parameters falls, as in the demo."""
     dealt: list[list[Layer]] = [[] for _ in range(pp)]
-    before = 0
-    for layer in model.layers:
-        dealt[min(pp - 1, int(pp * (before + layer.numel / 2) / max(model.numel, 1)))].append(layer)
-        before += layer.numel
+    numels, before = [layer.numel for layer in model.layers], 0
+    whole_numel = max(sum(numels), 1)
+    for layer, numel in zip(model.layers, numels):
+        dealt[min(pp - 1, int(pp * (before + numel / 2) / whole_numel))].append(layer)
+        before += numel
     if not all(dealt):
         raise ValueError(f"pp={pp}: {model.name} has {len(model.layers)} layers, and a stage would get none.")
     return [tuple(its) for its in dealt]
 
 
-def held(plan: Plan, model: Model, rank: int = 0) -> dict[str, float]:
+def states_of(plan: Plan, model: Model, rank: int = 0) -> dict[str, float]:
     """Bytes of params, grads and optimizer_states that one rank holds between backward and the next step."""
     instance("plan", plan, Plan), instance("model", model, Model)
     if whole("rank", rank, least=0) >= plan.ranks:
@@ -37,6 +42,7 @@ def held(plan: Plan, model: Model, rank: int = 0) -> dict[str, float]:
     padded, own, tensors = full, full, sum(map(len, units))
     if way.stage and way.dealt == "flat":
         padded = own = sum(-(-numel_of(shapes) // n) for shapes in units if shapes)
+        full = n * padded  # parameters and gradients are views of it
         tensors = sum(map(bool, units))
     elif way.stage and way.dealt == "rows":
         rows = [shape for shapes in units for shape in shapes]
@@ -58,11 +64,11 @@ def held(plan: Plan, model: Model, rank: int = 0) -> dict[str, float]:
     }
 
 
-def moments(plan: Plan, model: Model, rank: int = 0) -> list[tuple[str, dict[str, float]]]:
-    """What one rank holds at each moment of a step, in bytes: a name, and bytes by category: those of `held`,
-    activations (with the gradients of some), and buffers (what is gathered, sent or copied at the moment).
+def moments_of(plan: Plan, model: Model, rank: int = 0) -> list[tuple[str, dict[str, float]]]:
+    """What one rank holds at each moment of a step: a name, and bytes by category. These are those of
+    `states_of`, activations (with their gradients), and buffers (what is gathered, sent or copied just then).
     """
-    states = held(plan, model, rank)
+    states = states_of(plan, model, rank)
     way, which = WAYS[plan.way], rank // plan.tp % plan.pp
     layers = stages(model, plan.pp)[which]
     of_param, of_grad, _ = BYTES[model.precision]
@@ -71,6 +77,7 @@ def moments(plan: Plan, model: Model, rank: int = 0) -> list[tuple[str, dict[str
     flight = theory.microbatches_in_flight("1f1b", which, plan.pp, plan.microbatches) if plan.pp > 1 else 1
     flight = flight + (plan.pp - which - 1) * (1 - 1 / plan.chunks) if plan.chunks > 1 else flight
     numel = [numel_of(layer.pieces(plan.tp)) for layer in layers]
+    numel_to, full = [*accumulate(numel)], sum(numel)
     largest = max((numel_of([s]) for layer in layers for s in layer.pieces(plan.tp)), default=0)
     kept = [samples * (its.kept_bytes + its.kept_cut_bytes / plan.tp) for its in layers]
     out = [samples * its.out_bytes / (plan.tp if its.cut == "column" else 1) for its in layers]
@@ -86,7 +93,7 @@ def moments(plan: Plan, model: Model, rank: int = 0) -> list[tuple[str, dict[str
     if plan.pp > 1:  # a message that came, and one that leaves
         inputs += 2 * samples * max(its[-1].out_bytes for its in stages(model, plan.pp)[:-1])
     if way.grads_stay and plan.microbatches > 1:  # gradients add up beside the buckets
-        inputs += of_grad * sum(numel)
+        inputs += of_grad * full
 
     def at(name: str, active: float, grads: float, params: float = 0, buffers: float = 0):
         return name, {
@@ -94,7 +101,7 @@ def moments(plan: Plan, model: Model, rank: int = 0) -> list[tuple[str, dict[str
             "grads": grads,
             "optimizer_states": states["optimizer_states"],
             "activations": others + active,
-            "buffers": inputs + buffers + way.flat_grads * of_grad * sum(numel),
+            "buffers": inputs + buffers + way.flat_grads * of_grad * full,
         }
 
     def params(layer: int) -> float:
@@ -102,46 +109,39 @@ def moments(plan: Plan, model: Model, rank: int = 0) -> list[tuple[str, dict[str
         if way.stage < 3:
             return 0
         if not way.layers_whole:
-            return of_param * sum(numel)
+            return of_param * full
         near = sorted(numel[max(0, layer - 1) : layer + 2], reverse=True)[: way.layers_whole]
         return of_param * (sum(near) + (max(near) if way.layers_whole > 1 else 0))
 
     def grads(layer: int, after: bool) -> tuple[float, float]:
         """In backward: of the layers behind, and what the layer at work takes besides."""
-        done, now = sum(numel[layer + 1 :]), numel[layer] if after else 0
+        done, now = full - numel_to[layer], numel[layer] if after else 0
         if way.stage >= 2:
-            share = states["grads"] / max(of_grad * sum(numel), 1)
+            share = states["grads"] / max(of_grad * full, 1)
             return of_grad * done * share, of_grad * now * (2 if way.dealt == "flat" else 1)
         if way.grads_stay or way.stage == 1 and way.dealt == "flat":
-            return of_grad * sum(numel), of_grad * now
+            return of_grad * full, of_grad * now
         if plan.microbatches > 1:
-            return of_grad * sum(numel), of_grad * now
+            return of_grad * full, of_grad * now
         return of_grad * (done + now), 0
 
     found = []
-    before = states["grads"] * (plan.microbatches > 1)
-    if way.grads_stay:
-        before = of_grad * sum(numel)
+    before = of_grad * full if way.grads_stay else states["grads"] * (plan.microbatches > 1)
+    up_to = [*accumulate(kept)]  # what the layers up to each keep
     for i in range(len(layers)):
-        active = sum(kept[: i + 1]) + at_work[i] + (i == last) * out[i]
+        active = up_to[i] + at_work[i] + (i == last) * out[i]
         found.append(at(f"forward of {layers[i].name}", active, before, params(i)))
     for i in reversed(range(len(layers))):
         its_grads, extra = grads(i, after=False)
-        active = sum(kept[: i + 1]) + at_work[i] + (1 + (i == last)) * out[i]
+        active = up_to[i] + at_work[i] + (1 + (i == last)) * out[i]
         found.append(at(f"backward of {layers[i].name}", active, its_grads, params(i), extra))
         its_grads, extra = grads(i, after=True)
-        active = sum(kept[:i]) + at_work[i] + (out[i - 1] if i else 0)
+        active = up_to[i] - kept[i] + at_work[i] + (out[i - 1] if i else 0)
         found.append(at(f"gradients of {layers[i].name}", active, its_grads, params(i), extra))
-    step = at("the optimizer", -others, states["grads"], 0, 2 * of_grad * min(largest, sum(numel)))
+    step = at("the optimizer", -others, states["grads"], 0, 2 * of_grad * min(largest, full))
     return [*found, step]
 
 
-def numel_of(shapes) -> int:
+def numel_of(shapes: Iterable[tuple[int, ...]]) -> int:
     """Elements of some tensors."""
-    total = 0
-    for shape in shapes:
-        product = 1
-        for size in shape:
-            product *= size
-        total += product
-    return total
+    return sum(map(math.prod, shapes))

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from course_lib.arguments import instance, listed
+from course_lib.arguments import instance, listed, whole
 from course_lib.plan.costs import Cost, cost
 from course_lib.plan.facts import Machine, Model, Plan
 from course_lib.plan.ways import WAYS
 
-__all__ = ["Ranked", "ranked", "here", "layouts"]
+__all__ = ["Ranked", "ranked", "here", "layouts", "table"]
 
 PARTS = {
     "compute": "its ranks share {cores} cores",
@@ -76,7 +76,7 @@ def _reason(its: Cost, best: Cost, machine: Machine) -> str:
 
 def here(ranks: Sequence[int] = (1, 2, 4)) -> list[Plan]:
     """The plans that course_lib.demo trains on so many ranks."""
-    listed("ranks", ranks, "numbers of ranks", lambda n: type(n) is int and n > 0)
+    listed("ranks", ranks, "numbers of ranks, up to 64", lambda n: type(n) is int and 0 < n <= 64)
     ways = [way for way in WAYS if way not in ("ZeRO-1", "ZeRO-3")]
     meshes = [(way, WAYS[way].mesh(n)) for n in ranks for way in ways if n > 1 or way == "one process"]
     return [Plan(way, **mesh) for way, mesh in meshes if mesh]
@@ -86,6 +86,7 @@ def layouts(ranks: int, model: Model, server: int = 8) -> list[Plan]:
     """Plans for a cluster: ZeRO stages 1 and 3 alone, and stage 1 with every tp up to a server's size, every
     pp that deals out the layers, every power of two as micro-batch, with and without recomputing.
     """
+    whole("ranks", ranks, most=2**20), instance("model", model, Model), whole("server", server)
     found = []
     for tp in (size for size in (1, 2, 4, 8) if size <= server and ranks % size == 0):
         for pp in range(1, min(len(model.layers), ranks // tp) + 1):
@@ -99,3 +100,23 @@ def layouts(ranks: int, model: Model, server: int = 8) -> list[Plan]:
                 ways = ("ZeRO-1", "ZeRO-3") if tp * pp == 1 else ("ZeRO-1",)
                 found += [Plan(way, recompute=again, **sizes) for way in ways for again in (False, True)]
     return found
+
+
+def table(found: list[Ranked]) -> str:
+    """One line for each plan: its mesh, seconds of a step, the most memory, bytes sent, the reason."""
+    found = listed("found", found, "what ranked returns", lambda its: isinstance(its, Ranked))
+    lines = [f"{'plan':28} {'dp':>4} {'tp':>3} {'pp':>3} {'m':>4} {'step':>9} {'memory':>9} {'sent':>9}"]
+    for its in found:
+        plan, cost = its.plan, its.cost
+        sizes = f"{plan.dp:4} {plan.tp:3} {plan.pp:3} {plan.microbatches:4}"
+        numbers = _unit(cost.step_s, "s"), _unit(cost.peak_bytes, "B"), _unit(sum(cost.sent.values()), "B")
+        name = plan.way + ", recompute" * plan.recompute
+        lines.append(f"{name:28} {sizes} {' '.join(f'{one:>9}' for one in numbers)}  {its.reason}")
+    return "\n".join(lines)
+
+
+def _unit(value: float, unit: str) -> str:
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m")):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.2g} {unit}"

@@ -1,8 +1,10 @@
 """Plans that run: the trainings of course_lib.demo, on this machine, measured."""
 
+import time
 from statistics import median
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,9 +14,10 @@ from course_lib.jobs import run_quietly
 from course_lib.measure.alive import Allocations
 from course_lib.models import MLP
 from course_lib.plan.facts import Plan
-from course_lib.record import Job, step_seconds
+from course_lib.plan.ways import WAYS
+from course_lib.record import Job
 
-__all__ = ["step_time", "peak", "run_plan", "one_of_demo"]
+__all__ = ["run_plan", "software_time", "peak", "one_of_demo"]
 
 THIN = (16, 16, 16, 16, 16, 16, 10)  # as many layers as the demo's network, with next to nothing in them
 FEW = 16  # samples
@@ -25,8 +28,6 @@ def one_of_demo(plan: Plan) -> demo.Strategy:
 
     Errors: ValueError where the demo has none, or not on this mesh.
     """
-    from course_lib.plan.ways import WAYS
-
     instance("plan", plan, Plan)
     found = [its for its in (demo.ONE_PROCESS, *demo.STRATEGIES) if its.name == plan.way]
     mesh = WAYS[plan.way].mesh(plan.ranks)
@@ -43,11 +44,6 @@ def run_plan(plan: Plan, epochs: int = 4) -> Job:
     )
 
 
-def step_time(plan: Plan, epochs: int = 4) -> float:
-    """Train the digits by a plan: the median seconds of a step."""
-    return float(step_seconds(run_plan(plan, epochs)).median())
-
-
 def software_time(plan: Plan, steps: int = 12) -> float:
     """Seconds of a step of a plan whose network has next to no numbers: what it takes in Python and to call.
     The median over the steps, of the slowest rank.
@@ -58,8 +54,8 @@ def software_time(plan: Plan, steps: int = 12) -> float:
 
 
 def peak(plan: Plan) -> list[int]:
-    """The most bytes of tensors that each rank has at any moment of a step, whoever holds them; rank by
-    rank. Measured in a run of its own, which is slow.
+    """The most bytes of tensors that a rank has at any moment of a step, whoever holds them: one number for
+    each rank. It is measured in a run of its own, which is slow.
     """
     return run_quietly(_peak, one_of_demo(plan), ranks=plan.ranks, label=str(plan), timeout=300).results
 
@@ -84,10 +80,6 @@ def _steps(strategy: demo.Strategy, network: nn.Module, samples: int, side: int 
 
 
 def _thin_steps(strategy: demo.Strategy, steps: int) -> list[float]:
-    import time
-
-    import torch.distributed as dist
-
     step, seconds = _steps(strategy, MLP(THIN), FEW, side=4), []
     for _ in range(steps + 2):
         dist.barrier()
