@@ -1,10 +1,11 @@
 """Published models and machines as data, and what their papers measured beside what `cost` says. No torch."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from course_lib import theory
-from course_lib.arguments import instance, number, whole
+from course_lib.arguments import instance, whole
 from course_lib.plan.costs import cost
 from course_lib.plan.facts import Layer, Link, Machine, Model, Plan
 from course_lib.plan.moments import states_of
@@ -89,29 +90,17 @@ class Row:
         return self.modelled / self.published - 1
 
 
-def published_rows(efficiencies: dict[str, float] | None = None) -> Iterator[Row]:
+def published_rows() -> Iterator[Row]:
     """Every row of four published tables, modelled.
 
     Peak rates are not reached. Which part of them is, is taken from one published row each (products of A100
     and of H100, and the link between servers), and so is `overlap`. These rows are marked as given.
-
-    Args:
-        efficiencies: parts of the peaks, in place of those: "A100", "A100 between", "H100".
     """
-    parts = dict(efficiencies or {})
-    for name in parts:
-        instance("name", name, str), number(name, parts[name], above=True)
-    megatron, ends = list(_megatron()), list(_zero_3())
-    if efficiencies is None:
-        parts = {"A100": _fitted(megatron[0], "products"), "H100": 1.0, "A100 between": 1.0}
-        parts["A100 between"] = _fitted(ends[2], "between", parts["A100"])
-        parts["H100"] = _fitted(next(_llama()), "products")
-    a100 = _derated(A100, parts["A100"], parts["A100 between"])
-    for i, (what, rate, plan, model, flop) in enumerate(megatron):
+    a100, h100 = _calibrated()
+    for i, (what, rate, plan, model, flop) in enumerate(_megatron()):
         yield Row("Megatron, table 1", what, rate, _tflops(plan, model, a100, flop), i == 0)
-    for i, (what, rate, plan, model, flop) in enumerate(ends):
+    for i, (what, rate, plan, model, flop) in enumerate(_zero_3()):
         yield Row("Megatron, table 2", what, rate, _tflops(plan, model, a100, flop), i in (0, 2))
-    h100 = _derated(H100, parts["H100"], 1)
     for i, (what, rate, plan, model, flop) in enumerate(_llama()):
         yield Row("Llama 3, table 4", what, rate, _tflops(plan, model, h100, flop), i == 0)
     for row in theory.published("zero_table_1")["rows"]:
@@ -121,6 +110,14 @@ def published_rows(efficiencies: dict[str, float] | None = None) -> Iterator[Row
             gb = sum(states_of(plan, model).values()) / 1e9
             what = f"{row['model']:g} billion, stage {stage}, {row['devices']} ranks, GB"
             yield Row("ZeRO, table 1", what, row[f"stage_{stage}"], gb)
+
+
+@functools.cache
+def _calibrated() -> tuple[Machine, Machine]:
+    """A100 and H100 with what they reach of their peaks, from one published row for each number."""
+    products = _fitted(next(_megatron()), "products")
+    between = _fitted([*_zero_3()][2], "between", products)
+    return _derated(A100, products, between), _derated(H100, _fitted(next(_llama()), "products"), 1)
 
 
 def _tflops(plan: Plan, model: Model, machine: Machine, flop: float) -> float:

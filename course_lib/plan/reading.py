@@ -1,9 +1,10 @@
-"""A model read off an nn.Module: parameters, products and what each layer keeps, from one forward."""
+"""A model read off an nn.Module: parameters, products and what each layer keeps, from two forwards."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from course_lib.arguments import instance
@@ -13,7 +14,7 @@ __all__ = ["describe"]
 
 
 def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) -> Model:
-    """Read a model off a module, by one forward.
+    """Read a model off a module, by two forwards.
 
     A layer is a module with parameters of its own; what is computed and kept after it, by modules without any
     (ReLU, attention), counts as its own. A parameter that two layers share counts once. Which layers tensor
@@ -56,6 +57,9 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
     finally:
         for hook in hooks:
             hook.remove()
+    # attention as plain products: the counter does not know the CPU's own
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(inputs)
     counts = counter.get_flop_counts()
     by_path = {path: sum(its.values()) for path, its in counts.items()}
     root, words, seen = type(module).__name__, dict(_cuts(module)), set()

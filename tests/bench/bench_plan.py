@@ -1,11 +1,12 @@
-"""The planner on this machine: predicted and measured seconds of a step, plan by plan, how far apart they are,
-and whether the order holds at both ends.
+"""The planner on this machine: predicted and measured seconds of a step, plan by plan; how far apart they
+are, and whether the order holds at both ends.
 
     python tests/bench/bench_plan.py [rounds] [epochs]
 
 Each round calibrates and then trains by every plan once. Predictions and measurements are medians over the
-rounds, so that a busy minute hits both. Asked for, on two quiet cores: within 15% in the median and 30% at worst, and
-the predicted best no more than 10% slower than the best, the two that should lose the slowest of all.
+rounds, so that a busy minute hits both. Asked for on two quiet cores: within 15% in the median and 30% at
+worst; the predicted best takes no more than 1.1 times the time of the best; the two that should lose are the
+two slowest.
 """
 
 import statistics

@@ -24,7 +24,10 @@ MACHINE = plan.Machine("two cores", 2, {1: 2e10, 2: 2e10, 4: 1e10}, 1e9, (LINK,)
 FITTING = [its for its in plan.here((2, 4)) if its.way != "one process"]
 
 
-@pytest.mark.parametrize("its", [its for its in FITTING if its.ranks == 4], ids=str)
+DEALT = ("DDP", "ZeroRedundancyOptimizer", "mini ZeRO-1", "mini ZeRO-3", "fully_shard", "data x pipeline")
+
+
+@pytest.mark.parametrize("its", [its for its in FITTING if its.ranks == 4 and its.way in DEALT], ids=str)
 def test_states_to_the_byte_and_bytes_sent_of_a_training_that_ran(its):
     job = plan.run_plan(its, epochs=1)
     real = held(job)
@@ -48,8 +51,6 @@ def test_bytes_are_those_that_the_demo_expects(its):
         plan.Plan("one process"),
         plan.Plan("DDP", dp=2),
         plan.Plan("mini ZeRO-3", dp=2),
-        plan.Plan("fully_shard", dp=4),
-        plan.Plan("data x pipeline", dp=2, pp=2, microbatches=8),
         plan.Plan("tensor parallel", tp=2),
     ],
     ids=str,
