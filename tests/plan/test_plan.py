@@ -65,7 +65,7 @@ def test_a_model_is_read_off_a_module():
     found = plan.describe(gpt, torch.randint(256, (2, 65)))
     assert found.numel == sum(p.numel() for p in gpt.parameters()), "a tied weight counts once"
     by_name = {layer.name: layer for layer in found.layers}
-    attention = 2 * 64 * 64 * 64  # of scores and values: tokens x tokens x width, twice
+    attention = 2 * 2 * 64 * 64 * 64  # in two blocks, scores and values: tokens x tokens x width
     rest = sum(layer.products for layer in found.layers) - attention
     assert rest == pytest.approx(64 * (2 * 12 * 64**2 + 256 * 64), rel=0.02)
     assert by_name["blocks.0.mlp.0"].cut == "column" and by_name["blocks.0.attention.out"].cut == "row"
