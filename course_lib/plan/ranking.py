@@ -70,6 +70,8 @@ def _reason(its: Cost, best: Cost, machine: Machine) -> str:
     if its is best:
         part = max(its.seconds, key=its.seconds.__getitem__)
         return f"{part} is {its.seconds[part] / its.step_s:.0%} of its step"
+    if its.step_s < 1.005 * best.step_s:
+        return "as fast as the best"
     longer = its.seconds[part] - best.seconds[part]
     return f"{PARTS[part].format(cores=machine.cores)}: {part} +{longer * 1e3:.3g} ms"
 
