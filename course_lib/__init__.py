@@ -31,7 +31,18 @@ _HOMES = {
     "predict": "learner.predictions",
     "where_i_stand": "learner.standing",
 }
-_MODULES = ("measure", "plots", "theory", "models", "datasets", "mini", "check", "hosts", "explore")
+_MODULES = (
+    "measure",
+    "plots",
+    "theory",
+    "models",
+    "datasets",
+    "mini",
+    "check",
+    "hosts",
+    "plan",
+    "explore",
+)
 
 __all__ = [*_HOMES, *_MODULES]
 

@@ -55,6 +55,7 @@ _CHECKS = {
     "long_context": ("softmax_merge", "window_ring", "packed_documents", "ulysses_few_heads"),
     "experts": ("tokens_once", "room_by_weight", "balance_over_ranks", "expert_gradients"),
     "hybrid": ("data_pipeline", "gradient_norm", "fastest_layout"),
+    "choosing_a_strategy": ("forward_counts", "link_of_measurements", "bytes_by_axis"),
     "asynchronous_and_federated": ("late_gradients", "average_in_fragments", "federated_average"),
     "data": ("stream_once", "weighted_update", "order_without_a_list"),
     "precision_and_compression": ("skipped_together", "mean_of_bytes", "places_that_all_know"),

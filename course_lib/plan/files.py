@@ -1,0 +1,62 @@
+"""Models and machines in files: YAML, TOML or JSON. No torch here."""
+
+import importlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from course_lib.arguments import one_of
+from course_lib.plan.clusters import transformer
+from course_lib.plan.facts import Machine, Model, _made
+
+__all__ = ["read"]
+
+
+def read(path: str | Path, kind: str) -> Model | Machine:
+    """Read a model or a machine from a file, by the ending of its name.
+
+    .json and .toml need nothing; .yaml and .yml need PyYAML, which comes with JupyterLab. A model is the
+    fields of `Model`, or a table "transformer" with what `transformer` takes.
+
+    Args:
+        kind: "model" or "machine".
+
+    Errors: ValueError for what is no model or machine; OSError where there is no file.
+    """
+    one_of("kind", kind, ("model", "machine"))
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path={path!r}: it must be the name of a file.")
+    if Path(path).suffix not in (".json", ".toml", ".yaml", ".yml"):
+        raise ValueError(f"{path}: the name of a {kind} ends in .yaml, .yml, .toml or .json.")
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        data = _parsed(text, Path(path).suffix)
+    except ValueError as error:  # of each of the three readers, whose words may take lines
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path} holds no table of names and values.")
+    if kind == "machine":
+        return _made(Machine, data)
+    if "transformer" in data:
+        try:
+            return transformer(**data["transformer"])
+        except TypeError as error:
+            raise ValueError(f"{path}, transformer: {error}.") from None
+    return _made(Model, data)
+
+
+def _parsed(text: str, ending: str) -> Any:
+    if ending == ".json":
+        return json.loads(text)
+    if ending == ".toml":
+        return tomllib.loads(text)
+    try:
+        yaml = importlib.import_module("yaml")  # JupyterLab's own need: not one that this course declares
+    except ImportError:
+        raise ValueError("PyYAML is not installed; write it as .toml or .json") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None

@@ -1,0 +1,144 @@
+"""The cost model: states, peaks and bytes of plans that ran; the order of plans; files; published rows. Times
+are never compared: tests/bench/bench_plan.py prints them.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from statistics import mean
+
+import pytest
+import torch
+
+from course_lib import plan
+from course_lib.demo.strategies import STRATEGIES, mlp
+from course_lib.models import TinyGPT
+from course_lib.plan.__main__ import main
+from course_lib.plan.moments import states_of
+from course_lib.record import held, sent
+
+MODEL = plan.describe(mlp(), torch.rand(8, 1, 8, 8), "digits", 480)
+LINK = plan.Link(64, 1e-4, 1e-9)
+MACHINE = plan.Machine("two cores", 2, {1: 2e10, 2: 2e10, 4: 1e10}, 1e9, (LINK,), gloo=True)
+FITTING = [its for its in plan.here((2, 4)) if its.way != "one process"]
+
+
+DEALT = ("DDP", "ZeroRedundancyOptimizer", "mini ZeRO-1", "mini ZeRO-3", "fully_shard", "data x pipeline")
+
+
+@pytest.mark.parametrize("its", [its for its in FITTING if its.ranks == 4 and its.way in DEALT], ids=str)
+def test_states_to_the_byte_and_bytes_sent_of_a_training_that_ran(its):
+    job = plan.run_plan(its, epochs=1)
+    real = held(job)
+    for rank in range(its.ranks):
+        states = states_of(its, MODEL, rank)
+        assert states == {name: real[name][rank] for name in states}
+    modelled = sum(plan.cost(its, MODEL, MACHINE).sent.values())
+    assert sent(job).mean() == pytest.approx(modelled, rel=0.035)
+
+
+@pytest.mark.parametrize("its", FITTING, ids=str)
+def test_bytes_are_those_that_the_demo_expects(its):
+    (strategy,) = [known for known in STRATEGIES if known.name == its.way]
+    modelled = sum(plan.cost(its, MODEL, MACHINE).sent.values())
+    assert modelled == pytest.approx(mean(strategy.sent(its.ranks, True)), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "its",
+    [
+        plan.Plan("one process"),
+        plan.Plan("DDP", dp=2),
+        plan.Plan("mini ZeRO-3", dp=2),
+        plan.Plan("tensor parallel", tp=2),
+    ],
+    ids=str,
+)
+def test_the_worst_moment_is_the_measured_one_to_a_tenth(its):
+    modelled = plan.cost(its, MODEL, MACHINE).peak_bytes
+    assert max(plan.peak(its)) == pytest.approx(modelled, rel=0.1)
+
+
+def test_a_model_is_read_off_a_module():
+    gpt = TinyGPT()
+    found = plan.describe(gpt, torch.randint(256, (2, 65)))
+    assert found.numel == sum(p.numel() for p in gpt.parameters()), "a tied weight counts once"
+    by_name = {layer.name: layer for layer in found.layers}
+    attention = 2 * 2 * 64 * 64 * 64  # in two blocks, scores and values: tokens x tokens x width
+    rest = sum(layer.products for layer in found.layers) - attention
+    assert rest == pytest.approx(64 * (2 * 12 * 64**2 + 256 * 64), rel=0.02)
+    assert by_name["blocks.0.mlp.0"].cut == "column" and by_name["blocks.0.attention.out"].cut == "row"
+    assert sum(layer.tp_calls for layer in found.layers if "blocks.0" in layer.name) == 4
+    assert all(not module._forward_hooks for module in gpt.modules())
+
+
+def test_more_ranks_than_cores_compute_no_faster():
+    two, four = (plan.cost(plan.Plan("DDP", dp=n), MODEL, MACHINE).seconds["compute"] for n in (2, 4))
+    assert four == pytest.approx(two)
+
+
+def test_what_takes_longest_is_last_and_what_does_not_fit_behind_it():
+    slow = replace(MACHINE, software_s={"fully_shard": {2: 1.0, 4: 1.0}})
+    found = plan.ranked(MODEL, slow)
+    assert [its.cost.step_s for its in found] == sorted(its.cost.step_s for its in found)
+    assert {its.plan.way for its in found[-2:]} == {"fully_shard"}
+    assert "software" in found[-1].reason and found[0].times == 1
+    small = replace(slow, memory_bytes=4e6)
+    found = plan.ranked(MODEL, small)
+    fits = [its.cost.fits for its in found]
+    assert fits == sorted(fits, reverse=True) and 0 < sum(fits) < len(fits)
+    assert "does not fit" in found[-1].reason
+
+
+def test_published_rows_are_within_a_fifth():
+    rows = [row for row in plan.published_rows() if not row.given]
+    assert len(rows) > 50 and max(abs(row.error) for row in rows) < 0.2
+    assert {row.table for row in rows} == {
+        "Megatron, table 1",
+        "Megatron, table 2",
+        "Llama 3, table 4",
+        "ZeRO, table 1",
+    }
+
+
+@pytest.mark.parametrize("ending", ["json", "yaml", "toml"])
+def test_the_calculator_reads_each_kind_of_file(tmp_path, ending, capsys):
+    model = {"transformer": {"layers": 4, "hidden": 256, "sequence": 128, "batch": 16}}
+    text = {
+        "json": json.dumps(model),
+        "yaml": "transformer: {layers: 4, hidden: 256, sequence: 128, batch: 16}",
+        "toml": "[transformer]\nlayers = 4\nhidden = 256\nsequence = 128\nbatch = 16",
+    }
+    (tmp_path / f"model.{ending}").write_text(text[ending])
+    (tmp_path / "machine.json").write_text(json.dumps(asdict(plan.A100)))
+    arguments = [str(tmp_path / f"model.{ending}"), str(tmp_path / "machine.json"), "--ranks", "4"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "batch 16" in printed and "A100" in printed and "ZeRO-1" in printed
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [("{", "cannot be read"), ("[1]", "holds no table"), ('{"layers": 3}', "needs"), ('{"x": 1}', "has")],
+)
+def test_a_wrong_file_is_told_in_one_sentence(tmp_path, text, reason, capsys):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "model.json"), "machine.json"])
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_costs_and_rankings_load_no_torch():
+    code = (
+        "import sys; from course_lib import plan;"
+        "plan.ranked(plan.transformer(2, 64, 32, 8), plan.A100, [plan.Plan('ZeRO-3', dp=8)]);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_models_and_machines_survive_a_file(tmp_path):
+    for kind, its in (("model", MODEL), ("machine", MACHINE)):
+        (tmp_path / "its.json").write_text(json.dumps(asdict(its)))
+        assert plan.read(tmp_path / "its.json", kind) == its
