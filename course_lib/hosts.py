@@ -8,6 +8,7 @@ with hosts.Linked(2, mbit=200) as two:          # the same for programs of your 
     two.popen(0, ["torchrun", "--nnodes=2", ...])
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -31,6 +32,7 @@ __all__ = ["Linked", "Slurm", "cut_link"]
 
 MOST_HOSTS = 16
 STARTS_S = 300.0  # how long the ranks of a job on Slurm may take to start, in the time that it asks for
+ANSWER_S = 20.0  # how long Slurm may take to say that it is there
 END_S = 10.0  # how long it may take to end what runs in linked hosts
 
 
@@ -242,7 +244,14 @@ class Slurm:
                     f"Jobs on Slurm are handed over by its command {tool}, and there is none here: start"
                     " the notebook on a login node of the cluster."
                 )
-        return ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asked = subprocess.run(["squeue", "-h", "--me"], capture_output=True, text=True, timeout=ANSWER_S)
+            if not asked.returncode:
+                return ""
+        return (
+            "Slurm's commands are here, and no Slurm answers them: start the notebook on a login node of the"
+            " cluster, or ask who looks after it (squeue says more)."
+        )
 
     def placement(self, ranks: int, backend: str) -> "Placement":
         """Backend and devices of so many ranks: of nodes that nobody can ask before they run."""

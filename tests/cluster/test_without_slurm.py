@@ -50,6 +50,13 @@ def test_what_is_missing_is_said_in_one_sentence(monkeypatch, lacks, words):
         run(len, "x", on=hosts.Slurm(2))
 
 
+def test_commands_that_no_slurm_answers_are_not_enough(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **b: subprocess.CompletedProcess(a, 1, "", ""))
+    assert "no Slurm answers them" in hosts.Slurm(2).missing()
+
+
 def test_nothing_is_loaded_for_slurm_unless_asked():
     code = "import sys, course_lib.jobs; print([n for n in sys.modules if 'slurm' in n or 'submitit' in n])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
