@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from course_lib import measure, theory
+from course_lib import measure, theory, torch_internals
 from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.mini import hybrid, tensor_parallel
@@ -97,9 +97,9 @@ def forward_counts(judge: Judge, answer: Callable) -> None:
             }
             kept.clear()
             calls[0] = 0
-            before = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+            before = list(map(torch_internals.hooks_around_forward, net.modules()))
             found = answer(net, x)
-            after = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+            after = list(map(torch_internals.hooks_around_forward, net.modules()))
             grads = any(p.grad is not None for p in net.parameters())
             return {
                 "kind": kind,
