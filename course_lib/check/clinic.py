@@ -28,7 +28,7 @@ _ASKED = dict(
         " once. Gradients travel, samples do not.",
     ),
     bytes=sends(
-        "an all_reduce of all gradients in each step, and one broadcast of the weights",
+        "an all_reduce of all gradients a step, and one broadcast of the weights",
         lambda job: job.results[0]["bytes"],
         "rank {rank} sends {times:.2f} times as much as is needed ({sent:,.0f} bytes). Each gradient travels"
         " once in a step, in an all_reduce; beside it, a number or two.",

@@ -23,6 +23,7 @@ __all__ = ["calibrate"]
 
 SHAPES = ((60, 256), (480, 256), (60, 16))  # rows and width of a layer, to tell three costs apart
 SIZES = (2**12, 2**20)  # bytes of messages
+BLOCKS = 3  # of each measurement, of which the middle one counts
 OPS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
 
 
@@ -70,23 +71,29 @@ def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machin
 
 def _layers(times: int = 9) -> tuple[list[float], float]:
     """Seconds of a Linear and a ReLU, forward and backward, in each of SHAPES; of Adam, per parameter."""
-    found, update = [], []
+    found, update = [], {}
     for rows, width in SHAPES:
         layers = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(4)))
-        x, seconds = torch.rand(rows, width, requires_grad=True), []
+        x = torch.rand(rows, width, requires_grad=True)
         adam = torch.optim.Adam(layers.parameters())
-        for _ in range(times + 2):
-            dist.barrier()
-            begin = time.perf_counter()
-            layers(x).sum().backward()
-            seconds.append((time.perf_counter() - begin) / 4)
-            begin = time.perf_counter()
-            adam.step()
-            update.append((width, (time.perf_counter() - begin) / 8))
-            adam.zero_grad()
-        found.append(median(seconds[2:]))
-    wide, thin = (median([s for w, s in update if w == width]) for width in (256, 16))
-    return found, (wide - thin) / ((256**2 + 256 - 16**2 - 16) / 2)
+        found.append(_each(lambda layers=layers, x=x: layers(x).sum().backward(), times) / 4)
+        update[width] = _each(adam.step, times) / 8
+    return found, (update[256] - update[16]) / ((256**2 + 256 - 16**2 - 16) / 2)
+
+
+def _each(act, times: int) -> float:
+    """Seconds that one of many takes, one after the other, while all ranks are at it: with the time for which
+    a rank waits for a core. (A clock that starts when the rank has its core would not see that.)
+    """
+    seconds = []
+    for _ in range(BLOCKS):
+        act()
+        dist.barrier()
+        begin = time.perf_counter()
+        for _ in range(times):
+            act()
+        seconds.append((time.perf_counter() - begin) / times)
+    return median(seconds)
 
 
 def _computing(found: list) -> tuple[float, float, float]:
@@ -99,7 +106,7 @@ def _computing(found: list) -> tuple[float, float, float]:
     return 1 / product_s, numel_s, max(0.0, median(update for _, update in found))
 
 
-def _messages(times: int = 15) -> dict[tuple[str, int], list[float]]:
+def _messages(times: int = 8) -> dict[tuple[str, int], list[float]]:
     """Seconds of each collective with each of SIZES, in groups of all ranks and of two; of gloo, and of the
     course's own ring, whose names begin with "ring ".
     """
@@ -115,7 +122,7 @@ def _messages(times: int = 15) -> dict[tuple[str, int], list[float]]:
 
 def _seconds_of(op: str, payload: int, size: int, group, times: int) -> float:
     tensor = torch.zeros(payload // 4 // size * size)
-    part, mine, seconds = torch.zeros(len(tensor) // size), dist.get_rank(group), []
+    part, mine = torch.zeros(len(tensor) // size), dist.get_rank(group)
     peer = dist.get_global_rank(group, mine ^ 1) if group else dist.get_rank() ^ 1
     calls = {
         "all_reduce": lambda: dist.all_reduce(tensor, group=group),
@@ -129,12 +136,7 @@ def _seconds_of(op: str, payload: int, size: int, group, times: int) -> float:
     }
     if op == "send" and mine == size - 1 and size % 2:
         calls["send"] = lambda: None  # has no partner
-    for _ in range(times + 2):
-        dist.barrier()
-        begin = time.perf_counter()
-        calls[op]()
-        seconds.append(time.perf_counter() - begin)
-    return median(seconds[2:])
+    return _each(calls[op], times)
 
 
 def _link(ranks: int, op: str, group: int, found: list[list[float]]) -> Link:
