@@ -145,7 +145,7 @@ class Linked:
 
     def request(self, ranks: int, backend: str, timeout: float, label: str) -> dict:
         """What a job's request says of these hosts."""
-        return {"interface": network.INTERFACE, "plan": self.plan(), "hosts": _in_turn(ranks, self.hosts)}
+        return {"interface": network.INTERFACE, "plan": self.plan(), "hosts": in_turn(ranks, self.hosts)}
 
     def absent(self) -> dict[str, str]:
         """What a job on these hosts lacks, each with the reason."""
@@ -267,7 +267,7 @@ class Slurm:
         """What a job's request says of these nodes."""
         return {
             "interface": "",
-            "hosts": _in_turn(ranks, self.nodes),
+            "hosts": in_turn(ranks, self.nodes),
             "slurm": {
                 "nodes": self.nodes,
                 "name": "-".join(re.findall(r"\w+", label))[:40] or "run",
@@ -328,7 +328,7 @@ def cut_link() -> None:
     link.take_down()
 
 
-def _in_turn(ranks: int, hosts: int) -> list[int]:
+def in_turn(ranks: int, hosts: int) -> list[int]:
     """The number of each rank's host: as many on each, in order."""
     return [rank * hosts // ranks for rank in range(ranks)]
 

@@ -159,8 +159,10 @@ class Group:
     def _listen_to(self, channels: list[socket.socket], roles: Sequence[str], hosts: Sequence[int]) -> None:
         """Begin to listen to ranks of which nothing is known yet."""
         self._channels = channels
+        if len(set(hosts)) < 2:  # there is nothing to tell apart
+            hosts = ()
         self.states = [
-            RankState(rank, roles, host=hosts[rank] if hosts else None, hosts=hosts or ())
+            RankState(rank, roles, host=hosts[rank] if hosts else None, hosts=hosts)
             for rank in range(len(channels))
         ]
         self._buffers = [bytearray() for _ in channels]

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from course_lib import measure, theory
 from course_lib.arguments import instance, whole
 from course_lib.collectives import COLLECTIVES
-from course_lib.hosts import Linked
+from course_lib.hosts import Linked, in_turn
 from course_lib.jobs import run
 from course_lib.measure import calls
 from course_lib.ranks import devices
@@ -63,7 +63,7 @@ def run_on(on: Linked, fn: Callable, *args, ranks: int = 4, **options) -> Job:
     if whole("ranks", ranks) % on.hosts:
         raise ValueError(f"ranks={ranks}: each of {on.hosts} linked hosts gets as many; take {2 * on.hosts}.")
     options = {"label": label_of(fn), **options}
-    over = functools.partial(_over_a_link, fn, on.of_ranks(ranks), on.mbit * 1e6 / 8)
+    over = functools.partial(_over_a_link, fn, in_turn(ranks, on.hosts), on.mbit * 1e6 / 8)
     job = run(over, *args, ranks=ranks, **options)
     results, crossed = zip(*job.results)
     return dataclasses.replace(

@@ -86,7 +86,7 @@ def test_output_is_shown_as_it_comes_and_the_queue_before(cluster, jobs, shown, 
 def test_a_rank_that_raises_is_named_with_its_role_and_its_line(cluster, jobs):
     with pytest.raises(RankError) as caught:
         run([cluster_workers.serve, cluster_workers.work], on=hosts.Slurm(1, folder=jobs))
-    assert caught.value.headline == "serve and work failed on rank 1 (work, host 0)."
+    assert caught.value.headline == "serve and work failed on rank 1 (work)."
     told = {report.rank: report for report in caught.value.reports}
     assert told[1].state == "raised ValueError: no work today"
     assert told[1].place.startswith("cluster_workers.py, line ") and told[1].line.startswith("raise ValueE")
