@@ -36,7 +36,7 @@ class Progress:
         self._handle: Any = None  # IPython's of what is shown, and the widget in it
         self._widget: Any = None
         self._outputs: Sequence[str] = ()
-        self._where = self._of = ""
+        self._where = self._of = self._cost = ""
         self._said: dict[int, int] = {}  # in a terminal: rank -> how many of its lines have been written
 
     def __enter__(self) -> "Progress":
@@ -81,7 +81,8 @@ class Progress:
             cost: what failures have cost, for the line that stays.
         """
         self._outputs, self._where, self._of = outputs, where, of
-        if cost:
+        self._cost = cost
+        if cost and (is_seen() or not self._in_kernel):
             self.title += f": {cost}"
             self.drawn = self.drawn or sys.stderr.isatty()
 
@@ -96,6 +97,8 @@ class Progress:
                 self._widget.close()
             elif self._stays:
                 display(self._line(), raw=True)
+            if self._cost and not is_seen():  # a line of its own: nbval knows a line only as it was at first
+                display({"text/plain": self._cost}, raw=True)
         elif self._stays and sys.stderr.isatty() and any(self._outputs):
             self._write_lines(self._outputs, over=True)
         if self.drawn and not self._in_kernel:
