@@ -8,9 +8,12 @@ from pathlib import Path
 
 import cluster_workers
 import pytest
+from slurm_fixtures import cluster, jobs
 
 from course_lib import Job, RankError, hosts, run
 from course_lib.ranks.progress import Progress
+
+assert cluster and jobs  # fixtures
 
 SCRIPTS = Path(hosts.__file__).parents[1] / "notebooks" / "scripts"
 

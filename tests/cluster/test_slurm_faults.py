@@ -15,10 +15,13 @@ from pathlib import Path
 import cluster_workers
 import psutil
 import pytest
+from slurm_fixtures import cluster, jobs
 
 from course_lib import RankError, hosts, run
 from course_lib.ranks.errors import RankInterrupt
 from course_lib.ranks.progress import Progress
+
+assert cluster and jobs  # fixtures
 
 SOON_S = 60.0  # generous, for a busy machine
 

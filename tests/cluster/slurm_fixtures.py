@@ -1,4 +1,4 @@
-"""A real Slurm for the tests of each file of this folder."""
+"""A real Slurm for the tests of each file of this folder, which import these fixtures."""
 
 import contextlib
 import os
