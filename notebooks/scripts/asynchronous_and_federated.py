@@ -52,4 +52,5 @@ with torch.no_grad():  # the last steps were local
 right = digit_accuracy(model.cpu())
 if rank == 0:
     print(f"{n} ranks ({device.type}), weights averaged every {LOCAL_STEPS} steps: {right:.0%} are right")
+dist.barrier()  # nobody leaves while another still works
 dist.destroy_process_group()

@@ -55,4 +55,5 @@ if rank == 0:
     Path("machine.json").write_text(json.dumps(machine, indent=1))
     print(f"machine.json has {n} ranks: {products_per_s / 1e9:.1f} 10^9 products/s each, ", end="")
     print(f"an all_reduce of {large.nbytes / 1e6:.0f} MB takes {many_s * 1e3:.1f} ms")
+dist.barrier()  # nobody leaves while another still works
 dist.destroy_process_group()

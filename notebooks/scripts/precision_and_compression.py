@@ -51,4 +51,5 @@ train(default_hooks.fp16_compress_hook, None)
 # from the third step on: DDP changes its buckets after the first. The default is the 1,000th
 state = powerSGD_hook.PowerSGDState(None, 2, start_powerSGD_iter=2, min_compression_rate=1)
 train(powerSGD_hook.powerSGD_hook, state)
+dist.barrier()  # nobody leaves while another still works
 dist.destroy_process_group()
