@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from course_lib import theory
 from course_lib.arguments import number
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import MODELLED, PUBLISHED, panel
+from course_lib.plots.styles import MODELLED, panel
 from course_lib.plots.units import Unit
 
 __all__ = ["collectives"]
@@ -68,7 +68,7 @@ def collectives(alpha_s: float | None = None, bytes_per_s: float | None = None) 
             line = [seconds(algorithm, x, ranks, alpha, rate) for x in sizes]
             here = seconds(algorithm, size, ranks, alpha, rate)
             ax.plot(sizes, line, **MODELLED | {"color": color}, label=algorithm)
-            ax.plot([size], [here], **PUBLISHED | {"linestyle": "", "marker": "o", "color": color})
+            ax.plot([size], [here], **MODELLED | {"linestyle": "", "marker": "o", "color": color})
             share = size / rate / here
             rows[algorithm] = {
                 "seconds": f"{here:.3g}",

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from course_lib import theory
-from course_lib.arguments import instance
+from course_lib.arguments import instance, whole
 from course_lib.explore.panel import Explorer
 from course_lib.plots.styles import COLORS, INK, OUTLINE, PAPER, SMALL, legend, panel
 from course_lib.plots.units import Unit
@@ -26,16 +26,20 @@ RANKS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16384)
 DEVICE_BYTES = 80e9  # of one A100 or H100 (NVIDIA's data sheets)
 
 
-def memory(job: Job | None = None) -> Explorer:
+def memory(job: Job | None = None, numel: int | None = None) -> Explorer:
     """Parameters, gradients and Adam's states on one rank, for four strategies; a line says what a GPU of 80
     GB holds. Activations come on top.
 
     Args:
         job: a traced job of your own: beside the modelled bars stands what its fullest rank held.
+        numel: parameters of its whole model, which then is the first choice, in fp32.
     """
     if job is not None:
         instance("job", job, Job)
-    models = dict(MODELS)
+    models, start = dict(MODELS), {"ranks": 8, "model": 8 * 10**9}
+    if numel is not None:
+        models = {f"yours, {whole('numel', numel):,}": numel} | models
+        start = {"model": numel, "precision": "fp32", "ranks": job.ranks if job and job.ranks in RANKS else 8}
     own = None
     if job is not None:
         kinds = ["params", "grads", "optimizer_states"]
@@ -51,7 +55,7 @@ def memory(job: Job | None = None) -> Explorer:
         return _bars(table, job, precision), _in_words(table)
 
     controls = {"model": models, "ranks": RANKS, "precision": ("mixed", "fp32")}
-    return Explorer("Memory per rank", controls, draw, ranks=8, model=8 * 10**9)
+    return Explorer("Memory per rank", controls, draw, **start)
 
 
 def _bars(table: pd.DataFrame, job: Job | None, precision: str) -> Axes:

@@ -7,8 +7,8 @@ Each round calibrates and then trains by every plan once. Predictions and measur
 rounds, so that a busy minute hits both; and beside them the least of each.
 
 Asked for on two quiet cores: within 15% in the median and 30% at worst; the predicted best takes no more than
-1.1 times the time of the best; the two that should lose are the two slowest. Known: with more ranks than
-cores, ways that meet once in a step (DDP on 4 ranks) take longer than predicted.
+1.1 times the time of the best; the two that should lose are the two slowest. Seen: with more ranks than
+cores, ways that meet once in a step (DDP on 4 ranks) take longer than predicted; the cause is not known.
 """
 
 import statistics
