@@ -6,9 +6,9 @@
     explore.collectives(alpha_s, bytes_per_s)  # with the latency and bandwidth that you have measured
 
 In JupyterLab the controls are widgets, which the keyboard moves. Elsewhere, and in a stored notebook, one
-state is shown: that of the start, or of `.at(ranks=64)`. All numbers come from `theory`,
-from the lists of `mini.pipeline` and, for two algorithms, from `links.seconds`: modelled, and drawn so; only
-what a job has measured is drawn as measured.
+state is shown: that of the start, or of `.at(ranks=64)`. All numbers come from `theory`, from the lists of
+`mini.pipeline` and, for two algorithms, from `links.seconds`: modelled, and drawn so; only what a job has
+measured is drawn as measured.
 
 panel.py       the frame: controls, a picture and its table, drawn anew at each move
 states.py      memory per rank
