@@ -1,5 +1,5 @@
-"""What is seen of a job while it runs: a line for each rank, a button that cancels it, and what stands in their
-place when the notebook is opened again. A client of Jupyter plays the frontend.
+"""What is seen of a job while it runs: a line for each rank, a button that cancels it, and what stands in
+their place when the notebook is opened again. A client of Jupyter plays the frontend.
 """
 
 import os
@@ -94,8 +94,8 @@ def test_a_click_ends_a_job_while_the_kernel_is_busy(frontend, tmp_path):
     told = error["content"]
     assert told["ename"] == "RankInterrupt"
     assert told["evalue"].startswith(
-        "waits was cancelled: its ranks were stopped, and nothing of them is left.\n  rank 0: was stopped, after 12 of"
-        " 40 steps\n      cell, line "
+        "waits was cancelled: its ranks were stopped, and nothing of them is left.\n  rank 0: was stopped, after"
+        " 12 of 40 steps\n      cell, line "
     )
     assert "course_lib/" not in "\n".join(told["traceback"])
     assert gone([process for process in below if process.pid in ranks])
