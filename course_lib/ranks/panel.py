@@ -36,8 +36,8 @@ class Panel:
             # ipykernel 7.4 sends all messages of a widget to the thread that has last written to it, which is
             # busy here; without this, they go to the thread that the frontend has named
             self._button.comm._reply_subshell_for = None
+            self._button._view_count = 0  # from now on the frontend counts its views, and tells
             self._button.observe(lambda change: self._heard.set(), "_view_count")
-            self._button._view_count = 0  # from now on the frontend counts its views
             self._button.on_click(self._click)
         row = widgets.HBox([self._line] + [self._button] * is_seen())
         ended = f"{html.escape(stays)}: the notebook's kernel ended while it ran, and ended it, too."

@@ -94,8 +94,8 @@ def test_a_click_ends_a_job_while_the_kernel_is_busy(frontend, tmp_path):
     told = error["content"]
     assert told["ename"] == "RankInterrupt"
     assert told["evalue"].startswith(
-        "waits was cancelled: its ranks were stopped, and nothing of them is left.\n  rank 0: was stopped, after"
-        " 12 of 40 steps\n      cell, line "
+        "waits was cancelled: its ranks were stopped, and nothing of them is left.\n  rank 0: was stopped,"
+        " after 12 of 40 steps\n      cell, line "
     )
     assert "course_lib/" not in "\n".join(told["traceback"])
     assert gone([process for process in below if process.pid in ranks])
