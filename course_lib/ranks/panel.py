@@ -40,7 +40,7 @@ class Panel:
             self._button.observe(lambda change: self._heard.set(), "_view_count")
             self._button.on_click(self._click)
         row = widgets.HBox([self._line] + [self._button] * is_seen())
-        ended = f"{html.escape(stays)}: the notebook's kernel ended while it ran, and ended it, too."
+        ended = f"{html.escape(stays)}: not finished, because the notebook's kernel ended."
         self._display = Display(widgets.VBox([row, self._page]), stays, ended if is_seen() else "")
 
     def draw(self, line: str, page: str) -> None:
