@@ -51,8 +51,8 @@ class Panel:
             self._offer()
 
     def _offer(self) -> None:
-        """A button that is not seen yet, in place of the last one, from which nothing was heard. JupyterLab asks
-        for the other thread when the first widget comes, and until there is one it writes to this one.
+        """A button that is not seen yet, in place of the last one, from which nothing was heard: JupyterLab
+        asks for the other thread when the first widget comes, and until it is there it writes to this one.
         """
         import ipywidgets as widgets
 
