@@ -63,6 +63,8 @@ def _open(place: Path, more: list[str]) -> None:
 
     first = min(path.name for path in (place / desk.DESK).glob("[0-9]*.ipynb"))
     settings = [f"--ServerApp.root_dir={place}", f"--LabApp.default_url=/lab/tree/{desk.DESK}/{first}"]
+    # no other host is asked, and no question about news lies over the first page
+    settings += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     labapp.main([*settings, *more])
 
 
