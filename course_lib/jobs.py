@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from course_lib.arguments import whole
+from course_lib.frontend import is_seen
 from course_lib.hosts import Linked, Slurm
 from course_lib.ranks.errors import RankWarning, told_in_one_line
 from course_lib.ranks.one_job import carry_out
@@ -33,8 +34,10 @@ def run(
     """Run `fn(*args, **kwargs)` once on every rank, as real processes, and return one Job.
 
     The default process group is initialised before `fn` starts, and the rank's device is set, so `fn` is
-    plain PyTorch; it may be defined in a notebook cell and use other names of the notebook. The first lines
-    that each rank prints are shown, in JupyterLab and in a terminal; all of them are in `job.output`.
+    plain PyTorch; it may be defined in a notebook cell and use other names of the notebook. While it runs,
+    JupyterLab shows how far each rank is (`measure.step` tells), and a button that cancels the job; a
+    terminal shows it in one line. The first lines that each rank prints are shown in both; all of them are in
+    `job.output`.
 
     Args:
         fn: the function that every rank runs; or a list of functions, one for each rank, which all get the
@@ -63,7 +66,8 @@ def run(
 
     Errors:
         RankError if a rank raises, dies, is not done in time, or if the ranks wait for each other (in the
-        last attempt of a job with restarts). RankInterrupt, a KeyboardInterrupt, if it is interrupted.
+        last attempt of a job with restarts). RankInterrupt, a KeyboardInterrupt, if it is interrupted or
+        cancelled.
         TypeError or ValueError for arguments that cannot work; RuntimeError for hosts that this machine
         cannot make. OSError if there is no room for temporary files.
     """
@@ -79,15 +83,15 @@ def run(
 def run_quietly(
     fn: Callable, *args, ranks: int = 2, timeout: float = 60.0, label: str | None = None, **kwargs
 ) -> Job:
-    """`run` without its line of text, for checks. Only where it waits for the fork server, which takes
-    seconds once per kernel, a sign is shown until the job is over.
+    """`run` without its line of text, for checks. Where it takes seconds, a person sees how far it is until
+    it is over; everybody does where it waits for the fork server, once per kernel.
     """
     options = Options.checked(fn, ranks, timeout=timeout, label=label)
     with Progress(_title(options), stays=False) as progress:
 
-        def show(text, fraction, outputs):
-            if fraction is None or progress.drawn:
-                progress.update(text, fraction)
+        def show(text, outputs=None, lines=None):
+            if lines is None or progress.drawn or is_seen():
+                progress.update(text, ranks=lines or tuple, at_once=lines is None)
 
         return carry_out(fn, args, kwargs, options, show, of_learner=False)
 
@@ -140,10 +144,9 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         for options in plan * repeats:
             done = len(jobs)
 
-            def show(text, fraction, outputs, done=done, count=options.ranks):
-                progress.update(
-                    text if fraction is None else f"job {done + 1} of {total} (ranks={count})", done / total
-                )
+            def show(text, outputs=tuple, lines=tuple, done=done, count=options.ranks):
+                at = f"job {done + 1} of {total} (ranks={count}), {text}"
+                progress.update(at, ranks=lines, fraction=done / total)
 
             jobs.append(carry_out(fn, args, kwargs, options, show))
         progress.over(jobs[-1].output, "sweep.jobs[-1].output[{rank}]", f"the last of {total} jobs printed:")

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from course_lib.arguments import one_of
 from course_lib.frontend import is_seen
 from course_lib.plots.described import in_words
+from course_lib.reopened import Display
 
 __all__ = ["Explorer"]
 
@@ -40,6 +41,7 @@ class Explorer:
         if len(choices) > MOST_CONTROLS:
             raise ValueError(f"{len(choices)} controls: an explorer has {MOST_CONTROLS} at most.")
         self.name, self._draw = name, draw
+        self._display: Display | None = None
         self.choices = {control: _labelled(values) for control, values in choices.items()}
         self.values = {control: next(iter(values.values())) for control, values in self.choices.items()}
         self.values = self._with(start)
@@ -67,8 +69,11 @@ class Explorer:
     def __repr__(self) -> str:
         ax, table = self.picture()
         plt.close(ax.figure)
+        return f"{self._line()}\n{table.to_string()}"
+
+    def _line(self) -> str:
         at = ", ".join(f"{control}: {self._shown(control)}" for control in self.choices)
-        return f"{self.name} ({at})\n{table.to_string()}"
+        return f"{self.name} ({at})"
 
     def _shown(self, control: str) -> str:
         return next(label for label, value in self.choices[control].items() if value == self.values[control])
@@ -77,7 +82,8 @@ class Explorer:
         from IPython.display import display
 
         if is_seen():
-            display(self._widget())
+            widget = self._widget()
+            self._display = Display(widget, self._line(), widget.children[1].value)
             return
         ax, _ = self.picture()
         words = in_words(ax.figure)
@@ -105,6 +111,8 @@ class Explorer:
             def move(change, control=control):
                 self.values[control] = change["new"]
                 below.value = self._page()
+                if self._display is not None:
+                    self._display.tell_instead(below.value)
 
             field.observe(move, "value")
             fields.append(field)

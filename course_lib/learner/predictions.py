@@ -13,16 +13,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any
 
 from course_lib.arguments import one_of
-from course_lib.frontend import in_kernel
+from course_lib.frontend import in_kernel, is_seen
 from course_lib.learner import record
+from course_lib.reopened import Display
 
 __all__ = ["predict", "Guess"]
 
 RIGHT = 0.05  # so near a guess counts as right
-_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def predict(
@@ -68,7 +67,7 @@ class Guess:
         self.name, self.question, self.unit, self.choices = name, question, unit, choices
         self.value: float | str | None = None
         self.locked, self._known = False, False
-        self._handle: Any = None  # IPython's of what is shown
+        self._display: Display | None = None  # of the field
         for line in record.kept():
             if (
                 line.get("name") == name
@@ -97,6 +96,8 @@ class Guess:
         if self.locked or guess == self.value:
             return
         self.value = guess
+        if self._display is not None:
+            self._display.tell_instead(html.escape(repr(self)))
         record.keep("guess", name=self.name, guess=guess, unit=self.unit, known=self._known)
 
     def compare(
@@ -121,9 +122,9 @@ class Guess:
                 "compared", name=self.name, guess=self.value, measured=measured, unit=self.unit, how=how
             )
         self._known, self.locked = True, self.value is not None
-        if self._handle is not None:  # a field that is stored would be an error when the file is opened again
-            self._handle.update({"text/plain": repr(self)}, raw=True)
-            self._handle = None
+        if self._display is not None:
+            self._display.end({"text/plain": repr(self)})
+            self._display = None
 
     def _answer(self, measured, wrong: str | None, how: str) -> str:
         if isinstance(measured, str):
@@ -165,13 +166,10 @@ class Guess:
             return
         from IPython.display import display
 
-        shown = {"text/plain": repr(self)}
-        if not self.locked:
-            view = {"version_major": 2, "version_minor": 0, "model_id": self._field().model_id}
-            shown = {_WIDGET: view} | shown
-        self._handle = display(shown, raw=True, display_id=True)
         if self.locked:
-            self._handle = None
+            display({"text/plain": repr(self)}, raw=True)
+        else:
+            self._display = Display(self._field(), repr(self), html.escape(repr(self)) if is_seen() else "")
 
     def _field(self):
         import ipywidgets as widgets

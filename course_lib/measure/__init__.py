@@ -25,6 +25,7 @@ looks.py        the lock within which frames are looked at, and memory is counte
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 from course_lib.measure import tracing
 from course_lib.measure.ledger import Ledger
@@ -46,21 +47,37 @@ class step:
         number: which step of the whole training this is, from 0, for a function that goes on from a
             checkpoint. Then a job that starts again (`run(..., restarts=2)`) tells how many steps were done
             again. The numbers in tables count from 0 in each attempt.
+        total: how many steps the whole training has, for who watches the job: 12 of 40.
 
-    Errors: TypeError or ValueError for a model, an optimizer, samples or a number that are none (in a job;
-        elsewhere they are not looked at).
+    Attributes:
+        loss: set it within the step, `with measure.step(...) as step: ... step.loss = loss`, and it is seen
+            beside the rank's steps while the job runs: a number, or a tensor with one. It is looked at a few
+            times a second, when the step is over, and is in no table.
+
+    Errors: TypeError or ValueError for a model, an optimizer, samples, a number, a total or a loss that are
+        none (in a job; elsewhere they are not looked at).
     """
 
-    def __init__(self, model=None, optimizer=None, samples: int | None = None, number: int | None = None):
-        self._arguments = model, optimizer, samples, number
+    def __init__(
+        self,
+        model=None,
+        optimizer=None,
+        samples: int | None = None,
+        number: int | None = None,
+        total: int | None = None,
+    ):
+        self._arguments = model, optimizer, samples, number, total
+        self.loss: Any = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "step":
         if _ledger is not None:
             _ledger.begin(*self._arguments)
+        return self
 
     def __exit__(self, kind, error, trace) -> None:
+        loss, self.loss = self.loss, None  # or its graph would be held until the next step
         if _ledger is not None:
-            _ledger.end(failed=kind is not None)
+            _ledger.end(failed=kind is not None, loss=loss)
 
 
 def span(name: str, communication: bool = False) -> contextlib.AbstractContextManager:
@@ -78,13 +95,17 @@ def span(name: str, communication: bool = False) -> contextlib.AbstractContextMa
 _ledger: Ledger | None = None  # one per rank; None outside a job
 
 
-def start_ledger(
-    report: Callable[[int, int | None], None], meet: Callable[[str], None], each_step: bool = False
-) -> Ledger:
+def start_ledger(report: Callable[..., None], meet: Callable[[str], None], each_step: bool = False) -> Ledger:
     """Begin to record in this process (called by the rank's worker)."""
     global _ledger
     _ledger = Ledger(report, meet, each_step)
     return _ledger
+
+
+def last_step() -> int | None:
+    """The number of the last step that this process has measured; None before, and outside a job."""
+    ledger = _ledger
+    return len(ledger.steps) - 1 if ledger is not None and ledger.steps else None
 
 
 def stop_ledger(ledger: Ledger) -> dict:

@@ -5,6 +5,7 @@ them.
 import os
 import time
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 import torch.distributed as dist
@@ -25,11 +26,12 @@ class Ledger:
 
     def __init__(
         self,
-        report: Callable[[int, int | None], None],
+        report: Callable[[int, int | None, int | None, float | None], None],
         meet: Callable[[str], None],
         each_step: bool = False,
     ):
-        """`report(step, number)`: a sign of life, between steps; now and then, or after `each_step`.
+        """`report(step, number, total, loss)`: a sign of life, between steps; now and then, or after
+        `each_step`.
         `meet(name)`: wait a moment for the other ranks.
         """
         self.steps: list[dict] = []
@@ -48,7 +50,9 @@ class Ledger:
         # one rank of a host counts for all
         self._counter = link.Counter() if self._linked and os.environ["LOCAL_RANK"] == "0" else None
 
-    def begin(self, model, optimizer, samples: int | None, number: int | None) -> None:
+    def begin(
+        self, model, optimizer, samples: int | None, number: int | None, total: int | None = None
+    ) -> None:
         if self._open:
             raise RuntimeError(
                 "measure.step was entered inside another measure.step; steps cannot be nested."
@@ -56,6 +60,7 @@ class Ledger:
         self._phase = WARM_UP if not self.steps else TRACED if len(self.steps) == 1 else TIMED
         self._samples = None if samples is None else int(whole("samples", samples, least=0))
         self._number = None if number is None else int(whole("number", number, least=0))
+        self._total = None if total is None else int(whole("total", total))
         if self._phase != TIMED:
             modules = memory.modules_of(model)
             if optimizer is not None and not callable(getattr(optimizer, "step", None)):
@@ -85,7 +90,7 @@ class Ledger:
             raise
         self._begin = time.perf_counter()
 
-    def end(self, failed: bool) -> None:
+    def end(self, failed: bool, loss=None) -> None:
         if self._cuda and not failed:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._begin
@@ -112,7 +117,7 @@ class Ledger:
         now = time.monotonic()
         if now - self._reported >= self._report_every_s:
             self._reported = now
-            self._report(len(self.steps) - 1, self._number)
+            self._report(len(self.steps) - 1, self._number, self._total, _number_of(loss))
 
     def _count_link(self, name: str) -> None:
         """On linked hosts, count what the step that all ranks have ended has sent, before a rank goes on."""
@@ -170,3 +175,23 @@ class Ledger:
                 "the CPU allocator keeps no account; the peak is the resident memory's growth"
             )
         return absent
+
+
+def _number_of(loss) -> float | None:
+    """The loss that a step was told. Not of a DTensor: asking one may be a collective, and each rank would
+    ask when it likes.
+    """
+    if isinstance(loss, torch.Tensor):
+        if type(loss) not in (torch.Tensor, torch.nn.Parameter) or loss.numel() != 1:
+            raise TypeError(
+                f"step.loss was set to a {type(loss).__name__} of shape {list(loss.shape)}: it must be a"
+                " number, or a plain tensor with one. Give loss.item()."
+            )
+        loss = loss.item()
+    if loss is None:
+        return None
+    if isinstance(loss, bool) or not isinstance(loss, Real):
+        raise TypeError(
+            f"step.loss was set to a {type(loss).__name__}: it must be a number, or a tensor with one."
+        )
+    return float(loss)

@@ -158,7 +158,12 @@ class RankError(_Told, RuntimeError):
 
 
 class RankInterrupt(_Told, KeyboardInterrupt):
-    """A job that the learner interrupted, with the place where each rank was."""
+    """A job that the learner interrupted or cancelled, with the place where each rank was."""
+
+    def cancelled(self) -> "RankInterrupt":
+        """The same of one that was ended by its button."""
+        headline = f"{self.label} was cancelled: its ranks were stopped, and nothing of them is left."
+        return RankInterrupt(headline, self.reports, self.label, self.attempts)
 
 
 _last: list[RankError | RankInterrupt] = []  # at most one
@@ -282,6 +287,9 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
         told = because + "".join(
             f"; {diagnose.call_in_words(call)} was under way" for call in diagnose.under_way(state)[:1]
         )
+    if state.step is not None and because == "was stopped":
+        steps = state.step + 1 + (state.begun_at or 0)
+        told += f", after {steps}" + f" of {state.total}" * bool(state.total) + f" step{'s' * (steps != 1)}"
     if state.thread_error:
         told += f"; one of its threads had raised {error_in_words(state.thread_error)}"
     trace = state.error["text"] if state.error else _stack_in_words(frames) if frames else state.stack

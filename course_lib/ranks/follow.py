@@ -7,7 +7,7 @@ from course_lib.ranks import diagnose, output, threads
 from course_lib.ranks.launch import Group
 from course_lib.roles import begun, ranks_in_words
 
-__all__ = ["PATIENCE", "to_their_end", "let_finish", "progress", "starved"]
+__all__ = ["PATIENCE", "to_their_end", "let_finish", "starved"]
 
 GRACE_S = 0.3  # after a first failure: the true cause may be the second to be heard
 ASK_AFTER_S, ASK_AT_MOST_EVERY_S = 0.4, 5.0  # how often ranks without progress are asked where they are
@@ -89,19 +89,6 @@ def _flood(group: Group) -> str:
         f"{who} {'has' if len(flooding) == 1 else 'have'} printed more than"
         f" {output.MOST_BYTES / 1e6:g} MB: print less, or not in every step."
     )
-
-
-def progress(states, seconds: float, timeout: float) -> tuple[str, float]:
-    steps = [state.step + (state.begun_at or 0) for state in states if state.step is not None]
-    if steps:
-        doing = f"step {min(steps)}"
-    elif all(state.phase != "starting" for state in states):
-        doing = "running"
-    else:
-        doing = "starting"
-    finished = sum(state.phase == "finished" for state in states)
-    done = f", {finished} of {len(states)} ranks finished" if finished else ""
-    return f"{doing}{done}, {seconds:.0f} s (timeout {timeout:g} s)", min(seconds / timeout, 1.0)
 
 
 def starved(states, timeout: float) -> float:

@@ -41,6 +41,9 @@ class RankState:
     phase: str = "starting"  # starting, running, finished (result is here), failed (error is here)
     step: int | None = None  # the last step that measure.step has seen
     begun_at: int | None = None  # which step of the whole training its first one was, if it has told
+    total: int | None = None  # how many steps the whole training has, if it has told
+    loss: float | None = None  # the last one that it has told
+    step_at: float = 0.0  # monotonic; when it was last heard of a step, or of its start
     result: bytes = b""  # a pickle
     records: dict = field(default_factory=dict)
     error: dict | None = None  # worker._describe
@@ -48,6 +51,7 @@ class RankState:
     start_bytes: int = 0  # resident memory when the function began: Python, torch, a process group
     peak_bytes: int = 0  # resident high-water mark, from the operating system
     where: dict = field(default_factory=dict)  # where.whereabouts, when last asked; empty before
+    where_at: float = 0.0  # monotonic; when that was told
     collectives: list[dict] = field(default_factory=list)  # where.collectives, as last told
     answers: int = 0  # how often it has told where it is
     # monotonic; since when its answers say that it is blocked and that nothing moves
@@ -321,11 +325,14 @@ class Group:
     @staticmethod
     def _take_message(state: RankState, kind: str, content: list) -> None:
         if kind == "started":
-            state.phase, state.start_bytes = "running", content[0]
+            state.phase, state.start_bytes, state.step_at = "running", content[0], time.monotonic()
         elif kind == "step":
-            state.step, number = content
+            state.step, number, state.total, loss = content
+            state.step_at = time.monotonic()
             if number is not None:
                 state.begun_at = number - state.step
+            if loss is not None:
+                state.loss = loss
         elif kind == "result":
             state.phase, (state.result, state.records, state.collectives) = "finished", content
         elif kind == "error":
@@ -339,8 +346,10 @@ class Group:
             if not _nothing_moved(state.where, content[0]):
                 state.still_since = now
             state.still_s = now - state.still_since
-            state.where, state.answers = content[0], state.answers + 1
+            state.where, state.where_at, state.answers = content[0], now, state.answers + 1
             state.collectives = state.where["collectives"]
+            if state.where.get("step") not in (None, state.step):  # some of these were not told one by one
+                state.step, state.step_at = state.where["step"], now
 
     def _lines(self) -> Iterator[dict]:
         self._receive(self._job, self._job_buffer)

@@ -19,6 +19,7 @@ from course_lib.ranks import (
     follow,
     fork_server,
     imports,
+    lines,
     output,
     sending,
     settings,
@@ -28,6 +29,7 @@ from course_lib.ranks.attempts import Attempts
 from course_lib.ranks.errors import RankError, RankInterrupt, RankWarning, explain, remember
 from course_lib.ranks.launch import Group
 from course_lib.ranks.options import Options
+from course_lib.ranks.panel import Cancelled
 from course_lib.record import Job
 from course_lib.record.tables import COLUMNS
 from course_lib.roles import functions_of, roles_of
@@ -51,8 +53,9 @@ def carry_out(
     Args:
         fn: what all ranks run, or a list with a function for each.
         options: as `Options.checked` has made them.
-        show: called with what the job is doing, in words, how much of its time is over (0 to 1, or None), and
-            a function that reads what each rank has printed so far.
+        show: called again and again with what the job is doing, in words; and once its ranks run with two
+            functions, for what each has printed so far, and for how far each is. It may raise
+            KeyboardInterrupt, to end the job.
         again: called before the ranks start again, with why, in words, and what each had printed.
         of_learner: the function is the learner's own, and no check's: only then is long output saved whole,
             and a warning given of settings that the ranks lack.
@@ -69,7 +72,7 @@ def carry_out(
     except KeyboardInterrupt as error:
         if not job.started or isinstance(error, RankInterrupt):
             raise
-        raise job.interrupted() from None
+        raise job.interrupted(isinstance(error, Cancelled)) from None
     finally:
         job.close()
     return job.gathered()
@@ -184,12 +187,14 @@ class _OneJob:
         told = silent.mistakes(states, unfinished, flood, self._timeout)
         return told + (settings.lost(states[0].records["settings"]) if self._of_learner else [])
 
-    def interrupted(self) -> BaseException:
-        """What is to be said when the learner has stopped the job."""
+    def interrupted(self, cancelled: bool) -> BaseException:
+        """What is to be said when the learner has stopped the job; `cancelled`: with the button."""
         with _no_second_interrupt(self._outside):
             self.group.ask_and_wait()
             printed = self._kept()
         stop = explain(self.group.states, printed, self.label, self._timeout, interrupted=True)
+        if cancelled:
+            stop = stop.cancelled()
         if waits := self.group.waits:
             stop = stop.after(f"It did not run yet: it {waits}.", ())
         return remember(self._attempts.tell(stop))
@@ -230,11 +235,14 @@ class _OneJob:
 
     def _show(self, show) -> None:
         if waits := self.group.waits:
-            show(waits, None, tuple)
+            show(waits)
             return
         used = self._timeout - self._deadline + time.monotonic()
-        doing, fraction = follow.progress(self.group.states, used, self._timeout)
-        show(self._attempts.doing() + doing, fraction, lambda: self._printed(False, output.LIVE_BYTES))
+        show(
+            f"{self._attempts.doing()}{used:.0f} s (timeout {self._timeout:g} s)",
+            lambda: self._printed(False, output.LIVE_BYTES),
+            lambda: lines.of_ranks(self.group.states),
+        )
 
     def _kept(self) -> list[str]:
         return self._printed(self._of_learner, output.KEPT_BYTES)
@@ -276,10 +284,11 @@ def _wait_for_server(label: str, show) -> None:
     """
     try:
         while not fork_server.server_is_ready(0.1):
-            show("starting the fork server, once per kernel", None, tuple)
-    except KeyboardInterrupt:
+            show("starting the fork server, once per kernel")
+    except KeyboardInterrupt as error:
+        was = "cancelled" if isinstance(error, Cancelled) else "interrupted"
         raise RankInterrupt(
-            f"{label} was interrupted while the fork server was starting. It goes on starting: the next run"
+            f"{label} was {was} while the fork server was starting. It goes on starting: the next run"
             " finds it ready.",
             [],
             label,

@@ -1,4 +1,4 @@
-"""A sign of life while a job runs, with the first lines that its ranks print: a widget in JupyterLab, a line
+"""A sign of life while a job runs, with the first lines that its ranks print: a panel in JupyterLab, a line
 that rewrites itself in a terminal, below what was printed.
 
 When the job is over, one static line stays, the same on every machine, so that nbval can compare it. Where a
@@ -10,17 +10,19 @@ import html
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from course_lib.frontend import in_kernel, is_seen
+from course_lib.ranks.lines import RankLine, in_short, lines_html
+from course_lib.ranks.panel import Panel
 from course_lib.record import printed
 from course_lib.roles import rank_name
 
 __all__ = ["Progress", "say"]
 
 QUIET_S = 1.0  # shorter jobs show nothing while they run
+QUIET_OF_A_CHECK_S = 3.0  # the same of a job of which nothing stays
 REFRESH_S = 0.2
-_WIDGET = "application/vnd.jupyter.widget-view+json"
+_INK = "color: var(--jp-content-font-color1)"
 
 
 class Progress:
@@ -33,8 +35,7 @@ class Progress:
         self.title, self.drawn, self._roles = title, False, roles
         self._stays, self._begin, self._last = stays, time.monotonic(), 0.0
         self._in_kernel = in_kernel()
-        self._handle: Any = None  # IPython's of what is shown, and the widget in it
-        self._widget: Any = None
+        self._panel: Panel | None = None
         self._outputs: Sequence[str] = ()
         self._where = self._of = self._cost = ""
         self._said: dict[int, int] = {}  # in a terminal: rank -> how many of its lines have been written
@@ -45,22 +46,32 @@ class Progress:
     def update(
         self,
         text: str,
-        fraction: float | None = None,
         outputs: Callable[[], Sequence[str]] = tuple,
+        ranks: Callable[[], Sequence[RankLine]] = tuple,
+        fraction: float | None = None,
+        at_once: bool = False,
     ) -> None:
-        """Show `text` beside the title; `fraction` (0 to 1) fills a bar; `outputs` is asked, when something
-        is drawn, for what each rank has printed so far.
+        """Show `text` beside the title. `outputs` and `ranks` are asked, when something is drawn, for what
+        each rank has printed so far, and for how far it is; `fraction` (0 to 1) of several jobs fills a bar.
+
+        `at_once`: of a job of which nothing stays, too, after `QUIET_S`.
+
+        Errors: Cancelled, a KeyboardInterrupt, once the learner has clicked on Cancel.
         """
+        if self._panel is not None:
+            self._panel.look()
         now = time.monotonic()
-        if now - self._begin < QUIET_S or now - self._last < REFRESH_S:
+        quiet_s = QUIET_S if self._stays or at_once or self.drawn else QUIET_OF_A_CHECK_S
+        if now - self._begin < quiet_s or now - self._last < REFRESH_S:
             return
         self._last = now
         if self._in_kernel:
-            self._draw_widget(text, fraction, outputs())
+            self._draw_panel(text, fraction, outputs(), ranks())
             self.drawn = True
         elif sys.stderr.isatty():
             self._write_lines(outputs(), over=False)
-            sys.stderr.write(f"\r{self.title}: {text}\x1b[K")
+            far = in_short(lines) + ", " if (lines := ranks()) else ""
+            sys.stderr.write(f"\r{self.title}: {far}{text}\x1b[K")
             sys.stderr.flush()
             self.drawn = True
 
@@ -92,9 +103,8 @@ class Progress:
         if self._in_kernel:
             from IPython.display import display
 
-            if self._handle is not None:
-                self._handle.update(self._line(), raw=True)
-                self._widget.close()
+            if self._panel is not None:
+                self._panel.end(self._line())
             elif self._stays:
                 display(self._line(), raw=True)
             if self._cost and not is_seen():  # a line of its own: nbval knows a line only as it was at first
@@ -106,7 +116,7 @@ class Progress:
             sys.stderr.flush()
 
     def _line(self) -> dict[str, str]:
-        """What stays, as Jupyter takes it. Jupyter cannot take a display away: an empty one shows nothing."""
+        """What stays, as Jupyter takes it."""
         if not self._stays:
             return {}
         line = {"text/plain": self.title}
@@ -132,31 +142,27 @@ class Progress:
                 sys.stderr.write(f"\r\x1b[K{rank_name(rank, self._roles)} | {line}\n")
                 self._said[rank] = self._said.get(rank, 0) + 1
 
-    def _draw_widget(self, text: str, fraction: float | None, outputs: Sequence[str]) -> None:
+    def _draw_panel(
+        self, text: str, fraction: float | None, outputs: Sequence[str], ranks: Sequence[RankLine]
+    ) -> None:
         bar = ""
         if fraction is not None:
             bar = (
-                f'<progress value="{fraction:.3f}" max="1" style="width: 12em; vertical-align:'
-                ' middle"></progress> '
+                f'<progress value="{fraction:.3f}" max="1" style="width: 12em; vertical-align: middle"'
+                ' aria-label="jobs"></progress> '
             )
-        shown = (
-            f'<span style="color: var(--jp-ui-font-color1)">{html.escape(self.title)}'
-            f" {bar}{html.escape(text)}</span>"
-        )
+        line = f'<span style="{_INK}">{html.escape(self.title)}: {bar}{html.escape(text)}</span>'
+        page = ""
+        if ranks:
+            page += f'<div style="{_INK}; line-height: normal">{lines_html(ranks)}</div>'
         if said := printed.rows(outputs):
-            shown += (
-                f'<div style="color: var(--jp-content-font-color1); line-height: normal; {printed.CODE}">'
+            page += (
+                f'<div style="{_INK}; line-height: normal; margin-top: 0.4em; {printed.CODE}">'
                 f"{printed.rows_html(said, self._roles)}</div>"
             )
-        if self._handle is None:
-            from IPython.display import display
-            from ipywidgets import HTML
-
-            self._widget = HTML(shown)
-            view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
-            self._handle = display({_WIDGET: view, **self._line()}, raw=True, display_id=True)
-        elif self._widget.value != shown:
-            self._widget.value = shown
+        if self._panel is None:
+            self._panel = Panel(self.title)
+        self._panel.draw(line, page)
 
 
 def say(outputs: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from course_lib import torch_internals
 from course_lib.collectives import by_function
-from course_lib.measure import link, looks, wire
+from course_lib.measure import last_step, link, looks, wire
 from course_lib.ranks import places, threads
 
 __all__ = ["whereabouts", "collectives", "tell_before_abort"]
@@ -39,6 +39,7 @@ def whereabouts() -> dict:
     written_bytes, cpu_s, threads: of this process so far (`threads.others`); a transfer that moves shows in
         them, and a thread that waits for a core.
     link: of this rank's host to other hosts (`link.look`); None where all run on this machine as it is.
+    step: the last one that `measure.step` has seen; None if none.
     """
     with looks.lock:
         frames, call, making, count = _look()
@@ -61,6 +62,7 @@ def whereabouts() -> dict:
         "link": link.look(),
         "cpu_s": time.process_time(),
         "threads": threads.others(),
+        "step": last_step(),
     }
 
 

@@ -68,7 +68,7 @@ def test_output_is_shown_as_it_comes_and_the_queue_before(cluster, jobs, shown, 
         "sbatch", "--parsable", "--exclusive", "-N2", "-o/dev/null", "--wrap", "exec sleep 600"
     )
 
-    def look(self, text, fraction=None, outputs=tuple):
+    def look(self, text, outputs=tuple, ranks=tuple):
         printed = outputs()
         shown.append(text)
         if "Resources (until nodes are free)" in text:

@@ -737,3 +737,44 @@ def test_gloo_with_two_ranks_on_one_gpu():
     assert wire(done).tolist() == [close(grads)] * 2
     assert memory(done, "grads") == [grads] * 2
     assert min(memory(done, "peak")) >= grads and len(memory(done, "other")) == 2
+
+
+class TestTold:
+    """What a step tells who watches the job, and nothing else."""
+
+    @pytest.fixture
+    def told(self):
+        told = []
+        ledger = measure.start_ledger(
+            report=lambda *step: told.append(step), meet=lambda name: None, each_step=True
+        )
+        yield told
+        measure.stop_ledger(ledger)
+
+    @pytest.mark.parametrize("loss", [0.5, torch.tensor([[0.5]]), torch.nn.Parameter(torch.tensor(0.5))])
+    def test_number_total_and_loss(self, told, loss):
+        for number in (7, 8):
+            with measure.step(number=number, total=40) as step:
+                step.loss = loss
+            assert step.loss is None  # its graph is let go
+        with measure.step():
+            pass
+        assert told == [(0, 7, 40, 0.5), (1, 8, 40, 0.5), (2, None, None, None)]
+        assert measure.last_step() == 2
+
+    @pytest.mark.parametrize("loss", ["0.5", True, torch.ones(2), [0.5]])
+    def test_what_is_no_loss_is_refused_in_one_sentence(self, told, loss):
+        with pytest.raises(TypeError, match="^step.loss was set to a .*must be a number"):
+            with measure.step() as step:
+                step.loss = loss
+
+    def test_a_total_that_is_none_is_refused(self, told):
+        with pytest.raises(ValueError, match="total=0"):
+            with measure.step(total=0):
+                pass
+
+
+def test_outside_a_job_a_loss_may_be_told_and_nothing_happens():
+    with measure.step(total=3) as step:
+        step.loss = "anything"
+    assert measure.last_step() is None

@@ -27,8 +27,8 @@ def terminal(monkeypatch):
 def test_in_a_terminal_lines_come_as_they_are_printed_and_the_rest_at_the_end(monkeypatch):
     written = terminal(monkeypatch)
     with progress.Progress("work on 2 ranks") as shown:
-        shown.update("running", None, lambda: ["one\ntwo\nhal", ""])
-        shown.update("running", None, lambda: ["one\ntwo\nhalf\n", "three\n"])
+        shown.update("running", lambda: ["one\ntwo\nhal", ""])
+        shown.update("running", lambda: ["one\ntwo\nhalf\n", "three\n"])
         shown.over(["one\ntwo\nhalf\n", "three\nfour\n"], "job.output[{rank}]")
     assert written.getvalue() == (
         f"{CLEAN}rank 0 | one\n{CLEAN}rank 0 | two\n\rwork on 2 ranks: running\x1b[K"
@@ -42,7 +42,7 @@ def test_in_a_terminal_a_rank_that_prints_much_gets_a_few_lines_and_one_more(mon
     much = "".join(f"line {number}\n" for number in range(100))
     with progress.Progress("work on 2 ranks") as shown:
         for _ in range(2):
-            shown.update("running", None, lambda: [much, ""])
+            shown.update("running", lambda: [much, ""])
         shown.over([much, ""], "job.output[{rank}]")
     lines = [line for line in written.getvalue().split("\n") if "rank 0 |" in line]
     assert len(lines) == 7 and lines[-1].endswith("rank 0 | ... 94 more, the last: line 99"), lines
@@ -129,7 +129,7 @@ def test_what_was_printed_is_read_only_where_something_is_drawn(monkeypatch):
     asked = []
     monkeypatch.setattr(progress, "QUIET_S", 1000.0)
     with progress.Progress("work on 2 ranks") as shown:
-        shown.update("running", None, lambda: asked.append(1) or ["", ""])
+        shown.update("running", lambda: asked.append(1) or ["", ""])
     assert not asked
     path = SimpleNamespace(stat=lambda: SimpleNamespace(st_size=0))
     assert output.read(path, False, output.LIVE_BYTES) == ""  # no file is opened
