@@ -76,6 +76,16 @@ class NotebookPage:
         for key in keys:
             self.page.keyboard.press(key)
 
+    def focus_back(self, on: str) -> None:
+        """From a cell into what the one above it shows, by Shift+Tab alone: until something that answers to
+        this selector of CSS has the focus.
+        """
+        for _ in range(20):
+            self.press("Shift+Tab")
+            if self.page.evaluate("on => document.activeElement.matches(on)", on):
+                return
+        raise AssertionError(f"there is no way back by keyboard to {on}")
+
     def run(self, cell: str, wait: bool = True) -> None:
         """By Shift+Enter, which also goes on to the next one."""
         self.go_to(cell)

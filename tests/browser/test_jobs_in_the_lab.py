@@ -80,12 +80,21 @@ def test_whole_chapters_run_by_run_all_and_the_page_stays_usable(lab, watched):
     assert page.get_by_role("dialog").count() == 0
 
 
-def test_a_job_is_interrupted_and_the_next_one_works(lab, small, tmp_path):
+@pytest.mark.parametrize("how", ["interrupted", "cancelled"])
+def test_a_job_is_ended_by_keyboard_and_the_next_one_works(lab, small, tmp_path, how):
     ranks = ranks_at_work(small, tmp_path)
-    small.go_to("hangs")
-    small.press("i", "i")
+    if how == "interrupted":
+        small.go_to("hangs")
+        small.press("i", "i")
+    else:
+        small.shown("hangs").get_by_role("button", name="Cancel").wait_for()  # once the frontend is heard
+        small.go_to("after")
+        small.focus_back("button")
+        small.press("Space")
     small.quiet()
-    assert "hangs" in small.text("hangs") and "rank 0" in small.text("hangs")
+    told = small.text("hangs")
+    assert f"hangs was {how}" in told and "rank 0" in told and "rank 1" in told
+    assert small.shown("hangs").get_by_role("button").count() == 0
     _, alive = psutil.wait_procs(ranks, timeout=DEADLINE_S)
     assert alive == []
     small.run("after")
