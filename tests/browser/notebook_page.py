@@ -1,9 +1,11 @@
 """A notebook in JupyterLab: what a learner does with keys, and what stands there then."""
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from chromium_here import Watched
+from chromium_here import DEADLINE_S, Watched
 
 __all__ = ["NotebookPage", "notebook"]
 
@@ -64,7 +66,7 @@ class NotebookPage:
 
     def text(self, cell: str) -> str:
         """What stands below a cell as text: printed, shown, or raised."""
-        return "\n".join(map(_text, self.outputs(cell)))
+        return "\n".join(filter(None, map(_text, self.outputs(cell))))
 
     def go_to(self, cell: str) -> None:
         """Make it the active one, in command mode, with the keyboard's focus on it."""
@@ -107,6 +109,13 @@ class NotebookPage:
         self.press("Escape")
         found = self.cells()[cell]["text"]
         assert found == text, f"what was typed became {found!r}"
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait for what is not in the page."""
+        end = time.monotonic() + DEADLINE_S
+        while not holds():
+            assert time.monotonic() < end, "waited in vain"
+            self.page.wait_for_timeout(50)  # meanwhile the page goes on
 
     def quiet(self) -> None:
         """Wait until no cell runs."""

@@ -1,7 +1,6 @@
 """Jobs in JupyterLab: whole chapters by Run All, a job that is interrupted, a kernel that is restarted."""
 
 import json
-import time
 
 import psutil
 import pytest
@@ -41,12 +40,12 @@ def ranks_at_work(small: NotebookPage, folder) -> list[psutil.Process]:
     """Run the cell that hangs; its ranks, once both are at work."""
     small.run("imports")
     small.run("hangs", wait=False)
-    end, pids = time.monotonic() + DEADLINE_S, []
-    while len(pids) < 2:
-        assert time.monotonic() < end, f"the ranks did not start:\n{small.text('hangs')}"
-        small.page.wait_for_timeout(50)  # the page goes on
-        pids = [int(told) for path in folder.glob("pid*") if (told := path.read_text())]
-    return [psutil.Process(pid) for pid in pids]
+
+    def told() -> list[int]:
+        return [int(text) for path in folder.glob("pid*") if (text := path.read_text())]
+
+    small.until(lambda: len(told()) == 2)
+    return [psutil.Process(pid) for pid in told()]
 
 
 def test_whole_chapters_run_by_run_all_and_the_page_stays_usable(lab, watched):
