@@ -84,7 +84,7 @@ SLOW = {
 # Of these, `make test` runs so many for each exercise, the plainest, which stand first. `.ci/run`, which runs
 # `make test ALL=1`, runs all.
 PLAINEST = {"test_right_answers_are_accepted": 2, "test_wrong_answers_are_refused_with_the_reason": 3}
-# and what a cell of a chapter runs as well, with the same output
+# and what a cell of a chapter runs as well, with the same output, and what runs in a browser (tests/browser)
 IN_A_CELL = "test_a_script_runs_under_torchrun"
 
 
@@ -97,7 +97,8 @@ def pytest_collection_modifyitems(config, items):
         if name in PLAINEST:
             exercise = item.path, name, item.callspec.params["check"].__name__
             seen[exercise] += 1
-        if name == IN_A_CELL or name in PLAINEST and seen[exercise] > PLAINEST[name]:
+        in_a_browser = item.path.parent.name == "browser"
+        if name == IN_A_CELL or in_a_browser or name in PLAINEST and seen[exercise] > PLAINEST[name]:
             item.add_marker(pytest.mark.thorough)
     cells = [item for item in items if isinstance(item, IPyNbCell) and item.path.parent.name == "solutions"]
     if CASES != "0":  # once a week, they too run as a whole
@@ -105,6 +106,17 @@ def pytest_collection_modifyitems(config, items):
     if left_out := {item for item in cells if item.cell_num not in _needed(item.path)}:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Where a test in a browser fails, its error names the folder in which one can look at the page."""
+    try:
+        return (yield)
+    except Exception as error:
+        if watched := getattr(item, "funcargs", {}).get("watched"):
+            watched.note(error, item.name)
+        raise
 
 
 @pytest.fixture(scope="session")

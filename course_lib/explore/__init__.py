@@ -11,6 +11,7 @@ state is shown: that of the start, or of `.at(ranks=64)`. All numbers come from 
 measured is drawn as measured.
 
 panel.py       the frame: controls, a picture and its table, drawn anew at each move
+by_keyboard.py  buttons beside each control, one step back and one step on
 states.py      memory per rank
 links.py       seconds of a collective
 lists.py       schedules of a pipeline

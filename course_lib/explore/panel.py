@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from course_lib.arguments import one_of
+from course_lib.explore.by_keyboard import step_buttons
 from course_lib.frontend import is_seen
 from course_lib.plots.described import in_words
 from course_lib.reopened import Display
@@ -116,6 +117,10 @@ class Explorer:
 
             field.observe(move, "value")
             fields.append(field)
+        # after the fields, so that who looks for these finds them; `order` puts each beside its own
+        count = len(self.choices)
+        buttons = [step_buttons(field, number - count) for number, field in enumerate(fields[:count])]
+        fields[count:count] = sum(buttons, [])
         row = widgets.HBox(fields, layout=widgets.Layout(flex_flow="row wrap"))
         return widgets.VBox([row, below])
 

@@ -5,5 +5,6 @@ kernel.py       the kernel under the course's name
 predictions.py  `predict`: a guess before the run, answered by the measurement
 record.py       guesses and verdicts, lines of JSON in the desk
 standing.py     `where_i_stand`: chapter by chapter, what is predicted and solved
-__main__.py     `python -m course_lib.learner`: lay the desk, open it, begin anew, where I stand
+__main__.py     `python -m course_lib.learner`: lay the desk, open it, begin anew, where I stand;
+                `lab_settings/` has what JupyterLab is told
 """

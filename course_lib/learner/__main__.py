@@ -11,6 +11,7 @@ given goes to JupyterLab.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from course_lib.learner import desk, kernel, standing
 __all__ = ["main"]
 
 PROJECT = Path(__file__).resolve().parents[2]
+# for JupyterLab: no other host is asked for news or newer versions, no question about them lies over the
+# first page, and names of chapters have all the room beside it
+SETTINGS = Path(__file__).parent / "lab_settings"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,6 +65,10 @@ def _open(place: Path, more: list[str]) -> None:
     """JupyterLab, until it is closed, with the desk's first chapter as the page that it begins with."""
     from jupyterlab import labapp  # loads for seconds
 
+    # what a learner has set in JupyterLab comes before it
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(
+        filter(None, (os.environ.get("JUPYTER_CONFIG_PATH"), str(SETTINGS)))
+    )
     first = min(path.name for path in (place / desk.DESK).glob("[0-9]*.ipynb"))
     settings = [f"--ServerApp.root_dir={place}", f"--LabApp.default_url=/lab/tree/{desk.DESK}/{first}"]
     labapp.main([*settings, *more])

@@ -34,13 +34,26 @@ def test_each_corner_is_drawn_with_a_table(name):
 def test_a_move_draws_anew_and_is_kept(name):
     explorer = getattr(explore, name)()
     row, below = explorer._widget().children
-    fields, before = row.children, below.value
+    fields, before = row.children[: len(explorer.choices)], below.value
     assert len(fields) == len(explorer.choices) and 'alt="' in before and "<table" in before
     for field, control in zip(fields, explorer.choices):
         assert field.description == control and field.value == explorer.values[control]
     last = fields[-1]
     last.value = next(value for _, value in last.options if value != last.value)
     assert below.value != before and explorer.values[last.description] == last.value
+
+
+def test_buttons_move_a_control_by_a_step_and_stop_at_its_ends():
+    explorer = explore.memory()
+    row = explorer._widget().children[0].children
+    (field,) = [one for one in row if getattr(one, "description", "") == "ranks"]
+    less, more = (one for one in row if (getattr(one, "tooltip", None) or "").startswith("ranks: one step"))
+    values = [value for _, value in field.options]
+    field.value = values[-2]
+    for button, value in ((more, values[-1]), (more, values[-1]), (less, values[-2]), (less, values[-3])):
+        button.click()
+        assert field.value == explorer.values["ranks"] == value
+    assert less.layout.order == more.layout.order == field.layout.order
 
 
 def test_without_widgets_there_is_one_state_as_picture_and_text(monkeypatch):

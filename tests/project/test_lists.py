@@ -45,24 +45,32 @@ def imported(folder: Path) -> set[str]:
     return found - {"course-lib"}
 
 
-def declared() -> tuple[set[str], set[str], set[str]]:
-    """What the library needs, what it needs for clusters, and what the tests need beside it."""
+def declared() -> tuple[set[str], set[str], set[str], set[str]]:
+    """What the library needs, what it needs for clusters, and what the tests need beside it: all of them, and
+    those in a browser.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lists = project["dependencies"], extras["cluster"], extras["test"]
-    needed, for_clusters, for_tests = (
-        {canonicalize_name(Requirement(line).name) for line in lines} for lines in lists
-    )
-    return needed, for_clusters, for_tests
+    lists = project["dependencies"], extras["cluster"], extras["test"], extras["browser"]
+    return tuple({canonicalize_name(Requirement(line).name) for line in lines} for lines in lists)
 
 
 def test_what_is_declared_is_used_and_what_is_used_is_declared():
-    needed, for_clusters, for_tests = declared()
+    needed, for_clusters, for_tests, for_browsers = declared()
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     tools = {name for name, words in TOOLS.items() if words in makefile}
     by_library, by_tests = imported(LIBRARY), imported(ROOT / "tests")
     assert by_library <= needed | for_clusters, "the library imports what pyproject.toml does not name"
-    assert by_tests <= needed | for_tests | for_clusters, "tests import what pyproject.toml does not name"
+    optional = for_clusters | for_browsers
+    assert by_tests <= needed | for_tests | optional, "tests import what pyproject.toml does not name"
+    for name in for_browsers:  # it may not be installed here
+        users = [
+            path
+            for path in (ROOT / "tests").rglob("*.py")
+            if f"from {name}." in path.read_text(encoding="utf-8")
+        ]
+        assert {path.parent.name for path in users} == {"browser"}, "only tests in a browser load this"
+        assert name in (ROOT / ".ci/run").read_text(encoding="utf-8"), "continuous integration installs it"
     for name in for_clusters:  # it may not be installed here
         users = [
             path for path in LIBRARY.rglob("*.py") if f"import {name}" in path.read_text(encoding="utf-8")

@@ -299,7 +299,7 @@ def test_continuous_integration_runs_make_test_from_anywhere(tmp_path):
     (tmp_path / ".ci").mkdir()
     shutil.copy(script, tmp_path / ".ci" / "run")
     (tmp_path / "Makefile").write_text("test:\n\t@echo tested in $(CURDIR)\n")
-    environ = os.environ | {"SLURM": "no"}  # nothing is installed for this test
+    environ = os.environ | {"SLURM": "no", "BROWSER": "no"}  # nothing is installed for this test
     result = subprocess.run(
         [tmp_path / ".ci" / "run"], cwd="/", env=environ, capture_output=True, text=True, check=True
     )

@@ -1,0 +1,33 @@
+"""What the tests of this folder share: a Chromium, and a desk that JupyterLab shows in it. Each file imports
+these fixtures.
+"""
+
+import chromium_here
+import pytest
+from lab_here import LabHere
+
+__all__ = ["browser", "lab", "watched"]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Where it cannot be had, a test is skipped, with the reason."""
+    if reason := chromium_here.missing():
+        pytest.skip(f"a real browser is needed: {reason}")
+    with chromium_here.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    with LabHere(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def watched(browser, lab):
+    """A page with JupyterLab, as a learner's browser opens it: with the desk's first chapter."""
+    with chromium_here.Watched(browser, viewport={"width": 1280, "height": 900}) as watched:
+        watched.page.goto(lab.url(), wait_until="commit")
+        watched.page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.context?.path")
+        yield watched

@@ -1,0 +1,117 @@
+"""Jobs in JupyterLab: whole chapters by Run All, a job that is interrupted, a kernel that is restarted."""
+
+import json
+
+import psutil
+import pytest
+from browser_fixtures import browser, lab, watched
+from chromium_here import DEADLINE_S
+from notebook_page import NotebookPage, notebook
+
+assert browser and lab and watched  # fixtures
+
+FIRST = "00_start_here.ipynb"
+CHAPTERS = (FIRST, "01_one_training_step.ipynb", "11_pipeline_schedules.ipynb")
+SMALL = {
+    "imports": (
+        "import os\nimport time\nfrom pathlib import Path\n\nimport torch.distributed as dist\n\n"
+        "from course_lib import run"
+    ),
+    "hangs": (
+        "def hangs(folder):\n    (folder / f'pid{dist.get_rank()}').write_text(str(os.getpid()))\n"
+        "    time.sleep(10_000)\n\n\nrun(hangs, FOLDER, ranks=2, timeout=9_000)"
+    ),
+    "after": "def works():\n    return 10 + dist.get_rank()\n\n\nprint(run(works, ranks=2).results)",
+}
+
+
+@pytest.fixture
+def small(lab, watched, tmp_path):
+    """A small notebook of the desk, with a cell whose ranks never end, and the folder where they tell their
+    processes.
+    """
+    cells = {**SMALL, "imports": f"{SMALL['imports']}\n\nFOLDER = Path({str(tmp_path)!r})"}
+    name = f"jobs_{tmp_path.name}.ipynb"
+    notebook(lab.desk / name, lab.desk / FIRST, **cells)
+    return NotebookPage(watched, f"desk/{name}").open()
+
+
+def ranks_at_work(small: NotebookPage, folder) -> list[psutil.Process]:
+    """Run the cell that hangs; its ranks, once both are at work."""
+    small.run("imports")
+    small.run("hangs", wait=False)
+
+    def told() -> list[int]:
+        return [int(text) for path in folder.glob("pid*") if (text := path.read_text())]
+
+    small.until(lambda: len(told()) == 2)
+    return [psutil.Process(pid) for pid in told()]
+
+
+def test_whole_chapters_run_by_run_all_and_the_page_stays_usable(lab, watched):
+    page = watched.page
+    chapters = [NotebookPage(watched, f"desk/{name}") for name in CHAPTERS]
+    for chapter in chapters:  # side by side: a rank that sleeps leaves its core to others
+        chapter.open()
+        chapter.go_to(next(iter(chapter.cells())))
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    for chapter in chapters:
+        chapter.quiet()
+        published = json.loads((lab.desk / chapter.path.removeprefix("desk/")).read_text(encoding="utf-8"))
+        meant = {
+            cell["id"]
+            for cell in published["cells"]
+            if "raises-exception" in cell["metadata"].get("tags", ())
+        }
+        for name, cell in chapter.cells().items():
+            if name not in meant:
+                raised = [o for o in cell["outputs"] if o["output_type"] == "error"]
+                assert raised == [], f"{chapter.path}, cell {name}: {chapter.text(name)}"
+        counts = chapter.counts()
+        assert None not in counts.values(), f"{chapter.path}: not run: {counts}"
+        # and one cell more, typed by hand
+        first = next(iter(counts))
+        chapter.write(first, chapter.cells()[first]["text"] + "\nprint('one', 'more')")
+        chapter.run(first)
+        assert "one more" in chapter.text(first)
+        chapter.save()
+    assert page.get_by_role("dialog").count() == 0
+
+
+@pytest.mark.parametrize("how", ["interrupted", "cancelled"])
+def test_a_job_is_ended_by_keyboard_and_the_next_one_works(lab, small, tmp_path, how):
+    ranks = ranks_at_work(small, tmp_path)
+    if how == "interrupted":
+        small.go_to("hangs")
+        small.press("i", "i")
+    else:
+        small.shown("hangs").get_by_role("button", name="Cancel").wait_for()  # once the frontend is heard
+        small.go_to("after")
+        small.focus_back("button")
+        small.press("Space")
+    small.quiet()
+    told = small.text("hangs")
+    assert f"hangs was {how}" in told and "rank 0" in told and "rank 1" in told
+    assert small.shown("hangs").get_by_role("button").count() == 0
+    _, alive = psutil.wait_procs(ranks, timeout=DEADLINE_S)
+    assert alive == []
+    small.run("after")
+    assert "[10, 11]" in small.text("after")
+
+
+def test_a_kernel_is_restarted_while_ranks_work_and_nothing_is_left(lab, small, tmp_path):
+    other, files = {process.pid for process in lab.traces.look()}, set(lab.traces.files())
+    ranks = ranks_at_work(small, tmp_path)
+    mine = [process for process in lab.traces.look() if process.pid not in other]
+    assert {rank.pid for rank in ranks} < {process.pid for process in mine}
+    small.go_to("hangs")
+    small.press("0", "0")
+    small.page.get_by_role("dialog").get_by_role("button", name="Restart").click()
+    _, alive = psutil.wait_procs(mine, timeout=DEADLINE_S)
+    assert alive == []
+    assert set(lab.traces.files()) <= files and lab.traces.shared_memory() == []
+    small.ready()
+    small.run("imports")
+    small.run("after")
+    assert "[10, 11]" in small.text("after")
