@@ -27,6 +27,8 @@ class Explorer:
         choices: the controls: name -> what it can be, in order; text, numbers, or text -> value.
         draw: takes a value for each control, returns the Axes of a new figure, and a table of the same
             numbers.
+        act: a name, and what a button of this name does: it takes a value for each control, and `draw` shows
+            what has come of it.
         start: the values at first; the first of each where none is named.
     """
 
@@ -35,18 +37,19 @@ class Explorer:
         name: str,
         choices: Mapping[str, Sequence | Mapping[str, object]],
         draw: Callable[..., tuple[Axes, pd.DataFrame]],
+        act: tuple[str, Callable[..., None]] | None = None,
         **start,
     ):
         if len(choices) > MOST_CONTROLS:
             raise ValueError(f"{len(choices)} controls: an explorer has {MOST_CONTROLS} at most.")
-        self.name, self._draw = name, draw
+        self.name, self._draw, self._act = name, draw, act
         self.choices = {control: _labelled(values) for control, values in choices.items()}
         self.values = {control: next(iter(values.values())) for control, values in self.choices.items()}
         self.values = self._with(start)
 
     def at(self, **values) -> "Explorer":
         """The same explorer, which begins with these values: explore.memory().at(ranks=64)."""
-        other = Explorer(self.name, self.choices, self._draw)
+        other = Explorer(self.name, self.choices, self._draw, self._act)
         other.values = self._with(values)
         return other
 
@@ -79,13 +82,14 @@ class Explorer:
         if is_seen():
             display(self._widget())
             return
-        ax, _ = self.picture()
+        ax, table = self.picture()
         words = in_words(ax.figure)
         display(
-            {"text/plain": repr(self), "image/png": _png(ax)},
+            {"text/plain": words, "image/png": _png(ax)},
             metadata={"image/png": {"alt": words}},
             raw=True,
         )
+        display({"text/plain": repr(self), "text/html": table.to_html(border=0, justify="right")}, raw=True)
 
     def _widget(self):
         import ipywidgets as widgets
@@ -108,8 +112,30 @@ class Explorer:
 
             field.observe(move, "value")
             fields.append(field)
+        told = widgets.HTML()
+        if self._act:
+            fields.append(self._button(widgets, below, told))
         row = widgets.HBox(fields, layout=widgets.Layout(flex_flow="row wrap"))
-        return widgets.VBox([row, below])
+        return widgets.VBox([row, told, below] if self._act else [row, below])
+
+    def _button(self, widgets, below, told):
+        """Does what `act` says with the values of this moment, and draws them anew."""
+        name, do = self._act
+        button = widgets.Button(description=name)
+
+        def click(_):
+            button.disabled, button.description, told.value = True, f"{name}: wait ...", ""
+            try:
+                do(**self.values)
+            except (Exception, KeyboardInterrupt) as error:  # of a job: what it says is for the learner
+                why = str(error).strip().splitlines() or [type(error).__name__]
+                told.value = f'<p role="status">Not done: {html.escape(why[0])}</p>'
+            finally:
+                button.disabled, button.description = False, name
+            below.value = self._page()
+
+        button.on_click(click)
+        return button
 
     def _page(self) -> str:
         ax, table = self.picture()
@@ -128,6 +154,11 @@ def _labelled(values: Sequence | Mapping[str, object]) -> dict[str, object]:
 
 
 def _png(ax: Axes) -> str:
+    """At each move it is drawn, so margins come from one look at the texts: the layout of `panel`, which looks
+    four times, takes twice as long.
+    """
+    ax.figure.set_layout_engine("none")
+    ax.figure.tight_layout(pad=0.8, h_pad=1.6)
     file = io.BytesIO()
     ax.figure.savefig(file, format="png", dpi=DPI)
     plt.close(ax.figure)  # or it would be shown once more under the cell

@@ -1,11 +1,13 @@
-"""Bytes as a figure says them: all numbers of one axis in one unit, with three digits."""
+"""Bytes and seconds as a figure says them: all bytes of one axis in one unit, with three digits."""
 
 from dataclasses import dataclass
 
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-__all__ = ["Unit"]
+from course_lib.arguments import number
+
+__all__ = ["Unit", "time_in_words"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,13 @@ class Unit:
         """Write the axis in this unit. (EngFormatter would choose a unit for each tick.)"""
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / self.size:,.6g}"))
+
+
+def time_in_words(seconds: float) -> str:
+    """Three significant digits in the unit that reads well, from µs to days: "1.25 ms", "3 h"."""
+    number("seconds", seconds)
+    sizes = {"days": 86_400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6}
+    name, size = next(
+        ((name, size) for name, size in sizes.items() if seconds >= 0.9995 * size), ("µs", 1e-6)
+    )
+    return f"{seconds / size:.3g} {name}" if seconds < 999.5 * size else f"{seconds / size:,.0f} {name}"
