@@ -9,7 +9,7 @@ from course_lib import theory
 from course_lib.arguments import instance, number
 from course_lib.explore.links import RANKS, link_choices
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import COLORS, INK, PAPER, SMALL, panel
+from course_lib.plots.styles import COLORS, INK, PAPER, SMALL, legend, panel
 from course_lib.plots.traced import require_trace
 from course_lib.plots.units import Unit, time_in_words
 from course_lib.record import Job, held
@@ -51,7 +51,7 @@ def overlap(
         name = next(label for label, value in links.items() if value == link)
         step = theory.overlapped_seconds(f, b, c, buckets)
         steps = {k: theory.overlapped_seconds(f, b, communication(k, link, ranks), k) for k in BUCKETS}
-        at_end = steps[1]
+        at_end, best = steps[1], min(steps, key=steps.get)
         lanes = {
             "in buckets: computes": [("forward", [(0, f)]), ("backward", _pieces(f, b, buckets))],
             "travels": [("all_reduce", theory.bucket_seconds(f, b, c, buckets))],
@@ -72,7 +72,7 @@ def overlap(
             "step": time_in_words(step),
             "step, one bucket": time_in_words(at_end),
             "saved": f"{1 - step / at_end:.0%}",
-            "best of these sizes": f"{min(steps, key=steps.get)} buckets, {time_in_words(min(steps.values()))}",
+            "best number of buckets": f"{best}, {time_in_words(steps[best])}",
         }
         if job is not None:
             rows["yours, measured"] = time_in_words(_pieces_of(job)["end_s"].max())
@@ -139,7 +139,7 @@ def _lanes(title: str, where: str, lanes: dict, buckets: int, job: Job | None) -
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(max(heights.values()) + 0.6, -0.6)
     ax.set_xlim(0, None)
-    ax.legend(frameon=False, fontsize=SMALL, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.28))
+    legend(ax)
     return ax
 
 
@@ -147,4 +147,8 @@ def _blocks(ax: Axes, height: float, kind: str, pieces: list, named: set, **look
     label = None if kind in named else kind
     named.add(kind)
     spans = [(1e3 * begin, 1e3 * (end - begin)) for begin, end in pieces]
-    ax.broken_barh(spans, (height - 0.42, 0.84), facecolor=COLORS[kind], label=label, zorder=2, **look)
+    place = height - 0.42, 0.84
+    ax.broken_barh(spans, place, facecolor=COLORS[kind], label=label, zorder=2, **look)
+    if spans and not look["linewidth"]:  # too many for lines between them: one around all
+        whole = [(spans[0][0], sum(spans[-1]) - spans[0][0])]
+        ax.broken_barh(whole, place, zorder=3, **look | {"facecolor": "none", "linewidth": 0.7})

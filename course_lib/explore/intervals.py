@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from course_lib import theory
 from course_lib.arguments import number
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import COLORS, INK, MEASURED, MODELLED, PUBLISHED, SMALL, panel
+from course_lib.plots.styles import COLORS, INK, MEASURED, MODELLED, PUBLISHED, legend, panel
 from course_lib.plots.units import time_in_words
 
 __all__ = ["checkpoints"]
@@ -67,22 +67,28 @@ def checkpoints(
         curve = [1 - theory.goodput(its, save, m, restart_s) for its in t]
         ax.plot(t, curve, **MODELLED, label="all that is lost")
         for name, marker, color in (("Young", "^", COLORS["params"]), ("Daly", "v", COLORS["grads"])):
-            look = MODELLED | {"linestyle": "", "marker": marker, "color": color, "markersize": 8}
+            look = MODELLED | {
+                "linestyle": "",
+                "marker": marker,
+                "color": color,
+                "markersize": 9,
+                "markerfacecolor": "none",
+            }
             ax.plot([points[name]], [lost[name]], **look, label=name)
         look = MODELLED | {"linestyle": "", "marker": "D", "color": INK, "markersize": 8}
         ax.plot([interval], [lost["chosen"]], **look, label="chosen")
         if save_s is not None and save == save_s:
-            ax.axvline(save, color=MEASURED["color"], linewidth=2, label="your save takes (measured)")
+            ax.axvline(save, color=MEASURED["color"], linewidth=2, label="your save takes\n(measured)")
         if published and ranks == GPUS:
             line = PUBLISHED | {"marker": ""}
-            ax.axhline(1 - EFFECTIVE, **line, label="Llama 3: less than this (published)")
+            ax.axhline(1 - EFFECTIVE, **line, label="Llama 3: less\n(published)")
         ax.set_xscale("log")
         ticks = [tick for tick in (0.01, 0.1, 1, 10, 60, 600, 3600, 21_600, 86_400) if low <= tick <= high]
         ax.set_xticks(ticks, [time_in_words(tick) for tick in ticks])
         ax.minorticks_off()
         ax.set_ylim(0, 1)
         ax.yaxis.set_major_formatter("{x:.0%}")
-        ax.legend(frameon=False, fontsize=SMALL, loc="upper center")
+        legend(ax)
         rows = {
             name: {
                 "save each": time_in_words(points[name]),

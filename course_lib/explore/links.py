@@ -58,11 +58,13 @@ def collectives(alpha_s: float | None = None, bytes_per_s: float | None = None) 
         labels = {"xlabel": "bytes of the tensor", "ylabel": "time"}
         ax = panel(title, where, size=(7.5, 3.8), grid="both", **labels)
         sizes, rows = np.geomspace(1e3, 1e10, 40), {}
-        for kind, color in COLORS.items():
+        for nth, (kind, color) in enumerate(COLORS.items()):
+            look = MODELLED | {"color": color}
+            dashes = {"linestyle": (3 * nth, (4, 4))}  # where lines lie on each other, both are seen
             messages, share = theory.all_reduce_path(kind, ranks)
             line = messages * alpha + share * sizes / rate
-            ax.plot(sizes, line, **MODELLED | {"color": color}, label=kind)
-            ax.plot([size], [seconds[kind]], **MODELLED | {"linestyle": "", "marker": "o", "color": color})
+            ax.plot(sizes, line, **look | dashes, label=kind)
+            ax.plot([size], [seconds[kind]], **look | {"linestyle": "", "marker": "o"})
             rows[kind] = {
                 "time": time_in_words(seconds[kind]),
                 "messages in turn": messages,
@@ -85,4 +87,4 @@ def _ticks(ax: Axes) -> None:
     ax.set_xticks(list(words), list(words.values()))
     low, high = ax.get_ylim()
     heights = [10.0**power for power in range(-7, 5) if low <= 10.0**power <= high]
-    ax.set_yticks(heights, [time_in_words(height) for height in heights])
+    ax.set_yticks(heights, [time_in_words(at) if at < 60 else f"{at:,.0f} s" for at in heights])

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from course_lib.arguments import one_of
 from course_lib.frontend import is_seen
 from course_lib.plots.described import in_words
 
-__all__ = ["Explorer"]
+__all__ = ["Explorer", "laid_out"]
 
 MOST_CONTROLS = 3
 DPI = 90
@@ -153,12 +154,16 @@ def _labelled(values: Sequence | Mapping[str, object]) -> dict[str, object]:
     return {f"{value:,}" if isinstance(value, int) else str(value): value for value in values}
 
 
-def _png(ax: Axes) -> str:
-    """At each move it is drawn, so margins come from one look at the texts: the layout of `panel`, which looks
-    four times, takes twice as long.
+def laid_out(figure: Figure) -> None:
+    """Give a figure its margins by one look at its texts: it is drawn anew at each move, and the layout of
+    `plots.panel`, which looks at them again and again, takes twice as long.
     """
-    ax.figure.set_layout_engine("none")
-    ax.figure.tight_layout(pad=0.8, h_pad=1.6)
+    figure.set_layout_engine("none")
+    figure.tight_layout(pad=0.8, h_pad=1.6)
+
+
+def _png(ax: Axes) -> str:
+    laid_out(ax.figure)
     file = io.BytesIO()
     ax.figure.savefig(file, format="png", dpi=DPI)
     plt.close(ax.figure)  # or it would be shown once more under the cell

@@ -53,8 +53,9 @@ def planner(
     yours = model, machine
 
     def draw(model, machine, ranks) -> tuple[Axes, pd.DataFrame]:
-        # of a machine that its own ranks have measured, it is known what the software of each way takes
-        plans = here((ranks,)) if machine.software_s and ranks <= 64 else layouts(ranks, model)
+        plans = layouts(ranks, model)
+        if machine.software_s and ranks <= 64:  # its own ranks have measured what these ways take
+            plans = [its for its in here((ranks,)) if its.way in machine.software_s]
         best = ranked(model, machine, plans)[:BEST]
         own = (model, machine) == yours
         dots = {k: ran[str(its.plan)] for k, its in enumerate(best) if own and str(its.plan) in ran}
@@ -103,13 +104,16 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9, 3.4), sharey=True, gridspec_kw={"width_ratios": (2, 1)}
     )
-    title = f"{ranks:,} ranks: {NONE}"
-    if best:
-        title = f"{ranks:,} rank{'s' * (ranks > 1)}: {_name(best[0])}, {time_in_words(best[0].cost.step_s)} a step"
-    panel(title, f"modelled: {what}" + "; dots: measured" * bool(dots), left, xlabel="s", grid="x")
-    panel("Memory of a rank", "modelled: worst moment", right, grid="x")
+    on = f"{ranks:,} rank{'s' * (ranks > 1)}"
+    title = f"Best on {on}: {time_in_words(best[0].cost.step_s)} a step" if best else f"{on}: {NONE}"
+    if best and not best[0].cost.fits:
+        title = f"No plan fits on {on}"
+    panel(title, f"modelled: {what}" + "; dots: measured" * bool(dots), left, grid="x")
+    has = Unit.of(memory_bytes).text(memory_bytes)
+    panel("Memory of a rank", f"modelled; the machine has {has}", right, grid="x")
     at, steps = np.arange(len(best)), np.array([its.cost.step_s for its in best])
-    unit_s, unit = (1e-3, "ms") if len(best) and steps.max() < 1 else (1, "s")
+    longest_s = steps.max(initial=0)
+    unit_s, unit = (1e-3, "ms") if longest_s < 1 else (1, "s") if longest_s < 600 else (60, "min")
     begin = np.zeros(len(best))
     for part, color in PARTS.items():
         length = np.array([its.cost.seconds[part] for its in best]) / unit_s
@@ -117,7 +121,11 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
             left.barh(at, length, 0.62, left=begin, color=color, edgecolor=PAPER, linewidth=0.5, label=part)
             begin = begin + length
     peaks = [its.cost.peak_bytes for its in best]
-    size = Unit.of(max([memory_bytes, *peaks]))
+    most = 1.2 * max(peaks, default=memory_bytes)
+    if memory_bytes < 20 * most:
+        most = max(most, 1.1 * memory_bytes)
+        right.axvline(memory_bytes, color="#CF222E", linewidth=1.2)
+    size = Unit.of(most)
     colors = [COLORS["other"] if its.cost.fits else "#CF222E" for its in best]
     right.barh(at, peaks, 0.62, color=colors)
     for ax, lengths in ((left, steps / unit_s), (right, peaks)):
@@ -127,19 +135,7 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
         left.plot(
             [s / unit_s for s in dots.values()], list(dots), **MEASURED | {"linestyle": ""}, label="measured"
         )
-    right.axvline(memory_bytes, color="#CF222E", linewidth=1.2)
-    right.annotate(
-        f"has {size.text(memory_bytes)}",
-        (memory_bytes, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(-4, -2),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=SMALL,
-        color="#CF222E",
-    )
-    right.set_xlim(0, 1.1 * max([memory_bytes, *peaks]))
+    right.set_xlim(0, most)
     size.ticks(right.xaxis)
     right.set_xlabel(size.name)
     left.set_xlabel(f"{unit} of a step")
@@ -150,9 +146,9 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
         left.legend(
             frameon=False,
             fontsize=SMALL,
-            ncols=4,
+            ncols=len(PARTS),
             loc="upper left",
-            bbox_to_anchor=(0, -0.2),
+            bbox_to_anchor=(0, -0.24),
             columnspacing=1,
         )
     return left

@@ -5,7 +5,6 @@ takes in.
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -13,7 +12,8 @@ from matplotlib.axes import Axes
 from course_lib import theory
 from course_lib.arguments import instance, listed, number, whole
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import MEASURED, MODELLED, SLEEPS, SMALL, panel
+from course_lib.plots.styles import MEASURED, MODELLED, SLEEPS, legend, panel
+from course_lib.plots.units import time_in_words
 
 __all__ = ["staleness"]
 
@@ -70,12 +70,12 @@ def staleness(
                 }
         rate = _rate(compute_s, workers, policy, slowest) * samples
         age = _mean_age(workers, policy, slowest)
-        title = f"{SHORT[policy]}, {workers} workers: {rate:,.0f} samples / s, staleness {age:.3g}"
-        where = f"modelled: {1e3 * compute_s:g} ms for a gradient, sending is free"
+        titles = f"{SHORT[policy]}: {rate:,.0f} samples / s", f"staleness {age:.3g}"
+        where = f"modelled: {workers} workers, {time_in_words(compute_s)} for a gradient"
         if shown:
             where += "; points: measured" + ", workers sleep" * asleep
         style = SLEEPS if asleep else MEASURED
-        ax = _curves(title, where, compute_s, samples, workers, policy, slowest, shown, style)
+        ax = _curves(titles, where, compute_s, samples, workers, policy, slowest, shown, style)
         return ax, pd.DataFrame(rows).T
 
     controls = {"workers": WORKERS, "policy": POLICIES, "slowest": {f"{x:g} times": x for x in SLOWER}}
@@ -114,28 +114,21 @@ def _rate_limit(age: float) -> float:
     return theory.stale_rate_limit(round(age)) / theory.stale_rate_limit(0)
 
 
-def _curves(title, where, compute_s, samples, workers, policy, slowest, shown, style) -> Axes:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-    panel(
-        title,
-        where,
-        left,
-        xlabel="the slowest takes so many times as long",
-        ylabel="samples / s",
-        grid="both",
-    )
-    panel("", "", right, xlabel="the slowest takes so many times as long", ylabel="mean staleness (updates)")
-    x = np.array(SLOWER)
-    for bound, color in COLORS.items():
-        rates = [samples * _rate(compute_s, workers, bound, s) for s in SLOWER]
-        ages = [_mean_age(workers, bound, s) for s in SLOWER]
+def _curves(titles, where, compute_s, samples, workers, policy, slowest, shown, style) -> Axes:
+    _, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    across = "the slowest takes so many times as long"
+    panel(titles[0], where, left, xlabel=across, ylabel="samples / s", grid="both")
+    panel(titles[1], "modelled, the mean", right, xlabel=across, ylabel="updates", grid="both")
+    x = (1, 1.001, *SLOWER[1:])  # a bounded server changes as soon as somebody is slower
+    for nth, (bound, color) in enumerate(COLORS.items()):
+        rates = [samples * _rate(compute_s, workers, bound, s) for s in x]
+        ages = [_mean_age(workers, bound, s) for s in x]
         look = MODELLED | {"color": color, "linewidth": 2.4 if bound == policy else 1.2}
-        # lines that lie on each other take turns
-        look["linestyle"] = (0, (4, 2)) if bound else (3, (4, 2))
+        look["linestyle"] = (4 * nth, (4, 4))  # where lines lie on each other, both are seen
         for ax, line in ((left, rates), (right, ages)):
             ax.plot(x, line, **look, label=SHORT[bound])
             if bound == policy:
-                ax.plot([slowest], [line[SLOWER.index(slowest)]], "o", color=color, markersize=7)
+                ax.plot([slowest], [line[x.index(slowest)]], "o", color=color, markersize=7)
     for bound, its in shown.items():
         for ax, key in ((left, "rate"), (right, "age")):
             color = COLORS.get(bound, MODELLED["color"])
@@ -146,5 +139,5 @@ def _curves(title, where, compute_s, samples, workers, policy, slowest, shown, s
         ax.set_xticks(SLOWER, [f"{s:g}" for s in SLOWER])
         ax.minorticks_off()
         ax.set_ylim(0, 1.12 * ax.get_ylim()[1])
-    right.legend(frameon=False, fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend(right)
     return left

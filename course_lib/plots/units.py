@@ -46,8 +46,18 @@ class Unit:
 def time_in_words(seconds: float) -> str:
     """Three significant digits in the unit that reads well, from µs to days: "1.25 ms", "3 h"."""
     number("seconds", seconds)
-    sizes = {"days": 86_400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6}
-    name, size = next(
-        ((name, size) for name, size in sizes.items() if seconds >= 0.9995 * size), ("µs", 1e-6)
-    )
-    return f"{seconds / size:.3g} {name}" if seconds < 999.5 * size else f"{seconds / size:,.0f} {name}"
+    least = {
+        "days": (2 * 86_400, 86_400),
+        "h": (3600, 3600),
+        "min": (60, 60),
+        "s": (1, 1),
+        "ms": (1e-3, 1e-3),
+    }
+    for name, (from_s, size) in least.items():
+        if seconds >= 0.9995 * from_s:
+            return f"{_digits(seconds / size)} {name}"
+    return f"{_digits(seconds * 1e6)} µs"
+
+
+def _digits(count: float) -> str:
+    return f"{count:.3g}" if count < 999.5 else f"{count:,.0f}"
