@@ -36,7 +36,8 @@ def checkpoints(
     """
     saves = {time_in_words(s): float(s) for s in SAVES_S}
     if save_s is not None:
-        saves = {f"yours, measured: {time_in_words(save_s)}": number("save_s", save_s, above=True)} | saves
+        own = float(number("save_s", save_s, above=True))
+        saves = {f"yours, measured: {time_in_words(own)}": own} | saves
     whose = "yours"
     if mtbf_s is None:
         counts = [row["count"] for row in theory.published("llama3_interruptions")["rows"]]

@@ -44,7 +44,7 @@ def staleness(
     """
     number("compute_s", compute_s, above=True), whole("samples", samples)
     ran = {}
-    for bound, history in instance("measured", measured or {}, Mapping).items():
+    for bound, history in instance("measured", {} if measured is None else measured, Mapping).items():
         ran[number("a bound", bound, finite=False)] = _read(history, samples)
     workers_of_runs = max((its["workers"] for its in ran.values()), default=0)
     instance("asleep", asleep, bool)
@@ -86,8 +86,8 @@ def staleness(
 def _read(history: Sequence, samples: int) -> dict[str, float]:
     is_update = lambda its: isinstance(its, Sequence) and len(its) == 3  # noqa: E731
     listed("a history", history, "a list of (worker, staleness, second), one for each update", is_update)
-    for _, age, second in history:
-        number("a staleness", age), number("a second", second)
+    for worker, age, second in history:
+        whole("a worker", worker, least=0), number("a staleness", age), number("a second", second)
     seconds = number("the last second", history[-1][2], above=True)
     return {
         "workers": len({worker for worker, *_ in history}),

@@ -105,7 +105,7 @@ def test_what_is_no_choice_is_refused():
         explore.collectives(alpha_s=1e-5)
 
 
-def test_memory_is_that_of_theory_and_stands_beside_a_job():
+def test_memory_is_that_of_theory_and_stands_beside_a_job_as_a_step_does():
     def train():
         import torch
 
@@ -124,6 +124,13 @@ def test_memory_is_that_of_theory_and_stands_beside_a_job():
     stage_3 = theory.zero_memory(8e9, 8, 3, "fp32")
     assert table.loc["ZeRO 3", "params"] == Unit.of(stage_3["params"]).text(stage_3["params"])
     assert table.loc["train, measured", "grads"] == "4.04 KB"
+    plt.close(ax.figure)
+    # its own step starts the explorer of overlap, and stands under the lanes on paper
+    ax, table = explore.overlap(job).picture(ranks=64)
+    assert table.loc["gradients", ""] == "4.04 KB" and table.loc["yours, measured", ""]
+    assert [label.get_text() for label in ax.get_yticklabels()].count("yours: computes") == 1
+    own = [its for its in ax.collections if its.get_linestyle()[0][1] is None]  # solid, the others dashed
+    assert len(own) >= 2 and job.where in ax.texts[0].get_text().replace("\n", " ")
     plt.close(ax.figure)
 
 
