@@ -96,6 +96,10 @@ class Explorer:
         import ipywidgets as widgets
 
         below, fields = widgets.HTML(self._page()), []
+
+        def draw_anew() -> None:
+            below.value = self._page()
+
         for control, values in self.choices.items():
             are_numbers = all(isinstance(value, (int, float)) for value in values.values())
             kind = widgets.SelectionSlider if are_numbers else widgets.Dropdown
@@ -109,20 +113,21 @@ class Explorer:
 
             def move(change, control=control):
                 self.values[control] = change["new"]
-                below.value = self._page()
+                draw_anew()
 
             field.observe(move, "value")
             fields.append(field)
-        told = widgets.HTML()
-        if self._act:
-            fields.append(self._button(widgets, below, told))
-        row = widgets.HBox(fields, layout=widgets.Layout(flex_flow="row wrap"))
-        return widgets.VBox([row, told, below] if self._act else [row, below])
+        row = widgets.HBox(
+            fields + self._button(widgets, draw_anew), layout=widgets.Layout(flex_flow="row wrap")
+        )
+        return widgets.VBox([row, below])
 
-    def _button(self, widgets, below, told):
-        """Does what `act` says with the values of this moment, and draws them anew."""
+    def _button(self, widgets, draw_anew: Callable[[], None]) -> list:
+        """Of an explorer that acts: what does it with the values of this moment, and why it was not done."""
+        if self._act is None:
+            return []
         name, do = self._act
-        button = widgets.Button(description=name)
+        button, told = widgets.Button(description=name), widgets.HTML()
 
         def click(_):
             button.disabled, button.description, told.value = True, f"{name}: wait ...", ""
@@ -133,10 +138,10 @@ class Explorer:
                 told.value = f'<p role="status">Not done: {html.escape(why[0])}</p>'
             finally:
                 button.disabled, button.description = False, name
-            below.value = self._page()
+            draw_anew()
 
         button.on_click(click)
-        return button
+        return [button, told]
 
     def _page(self) -> str:
         ax, table = self.picture()

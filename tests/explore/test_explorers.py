@@ -72,7 +72,7 @@ def beyond_axes(figure) -> set[int]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_move_draws_anew_and_is_kept(name):
     explorer = getattr(explore, name)()
-    row, *_, below = explorer._widget().children
+    row, below = explorer._widget().children
     fields, before = row.children[: len(explorer.choices)], below.value
     assert len(fields) == len(explorer.choices) and 'alt="' in before and "<table" in before
     for field, control in zip(fields, explorer.choices):
@@ -232,8 +232,9 @@ def test_schedules_say_what_paper_says():
 
 def test_a_schedule_runs_at_the_push_of_a_button_and_stands_under_the_drawn_one():
     explorer = explore.schedules().at(kind="gpipe", ranks=2, microbatches=2)
-    row, told, below = explorer._widget().children
-    button, before = row.children[-1], below.value
+    row, below = explorer._widget().children
+    button, told = row.children[-2:]
+    before = below.value
     assert button.description == "run it" and "as it ran" not in before
     button.click()
     assert not told.value and "as it ran" in below.value and not button.disabled
@@ -253,8 +254,9 @@ def test_a_schedule_that_cannot_run_says_why(monkeypatch):
 
     monkeypatch.setattr("course_lib.stand_ins.pipelines.run_quietly", refused)
     explorer = explore.schedules().at(ranks=8)
-    row, told, below = explorer._widget().children
-    row.children[-1].click()
+    row, below = explorer._widget().children
+    button, told = row.children[-2:]
+    button.click()
     assert (
         "Not done: ranks=8 is more than this machine allows" in told.value and "as it ran" not in below.value
     )
