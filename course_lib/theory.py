@@ -18,6 +18,8 @@ __all__ = [
     "gloo_bytes",
     "bandwidth",
     "ring_seconds",
+    "all_reduce_path",
+    "all_reduce_seconds",
     "tree_seconds",
     "host_bytes",
     "step_bytes",
@@ -48,6 +50,8 @@ __all__ = [
     "server_round_seconds",
     "local_sgd_bytes",
     "waiting_fraction",
+    "bucket_seconds",
+    "overlapped_seconds",
     "amdahl",
     "gustafson",
     "karp_flatt",
@@ -141,6 +145,50 @@ def ring_seconds(
     added_bytes = (group_size - 1) * chunk_bytes if COLLECTIVES[op].kind == "sum" else 0
     sending_s = steps * (number("alpha_s", alpha_s) + chunk_bytes * number("beta_s", beta_s))
     return sending_s + added_bytes * number("gamma_s", gamma_s)
+
+
+def all_reduce_path(algorithm: str, group_size: int) -> tuple[int, float]:
+    """The longest way through an all_reduce over links that each rank has to itself: messages one after the
+    other, and what passes the busiest link, over S.
+
+        star                2 (n-1)   2 (n-1)     all to one root, which sends the sum to all
+        whole tensors       n-1       n-1         a ring that passes whole tensors on
+        ring                2 (n-1)   2 (n-1)/n   a ring in chunks
+        doubling            log2 n    log2 n      partners exchange whole tensors
+        halving-doubling    2 log2 n  2 (n-1)/n   they exchange halves, quarters, ..., and all the way back
+
+    Both kinds of doubling want a power of two.
+
+    Source: Thakur and Gropp 2003, "Improving the performance of collective operations in MPICH", section 4;
+        the star from the messages at its root, one after the other.
+    """
+    one_of("algorithm", algorithm, ("star", "whole tensors", "ring", "doubling", "halving-doubling"))
+    n = whole("group_size", group_size)
+    rounds = (n - 1).bit_length()
+    if "doubling" in algorithm and 2**rounds != n:
+        raise ValueError(f"group_size={n}: {algorithm} wants a power of two.")
+    return {
+        "star": (2 * (n - 1), 2.0 * (n - 1)),
+        "whole tensors": (n - 1, float(n - 1)),
+        "ring": (2 * (n - 1), 2 * (n - 1) / n),
+        "doubling": (rounds, float(rounds)),
+        "halving-doubling": (2 * rounds, 2 * (n - 1) / n),
+    }[algorithm]
+
+
+def all_reduce_seconds(
+    algorithm: str, payload_bytes: float, group_size: int, alpha_s: float, beta_s: float
+) -> float:
+    """Seconds of an all_reduce by one of five algorithms: its messages * alpha + the bytes on its busiest
+    link * beta. What is added up counts as free.
+
+    Args:
+        algorithm: a name in the table of `all_reduce_path`, whose source this is, too.
+        alpha_s, beta_s: as for `ring_seconds`.
+    """
+    messages, share = all_reduce_path(algorithm, group_size)
+    on_link_bytes = share * number("payload_bytes", payload_bytes)
+    return messages * number("alpha_s", alpha_s) + on_link_bytes * number("beta_s", beta_s)
 
 
 def tree_seconds(
@@ -620,7 +668,7 @@ def parameter_server_bytes(param_bytes: float, workers: int, updates: int) -> di
     return {"server": float((whole("updates", updates) + W) * S), "worker": updates / W * S}
 
 
-def mean_staleness(workers: int, updates: int, bound: float = math.inf) -> float:
+def mean_staleness(workers: int, updates: int, bound: float = math.inf, one_is_slow: bool = False) -> float:
     """How many other updates lie on the mean between the weights that a gradient was computed from and its
     own update.
 
@@ -630,10 +678,16 @@ def mean_staleness(workers: int, updates: int, bound: float = math.inf) -> float
 
     Args:
         bound: 0 or infinity; between them it depends on the workers' speeds.
+        one_is_slow: one worker always needs longer than the others, which are alike. Then any bound will do:
+            once the fast ones have used up their lead, each gradient of the slow one lets each of them begin
+            one, so the mean is (W-1) / 2 as well. (The slow one's own are W-1 old.) Of many updates: the lead
+            itself is not counted.
     """
     W, N = whole("workers", workers), whole("updates", updates, least=workers)
     waits = {0: (W - 1) / 2, math.inf: (W - 1) * (1 - W / (2 * N))}
-    if number("bound", bound, finite=False) not in waits:
+    if number("bound", bound, finite=False) < math.inf and instance("one_is_slow", one_is_slow, bool):
+        return (W - 1) / 2
+    if bound not in waits:
         raise ValueError(f"bound={bound}: it must be 0 or infinity; else the mean depends on who is slow.")
     return waits[bound]
 
@@ -704,6 +758,39 @@ def waiting_fraction(read_s: float, compute_s: float, workers: int) -> float:
     if not whole("workers", workers, least=0):
         return float(read_s / (read_s + compute_s))
     return float(1 - compute_s / max(compute_s, read_s / workers))
+
+
+def bucket_seconds(
+    forward_s: float, backward_s: float, communication_s: float, num_buckets: int
+) -> list[tuple[float, float]]:
+    """When each of K equal buckets of gradients travels, (begin, end) in seconds since the step began, where
+    backward makes one after the other and the link carries one at a time.
+
+    Bucket k, from 0, begins at F + B/K + k max(B, C)/K, and takes C/K.
+
+    Args:
+        forward_s, backward_s: F and B, of all layers together.
+        communication_s: C, of all buckets together, one after the other and nothing else.
+
+    Source: Li et al. 2020, "PyTorch Distributed", section 3.2.3, for buckets of one size.
+    """
+    f, b = number("forward_s", forward_s), number("backward_s", backward_s)
+    c, k = number("communication_s", communication_s), whole("num_buckets", num_buckets, most=2**20)
+    begins = [f + b / k + nth * max(b, c) / k for nth in range(k)]
+    return [(begin, begin + c / k) for begin in begins]
+
+
+def overlapped_seconds(
+    forward_s: float, backward_s: float, communication_s: float, num_buckets: int
+) -> float:
+    """Seconds of a step whose gradients travel in K equal buckets while backward goes on: F + max(B, C) +
+    min(B, C)/K. One bucket hides nothing: F + B + C.
+
+    Args: as for `bucket_seconds`, whose last bucket this is the end of.
+    """
+    f, b = number("forward_s", forward_s), number("backward_s", backward_s)
+    c = number("communication_s", communication_s)
+    return f + max(b, c) + min(b, c) / whole("num_buckets", num_buckets)
 
 
 def amdahl(ranks: float, serial_fraction: float) -> float:

@@ -535,6 +535,38 @@ def test_a_tree_takes_its_levels_and_the_pieces_that_follow(n, pieces):
     assert theory.tree_seconds("all_reduce", nbytes, n, alpha, beta, pieces) == pytest.approx(2 * found)
 
 
+def exchanges(algorithm: str, n: int) -> list[list[tuple[int, int, float]]]:
+    """The rounds of an all_reduce, one after the other, each with its messages (from, to, share of S)."""
+    if algorithm == "star":  # the root takes one message after the other
+        return [[(rank, 0, 1.0)] for rank in range(1, n)] + [[(0, rank, 1.0)] for rank in range(1, n)]
+    ring = [(rank, (rank + 1) % n) for rank in range(n)]
+    if algorithm in ("ring", "whole tensors"):
+        rounds, share = (2 * (n - 1), 1 / n) if algorithm == "ring" else (n - 1, 1.0)
+        return [[(*pair, share) for pair in ring] for _ in range(rounds)]
+    distances = [2**k for k in range(n.bit_length() - 1)]
+    down = [
+        [(rank, rank ^ far, 1.0 if algorithm == "doubling" else 0.5 ** (k + 1)) for rank in range(n)]
+        for k, far in enumerate(distances)
+    ]
+    return down if algorithm == "doubling" else down + down[::-1]
+
+
+@pytest.mark.parametrize("algorithm", ["star", "whole tensors", "ring", "doubling", "halving-doubling"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 16])
+def test_an_all_reduce_takes_what_its_rounds_take(algorithm, n):
+    alpha, beta, S = 0.5, 0.25, 48.0
+    if n == 3 and "doubling" in algorithm:
+        with pytest.raises(ValueError, match="power of two"):
+            theory.all_reduce_seconds(algorithm, S, n, alpha, beta)
+        return
+    rounds = exchanges(algorithm, n) if n > 1 else []
+    # in a round all links work at once, each way; a round takes as long as its longest message
+    took = sum(alpha + max(share for _, _, share in messages) * S * beta for messages in rounds)
+    assert theory.all_reduce_seconds(algorithm, S, n, alpha, beta) == pytest.approx(took)
+    if algorithm == "ring":
+        assert took == pytest.approx(theory.ring_seconds("all_reduce", S, n, alpha, beta))
+
+
 @pytest.mark.parametrize("hosts, per_host", [(1, 4), (2, 2), (2, 8), (3, 2), (4, 1)])
 def test_what_leaves_a_host_is_what_a_ring_sends_over_its_border(hosts, per_host):
     n = hosts * per_host
@@ -545,6 +577,25 @@ def test_what_leaves_a_host_is_what_a_ring_sends_over_its_border(hosts, per_host
     _, (first_half, second_half) = ring_all_reduce([[1] * hosts for _ in range(hosts)])
     of_sums = (first_half + second_half) * n * chunk / hosts
     assert theory.host_bytes(n * chunk, hosts, per_host, hosts_first=True) == pytest.approx(of_sums)
+
+
+# -- buckets: play them through
+
+
+@pytest.mark.parametrize("backward_s, communication_s", [(8.0, 3.0), (3.0, 8.0), (4.0, 4.0), (5.0, 0.0)])
+@pytest.mark.parametrize("k", [1, 2, 5, 16])
+def test_buckets_travel_when_they_are_ready_and_the_link_is_free(backward_s, communication_s, k):
+    forward_s, free, found = 2.0, 0.0, []
+    for nth in range(1, k + 1):
+        begin = max(forward_s + backward_s * nth / k, free)
+        free = begin + communication_s / k
+        found.append((begin, free))
+    given = forward_s, backward_s, communication_s, k
+    for mine, theirs in zip(found, theory.bucket_seconds(*given), strict=True):
+        assert mine == pytest.approx(theirs)
+    assert theory.overlapped_seconds(*given) == pytest.approx(free)
+    one = theory.overlapped_seconds(*given[:3], 1)
+    assert one == pytest.approx(forward_s + backward_s + communication_s)  # nothing is hidden
 
 
 # -- servers, staleness, local steps: play them through
@@ -585,6 +636,15 @@ def test_staleness_is_that_of_a_server_that_is_played_through(seconds):
         assert max(served(seconds, N, bound)[0]) <= theory.most_staleness(W, bound)
     with pytest.raises(ValueError, match="who is slow"):
         theory.mean_staleness(W, N, bound=2)
+
+
+@pytest.mark.parametrize("seconds", [[1.0, 1.0, 4.0], [1.0, 1.0, 1.0, 1.0, 1.3], [1.0, 2.5]])
+@pytest.mark.parametrize("bound", [1, 3])
+def test_behind_a_straggler_a_bounded_server_is_as_stale_as_one_that_waits_for_all(seconds, bound):
+    W, N = len(seconds), 600 * len(seconds)
+    late = served(seconds, N, bound)[0][N // 2 :]  # the lead is used up
+    found = theory.mean_staleness(W, N, bound, one_is_slow=True)
+    assert sum(late) / len(late) == pytest.approx(found, rel=1e-2) and max(late) == W - 1
 
 
 def test_the_bound_of_staleness_is_reached():

@@ -6,16 +6,19 @@
     explore.collectives(alpha_s, bytes_per_s)  # with the latency and bandwidth that you have measured
 
 In JupyterLab the controls are widgets, which the keyboard moves. Elsewhere, and in a stored notebook, one
-state is shown: that of the start, or of `.at(ranks=64)`. All numbers come from `theory`, from the lists of
-`mini.pipeline` and, for two algorithms, from `links.seconds`: modelled, and drawn so; only what a job has
-measured is drawn as measured.
+state is shown: that of the start, or of `.at(ranks=64)`. All numbers come from `theory`, from `plan` and from
+the lists of `mini.pipeline`: modelled, and drawn so; only what a job has measured is drawn as measured.
 
 panel.py       the frame: controls, a picture and its table, drawn anew at each move
 by_keyboard.py  buttons beside each control, one step back and one step on
 states.py      memory per rank
 links.py       seconds of a collective
-lists.py       schedules of a pipeline
+buckets.py     a step whose gradients travel in buckets
+lists.py       schedules of a pipeline, which run at the push of a button
 axes.py        a mesh of ranks, and the bytes along each axis
+plans.py       the best plans for a model and a machine
+servers.py     staleness and speed of a parameter server
+intervals.py   how often to save
 """
 
 import importlib
@@ -24,8 +27,12 @@ _HOMES = {
     "Explorer": "panel",
     "memory": "states",
     "collectives": "links",
+    "overlap": "buckets",
     "schedules": "lists",
     "mesh": "axes",
+    "planner": "plans",
+    "staleness": "servers",
+    "checkpoints": "intervals",
 }
 
 __all__ = [*_HOMES]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from course_lib.arguments import one_of
 from course_lib.explore.by_keyboard import step_buttons
@@ -15,7 +16,7 @@ from course_lib.frontend import is_seen
 from course_lib.plots.described import in_words
 from course_lib.reopened import Display
 
-__all__ = ["Explorer"]
+__all__ = ["Explorer", "laid_out"]
 
 MOST_CONTROLS = 3
 DPI = 90
@@ -29,6 +30,8 @@ class Explorer:
         choices: the controls: name -> what it can be, in order; text, numbers, or text -> value.
         draw: takes a value for each control, returns the Axes of a new figure, and a table of the same
             numbers.
+        act: a name, and what a button of this name does: it takes a value for each control, and `draw` shows
+            what has come of it.
         start: the values at first; the first of each where none is named.
     """
 
@@ -37,11 +40,12 @@ class Explorer:
         name: str,
         choices: Mapping[str, Sequence | Mapping[str, object]],
         draw: Callable[..., tuple[Axes, pd.DataFrame]],
+        act: tuple[str, Callable[..., None]] | None = None,
         **start,
     ):
         if len(choices) > MOST_CONTROLS:
             raise ValueError(f"{len(choices)} controls: an explorer has {MOST_CONTROLS} at most.")
-        self.name, self._draw = name, draw
+        self.name, self._draw, self._act = name, draw, act
         self._display: Display | None = None
         self.choices = {control: _labelled(values) for control, values in choices.items()}
         self.values = {control: next(iter(values.values())) for control, values in self.choices.items()}
@@ -49,7 +53,7 @@ class Explorer:
 
     def at(self, **values) -> "Explorer":
         """The same explorer, which begins with these values: explore.memory().at(ranks=64)."""
-        other = Explorer(self.name, self.choices, self._draw)
+        other = Explorer(self.name, self.choices, self._draw, self._act)
         other.values = self._with(values)
         return other
 
@@ -86,18 +90,25 @@ class Explorer:
             widget = self._widget()
             self._display = Display(widget, self._line(), widget.children[1].value)
             return
-        ax, _ = self.picture()
+        ax, table = self.picture()
         words = in_words(ax.figure)
         display(
-            {"text/plain": repr(self), "image/png": _png(ax)},
+            {"text/plain": words, "image/png": _png(ax)},
             metadata={"image/png": {"alt": words}},
             raw=True,
         )
+        display({"text/plain": repr(self), "text/html": table.to_html(border=0, justify="right")}, raw=True)
 
     def _widget(self):
         import ipywidgets as widgets
 
         below, fields = widgets.HTML(self._page()), []
+
+        def draw_anew() -> None:
+            below.value = self._page()
+            if self._display is not None:
+                self._display.tell_instead(below.value)
+
         for control, values in self.choices.items():
             are_numbers = all(isinstance(value, (int, float)) for value in values.values())
             kind = widgets.SelectionSlider if are_numbers else widgets.Dropdown
@@ -111,9 +122,7 @@ class Explorer:
 
             def move(change, control=control):
                 self.values[control] = change["new"]
-                below.value = self._page()
-                if self._display is not None:
-                    self._display.tell_instead(below.value)
+                draw_anew()
 
             field.observe(move, "value")
             fields.append(field)
@@ -121,8 +130,31 @@ class Explorer:
         count = len(self.choices)
         buttons = [step_buttons(field, number - count) for number, field in enumerate(fields[:count])]
         fields[count:count] = sum(buttons, [])
-        row = widgets.HBox(fields, layout=widgets.Layout(flex_flow="row wrap"))
+        row = widgets.HBox(
+            fields + self._button(widgets, draw_anew), layout=widgets.Layout(flex_flow="row wrap")
+        )
         return widgets.VBox([row, below])
+
+    def _button(self, widgets, draw_anew: Callable[[], None]) -> list:
+        """Of an explorer that acts: what does it with the values of this moment, and why it was not done."""
+        if self._act is None:
+            return []
+        name, do = self._act
+        button, told = widgets.Button(description=name), widgets.HTML()
+
+        def click(_):
+            button.disabled, button.description, told.value = True, f"{name}: wait ...", ""
+            try:
+                do(**self.values)
+            except (Exception, KeyboardInterrupt) as error:  # of a job: what it says is for the learner
+                why = str(error).strip().splitlines() or [type(error).__name__]
+                told.value = f'<p role="status">Not done: {html.escape(why[0])}</p>'
+            finally:
+                button.disabled, button.description = False, name
+            draw_anew()
+
+        button.on_click(click)
+        return [button, told]
 
     def _page(self) -> str:
         ax, table = self.picture()
@@ -140,7 +172,16 @@ def _labelled(values: Sequence | Mapping[str, object]) -> dict[str, object]:
     return {f"{value:,}" if isinstance(value, int) else str(value): value for value in values}
 
 
+def laid_out(figure: Figure) -> None:
+    """Give a figure its margins by one look at its texts: it is drawn anew at each move, and the layout of
+    `plots.panel`, which looks at them again and again, takes twice as long.
+    """
+    figure.set_layout_engine("none")
+    figure.tight_layout(pad=0.8, h_pad=1.6)
+
+
 def _png(ax: Axes) -> str:
+    laid_out(ax.figure)
     file = io.BytesIO()
     ax.figure.savefig(file, format="png", dpi=DPI)
     plt.close(ax.figure)  # or it would be shown once more under the cell

@@ -1,5 +1,6 @@
 """What one plan costs: bytes, memory and seconds of a step. Arithmetic on data; no torch here."""
 
+import functools
 from dataclasses import dataclass
 
 from course_lib import theory
@@ -101,6 +102,7 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     m, samples = plan.microbatches, model.batch / plan.dp / plan.microbatches
     passes = 4 if plan.recompute else 3  # forward once or twice, backward twice as long
 
+    @functools.cache  # most stages are alike
     def stage_s(layers, busy: int) -> float:
         """One micro-batch, forward and backward."""
         products = passes * samples * sum(layer.products for layer in layers) / plan.tp
@@ -120,6 +122,7 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
             return calls * link.alpha_s + size * link.beta_s
         return calls * theory.ring_seconds(op, size / calls, group, link.alpha_s, link.beta_s)
 
+    @functools.cache
     def tp_s(layers) -> float:
         calls, size = sum(layer.tp_calls for layer in layers), sum(_tp_bytes(plan, its) for its in layers)
         calls *= 1.5 if plan.recompute else 1

@@ -1,5 +1,6 @@
 """Models, machines and plans as plain data. No torch here."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -49,14 +50,13 @@ class Layer:
         whole("tp_calls", self.tp_calls, least=0)
         object.__setattr__(self, "shapes", tuple(map(tuple, self.shapes)))
 
-    @property
+    @functools.cached_property
     def numel(self) -> int:
         return sum(map(math.prod, self.shapes))
 
     def pieces(self, tp: int) -> list[tuple[int, ...]]:
         """The shapes of one rank's part."""
-        cut = [bool(self.cut) and (self.cut == "column" or len(shape) > 1) for shape in self.shapes]
-        return [(-(-math.prod(s) // tp),) if its and tp > 1 else s for s, its in zip(self.shapes, cut)]
+        return list(_pieces(self.shapes, self.cut, tp))
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,12 @@ class Plan:
 
     def __str__(self) -> str:
         return f"{self.way} on {self.ranks} rank{'s' * (self.ranks > 1)}"
+
+
+@functools.lru_cache  # a ranking asks for the same few thousands of times
+def _pieces(shapes: tuple[tuple[int, ...], ...], cut: str, tp: int) -> tuple[tuple[int, ...], ...]:
+    goes = [bool(cut) and (cut == "column" or len(shape) > 1) for shape in shapes]
+    return tuple((-(-math.prod(s) // tp),) if its and tp > 1 else s for s, its in zip(shapes, goes))
 
 
 def _made(kind: type, value: Any):

@@ -2,6 +2,7 @@
 No torch here.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from itertools import accumulate
@@ -16,15 +17,21 @@ __all__ = ["stages", "states_of", "moments_of", "numel_of"]
 
 def stages(model: Model, pp: int) -> list[tuple[Layer, ...]]:
     """The layers of each stage: a layer goes where the middle of its parameters falls, as in the demo."""
-    dealt: list[list[Layer]] = [[] for _ in range(pp)]
-    numels, before = [layer.numel for layer in model.layers], 0
-    whole_numel = max(sum(numels), 1)
-    for layer, numel in zip(model.layers, numels):
-        dealt[min(pp - 1, int(pp * (before + numel / 2) / whole_numel))].append(layer)
-        before += numel
-    if not all(dealt):
+    sizes = _dealt(tuple(layer.numel for layer in model.layers), pp)
+    if not all(sizes):
         raise ValueError(f"pp={pp}: {model.name} has {len(model.layers)} layers, and a stage would get none.")
-    return [tuple(its) for its in dealt]
+    ends = [*accumulate(sizes)]
+    return [model.layers[end - size : end] for size, end in zip(sizes, ends)]
+
+
+@functools.lru_cache  # a ranking asks for the same few hundreds of times
+def _dealt(numels: tuple[int, ...], pp: int) -> tuple[int, ...]:
+    """How many layers each stage gets: they come in order."""
+    sizes, before, whole_numel = [0] * pp, 0, max(sum(numels), 1)
+    for numel in numels:
+        sizes[min(pp - 1, int(pp * (before + numel / 2) / whole_numel))] += 1
+        before += numel
+    return tuple(sizes)
 
 
 def states_of(plan: Plan, model: Model, rank: int = 0) -> dict[str, float]:

@@ -73,7 +73,7 @@ def _reason(its: Cost, best: Cost, machine: Machine) -> str:
     if its.step_s < 1.005 * best.step_s:
         return "as fast as the best"
     longer = its.seconds[part] - best.seconds[part]
-    return f"{PARTS[part].format(cores=machine.cores)}: {part} +{longer * 1e3:.3g} ms"
+    return f"{PARTS[part].format(cores=machine.cores)}: {part} +{_unit(longer, 's')}"
 
 
 def here(ranks: Sequence[int] = (1, 2, 4)) -> list[Plan]:
@@ -118,7 +118,7 @@ def table(found: list[Ranked]) -> str:
 
 
 def _unit(value: float, unit: str) -> str:
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m")):
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ")):
         if value >= size:
             return f"{value / size:.3g} {prefix}{unit}"
     return f"{value:.2g} {unit}"

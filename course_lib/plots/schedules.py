@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from course_lib.arguments import listed, number
 from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, panel
@@ -81,7 +81,8 @@ def schedule(what: Job | Iterable, title: str = "", ax: Axes | None = None, time
         color = _shade(piece, stages[piece.rank])
         look = {"linestyle": "-", "edgecolor": PAPER} if ran else {"linestyle": "--", "edgecolor": INK}
         left, width = piece.begin, piece.end - piece.begin
-        ax.barh(piece.rank, width, 0.8, left=left, color=color, linewidth=0.6, zorder=2, **look)
+        place = (left, piece.rank - 0.4), width, 0.8
+        ax.add_patch(Rectangle(*place, facecolor=color, linewidth=0.6, zorder=2, **look))
         if fontsize >= 4.5:
             words = {"ha": "center", "va": "center", "color": _ink(color), "zorder": 3, "clip_on": True}
             ax.text(left + width / 2, piece.rank, str(piece.microbatch), fontsize=fontsize, **words)

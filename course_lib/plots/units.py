@@ -1,11 +1,13 @@
-"""Bytes as a figure says them: all numbers of one axis in one unit, with three digits."""
+"""Bytes and seconds as a figure says them: all bytes of one axis in one unit, with three digits."""
 
 from dataclasses import dataclass
 
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-__all__ = ["Unit"]
+from course_lib.arguments import number
+
+__all__ = ["Unit", "time_in_words"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,23 @@ class Unit:
         """Write the axis in this unit. (EngFormatter would choose a unit for each tick.)"""
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / self.size:,.6g}"))
+
+
+def time_in_words(seconds: float) -> str:
+    """Three significant digits in the unit that reads well, from µs to days: "1.25 ms", "3 h"."""
+    number("seconds", seconds)
+    least = {
+        "days": (2 * 86_400, 86_400),
+        "h": (3600, 3600),
+        "min": (60, 60),
+        "s": (1, 1),
+        "ms": (1e-3, 1e-3),
+    }
+    for name, (from_s, size) in least.items():
+        if seconds >= 0.9995 * from_s:
+            return f"{_digits(seconds / size)} {name}"
+    return f"{_digits(seconds * 1e6)} µs"
+
+
+def _digits(count: float) -> str:
+    return f"{count:.3g}" if count < 999.5 else f"{count:,.0f}"

@@ -5,10 +5,11 @@ import itertools
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 
-from course_lib import explore, run, theory
-from course_lib.explore import links
-from course_lib.plots.units import Unit
+from course_lib import explore, plan, run, theory
+from course_lib.explore import panel
+from course_lib.plots.units import Unit, time_in_words
 
 NAMES = [name for name in explore.__all__ if name != "Explorer"]
 
@@ -16,7 +17,9 @@ NAMES = [name for name in explore.__all__ if name != "Explorer"]
 @pytest.fixture(autouse=True)
 def no_figure_stays_open():
     yield
-    assert not plt.get_fignums()
+    left = plt.get_fignums()
+    plt.close("all")
+    assert not left
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -27,7 +30,43 @@ def test_each_corner_is_drawn_with_a_table(name):
     for values in itertools.product(*ends):
         ax, table = explorer.picture(**dict(zip(explorer.choices, values)))
         assert ax.get_title(loc="left") and isinstance(table, pd.DataFrame) and len(table)
+        if name != "mesh":  # there boxes stand close by close
+            assert not overlapping(ax.figure)
         plt.close(ax.figure)
+
+
+def overlapping(figure) -> list[tuple[str, str]]:
+    """Texts of a figure, as it is shown, of which one covers the other, or that the border cuts."""
+    panel.laid_out(figure)
+    figure.canvas.draw()
+    renderer, found = figure.canvas.get_renderer(), []
+    inside = {id(its) for ax in figure.axes for its in ax.texts if its.get_clip_on()}  # of blocks, in a lane
+    shown = [
+        (its.get_text(), its.get_window_extent(renderer))
+        for its in figure.findobj(Text)
+        if its.get_visible() and its.get_text().strip() and id(its) not in inside | beyond_axes(figure)
+    ]
+    assert len(shown) > 3
+    for k, (text, box) in enumerate(shown):
+        if not (box.x0 > -1 and box.y0 > -1 and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1):
+            found.append((text, "the border"))
+        for other, its in shown[k + 1 :]:
+            across = min(box.x1, its.x1) - max(box.x0, its.x0)
+            down = min(box.y1, its.y1) - max(box.y0, its.y0)
+            if across > 2 and down > 2:
+                found.append((text, other))
+    return found
+
+
+def beyond_axes(figure) -> set[int]:
+    """Labels of ticks beyond the end of their axis, which are not drawn."""
+    found = set()
+    for axis in [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]:
+        low, high = sorted(axis.get_view_interval())
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+            if not low <= tick.get_loc() <= high or not tick.get_visible():
+                found |= {id(tick.label1), id(tick.label2)}
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,9 +77,12 @@ def test_a_move_draws_anew_and_is_kept(name):
     assert len(fields) == len(explorer.choices) and 'alt="' in before and "<table" in before
     for field, control in zip(fields, explorer.choices):
         assert field.description == control and field.value == explorer.values[control]
-    last = fields[-1]
-    last.value = next(value for _, value in last.options if value != last.value)
-    assert below.value != before and explorer.values[last.description] == last.value
+    for field, control in zip(fields, explorer.choices):
+        values = [value for _, value in field.options]
+        at = values.index(field.value)
+        field.value = values[at + 1 if at + 1 < len(values) else at - 1]
+        assert below.value != before and explorer.values[control] == field.value
+        before = below.value
 
 
 def test_buttons_move_a_control_by_a_step_and_stop_at_its_ends():
@@ -60,9 +102,10 @@ def test_without_widgets_there_is_one_state_as_picture_and_text(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda *what, **how: shown.append((what, how)))
     explore.memory().at(ranks=64)._ipython_display_()
-    ((bundle,), how), *more = shown
-    assert not more and set(bundle) == {"text/plain", "image/png"} and how["raw"]
-    assert "ranks: 64" in bundle["text/plain"] and how["metadata"]["image/png"]["alt"]
+    ((picture,), how), ((table,), _) = shown
+    assert set(picture) == {"text/plain", "image/png"} and how["raw"]
+    assert how["metadata"]["image/png"]["alt"] == picture["text/plain"]
+    assert "ranks: 64" in table["text/plain"] and "<table" in table["text/html"]
 
 
 def test_what_is_no_choice_is_refused():
@@ -75,7 +118,7 @@ def test_what_is_no_choice_is_refused():
         explore.collectives(alpha_s=1e-5)
 
 
-def test_memory_is_that_of_theory_and_stands_beside_a_job():
+def test_memory_is_that_of_theory_and_stands_beside_a_job_as_a_step_does():
     def train():
         import torch
 
@@ -95,14 +138,101 @@ def test_memory_is_that_of_theory_and_stands_beside_a_job():
     assert table.loc["ZeRO 3", "params"] == Unit.of(stage_3["params"]).text(stage_3["params"])
     assert table.loc["train, measured", "grads"] == "4.04 KB"
     plt.close(ax.figure)
+    # its own step starts the explorer of overlap, and stands under the lanes on paper
+    ax, table = explore.overlap(job).picture(ranks=64)
+    assert table.loc["gradients", ""] == "4.04 KB" and table.loc["yours, measured", ""]
+    assert [label.get_text() for label in ax.get_yticklabels()].count("yours: computes") == 1
+    own = [its for its in ax.collections if its.get_linestyle()[0][1] is None]  # solid, the others dashed
+    assert len(own) >= 2 and job.where in ax.texts[0].get_text().replace("\n", " ")
+    plt.close(ax.figure)
 
 
-def test_seconds_are_those_of_the_formulas():
-    assert links.seconds("ring", 1e6, 4, 0, 1e9) == theory.ring_seconds("all_reduce", 1e6, 4, 0, 1e-9)
-    assert links.seconds("halving and doubling", 1e6, 4, 1.0, 1e9) == pytest.approx(4 + 1.5e-3)
-    assert links.seconds("star", 1e6, 4, 1.0, 1e9) == pytest.approx(2 + 6e-3)  # 2 (n-1) S at the root
+def drawn(explorer, **values) -> tuple[str, pd.DataFrame]:
+    ax, table = explorer.picture(**values)
+    title = ax.get_title(loc="left")
+    plt.close(ax.figure)
+    return title, table
+
+
+def test_seconds_of_an_all_reduce_are_those_of_theory():
     explorer = explore.collectives(alpha_s=1e-4, bytes_per_s=1e9)
     assert next(iter(explorer.choices["link"])) == "yours, measured"
+    _, table = drawn(explorer, ranks=64, size=10**6)
+    for kind in ("star", "ring", "halving-doubling", "doubling"):
+        seconds = theory.all_reduce_seconds(kind, 10**6, 64, 1e-4, 1e-9)
+        assert table.loc[kind, "time"] == time_in_words(seconds)
+    nvlink = explorer.choices["link"]["NVLink, H100, published"]
+    row = theory.published("links")["rows"][0]
+    assert nvlink == pytest.approx((row["alpha_us"] / 1e6, row["gb_per_s"] * 1e9))
+
+
+def test_a_step_in_buckets_is_that_of_theory():
+    given = {"forward_s": 0.04, "backward_s": 0.08, "gradient_bytes": 2**20}
+    explorer = explore.overlap(**given, alpha_s=1e-3, bytes_per_s=2e7)
+    title, table = drawn(explorer, buckets=8, ranks=2)
+    c = 8 * theory.ring_seconds("all_reduce", 2**17, 2, 1e-3, 1 / 2e7)
+    step = theory.overlapped_seconds(0.04, 0.08, c, 8)
+    assert title == f"8 buckets on 2 ranks: {time_in_words(step)} a step"
+    numbers = table[""]
+    assert numbers["all_reduces, in all"] == time_in_words(c) and numbers["step"] == time_in_words(step)
+    assert numbers["of this, hidden"] == f"{1 - (step - 0.12) / c:.0%}"
+    with pytest.raises(ValueError, match="backward_s=None"):
+        explore.overlap(forward_s=0.04)
+
+
+def test_the_best_plans_are_those_of_the_planner_and_runs_stand_beside_them():
+    layers = tuple(plan.Layer(f"{k}", ((64, 64), (64,)), 4096, 256, 256) for k in range(4))
+    model = plan.Model("small", layers, batch=64)
+    software = {way: {1: 1e-4, 2: 1e-4} for way in ("one process", "DDP", "fully_shard")}
+    links = (plan.Link(64, 1e-4, 1e-9),)
+    machine = plan.Machine("here", 2, {0: 1e9}, 1e9, links, software_s=software)
+    title, table = drawn(explore.planner(machine, model, {"DDP on 2 ranks": 0.25}), ranks=2)
+    plans = [its for its in plan.here((2,)) if its.way in software]
+    found = plan.ranked(model, machine, plans)
+    assert title == f"Best on 2 ranks: {time_in_words(found[0].cost.step_s)} a step"
+    assert list(table["step"]) == [time_in_words(its.cost.step_s) for its in found] and len(found) == 2
+    assert table.loc["DDP: dp 2", "measured"] == "250 ms"
+    title, table = drawn(explore.planner(machine, model), ranks=4096)
+    assert "no plan can" in title and "no plan can" in table.loc["no plan", "why"]
+
+
+def test_staleness_is_that_of_theory_and_of_servers_that_ran():
+    history = [(1 + k % 3, 1, 0.5 * (k + 1)) for k in range(30)]
+    explorer = explore.staleness(0.02, 32, {0: history})
+    _, table = drawn(explorer, workers=3, slowest=4)
+    asynchronous = theory.updates_per_second([0.02, 0.02, 0.08], waits=False)
+    assert table.loc["no bound", "samples / s"] == f"{32 * asynchronous:,.0f}"
+    assert list(table["mean staleness"]) == ["1", "1", "2"]
+    assert list(table["at most"]) == ["2", "10", "no limit"]
+    assert table.loc["bound 0", "samples / s, measured"] == "64"
+    assert table.loc["bound 0", "staleness, measured"] == "1.00"
+    assert "samples / s, measured" not in drawn(explorer, workers=3, slowest=8)[1]
+    assert list(drawn(explorer, workers=8, slowest=1)[1]["mean staleness"]) == ["3.5", "7", "7"]
+    with pytest.raises(ValueError, match="a list of .worker, staleness, second."):
+        explore.staleness(measured={0: [(1, 2)]})
+
+
+def test_what_is_lost_between_saves_is_that_of_theory():
+    title, table = drawn(explore.checkpoints(save_s=2.5, mtbf_s=8e6, restart_s=60), ranks=1024, interval=600)
+    m = 8e6 / 1024
+    for name, interval in (
+        ("Young", theory.checkpoint_interval(2.5, m, "young")),
+        ("Daly", theory.checkpoint_interval(2.5, m, "daly")),
+        ("chosen", 600),
+    ):
+        assert table.loc[name, "save each"] == time_in_words(interval)
+        assert table.loc[name, "useful (goodput)"] == f"{theory.goodput(interval, 2.5, m, 60):.1%}"
+    assert table.loc["chosen", "lost"] in title
+    _, table = drawn(explore.checkpoints())  # as chapter "checkpoints and restarts" has it: 85.3%
+    assert table.loc["Daly", "useful (goodput)"] == "85.3%"
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0, "0 µs"), (3.4e-6, "3.4 µs"), (0.00125, "1.25 ms"), (59, "59 s"), (5400, "1.5 h"), (86_400, "24 h")],
+)
+def test_times_are_told_in_a_unit_that_reads_well(seconds, words):
+    assert time_in_words(seconds) == words
 
 
 def test_schedules_say_what_paper_says():
@@ -111,3 +241,35 @@ def test_schedules_say_what_paper_says():
         assert f"bubble {theory.bubble_fraction(4, 8):.0%}" in ax.get_title(loc="left")
         assert list(table["kept at once"]) == kept
         plt.close(ax.figure)
+
+
+def test_a_schedule_runs_at_the_push_of_a_button_and_stands_under_the_drawn_one():
+    explorer = explore.schedules().at(kind="gpipe", ranks=2, microbatches=2)
+    row, below = explorer._widget().children
+    button, told = row.children[-2:]
+    before = below.value
+    assert button.description == "run it" and "as it ran" not in before
+    button.click()
+    assert not told.value and "as it ran" in below.value and not button.disabled
+    ax, table = explorer.picture()
+    above, under = ax.figure.axes
+    assert "gpipe" in above.get_title(loc="left") and "times as long" in under.get_title(loc="left")
+    assert "compute sleeps" not in above.texts[0].get_text() and len(table) == 2
+    # both axes are as long, in time: a forward on paper is FORWARD_S
+    ms = 1e3 * explore.lists.FORWARD_S
+    assert above.get_xlim()[1] * ms == pytest.approx(under.get_xlim()[1], rel=0.05)
+    plt.close(ax.figure)
+
+
+def test_a_schedule_that_cannot_run_says_why(monkeypatch):
+    def refused(*args, **kwargs):
+        raise ValueError("ranks=8 is more than this machine allows: take fewer ranks.")
+
+    monkeypatch.setattr("course_lib.stand_ins.pipelines.run_quietly", refused)
+    explorer = explore.schedules().at(ranks=8)
+    row, below = explorer._widget().children
+    button, told = row.children[-2:]
+    button.click()
+    assert (
+        "Not done: ranks=8 is more than this machine allows" in told.value and "as it ran" not in below.value
+    )

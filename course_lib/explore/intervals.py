@@ -1,0 +1,107 @@
+"""What if one saved more seldom: the time that saves, lost work and restarts take, against the time between
+two saves.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from course_lib import theory
+from course_lib.arguments import number
+from course_lib.explore.panel import Explorer
+from course_lib.plots.styles import COLORS, INK, MEASURED, MODELLED, PUBLISHED, legend, panel
+from course_lib.plots.units import time_in_words
+
+__all__ = ["checkpoints"]
+
+RANKS = (8, 64, 512, 1024, 4096, 16_384, 131_072)
+SAVES_S = (0.1, 1, 5, 15, 60, 300)
+INTERVALS_S = (1, 10, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 86_400)
+DAYS, GPUS = 54, 16_384  # of the pre-training of Llama 3 405B, whose interruptions are published
+EFFECTIVE = 0.9  # of its time training was effective, at least: the same section
+
+
+def checkpoints(
+    save_s: float | None = None, mtbf_s: float | None = None, restart_s: float = 600.0
+) -> Explorer:
+    """The share of a job's time in which it does not get on, against the time between two saves: the curve of
+    Daly 2006, the best intervals by Young and by Daly, and the one that you choose.
+
+    Args:
+        save_s: seconds for which a save keeps your training waiting, as you have measured them: then the
+            first choice, and where the interval is yours to choose.
+        mtbf_s: mean seconds between two failures of **one** rank; of n ranks there are n times as many. None:
+            what the 419 published interruptions of Llama 3 405B give, 54 days x 16,384 GPUs / 419.
+        restart_s: seconds from a failure until training goes on.
+    """
+    saves = {time_in_words(s): float(s) for s in SAVES_S}
+    if save_s is not None:
+        own = float(number("save_s", save_s, above=True))
+        saves = {f"yours, measured: {time_in_words(own)}": own} | saves
+    whose = "yours"
+    if mtbf_s is None:
+        counts = [row["count"] for row in theory.published("llama3_interruptions")["rows"]]
+        mtbf_s, whose = 86_400 * DAYS * GPUS / sum(counts), "Llama 3 405B, published"
+    number("mtbf_s", mtbf_s, above=True), number("restart_s", restart_s)
+    published = whose != "yours"
+
+    def draw(save, ranks, interval) -> tuple[Axes, pd.DataFrame]:
+        m = mtbf_s / ranks
+        points = {
+            "Young": theory.checkpoint_interval(save, m, "young"),
+            "Daly": theory.checkpoint_interval(save, m, "daly"),
+            "chosen": float(interval),
+        }
+        lost = {name: 1 - theory.goodput(t, save, m, restart_s) for name, t in points.items()}
+        title = (
+            f"{ranks:,} ranks, a save each {time_in_words(interval)}: {lost['chosen']:.1%} lost,"
+            f" at best {lost['Daly']:.1%}"
+        )
+        where = (
+            f"modelled: a failure each {time_in_words(m)} ({whose}), a save of {time_in_words(save)},"
+            f" a restart of {time_in_words(restart_s)}"
+        )
+        labels = {"xlabel": "time between two saves", "ylabel": "share of the time that is lost"}
+        ax = panel(title, where, size=(7.5, 3.8), grid="both", **labels)
+        low, high = min(INTERVALS_S[0], *points.values()), max(INTERVALS_S[-1], *points.values())
+        t = np.geomspace(low, high, 120)
+        curve = [1 - theory.goodput(its, save, m, restart_s) for its in t]
+        ax.plot(t, curve, **MODELLED, label="all that is lost")
+        for name, marker, color in (("Young", "^", COLORS["params"]), ("Daly", "v", COLORS["grads"])):
+            look = MODELLED | {
+                "linestyle": "",
+                "marker": marker,
+                "color": color,
+                "markersize": 9,
+                "markerfacecolor": "none",
+            }
+            ax.plot([points[name]], [lost[name]], **look, label=name)
+        look = MODELLED | {"linestyle": "", "marker": "D", "color": INK, "markersize": 8}
+        ax.plot([interval], [lost["chosen"]], **look, label="chosen")
+        if save_s is not None and save == save_s:
+            ax.axvline(save, color=MEASURED["color"], linewidth=2, label="your save takes\n(measured)")
+        if published and ranks == GPUS:
+            line = PUBLISHED | {"marker": ""}
+            ax.axhline(1 - EFFECTIVE, **line, label="Llama 3: less\n(published)")
+        ax.set_xscale("log")
+        ticks = [tick for tick in (0.01, 0.1, 1, 10, 60, 600, 3600, 21_600, 86_400) if low <= tick <= high]
+        ax.set_xticks(ticks, [time_in_words(tick) for tick in ticks])
+        ax.minorticks_off()
+        ax.set_ylim(0, 1)
+        ax.yaxis.set_major_formatter("{x:.0%}")
+        legend(ax)
+        rows = {
+            name: {
+                "save each": time_in_words(points[name]),
+                "lost": f"{lost[name]:.1%}",
+                "useful (goodput)": f"{1 - lost[name]:.1%}",
+                "in saves": f"{save / (points[name] + save):.1%}",
+                "saves between two failures": f"{m / (points[name] + save):.3g}",
+            }
+            for name in points
+        }
+        return ax, pd.DataFrame(rows).T
+
+    controls = {"save": saves, "ranks": RANKS, "interval": {time_in_words(s): s for s in INTERVALS_S}}
+    start = {} if save_s is not None else {"save": 60.0}
+    return Explorer("How often to save", controls, draw, ranks=GPUS, interval=3600, **start)
