@@ -99,7 +99,7 @@ ONE_SYNCHRONISATION = {
     "bytes": sends(
         "2(n-1)/n P",
         _ring,
-        "a rank sent {times:.1f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce.",
+        "a rank sent {times:.2f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce.",
         _wasteful,
     ),
 }
