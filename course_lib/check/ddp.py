@@ -77,6 +77,11 @@ def _once(job: Job) -> str | None:
                 ": once in every micro-batch. Under `no_sync` nothing may be sent: gradients add up in"
                 " `.grad`, and the last backward sends the sum"
             )
+        elif BYTES_LIMIT < times < 1.4:
+            why += (
+                ". Does more travel than the gradients of what learns, such as zeros for frozen parameters?"
+            )
+            return f"exactly one synchronisation per update, but {why}"
     return f"exactly one synchronisation per update, but {why}."
 
 

@@ -103,6 +103,12 @@ WRONG = [
     ),
     (DDP, [answers.HooksOnFrozen], ["raised RuntimeError"], ""),
     (
+        DDP,
+        [answers.SendsFrozen],
+        ["such as zeros for frozen parameters", "a rank sent 1.04 times the"],
+        "weights are those of one process",
+    ),
+    (
         SYNC,
         [answers.update_every_time],
         ["the gradients travelled 3.00 times"],
