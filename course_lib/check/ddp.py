@@ -77,6 +77,11 @@ def _once(job: Job) -> str | None:
                 ": once in every micro-batch. Under `no_sync` nothing may be sent: gradients add up in"
                 " `.grad`, and the last backward sends the sum"
             )
+        elif BYTES_LIMIT < times < 1.4:
+            why += (
+                ". Does more travel than the gradients of what learns, such as zeros for frozen parameters?"
+            )
+            return f"exactly one synchronisation per update, but {why}"
     return f"exactly one synchronisation per update, but {why}."
 
 
@@ -99,7 +104,7 @@ ONE_SYNCHRONISATION = {
     "bytes": sends(
         "2(n-1)/n P",
         _ring,
-        "a rank sent {times:.1f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce.",
+        "a rank sent {times:.2f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce.",
         _wasteful,
     ),
 }

@@ -176,7 +176,7 @@ def _too_often(job: Job) -> str:
     bytes=sends(
         "2(n-1)/n P",
         _ring,
-        "a rank sent {times:.1f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce.",
+        "a rank sent {times:.2f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce.",
         _too_often,
     ),
 )

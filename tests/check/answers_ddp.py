@@ -227,6 +227,17 @@ class HooksOnFrozen(OwnDDP):
             p.register_post_accumulate_grad_hook(self.average)
 
 
+class SendsFrozen(OwnDDP):
+    """Right values; but zeros travel, too, in the place of gradients that frozen parameters have not."""
+
+    def average(self, p):
+        super().average(p)
+        if self.sync and p is next(q for q in self.module.parameters() if q.requires_grad):
+            for frozen in self.module.parameters():
+                if not frozen.requires_grad:
+                    dist.all_reduce(torch.zeros_like(frozen))
+
+
 # update(ddp, optimizer, micro_batches)
 
 
