@@ -137,7 +137,7 @@ def units_for_budget(judge: Judge, answer: Callable) -> None:
         within=1e-12,
     ),
     peak=at_most(
-        "a rank never holds more than its shards and three layers",
+        f"a rank never holds more than its shards and {FEW_LAYERS} layers",
         "beyond",
         FEW_LAYERS,
         "at its worst moment a rank holds its shards and the memory of {most:.1f} layers more"

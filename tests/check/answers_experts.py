@@ -4,6 +4,7 @@ rank need not import pytest.
 
 import torch
 import torch.distributed as dist
+from torch.distributed.nn.functional import all_reduce as summed_both_ways
 from torch.nn import functional as F
 
 
@@ -323,6 +324,14 @@ def balance_of_gathered_scores(scores, chosen):
     dist.all_gather_into_tensor(every, scores.detach())
     loss = balance(scores, chosen)
     return loss + 0 * every.sum()
+
+
+def balance_of_gathered_p(scores, chosen):
+    """Right values, and P travels for nothing: its gradient once more."""
+    every = summed_both_ways(scores.mean(0)) / dist.get_world_size()
+    counts = F.one_hot(chosen, scores.shape[1]).sum((0, 1))
+    dist.all_reduce(counts)
+    return scores.shape[1] * (counts / counts.sum() * every).sum()
 
 
 def balance_summed(scores, chosen):

@@ -40,6 +40,7 @@ WRONG = [
     (ROOM, [answers.room_of_numbers], ["must return a bool tensor [40, 2]"], ""),
     (BALANCE, [answers.balance_of_own], ["each rank asks for balance among its own"], "no more travels"),
     (BALANCE, [answers.balance_of_gathered_scores], ["at most a number for each expert"], "the mean over"),
+    (BALANCE, [answers.balance_of_gathered_p], ["2 ranks: the tensors that a rank gives"], "the mean over"),
     (BALANCE, [answers.balance_summed], ["f must sum to 1"], "no more travels"),
     (BALANCE, [answers.balance_of_k], ["k times as large"], "no more travels"),
     (BALANCE, [answers.balance_without_gradient], ["one number with a gradient"], ""),
