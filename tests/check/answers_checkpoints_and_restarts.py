@@ -122,6 +122,27 @@ class SaverTwoCopies(Saver):
         self.pending = self.pool.submit(self.write, step, copy)
 
 
+class SaverKeepsCopy(SaverWithBuffer):
+    """Waits, but keeps the copy that is written while it makes the next one."""
+
+    def save(self, step, state):
+        self.close()
+        self.buffer = {name: tensor.clone() for name, tensor in state.items()}
+        self.thread = threading.Thread(target=self.run, args=(step,))
+        self.thread.start()
+
+
+class SaverCopiesLate(Saver):
+    """The thread makes the copy, when training has gone on."""
+
+    def copied(self, state):
+        return state
+
+    def save(self, step, state):
+        self.wait()
+        self.pending = self.pool.submit(lambda: self.write(step, super(SaverCopiesLate, self).copied(state)))
+
+
 class SaverThatQueues(Saver):
     """Never waits: the states that are not yet written pile up."""
 
@@ -167,6 +188,19 @@ class SaverSilent(SaverWithBuffer):
             print(error)
 
 
+class SaverForgetsTheLast(SaverWithBuffer):
+    """`save` tells of an error, `close` does not."""
+
+    def close(self):
+        if self.thread:
+            self.thread.join()
+
+    def save(self, step, state):
+        self.close()
+        super().close()
+        super().save(step, state)
+
+
 # How many steps between two saves
 
 
@@ -197,6 +231,10 @@ def steps_of_write(step_s, blocked_s, write_s, restart_s, mtbf_s):
 
 def steps_too_early(step_s, blocked_s, write_s, restart_s, mtbf_s):
     return max(1, round(math.sqrt(2 * blocked_s * mtbf_s) / step_s))
+
+
+def steps_rounded_down(step_s, blocked_s, write_s, restart_s, mtbf_s):
+    return max(1, math.ceil(write_s / step_s), math.floor(math.sqrt(2 * blocked_s * mtbf_s) / step_s))
 
 
 def steps_float(step_s, blocked_s, write_s, restart_s, mtbf_s):
