@@ -42,6 +42,7 @@ CASES = os.environ.get("CASES", "0")  # which cases checks are tested with
 # tests that take long beside what they find first.
 SLOW = {
     "test_alive.py",
+    "test_class_simulation.py",
     "test_clinic_cases.py",
     "test_demo.py",
     "test_execute_notebooks.py",

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from course_lib.arguments import one_of, takes
 from course_lib.classroom.reading import Classroom
 from course_lib.classroom.tables import guesses, progress, tries
+from course_lib.learner.predictions import RIGHT
 from course_lib.plots.styles import COLORS, FAINT, INK, MEASURED, MODELLED, PAPER, SMALL, legend, panel
 
 __all__ = ["draw_guesses", "draw_tries", "draw_progress"]
@@ -87,7 +88,13 @@ def draw_tries(room: Classroom, ax: Axes | None = None) -> Axes:
         if not pd.isna(middle):
             words = f"{middle:g} {'try' if middle == 1 else 'tries'}"
             ax.annotate(
-                words, (total, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=SMALL
+                words,
+                (total, at),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=SMALL,
+                color=INK,
             )
     ax.set_yticks(y, [name.replace("_", " ") for name in order])
     ax.invert_yaxis()
@@ -116,7 +123,7 @@ def draw_progress(room: Classroom, ax: Axes | None = None) -> Axes:
         "How far the class is",
         "part of each chapter's predictions and exercises that is done",
         ax,
-        size=(max(5, 2.8 + 0.55 * columns), 1.8 + 0.22 * rows),
+        size=(max(5, 2.8 + 0.3 * columns), 1.8 + 0.22 * rows),
     )
     shares = table.to_numpy()
     y, x = np.nonzero(shares > 0)
@@ -179,14 +186,11 @@ def _apart(low: float, high: float) -> float:
 
 
 def _place(value: float, bars: list[list[float]]) -> float:
-    """Where a number stands among bars in order: on one, or between two."""
-    for at, bar in enumerate(bars):
-        near = 0.01 * abs(value)
-        if bar[0] - near <= value <= bar[-1] + near:
-            return at
-        if value < bar[0]:
-            return at - 0.5
-    return len(bars) - 0.5
+    """Where a number stands among bars in order: on the nearest that counts as right, or between two."""
+    away = [max(bar[0] - value, value - bar[-1], 0) for bar in bars]
+    if min(away) <= RIGHT * abs(value):
+        return away.index(min(away))
+    return sum(bar[-1] < value for bar in bars) - 0.5
 
 
 def _number(value: float) -> str:

@@ -35,9 +35,9 @@ def talk_about(room: Classroom, most: int = 8) -> pd.DataFrame:
 
 def _wrong_guesses(room: Classroom):
     table = guesses(room)
-    compared = table[[measured is not None for measured in table["measured"]]]
+    compared = table[table["measured"].notna()]
     for name, its in compared.groupby("prediction", sort=False):
-        wrong = its[[not right for right in its["right"]]]
+        wrong = its[~its["right"].astype(bool)]
         if len(its) < FEWEST or len(wrong) < MANY * len(its):
             continue
         ((said, times),) = Counter(wrong["guess"]).most_common(1)

@@ -45,7 +45,13 @@ def test_a_right_guess_stands_on_the_measurement_and_a_model_is_dashed(tmp_path)
     ax = draw_guesses(room_of(tmp_path, *said(1, 1.5, how="modelled")), BYTES)
     (line,) = ax.get_lines()
     assert line.get_xdata()[0] == 1 and line.get_color() == MODELLED["color"]
-    assert ax.get_legend().get_texts()[-1].get_text() == "modelled: 1.5 x P"
+    assert "modelled: 1.5 x P" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize(("measured", "at"), [(1.52, 1), (1.51, 0), (1.7, 1.5)])
+def test_a_measurement_stands_on_the_nearest_guess_that_counts_as_right(tmp_path, measured, at):
+    ax = draw_guesses(room_of(tmp_path, *said(1.5, 1.53, 2, measured=measured)), BYTES)
+    assert ax.get_lines()[0].get_xdata()[0] == at
 
 
 @pytest.mark.parametrize(("measured", "at"), [(0.5, -0.5), (9, 2.5)])
