@@ -20,13 +20,14 @@ __all__ = ["draw_guesses", "draw_tries", "draw_progress"]
 
 GUESSED = {"color": FAINT, "edgecolor": "#656D76", "hatch": "////", "linewidth": 0.8}
 SOLVED, OPEN = COLORS["params"], COLORS["grads"]
+CELL = 0.8  # the width of a whole chapter
 MOST_BARS = 12  # of guesses that differ; nearer ones share a bar
 
 
 @takes(room=Classroom)
 def draw_guesses(room: Classroom, prediction: str, ax: Axes | None = None) -> Axes:
-    """Draw how many guessed what, and where the measurement is among it. Numbers stand in order and
-    not to scale, so that a guess a thousand times too large does not hide the others.
+    """Draw how many guessed what, and where the measurement is among it. Numbers stand in order and not to
+    scale, so that a guess a thousand times too large does not hide the others.
 
     Args:
         prediction: its name, such as "bytes-of-four-ranks".
@@ -106,8 +107,8 @@ def draw_tries(room: Classroom, ax: Axes | None = None) -> Axes:
 
 @takes(room=Classroom)
 def draw_progress(room: Classroom, ax: Axes | None = None) -> Axes:
-    """Draw which part of each chapter each learner has done, as squares: a row a learner, who has done most
-    first, a column a chapter up to the last that anybody has begun.
+    """Draw which part of each chapter each learner has done, as a bar that fills: a row a learner, who has
+    done most first, a column a chapter up to the last that anybody has begun.
 
     Errors: ValueError if there are no learners.
     """
@@ -125,11 +126,9 @@ def draw_progress(room: Classroom, ax: Axes | None = None) -> Axes:
         ax,
         size=(max(5, 2.8 + 0.3 * columns), 1.8 + 0.22 * rows),
     )
-    shares = table.to_numpy()
-    y, x = np.nonzero(shares > 0)
-    ax.scatter(x, y, s=150 * shares[y, x], marker="s", color=SOLVED, label="done (all of it: a full square)")
-    y, x = np.indices(shares.shape)
-    ax.scatter(x, y, s=150, marker="s", facecolors="none", edgecolors="#C4C9CF", linewidths=0.8)
+    y, x = (index.ravel() for index in np.indices((rows, columns)))
+    ax.barh(y, CELL * table.to_numpy().ravel(), 0.6, left=x - CELL / 2, color=SOLVED, label="done")
+    ax.barh(y, CELL, 0.6, left=x - CELL / 2, fill=False, edgecolor="#C4C9CF", linewidth=0.8)
     ax.set_xticks(range(columns), [file[:2] for file in table.columns])
     ax.set_xlabel("chapter", color=INK)
     ax.set_yticks(range(rows), table.index, fontsize=SMALL)

@@ -1,10 +1,17 @@
 """A small class, simulated at one real kernel, and what its teacher reads of it."""
 
+import importlib
+import runpy
+from pathlib import Path
+
+import pytest
 from class_simulation import Play, damage, simulate
 
 from course_lib.classroom.reading import read_class
 from course_lib.classroom.tables import guesses, tries
+from course_lib.learner.book import chapters
 
+PLAYS = runpy.run_path(str(Path(__file__).resolve().parents[1] / "bench" / "bench_class.py"))["PLAYS"]
 NAMES = ["ada", "ben", "cleo", "dora", "emil"]
 PLAY = Play("start_here", {"numbers-in-the-list": ("3", "4", "5")})
 
@@ -22,3 +29,12 @@ def test_what_kernels_keep_in_desks_comes_to_the_teacher(tmp_path):
     room = read_class(folder)
     assert list(room.learners) == NAMES[:3]
     assert (room.files_passed_over, room.lines_passed_over) == (2, 1) and tries(room).empty
+
+
+@pytest.mark.parametrize("play", PLAYS, ids=lambda play: play.chapter)
+def test_the_class_of_the_bench_plays_what_the_book_has(play):
+    (chapter,) = [one for one in chapters() if one.name == play.chapter]
+    assert set(play.guesses) <= set(chapter.predictions) and set(play.answers) <= set(chapter.exercises)
+    answers = importlib.import_module(f"answers_{play.chapter}")
+    for exercise, wrong in play.answers.items():
+        assert all(callable(getattr(answers, name)) for name in (exercise, *wrong))

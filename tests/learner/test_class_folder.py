@@ -110,6 +110,15 @@ def test_a_link_or_a_pipe_under_the_name_is_not_followed(desk, folder, tmp_path,
     assert target.read_text() == '{"desk": "x"}\n'
 
 
+def test_a_link_to_a_file_that_names_this_desk_is_not_followed_either(desk, folder, tmp_path):
+    join_as(desk, folder, "ada")
+    leave(desk)
+    own = (folder / "ada.jsonl").rename(tmp_path / "elsewhere")
+    (folder / "ada.jsonl").symlink_to(own)
+    with pytest.raises(ValueError, match="choose another name"):
+        join_as(desk, folder, "ada")
+
+
 def test_a_desk_is_in_one_class(desk, folder, tmp_path):
     join_as(desk, folder, "ada")
     (tmp_path / "second").mkdir()
