@@ -5,6 +5,7 @@ PIP_ARGS ?=
 LAB_ARGS ?=
 DESK     ?=
 ALL      ?=
+LIST     ?=
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -12,12 +13,13 @@ STAMP := $(VENV)/.installed
 PLACE := $(if $(DESK),--place "$(DESK)")
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab desk lint test test-quick demo notebooks bench clean
+.PHONY: help env lab desk class lint test test-quick demo notebooks bench clean
 
 help:
 	@echo "make env         build the virtual environment in $(VENV)"
 	@echo "make lab         open JupyterLab on your desk: copies of the chapters, which are yours to change"
 	@echo "make desk        lay the desk, or bring it up to date, and open nothing"
+	@echo "make class       lay a desk for each name of a list, and the folder that shows a teacher what they did"
 	@echo "make test        look at style and types, run the tests, and every notebook against its stored outputs"
 	@echo "make test-quick  the part of it that answers in three minutes, for who changes code"
 	@echo "make lint        look at style and types only"
@@ -30,6 +32,7 @@ help:
 	@echo "PYTHON=python3.13   the Python to build with: 3.11, 3.12 or 3.13 (now: $(PYTHON))"
 	@echo "PIP_ARGS='...'      more arguments for pip, for example to choose the CPU build of PyTorch"
 	@echo "DESK=/some/folder   where desk/ is laid, for someone else or for a class (now: here)"
+	@echo "LIST=names.txt      for make class: one name a line; the desks are laid in DESK"
 	@echo "ALL=1               make test with every answer that checks are tested with, and tests in a browser, as CI does"
 	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
 
@@ -49,6 +52,10 @@ lab: env
 
 desk: env
 	$(PY) -m course_lib.learner desk $(PLACE)
+
+class: env
+	@test -n "$(LIST)" && test -n "$(DESK)" || { echo "Error: say who and where: make class LIST=names.txt DESK=/srv/course" >&2; exit 1; }
+	$(PY) -m course_lib.classroom lay "$(LIST)" "$(DESK)"
 
 lint: env
 	$(PY) -m ruff format --check .

@@ -76,6 +76,7 @@ SLOW = {
     "test_the_same_function_runs_under_torchrun",
     "test_what_a_cell_defines_can_be_pickled_by_name_in_a_rank",
     "test_what_an_answer_prints_stands_in_the_verdict_also_when_it_raises",
+    "test_what_kernels_keep_in_desks_comes_to_the_teacher",
     "test_whether_others_can_still_go_on_is_told_by_what_they_do_and_not_by_a_clock",
     "test_under_torchrun_the_same_function_starts_again_alike",
     "test_wrong_answers_are_refused_with_the_reason",

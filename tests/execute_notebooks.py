@@ -1,6 +1,6 @@
 """Run notebooks from top to bottom and store their outputs in place: `make notebooks`.
 
-    python tests/execute_notebooks.py                        # every chapter, then every solution
+    python tests/execute_notebooks.py                        # every chapter, every solution, and for teachers
     python tests/execute_notebooks.py notebooks/04_ddp.ipynb # only these
 
 What `jupyter execute --inplace` does, and three things that it does not: a failing cell is named, and the
@@ -26,11 +26,12 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (ROOT / "notebooks", ROOT / "notebooks" / "solutions")
+FOR_TEACHERS = ROOT / "notebooks" / "teaching"  # no chapters: nothing comes before or after
 NOISE = ("widgets", "execution", "ExecuteTime", "papermill")  # in the metadata of notebooks and cells
 NAVIGATION = "navigation"  # the id of a cell
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 NUMBER = re.compile(r"^# Chapter \d\d:")  # in the title
-LINK = re.compile(r"\[([Cc]hapter) \d\d\]\(\d\d_(\w+)\.ipynb\)")  # in a text, to another chapter
+LINK = re.compile(r"\[([Cc]hapter) \d\d\]\((\.\./)?\d\d_(\w+)\.ipynb\)")  # in a text, to another chapter
 CELL_FILE = re.compile(r"\S*ipykernel_\d+/\d+\.py")
 
 
@@ -41,13 +42,14 @@ class Failed(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line names; return 0 if every cell of every notebook ran, else 1."""
     parser = argparse.ArgumentParser(description="Run notebooks and store their outputs in place.")
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: every chapter and every solution")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
     parser.add_argument("--timeout", type=int, default=60, help="seconds for one cell (default: 60)")
     parser.add_argument(
         "--links", action="store_true", help="run nothing; only last cells and numbers are made anew"
     )
     options = parser.parse_args(arguments)
-    paths = options.notebooks or [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))]
+    folders = (*FOLDERS, FOR_TEACHERS)
+    paths = options.notebooks or [path for folder in folders for path in sorted(folder.glob("*.ipynb"))]
     if missing := [path for path in paths if not path.is_file()]:
         parser.error("there is no " + ", ".join(map(str, missing)))
 
@@ -102,8 +104,10 @@ def run_in_place(path: Path, timeout: int = 60) -> bool:
 
 def store(notebook: NotebookNode, path: Path) -> bool:
     """Write a notebook, tidied and with its last cell; return whether the file changed."""
-    if path.resolve().parent in FOLDERS:
+    folder = path.resolve().parent
+    if folder in FOLDERS:
         notebook.cells = [*(cell for cell in notebook.cells if cell.id != NAVIGATION), navigation(path)]
+    if folder in (*FOLDERS, FOR_TEACHERS):
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = numbered(cell.source, path)
@@ -119,12 +123,12 @@ def store(notebook: NotebookNode, path: Path) -> bool:
 
 def numbered(source: str, path: Path) -> str:
     """A text of a chapter, with today's numbers in its title and in its links to other chapters."""
-    numbers = {other.stem[3:]: other.stem[:2] for other in path.parent.glob("*.ipynb")}
 
     def link(found: re.Match) -> str:
-        word, name = found.groups()
-        number = numbers.get(name)
-        return f"[{word} {number}]({number}_{name}.ipynb)" if number else found[0]
+        word, up, name = found.groups(default="")
+        folder = path.parent.parent if up else path.parent
+        number = next((other.stem[:2] for other in folder.glob(f"[0-9][0-9]_{name}.ipynb")), None)
+        return f"[{word} {number}]({up}{number}_{name}.ipynb)" if number else found[0]
 
     return LINK.sub(link, NUMBER.sub(f"# Chapter {path.stem[:2]}:", source))
 

@@ -235,7 +235,7 @@ def exercise(**asked: Demand | str) -> Callable[[Callable], Callable[..., Verdic
         def checked(*answers) -> Verdict:
             verdict = judged(*answers)
             if not verdict.untouched:
-                missed = sorted({note.key for note in verdict.notes if not note.met})
+                missed = list(dict.fromkeys(note.key for note in verdict.notes if not note.met))
                 record.keep("verdict", exercise=check.__name__, passed=verdict.passed, missed=missed)
             return verdict
 

@@ -1,10 +1,12 @@
-"""Lay a desk, open it in JupyterLab, begin a chapter or an exercise anew, or see where you stand.
+"""Lay a desk, open it in JupyterLab, begin a chapter or an exercise anew, where you stand, join a class.
 
     python -m course_lib.learner lab                  # what `make lab` does
     python -m course_lib.learner desk                 # lay it, or bring it up to date, and open nothing
     python -m course_lib.learner reset ddp            # a whole chapter; what you wrote is kept beside it
     python -m course_lib.learner reset ddp own_ddp    # one exercise, by the name of its check
     python -m course_lib.learner where                # for each chapter, what is predicted and what is solved
+    python -m course_lib.learner join /srv/class --name Anna    # from now on a teacher sees what you solve
+    python -m course_lib.learner leave                # and no more
 
 Each takes --place FOLDER: the desk is `desk/` in it, and not in the project's own folder. What else `lab` is
 given goes to JupyterLab.
@@ -15,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-from course_lib.learner import desk, kernel, standing
+from course_lib.learner import class_folder, desk, kernel, record, standing
 
 __all__ = ["main"]
 
@@ -33,12 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("lab", "desk", "reset", "where"):
+    for name in ("lab", "desk", "reset", "where", "join", "leave"):
         command = commands.add_parser(name, allow_abbrev=False)
         command.add_argument("--place", type=Path, default=PROJECT)
         if name == "reset":
             command.add_argument("chapter")
             command.add_argument("exercise", nargs="?")
+        if name == "join":
+            command.add_argument("folder", type=Path)
+            command.add_argument("--name", required=True)
     options, more = parser.parse_known_args(arguments)
     if more and options.command != "lab":
         parser.error(f"unrecognized arguments: {' '.join(more)}")
@@ -49,16 +54,32 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.command == "where":
             print(standing.where_i_stand(place / desk.DESK, PROJECT))
+            _say_what_is_passed_on(place)
+            return 0
+        if options.command in ("join", "leave"):
+            own = place / desk.DESK
+            if not (own / record.COPIES).exists():
+                raise ValueError(f"There is no desk in {place}: make the desk first.")
+            if options.command == "leave":
+                print(class_folder.leave(own))
+            else:
+                print(class_folder.join(own, options.folder, options.name, own / record.RECORD))
             return 0
         kernel.make_known()
         for sentence in desk.lay(PROJECT, place):
             print(sentence)
+        _say_what_is_passed_on(place)
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     if options.command == "lab":
         _open(place, more)
     return 0
+
+
+def _say_what_is_passed_on(place: Path) -> None:
+    if now := class_folder.membership(place / desk.DESK):
+        print(f"What you guess and solve is passed on to {now.file}, until you `leave`.")
 
 
 def _open(place: Path, more: list[str]) -> None:

@@ -1,15 +1,13 @@
 """Where a learner stands in the book: for each chapter, what is predicted and what is solved."""
 
 import html
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from course_lib.learner import desk, record
+from course_lib.learner import record
+from course_lib.learner.book import PROJECT, chapters
 
 __all__ = ["where_i_stand", "Standing", "Place"]
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -94,24 +92,15 @@ def where_i_stand(where: Path | None = None, project: Path = PROJECT) -> Standin
             guessed.difference_update(line.get("predictions") or ())
         elif line["kind"] == "verdict":
             (solved if line.get("passed") else tried).add(line.get("exercise"))
-    places = []
-    for file, path in desk.published(project).items():
-        if "/" in file:
-            continue  # a solution
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        texts = ["".join(cell["source"]) for cell in notebook["cells"]]
-        predictions = desk.predictions(notebook)
-        exercises = tuple(desk.exercises(notebook))
-        title = next((text.splitlines()[0].lstrip("# ") for text in texts if text.startswith("# ")), file)
-        places.append(
-            Place(
-                file,
-                title,
-                predictions,
-                frozenset(guessed.intersection(predictions)),
-                exercises,
-                frozenset(solved.intersection(exercises)),
-                frozenset((tried - solved).intersection(exercises)),
-            )
+    return Standing(
+        Place(
+            chapter.file,
+            chapter.title,
+            tuple(chapter.predictions),
+            frozenset(guessed.intersection(chapter.predictions)),
+            chapter.exercises,
+            frozenset(solved.intersection(chapter.exercises)),
+            frozenset((tried - solved).intersection(chapter.exercises)),
         )
-    return Standing(places)
+        for chapter in chapters(project)
+    )

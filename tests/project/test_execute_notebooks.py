@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from execute_notebooks import FOLDERS, main, normalise
+from execute_notebooks import FOLDERS, FOR_TEACHERS, main, normalise
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 
@@ -119,7 +119,7 @@ def test_a_notebook_that_does_not_exist_is_named(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "path",
-    [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))],
+    [path for folder in (*FOLDERS, FOR_TEACHERS) for path in sorted(folder.glob("*.ipynb"))],
     ids=lambda path: path.name,
 )
 def test_stored_notebooks_were_run_and_are_tidy(path):

@@ -14,6 +14,7 @@ from course_lib import record
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = sorted(FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
+TEACHING = sorted((FOLDER / "teaching").glob("*.ipynb"))
 LONGEST_CELL = 25
 STUB = "raise NotImplementedError"
 PATHS = re.compile(
@@ -23,9 +24,9 @@ PATHS = re.compile(
 OF_THE_MACHINE = re.compile(r"\breport\(\)|\bhosts\.Slurm\(")
 TIMES = re.compile(r"\d ?(s|ms|us|µs|seconds|milliseconds|minutes)\b|samples per second|samples/s")
 
-each_notebook = pytest.mark.parametrize(
-    "path", [*CHAPTERS, *SOLUTIONS], ids=lambda path: str(path.relative_to(FOLDER))
-)
+NAMES = {"ids": lambda path: str(path.relative_to(FOLDER))}
+each_notebook = pytest.mark.parametrize("path", [*CHAPTERS, *SOLUTIONS, *TEACHING], **NAMES)
+each_of_the_book = pytest.mark.parametrize("path", [*CHAPTERS, *SOLUTIONS], **NAMES)
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 
 
@@ -82,7 +83,7 @@ def test_solution_has_the_same_cells_but_for_the_exercises(path):
             assert ours.source == theirs.source, f"cell {number}"
 
 
-@each_notebook
+@each_of_the_book
 def test_the_last_cell_leads_to_the_chapters_around_it(path):
     """`python tests/execute_notebooks.py --links` makes it anew."""
     last = read(path).cells[-1]
@@ -122,7 +123,7 @@ def test_exercises_are_stubs_and_solved_in_the_solution(path):
     )
 
 
-@each_notebook
+@each_of_the_book
 def test_checks_speak_calmly_in_the_chapter_and_pass_in_the_solution(path):
     verdicts = [
         text_of(cell)

@@ -17,7 +17,20 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.12", "3.13")
-TARGETS = {"env", "lab", "desk", "lint", "test", "test-quick", "demo", "notebooks", "bench", "clean", "help"}
+TARGETS = {
+    "env",
+    "lab",
+    "desk",
+    "class",
+    "lint",
+    "test",
+    "test-quick",
+    "demo",
+    "notebooks",
+    "bench",
+    "clean",
+    "help",
+}
 
 
 def read(name: str) -> str:
@@ -230,6 +243,8 @@ def test_hooks_run_the_pinned_tools():
 def test_the_other_targets_run_what_they_say():
     assert recipe("lab").split() == ".venv/bin/python -m course_lib.learner lab".split()
     assert recipe("desk").split() == ".venv/bin/python -m course_lib.learner desk".split()
+    of_a_class = recipe("class", "LIST=names.txt", "DESK=/srv/course").splitlines()[-1]
+    assert of_a_class == '.venv/bin/python -m course_lib.classroom lay "names.txt" "/srv/course"'
     assert "-m course_lib.demo" in recipe("demo")
     assert (
         "tests/execute_notebooks.py" in recipe("notebooks")
