@@ -5,14 +5,16 @@ PIP_ARGS ?=
 LAB_ARGS ?=
 DESK     ?=
 ALL      ?=
+REPOSITORY ?=
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+BOOK_STAMP := $(VENV)/.installed-book
 PLACE := $(if $(DESK),--place "$(DESK)")
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab desk lint test test-quick demo notebooks bench clean
+.PHONY: help env lab desk lint test test-quick demo notebooks book bench clean
 
 help:
 	@echo "make env         build the virtual environment in $(VENV)"
@@ -23,6 +25,7 @@ help:
 	@echo "make lint        look at style and types only"
 	@echo "make demo        run the main experiment without a browser"
 	@echo "make notebooks   run every notebook again and store its outputs"
+	@echo "make book        build the website in build/book from the stored outputs; nothing is run"
 	@echo "make bench       run the measurements in tests/bench"
 	@echo "make clean       remove the environment and everything else that make built"
 	@echo "make help        show this list (as make alone does)"
@@ -30,6 +33,7 @@ help:
 	@echo "PYTHON=python3.13   the Python to build with: 3.11, 3.12 or 3.13 (now: $(PYTHON))"
 	@echo "PIP_ARGS='...'      more arguments for pip, for example to choose the CPU build of PyTorch"
 	@echo "DESK=/some/folder   where desk/ is laid, for someone else or for a class (now: here)"
+	@echo "REPOSITORY=https://github.com/OWNER/NAME   make book with links to it and to Binder (now: none)"
 	@echo "ALL=1               make test with every answer that checks are tested with, as CI does"
 	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
 
@@ -70,6 +74,16 @@ demo: env
 
 notebooks: env
 	$(PY) tests/execute_notebooks.py
+
+# What only the website needs is installed here, and not by `make env`. MathJax is in a package, too: a page
+# asks no other host for anything.
+$(BOOK_STAMP): $(STAMP)
+	$(PY) -m pip install -c constraints.txt -e '.[test,cluster,book]' $(PIP_ARGS)
+	@touch $@
+
+book: $(BOOK_STAMP)
+	REPOSITORY="$(REPOSITORY)" $(PY) docs/website/pages.py build/book-pages
+	REPOSITORY="$(REPOSITORY)" $(PY) -m sphinx -W --keep-going -q -j auto -c docs/website -d build/book-read build/book-pages build/book
 
 bench: env
 	@for script in tests/bench/[a-z]*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
