@@ -13,8 +13,8 @@ __all__ = ["page_of_chapter", "binder_address"]
 def page_of_chapter(file: str, repository: str = "", root: Path = ROOT) -> str:
     """The notebook that the website shows, as JSON; nothing in it is executed.
 
-    Texts have their links to pages, each figure has an alternative text, and the last cell, which leads to the
-    chapters around, is left out: each page has such links.
+    Texts have their links to pages, each figure has an alternative text, and the last cell, which leads to
+    the chapters around, is left out: each page has such links.
 
     Args:
         file: of a chapter or a solved chapter, from the project's folder.

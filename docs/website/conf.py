@@ -39,7 +39,10 @@ myst_links_external_new_tab = False
 default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_inherit_docstrings = False
+napoleon_use_ivar = True
 napoleon_use_rtype = False
+suppress_warnings = ["ref.python"]  # two classes have one name, and an annotation does not say which
 napoleon_custom_sections = ["Errors", "Source", "Sources"]
 viewcode_line_numbers = True
 

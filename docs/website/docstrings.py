@@ -1,7 +1,8 @@
 """An extension for Sphinx: docstrings of this project as reStructuredText.
 
 They are plain text for who reads the code: `names` in single quotes, tables by columns, examples that are
-indented, sections in Google's style. Napoleon reads the sections; what stands between them is made ready here.
+indented, sections in Google's style. Napoleon reads the sections; what stands between them is made ready
+here.
 """
 
 import re
@@ -15,7 +16,8 @@ from sphinx.util.docutils import SphinxDirective
 
 __all__ = ["as_restructured", "setup"]
 
-SECTION = re.compile(r"( *)(Args|Returns|Yields|Raises|Errors|Source|Sources):(?: (.*))?$")
+SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Errors|Source|Sources):(?: (.*))?$")
+ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 AN_ARGUMENT = re.compile(r" *[*\w`, ]+: ")
 COLUMNS = re.compile(r"\S {2,}\S")
 
@@ -31,23 +33,40 @@ def as_restructured(lines: list[str]) -> list[str]:
     result: list[str] = []
     for block in _blocks(lines):
         found = SECTION.match(block[0])
-        if found and found[1] == "":
-            name, words = found[2], found[3]
-            result += [f"{name}:", *([f"    {words}"] if words else [])]
-            rest = block[1:]
-            if not words or all(line.startswith("    ") for line in rest):
-                result += [_marked(line) for line in rest]
-            else:
-                result += [f"    {_marked(line)}" for line in rest]
-            if words:
-                result[-len(rest) - 1] = f"    {_marked(words)}"
+        if found:
+            result += _section(found[1], found[2], block[1:])
         elif _is_code(block):
             least = min(len(line) - len(line.lstrip()) for line in block)
             result += ["::", "", *(f"    {line[least:]}" for line in block)]
-        else:
+        elif len(_entries(block)) > 1 or _entries(block) and any(line.startswith(" ") for line in block):
+            result += _listed(block)
+        elif block[0].startswith("- "):
             result += [_marked(line) for line in block]
+        else:
+            result += [_marked(line.strip()) for line in block]
         result.append("")
     return result
+
+
+def _section(name: str, words: str | None, rest: list[str]) -> list[str]:
+    """A section in Google's style: what stands in its first line goes below it."""
+    if words and not all(line.startswith("    ") for line in rest):
+        rest = [f"    {line}" for line in rest]
+    return [f"{name}:", *(_marked(line) for line in ([f"    {words}"] if words else []) + rest)]
+
+
+def _entries(block: list[str]) -> list[str]:
+    """The lines of a block that begin with a name and a colon, if its first line does."""
+    return [line for line in block if ENTRY.match(line)] if ENTRY.match(block[0]) else []
+
+
+def _listed(block: list[str]) -> list[str]:
+    """Names that are explained, as a list."""
+    lines = []
+    for line in block:
+        found = ENTRY.match(line)
+        lines.append(f"- **{found[1]}**: {_marked(found[2])}" if found else f"  {_marked(line.strip())}")
+    return lines
 
 
 def _blocks(lines: list[str]) -> Iterator[list[str]]:
@@ -76,6 +95,8 @@ def _marked(line: str) -> str:
     pieces[1::2] = [f"`{piece}`" for piece in pieces[1::2]]
     if not AN_ARGUMENT.match(line):
         pieces[::2] = [re.sub(r"([*|\\_])", r"\\\1", piece) for piece in pieces[::2]]
+    for at in range(2, len(pieces), 2):  # "`Block`s": docutils wants to be told where the name ends
+        pieces[at] = re.sub(r"^(?=\w)", r"\\ ", pieces[at])
     return "".join(pieces)
 
 

@@ -1,5 +1,6 @@
-"""Links that lead from page to page: where a text of the project names a file, the website has a page for it."""
+"""Links that lead from page to page: where a text of the project names a file, the website has a page."""
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -11,14 +12,15 @@ __all__ = ["with_links", "shown_source"]
 FENCE = re.compile(r"^(```.*?^```)[ \t]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 SPAN = re.compile(r"(?<![`\[])`([\w./]+)`(?![`\]])")
+SYMPTOMS = "docs/symptoms.md"
 NAMED = re.compile(r"(course_lib|notebooks|docs|data|tests)/[\w./]*|[A-Z]{6,}\.md")
 
 
 def with_links(text: str, file: str, repository: str = "", root: Path = ROOT) -> str:
     """A text of the project, with its links leading to pages of the website.
 
-    A link to a file that has no page leads to the repository, or is plain text where its address is not known.
-    Files that are named in code spans become links, too. Code blocks and headings stay as they are.
+    A link to a file that has no page leads to the repository, or is plain text where its address is not
+    known. Files that are named in code spans become links, too. Code blocks and headings stay as they are.
 
     Args:
         text: Markdown.
@@ -39,8 +41,15 @@ def shown_source(path: str, repository: str) -> str:
     return f"{repository}/blob/HEAD/{path}" if repository else ""
 
 
+@functools.cache
+def _chapters(root: Path) -> list[str]:
+    return [path.name for path in (root / "notebooks").glob("[0-9]*.ipynb")]
+
+
 def _line(line: str, file: str, repository: str, root: Path) -> str:
     kept: list[str] = []
+    # its last column has chapters, by their names
+    chapters = {name[3:-6]: f"notebooks/{name}" for name in _chapters(root)} if file == SYMPTOMS else {}
 
     def keep(words: str) -> str:
         kept.append(words)
@@ -58,7 +67,8 @@ def _line(line: str, file: str, repository: str, root: Path) -> str:
         return keep(f"[{words}]({address}{heading})")
 
     def span(found: re.Match) -> str:
-        named = NAMED.fullmatch(found[1]) and _address(found[1], file, repository, root)
+        path = chapters.get(found[1]) or found[1]
+        named = NAMED.fullmatch(path) and _address(path, file, repository, root)
         return f"[{found[0]}]({named})" if named else found[0]
 
     line = SPAN.sub(span, LINK.sub(link, line))

@@ -40,7 +40,7 @@ def _read_well(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def alternative_texts(path: Path) -> dict[str, str]:
-    """Of a notebook, for each figure: its words, by the SHA-256 of its picture, as MyST-NB names its files."""
+    """Of a notebook, for each figure: its words, by the SHA-256 of its picture, as MyST-NB names files."""
     found = {}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", []):

@@ -48,7 +48,8 @@ def all_pages(repository: str = "", root: Path = ROOT) -> dict[str, str | bytes]
         pages[file] = with_links((root / file).read_text(encoding="utf-8"), file, repository, root)
     pages |= _scripts(repository, root)
     pages["notebooks/solutions/index.md"] = _solutions(root)
-    pages["data/a_chapter.png"] = (root / "data" / "a_chapter.png").read_bytes()
+    for picture in sorted((root / "data").glob("*.png")):
+        pages[f"data/{picture.name}"] = picture.read_bytes()
     for page in ("index.md", "try.md"):
         pages[page] = _filled(f"docs/website/{page}", repository, root)
     return pages
@@ -78,8 +79,8 @@ def _scripts(repository: str, root: Path) -> dict[str, str]:
         rows.append(f"| [{name}]({path.stem}.md) | {about} |")
     listed = "\n".join(f"{Path(name).stem}" for name in [*files, "slurm.sbatch"])
     pages["notebooks/scripts/index.md"] = (
-        "# Scripts\n\nWhat one runs outside the course, with torchrun, on GPUs or on a CPU. They take data and a small"
-        " model from the course's library, and else need PyTorch alone.\n\n| | |\n|---|---|\n"
+        "# Scripts\n\nWhat one runs outside the course, with torchrun, on GPUs or on a CPU. They take data and a"
+        " small model from the course's library, and else need PyTorch alone.\n\n| | |\n|---|---|\n"
         + "\n".join(rows)
         + f"\n\n```{{toctree}}\n:hidden:\n{listed}\n```\n"
     )

@@ -46,7 +46,9 @@ def parts(root: Path = ROOT) -> dict[str, list[Chapter]]:
     files = sorted(path.name for path in (root / "notebooks").glob("[0-9]*.ipynb"))
     designed = [name for names in found.values() for name in names]
     if not designed == list(chapters) == [file[3:-6] for file in files]:
-        raise ValueError("docs/design.md, README.md and notebooks/ do not have the same chapters in one order.")
+        raise ValueError(
+            "docs/design.md, README.md and notebooks/ do not have the same chapters in one order."
+        )
     return {
         f"Part {ROMAN[at]}: {title}": [chapters[name] for name in names]
         for at, (title, names) in enumerate(found.items())
@@ -54,7 +56,7 @@ def parts(root: Path = ROOT) -> dict[str, list[Chapter]]:
 
 
 def page_of(path: str, root: Path = ROOT) -> str | None:
-    """The page of the website that shows a file or a folder of the project; None if there is none.
+    """The page (or the picture) of the website that shows a file or a folder of the project; None for others.
 
     Args:
         path: from the project's folder, as "course_lib/mini/ddp/__init__.py".
@@ -78,7 +80,7 @@ def page_of(path: str, root: Path = ROOT) -> str | None:
         return path
     if re.fullmatch(r"notebooks/scripts/\w+\.(py|sbatch)", path):
         return str(Path(path).with_suffix(".md"))
-    if re.fullmatch(r"docs/\w+\.md", path) or path in TEXTS:
+    if re.fullmatch(r"docs/\w+\.md|data/\w+\.png", path) or path in TEXTS:
         return path
     return None
 
@@ -86,8 +88,8 @@ def page_of(path: str, root: Path = ROOT) -> str | None:
 def rooms(root: Path = ROOT) -> dict[str, list[str]]:
     """The modules of course_lib that offer something, by the room that they stand in.
 
-    A room is a module or a folder of course_lib, or one idea of `mini`; its page shows all of its modules, the
-    room's own first.
+    A room is a module or a folder of course_lib, or one idea of `mini`; its page shows all of its modules,
+    the room's own first.
     """
     found: dict[str, list[str]] = {}
     for path in sorted((root / "course_lib").rglob("*.py"), key=lambda path: path.with_suffix("").parts):

@@ -1,4 +1,4 @@
-"""Pages of the reference: each public name of course_lib once, under the shortest name that it is imported by.
+"""Pages of the reference: each public name of course_lib once, under the shortest name that imports it.
 
 Names are found by reading the files, so that pages are laid out in a second; Sphinx imports them later.
 """
@@ -18,7 +18,7 @@ __all__ = ["Name", "public_names", "reference_pages"]
 
 @dataclass(frozen=True)
 class Name:
-    """A public name: the module and the kind of statement that define it, and its value if it is plain data."""
+    """A public name: the module and the kind of statement that define it, and its value if it is short."""
 
     module: str
     name: str
@@ -56,13 +56,17 @@ def _statements(module: str, root: Path) -> dict[str, ast.stmt]:
 
 
 def _offered(module: str, root: Path) -> list[str]:
-    offered = _statements(module, root).get("__all__")
-    if offered is None:
-        return []
-    try:
-        return list(ast.literal_eval(offered.value))
-    except ValueError:  # put together from other lists
-        return list(importlib.import_module(module).__all__)
+    """What stands in `__all__`, also where it is put together in two lines."""
+    names: list[str] = []
+    for node in ast.parse(file_of(module, root).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if ast.unparse(target) == "__all__":
+                try:
+                    names += ast.literal_eval(node.value)
+                except ValueError:  # of other lists
+                    return list(importlib.import_module(module).__all__)
+    return names
 
 
 @functools.cache
@@ -79,7 +83,9 @@ def _defined(module: str, name: str, root: Path) -> Name:
         return _defined(node.module, alias.name, root)
     if node is None:  # a package that loads its names when they are first used says where they stand
         homes = getattr(importlib.import_module(module), "_HOMES", {})
-        return _defined(f"{module}.{homes[name]}", name, root) if name in homes else Name(module, name, "data")
+        return (
+            _defined(f"{module}.{homes[name]}", name, root) if name in homes else Name(module, name, "data")
+        )
     value = ast.unparse(node.value) if node.value else ""
     return Name(module, name, "data", value if len(value) <= 80 else "")
 

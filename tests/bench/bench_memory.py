@@ -1,11 +1,10 @@
-"""How much memory a chapter needs: the kernel, its servers and all of its ranks together, at the worst moment.
+"""How much memory a chapter needs: kernel, fork server and all ranks together, at the worst moment.
 
     python tests/bench/bench_memory.py [notebooks/04_ddp.ipynb ...]
 
-Runs each notebook (chapters 00 to 03 if none is named) in a kernel of its own, and sums, five times a second,
+Runs each notebook (the first four if none is named) in a kernel of its own, and sums, five times a second,
 the proportional set size (PSS) of the kernel and of every process below it: pages that several of them share
-count once. JupyterLab's own server, and what the browser holds, come on top; the server is started and counted
-once, idle.
+count once. JupyterLab's own server comes on top: it is started once, and counted idle.
 """
 
 import signal
