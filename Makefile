@@ -33,7 +33,7 @@ help:
 	@echo "PYTHON=python3.13   the Python to build with: 3.11, 3.12 or 3.13 (now: $(PYTHON))"
 	@echo "PIP_ARGS='...'      more arguments for pip, for example to choose the CPU build of PyTorch"
 	@echo "DESK=/some/folder   where desk/ is laid, for someone else or for a class (now: here)"
-	@echo "REPOSITORY=https://github.com/OWNER/NAME   make book with links to it and to Binder (now: none)"
+	@echo "REPOSITORY=...      make book with links to the project's page on GitHub and to Binder (now: $(or $(REPOSITORY),none))"
 	@echo "ALL=1               make test with every answer that checks are tested with, as CI does"
 	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
 

@@ -79,8 +79,8 @@ def _scripts(repository: str, root: Path) -> dict[str, str]:
         rows.append(f"| [{name}]({path.stem}.md) | {about} |")
     listed = "\n".join(f"{Path(name).stem}" for name in [*files, "slurm.sbatch"])
     pages["notebooks/scripts/index.md"] = (
-        "# Scripts\n\nWhat one runs outside the course, with torchrun, on GPUs or on a CPU. They take data and a"
-        " small model from the course's library, and else need PyTorch alone.\n\n| | |\n|---|---|\n"
+        "# Scripts\n\nWhat one runs outside the course, with torchrun, on GPUs or on a CPU. They take data"
+        " and a small model from the course's library, and else need PyTorch alone.\n\n| | |\n|---|---|\n"
         + "\n".join(rows)
         + f"\n\n```{{toctree}}\n:hidden:\n{listed}\n```\n"
     )

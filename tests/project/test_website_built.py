@@ -1,4 +1,4 @@
-"""The website as it is built: without a warning, without a request to another host, with words for each figure.
+"""The website as it is built: no warning, no request to another host, words for each figure.
 
 Slow, and only where what `make book` installs is here.
 """
