@@ -6,14 +6,16 @@ LAB_ARGS ?=
 DESK     ?=
 ALL      ?=
 LIST     ?=
+REPOSITORY ?=
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+BOOK_STAMP := $(VENV)/.installed-book
 PLACE := $(if $(DESK),--place "$(DESK)")
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab desk class lint test test-quick demo notebooks bench clean
+.PHONY: help env lab desk class lint test test-quick demo notebooks book bench clean
 
 help:
 	@echo "make env         build the virtual environment in $(VENV)"
@@ -25,6 +27,7 @@ help:
 	@echo "make lint        look at style and types only"
 	@echo "make demo        run the main experiment without a browser"
 	@echo "make notebooks   run every notebook again and store its outputs"
+	@echo "make book        build the website in build/book from the stored outputs; nothing is run"
 	@echo "make bench       run the measurements in tests/bench"
 	@echo "make clean       remove the environment and everything else that make built"
 	@echo "make help        show this list (as make alone does)"
@@ -33,6 +36,7 @@ help:
 	@echo "PIP_ARGS='...'      more arguments for pip, for example to choose the CPU build of PyTorch"
 	@echo "DESK=/some/folder   where desk/ is laid, for someone else or for a class (now: here)"
 	@echo "LIST=names.txt      for make class: one name a line; the desks are laid in DESK"
+	@echo "REPOSITORY=...      make book with links to the project's page on GitHub and to Binder (now: $(or $(REPOSITORY),none))"
 	@echo "ALL=1               make test with every answer that checks are tested with, and tests in a browser, as CI does"
 	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
 
@@ -77,6 +81,16 @@ demo: env
 
 notebooks: env
 	$(PY) tests/execute_notebooks.py
+
+# What only the website needs is installed here, and not by `make env`. MathJax is in a package, too: a page
+# asks no other host for anything.
+$(BOOK_STAMP): $(STAMP)
+	$(PY) -m pip install -c constraints.txt -e '.[test,cluster,book]' $(PIP_ARGS)
+	@touch $@
+
+book: $(BOOK_STAMP)
+	REPOSITORY="$(REPOSITORY)" $(PY) docs/website/pages.py build/book-pages
+	REPOSITORY="$(REPOSITORY)" $(PY) -m sphinx -W --keep-going -q -j auto -c docs/website -d build/book-read build/book-pages build/book
 
 bench: env
 	@for script in tests/bench/[a-z]*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done

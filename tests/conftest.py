@@ -54,6 +54,7 @@ SLOW = {
     "test_slurm.py",
     "test_slurm_faults.py",
     "test_timeline.py",
+    "test_website_built.py",
     "test_a_rank_imports_what_the_notebook_has_imported",
     "test_a_script_runs_under_torchrun",
     "test_a_soak_leaves_nothing_behind",

@@ -27,6 +27,7 @@ TARGETS = {
     "test-quick",
     "demo",
     "notebooks",
+    "book",
     "bench",
     "clean",
     "help",
@@ -70,7 +71,7 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 
 def recipe(*target: str) -> str:
     """Return what `make target` would run, were the environment built."""
-    return make("-n", "-o", ".venv/.installed", *target).stdout
+    return make("-n", "-o", ".venv/.installed", "-o", ".venv/.installed-book", *target).stdout
 
 
 def project_files() -> list[Path]:
@@ -168,6 +169,15 @@ def test_conda_installs_the_same_pinned_set_as_make():
     assert "pip install -c constraints.txt -e '.[test,cluster]'" in read("Makefile")
 
 
+def test_binder_builds_the_pinned_set_and_lays_a_desk():
+    before, pip_part = read(".binder/environment.yml").split("- pip:\n")
+    assert re.findall(r"^ +- (.*)$", pip_part, re.MULTILINE) == ["-c ../constraints.txt", "-e .."]
+    packages = before.split("dependencies:")[1].split("dependencies:\n")[-1]
+    assert packages == read("environment.yml").split("dependencies:")[1].split("- pip:\n")[0]
+    after = ROOT / ".binder" / "postBuild"
+    assert os.access(after, os.X_OK) and "-m course_lib.learner desk" in after.read_text(encoding="utf-8")
+
+
 def test_the_version_is_the_one_that_course_lib_names():
     (version,) = re.findall(r'^__version__ = "(.+)"$', read("course_lib/__init__.py"), re.MULTILINE)
     assert project()["version"] == version
@@ -251,6 +261,7 @@ def test_the_other_targets_run_what_they_say():
         and (ROOT / "tests/execute_notebooks.py").is_file()
     )
     assert "tests/bench/" in recipe("bench")
+    assert "docs/website/pages.py" in recipe("book") and " -m sphinx -W " in recipe("book")
 
 
 def test_plain_pytest_leaves_out_measurements_and_notebooks(tmp_path):
@@ -309,7 +320,8 @@ def test_continuous_integration_runs_make_test_from_anywhere(tmp_path):
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in script.read_text()
     assert "run: .ci/run" in read(".github/workflows/test.yml")
-    for action in re.findall(r"uses: (.*)$", read(".github/workflows/test.yml"), re.MULTILINE):
+    workflows = read(".github/workflows/test.yml") + read(".github/workflows/book.yml")
+    for action in re.findall(r"uses: (.*)$", workflows, re.MULTILINE):
         assert re.fullmatch(r"[\w/-]+@v\d+\.\d+\.\d+", action), f"{action} is not pinned"
     (tmp_path / ".ci").mkdir()
     shutil.copy(script, tmp_path / ".ci" / "run")
