@@ -34,7 +34,7 @@ WRONG = [
         [
             "3 micro-batches: exactly one synchronisation per update, but the gradients travelled 3.00 times",
             "Under `no_sync` nothing may be sent",
-            "a rank sent 3.00 times the",
+            "a rank sent 3.0",
         ],
         "weights are those of one process",
     ),
@@ -56,7 +56,7 @@ WRONG = [
     (
         DDP,
         [answers.GathersGradients],
-        ["a rank sent 1.50 times the", "An all_gather brings the gradient of every rank to every rank"],
+        ["a rank sent 1.5", "An all_gather brings the gradient of every rank to every rank"],
         "weights are those of one process",
     ),
     (
@@ -105,7 +105,7 @@ WRONG = [
     (
         DDP,
         [answers.SendsFrozen],
-        ["such as zeros for frozen parameters", "a rank sent 1.04 times the"],
+        ["such as zeros for frozen parameters", "a rank sent 1.0"],
         "weights are those of one process",
     ),
     (
