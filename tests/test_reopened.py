@@ -14,7 +14,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 @pytest.fixture
 def outputs(monkeypatch):
-    """The outputs of a cell as they are now, in a kernel at which a person looks."""
+    """The outputs of a cell as they are now."""
     shown = []
 
     def display(data, raw, display_id=False):
@@ -23,9 +23,6 @@ def outputs(monkeypatch):
         return SimpleNamespace(update=lambda data, raw: shown.__setitem__(number, data))
 
     monkeypatch.setattr(IPython.display, "display", display)
-    monkeypatch.setattr(frontend, "ipython_shell", lambda: SimpleNamespace(kernel=1, user_ns={}))
-    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
-    monkeypatch.setattr(record, "kept", lambda: iter(()))
     return shown
 
 
@@ -48,7 +45,10 @@ def test_where_nothing_is_to_stand_there_nothing_follows(outputs):
     assert outputs == [{}]
 
 
-def test_of_a_prediction_the_guess_stands_there(outputs):
+def test_of_a_prediction_the_guess_stands_there(outputs, monkeypatch):
+    monkeypatch.setattr(frontend, "ipython_shell", lambda: SimpleNamespace(kernel=1, user_ns={}))
+    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
+    monkeypatch.setattr(record, "kept", lambda: iter(()))
     guess = predict("ring-bytes", "How <many>?", unit="x S")
     assert WIDGET in outputs[0] and "Predict: How &lt;many&gt;? (x S)" in outputs[1]["text/html"]
     guess.say(2)
@@ -57,9 +57,14 @@ def test_of_a_prediction_the_guess_stands_there(outputs):
     assert outputs == [{"text/plain": "Predict: How <many>? You said: 2 x S, compared."}, {}]
 
 
-def test_of_an_explorer_the_last_picture_and_its_table_stand_there(outputs):
+def test_of_an_explorer_the_last_picture_and_its_table_stand_there(outputs, monkeypatch):
     explorer = explore.memory()
+    monkeypatch.setattr(explore.panel, "is_seen", lambda: True)
     explorer._ipython_display_()
     panel, below = outputs
     assert WIDGET in panel and panel["text/plain"].startswith(explorer.name)
     assert "<img" in below["text/html"] and "<table" in below["text/html"] and 'alt="' in below["text/html"]
+    moved = explorer._widget()
+    control = moved.children[0].children[-1]
+    control.value = next(value for _, value in control.options if value != control.value)
+    assert moved.children[1].value in outputs[1]["text/html"]
