@@ -30,7 +30,7 @@ class Panel:
         import ipywidgets as widgets
 
         self._clicked, self._heard = threading.Event(), threading.Event()
-        self._line, self._page, self._button = widgets.HTML(), widgets.HTML()
+        self._line, self._page = widgets.HTML(), widgets.HTML()
         self._button: Any = None
         self._row = widgets.HBox([self._line])
         self._next_at, self._pause_s = time.monotonic() + FIRST_S, FIRST_S
