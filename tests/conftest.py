@@ -63,6 +63,7 @@ SLOW = {
     "test_an_instrument_that_breaks_is_absent_and_the_others_measure",
     "test_at_most_two_units_are_whole_at_once",
     "test_correct_training_stays_correct_and_what_cannot_be_measured_is_absent",
+    "test_each_corner_is_drawn_with_a_table",
     "test_fully_shard_sends_four_thirds_of_its_theory_on_gloo",
     "test_in_a_terminal_it_is_shown_as_the_trial_ends",
     "test_parallelize_module_gives_the_same_values_and_bytes",

@@ -18,7 +18,7 @@ __all__ = ["overlap"]
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 FINE = 16  # with more buckets than that, no lines between them
-KINDS = ("forward", "backward", "all_reduce")
+KINDS = ("forward", "backward")
 
 
 def overlap(
@@ -90,7 +90,7 @@ def _start(job, forward_s, backward_s, gradient_bytes) -> tuple[float, float, fl
     if job is not None:
         require_trace(instance("job", job, Job))
         rows = _pieces_of(job)
-        seconds = {kind: rows[rows["kind"] == kind]["seconds"].sum() for kind in KINDS[:2]}
+        seconds = {kind: rows[rows["kind"] == kind]["seconds"].sum() for kind in KINDS}
         if not all(seconds.values()):
             raise ValueError(
                 f"{job.label} has no forward and backward in its traced step: give their seconds."
@@ -129,11 +129,11 @@ def _lanes(title: str, where: str, lanes: dict, buckets: int, job: Job | None) -
             _blocks(ax, heights[lane], kind, pieces, named, **look)
     if job is not None:
         rows = _pieces_of(job)
-        for lane, kinds in (("yours: computes", KINDS[:2]), ("travels  ", ("communication",))):
-            for kind in kinds:
-                its = rows[rows["kind"] == kind]
-                pieces = list(zip(its["start_s"], its["end_s"]))
-                kind = "all_reduce" if kind == "communication" else kind
+        computes = rows["kind"].isin(KINDS)
+        travels = rows["kind"] == "communication"
+        for lane, its, what in (("yours: computes", computes, "kind"), ("travels  ", travels, "name")):
+            for kind, of_kind in rows[its].groupby(what, sort=False):
+                pieces = list(zip(of_kind["start_s"], of_kind["end_s"]))
                 _blocks(ax, heights[lane], kind, pieces, named, edgecolor=PAPER, linewidth=0.5)
     ax.set_yticks(list(heights.values()), [lane.strip() for lane in heights], fontsize=SMALL)
     ax.tick_params(axis="y", length=0)
@@ -148,7 +148,7 @@ def _blocks(ax: Axes, height: float, kind: str, pieces: list, named: set, **look
     named.add(kind)
     spans = [(1e3 * begin, 1e3 * (end - begin)) for begin, end in pieces]
     place = height - 0.42, 0.84
-    ax.broken_barh(spans, place, facecolor=COLORS[kind], label=label, zorder=2, **look)
+    ax.broken_barh(spans, place, facecolor=COLORS.get(kind, COLORS["other"]), label=label, zorder=2, **look)
     if spans and not look["linewidth"]:  # too many for lines between them: one around all
         whole = [(spans[0][0], sum(spans[-1]) - spans[0][0])]
         ax.broken_barh(whole, place, zorder=3, **look | {"facecolor": "none", "linewidth": 0.7})

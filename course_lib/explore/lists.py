@@ -74,7 +74,7 @@ def _above_its_job(played: list, title: str, job: Job, length: float) -> Axes:
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 2 * (1.3 + 0.42 * job.ranks)))
     longest = max(1.0, ratio)
     plots.schedule(played, title=title, ax=above, times=longest)
-    ran = f"As it ran: {ratio:.2f} times as long, bubble {bubble(job):.0%}"
+    ran = f"As it ran, compute sleeps: {ratio:.2f} times as long, bubble {bubble(job):.0%}"
     plots.schedule(job, title=ran, ax=below, times=longest / ratio)
     return above
 

@@ -173,8 +173,8 @@ def _labelled(values: Sequence | Mapping[str, object]) -> dict[str, object]:
 
 
 def laid_out(figure: Figure) -> None:
-    """Give a figure its margins by one look at its texts: it is drawn anew at each move, and the layout of
-    `plots.panel`, which looks at them again and again, takes twice as long.
+    """Give a figure of one panel or of several its margins, as wide as its texts are now: they move with the
+    controls.
     """
     figure.set_layout_engine("none")
     figure.tight_layout(pad=0.8, h_pad=1.6)
