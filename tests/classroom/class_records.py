@@ -1,20 +1,23 @@
 """Records of a class, written by hand for tests."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-BYTES, CHOICE = "bytes-of-four-ranks", "numbers-in-the-list"  # predictions of that chapter
-EXERCISE, OTHER = "my_share", "average"  # exercises of it
+BYTES, CHOICE = "bytes-of-four-ranks", "numbers-in-the-list"  # predictions of "Start here"
+EXERCISE, OTHER = "my_share", "average"  # and exercises
+
+
+def at(minute: int) -> datetime:
+    """When the line of that number is written."""
+    return datetime(2026, 3, 2, 9, tzinfo=UTC) + timedelta(minutes=minute)
 
 
 def write(folder: Path, learner: str, *lines: dict) -> Path:
     """A learner's file: the line of the join, and these, a minute apart."""
     path = folder / f"{learner}.jsonl"
     whole = [{"kind": "joined", "desk": learner}, *lines]
-    texts = [
-        json.dumps({"when": f"2026-03-02T09:{minute:02}:00+00:00"} | line)
-        for minute, line in enumerate(whole)
-    ]
+    texts = [json.dumps({"when": at(minute).isoformat()} | line) for minute, line in enumerate(whole)]
     path.write_text("\n".join(texts) + "\n")
     return path
 

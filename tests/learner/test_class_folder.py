@@ -119,6 +119,14 @@ def test_a_link_to_a_file_that_names_this_desk_is_not_followed_either(desk, fold
         join_as(desk, folder, "ada")
 
 
+def test_a_file_that_has_become_anothers_stays_so_and_stops_nobody(desk, folder):
+    join_as(desk, folder, "ada")
+    (folder / "ada.jsonl").write_text('{"kind": "joined", "desk": "of another"}\n')
+    guess(desk, 1)
+    assert len((folder / "ada.jsonl").read_text().splitlines()) == 1
+    assert [line["guess"] for line in record.kept(desk)] == [1]
+
+
 def test_a_desk_is_in_one_class(desk, folder, tmp_path):
     join_as(desk, folder, "ada")
     (tmp_path / "second").mkdir()
