@@ -120,8 +120,8 @@ def test_each_figure_says_in_words_what_it_shows(pages):
 
 
 def test_the_sentence_that_announces_a_figure():
-    text = "A first one. In the picture, look at `a` and [chapter 01](01_b.ipynb), $x$:"
-    assert last_sentence(text) == "In the picture, look at a and chapter 01, x:"
+    text = "A first one. In the picture, look at `a` and [the next](01_b.ipynb), $x$:"
+    assert last_sentence(text) == "In the picture, look at a and the next, x:"
 
 
 def test_a_solved_chapter_is_told_from_its_chapter_and_not_found_twice(pages):
