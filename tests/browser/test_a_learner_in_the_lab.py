@@ -156,8 +156,8 @@ def test_all_that_a_cell_shows_can_be_read_in_both_themes(small, watched, theme)
         for cell in (cell for cell in SMALL if cell not in ("compares", "ends")):
             small.run(cell)
     for cell in ("asks", "judges", "explores", "says", "fails"):
-        shown = small.shown(cell)
-        shown.locator(".jp-OutputArea-output").first.wait_for()
+        shown = small.shown(cell).locator(".jp-OutputArea-output")  # without the number beside it
+        shown.first.wait_for()
         found = contrasts(shown)
         assert found, f"{cell} shows no text"
         assert [text for text in found if text[0] < LEGIBLE] == [], f"{cell}, {theme}"
