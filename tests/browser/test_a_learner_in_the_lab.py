@@ -59,6 +59,7 @@ def test_the_desk_opens_on_its_first_chapter_and_nothing_is_answered(lab, watche
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path
     chapter = NotebookPage(watched, f"desk/{FIRST}").ready()
     assert all(cell["outputs"] == [] for cell in chapter.cells().values())
+    assert not chapter.dirty(), "who closes it is asked whether to save it"
     page = watched.page
     assert page.locator(".jp-OutputArea-output").count() == 0
     title = json.loads((lab.desk / FIRST).read_text(encoding="utf-8"))["cells"][0]["source"][0].strip("# \n")
