@@ -199,7 +199,7 @@ def _edition(path: Path, outputs: bool = True) -> str:
 def _copy(source: Path, copy: Path) -> str:
     """Write a copy without outputs, and return its edition."""
     notebook = _load(source)
-    notebook["metadata"]["kernelspec"] = kernel.SPEC
+    notebook["metadata"] |= {"kernelspec": kernel.SPEC, "language_info": kernel.language()}
     notebook["cells"] = [_without_output(cell) for cell in notebook["cells"]]
     copy.parent.mkdir(exist_ok=True)
     _write(copy, _dumped(notebook))

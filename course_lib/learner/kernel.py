@@ -7,10 +7,19 @@ import sys
 from ipykernel.kernelspec import install
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-__all__ = ["NAME", "SPEC", "make_known"]
+__all__ = ["NAME", "SPEC", "language", "make_known"]
 
 NAME = "distributed-training"
 SPEC = {"display_name": "Distributed training", "language": "python", "name": NAME}  # in a notebook
+
+
+def language() -> dict:
+    """What JupyterLab writes into a notebook about this kernel's language. Where it stands there already, a
+    notebook that is only opened is not changed, and nobody is asked whether to save it.
+    """
+    from ipykernel.ipkernel import IPythonKernel  # loads for a while
+
+    return IPythonKernel.language_info
 
 
 def make_known() -> None:

@@ -24,9 +24,9 @@ _TEXTS = """root => {
 
 
 def contrasts(place) -> list[tuple[float, str]]:
-    """The contrast of each text below a place (playwright's Locator), the worst first, with its words."""
+    """The contrast of each text below some places (playwright's Locator), the worst first, with its words."""
     found = []
-    for text in place.evaluate(_TEXTS):
+    for text in (text for one in place.all() for text in one.evaluate(_TEXTS)):
         ground = (255.0, 255.0, 255.0)
         for behind in reversed(text["grounds"]):
             ground = seen(behind, ground)

@@ -128,11 +128,13 @@ class NotebookPage:
         panel = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         return panel.locator(f".jp-Cell[data-windowed-list-index='{index}'] .jp-Cell-outputWrapper")
 
+    def dirty(self) -> bool:
+        """Whether who closes it would be asked to save it."""
+        return self.page.evaluate(f"path => {{ {_PANEL} return panel.context.model.dirty }}", self.path)
+
     def save(self) -> None:
         self.press("Escape", "Control+s")
-        self.page.wait_for_function(
-            f"path => {{ {_PANEL} return !panel.context.model.dirty }}", arg=self.path
-        )
+        self.until(lambda: not self.dirty())
 
 
 def notebook(path: Path, like: Path, **cells: str) -> None:
