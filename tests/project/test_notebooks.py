@@ -16,6 +16,8 @@ CHAPTERS = sorted(FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 TEACHING = sorted((FOLDER / "teaching").glob("*.ipynb"))
 LONGEST_CELL = 25
+# what can be read and run in 45 minutes: docs/design.md
+MOST_CELLS, MOST_LINES, MOST_WORDS = 75, 300, 2_500
 STUB = "raise NotImplementedError"
 PATHS = re.compile(
     r"/home/|/root/|/tmp/|/Users/|/mnt/|[A-Z]:\\\\|site-packages|ipykernel_\d|course_lib-\w{8}"
@@ -179,6 +181,16 @@ def test_every_figure_is_announced_and_read(path):
 @each_notebook
 def test_code_cells_are_short(path):
     assert not broken(read(path), lambda cell: not 0 < len(cell.source.splitlines()) <= LONGEST_CELL)
+
+
+@each_chapter
+def test_a_chapter_can_be_read_and_run_in_an_evening(path):
+    notebook = read(path)
+    lines = [line for cell in code_cells(notebook) for line in cell.source.splitlines() if line.strip()]
+    words = [word for cell in notebook.cells if cell.cell_type == "markdown" for word in cell.source.split()]
+    assert len(notebook.cells) <= MOST_CELLS
+    assert len(lines) <= MOST_LINES
+    assert len(words) <= MOST_WORDS
 
 
 def test_no_function_is_written_in_two_chapters():
