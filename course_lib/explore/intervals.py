@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from course_lib import theory
-from course_lib.arguments import number
+from course_lib.arguments import instance, number
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import COLORS, INK, MEASURED, MODELLED, PUBLISHED, legend, panel
+from course_lib.plots.styles import COLORS, INK, MEASURED, MODELLED, PUBLISHED, SLEEPS, legend, panel
 from course_lib.plots.units import time_in_words
 
 __all__ = ["checkpoints"]
@@ -22,7 +22,7 @@ EFFECTIVE = 0.9  # of its time training was effective, at least: the same sectio
 
 
 def checkpoints(
-    save_s: float | None = None, mtbf_s: float | None = None, restart_s: float = 600.0
+    save_s: float | None = None, mtbf_s: float | None = None, restart_s: float = 600.0, asleep: bool = False
 ) -> Explorer:
     """The share of a job's time in which it does not get on, against the time between two saves: the curve of
     Daly 2006, the best intervals by Young and by Daly, and the one that you choose.
@@ -33,11 +33,13 @@ def checkpoints(
         mtbf_s: mean seconds between two failures of **one** rank; of n ranks there are n times as many. None:
             what the 419 published interruptions of Llama 3 405B give, 54 days x 16,384 GPUs / 419.
         restart_s: seconds from a failure until training goes on.
+        asleep: what was measured is a save to a disk that sleeps.
     """
     saves = {time_in_words(s): float(s) for s in SAVES_S}
+    how = "its disk sleeps" if instance("asleep", asleep, bool) else "measured"
     if save_s is not None:
         own = float(number("save_s", save_s, above=True))
-        saves = {f"yours, measured: {time_in_words(own)}": own} | saves
+        saves = {f"yours, {how}: {time_in_words(own)}": own} | saves
     whose = "yours"
     if mtbf_s is None:
         counts = [row["count"] for row in theory.published("llama3_interruptions")["rows"]]
@@ -79,7 +81,8 @@ def checkpoints(
         look = MODELLED | {"linestyle": "", "marker": "D", "color": INK, "markersize": 8}
         ax.plot([interval], [lost["chosen"]], **look, label="chosen")
         if save_s is not None and save == save_s:
-            ax.axvline(save, color=MEASURED["color"], linewidth=2, label="your save takes\n(measured)")
+            look = {k: (SLEEPS if asleep else MEASURED)[k] for k in ("color", "linestyle", "linewidth")}
+            ax.axvline(save, **look, label=f"your save takes\n({how})")
         if published and ranks == GPUS:
             line = PUBLISHED | {"marker": ""}
             ax.axhline(1 - EFFECTIVE, **line, label="Llama 3: less\n(published)")
