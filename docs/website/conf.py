@@ -26,6 +26,8 @@ extensions = [
 ]
 exclude_patterns = ["downloads"]
 smartquotes = False
+highlight_language = "text"  # of what names none: drawings, tables, what one types
+toc_object_entries_show_parents = "hide"
 
 # Chapters are shown as they are stored.
 nb_execution_mode = "off"
