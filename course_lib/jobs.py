@@ -144,9 +144,9 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         for options in plan * repeats:
             done = len(jobs)
 
-            def show(text, outputs=tuple, lines=tuple, done=done, count=options.ranks):
-                at = f"job {done + 1} of {total} (ranks={count}), {text}"
-                progress.update(at, ranks=lines, fraction=done / total)
+            def show(text, outputs=None, lines=None, done=done, count=options.ranks):
+                at = text if lines is None else f"job {done + 1} of {total} (ranks={count})"
+                progress.update(at, ranks=lines or tuple, fraction=done / total)
 
             jobs.append(carry_out(fn, args, kwargs, options, show))
         progress.over(jobs[-1].output, "sweep.jobs[-1].output[{rank}]", f"the last of {total} jobs printed:")
