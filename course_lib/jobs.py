@@ -67,9 +67,8 @@ def run(
     Errors:
         RankError if a rank raises, dies, is not done in time, or if the ranks wait for each other (in the
         last attempt of a job with restarts). RankInterrupt, a KeyboardInterrupt, if it is interrupted or
-        cancelled.
-        TypeError or ValueError for arguments that cannot work; RuntimeError for hosts that this machine
-        cannot make. OSError if there is no room for temporary files.
+        cancelled. TypeError or ValueError for arguments that cannot work; RuntimeError for hosts that this
+        machine cannot make. OSError if there is no room for temporary files.
     """
     with told_in_one_line():
         options = Options.checked(fn, ranks, backend, timeout, threads, label, restarts, min_ranks, on)
