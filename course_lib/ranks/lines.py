@@ -109,7 +109,7 @@ def _steps(lines: Sequence[RankLine]) -> str:
     """ "12 of 40 steps", "12 to 13 steps"."""
     totals = {line.total for line in lines}
     of = f" of {totals.pop()}" if len(totals) == 1 and None not in totals else ""
-    counts = [line.steps for line in lines]
+    counts = [line.steps for line in lines if line.steps is not None]
     return f"{_range(counts, '{}')}{of} step{'' if not of and max(counts) == 1 else 's'}"
 
 

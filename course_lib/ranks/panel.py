@@ -61,7 +61,7 @@ class Panel:
             widgets.Button(
                 description="Cancel",
                 tooltip="Stop this job",
-                layout=widgets.Layout(width="max-content", visibility="hidden"),
+                layout=widgets.Layout(width="max-content", flex="none", visibility="hidden"),
             ),
         )
         # ipykernel 7.4 sends all messages of a widget to the thread that has last written to it, which is

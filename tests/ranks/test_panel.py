@@ -32,9 +32,11 @@ class Frontend:
         self.button, self.has_subshells = "", True
         self.kernel = test_kernel.Kernel(env=os.environ | {"JPY_SESSION_NAME": "a.ipynb"})
         client = self.client = self.kernel.client
-        client.control_channel.send(client.session.msg("create_subshell_request", {}))
-        reply = client.get_control_msg(timeout=900)
-        self.subshell = reply["content"].get("subshell_id")
+        known = client.kernel_info(reply=True, timeout=900)["content"].get("supported_features", ())
+        self.subshell = ""
+        if "kernel subshells" in known:
+            client.control_channel.send(client.session.msg("create_subshell_request", {}))
+            self.subshell = client.get_control_msg(timeout=900)["content"]["subshell_id"]
 
     def hear(self, holds):
         """Messages from now on, until one of which `holds` is true. What has drawn a button says so."""
