@@ -24,7 +24,7 @@ class Display:
 
     Args:
         widget: of ipywidgets.
-        line: text in place of the widget for whatever shows none, and what is compared.
+        line: text in place of the widget for whatever shows none, and what is compared; "": none.
         instead: HTML, to be seen when the notebook is opened again and the widget is gone; "": nothing is,
             and no other output follows the widget's.
     """
@@ -33,8 +33,9 @@ class Display:
         from IPython.display import display
 
         view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+        text = {"text/plain": line} if line else {}
         self._widget = widget
-        self._shown = display({_WIDGET: view, "text/plain": line}, raw=True, display_id=True)
+        self._shown = display({_WIDGET: view} | text, raw=True, display_id=True)
         self._below = display(_hidden(instead), raw=True, display_id=True) if instead else None
 
     def tell_instead(self, instead: str) -> None:

@@ -24,9 +24,9 @@ class Cancelled(KeyboardInterrupt):
 
 
 class Panel:
-    """A widget of what a job does now: a line, and below it a page of HTML. `stays`: the text that stays."""
+    """A widget of what a job does now: a line, and below it a page of HTML. `stays`: the title, as text."""
 
-    def __init__(self, stays: str):
+    def __init__(self, title: str, stays: bool):
         import ipywidgets as widgets
 
         self._clicked, self._heard = threading.Event(), threading.Event()
@@ -34,8 +34,9 @@ class Panel:
         self._button: Any = None
         self._row = widgets.HBox([self._line])
         self._next_at, self._pause_s = time.monotonic() + FIRST_S, FIRST_S
-        ended = f"{html.escape(stays)}: not finished, because the notebook's kernel ended."
-        self._display = Display(widgets.VBox([self._row, self._page]), stays, ended if is_seen() else "")
+        ended = f"{html.escape(title)}: not finished, because the notebook's kernel ended."
+        box = widgets.VBox([self._row, self._page])
+        self._display = Display(box, title if stays else "", ended if is_seen() else "")
 
     def draw(self, line: str, page: str) -> None:
         """Show it as it is now."""

@@ -161,7 +161,7 @@ class Progress:
                 f"{printed.rows_html(said, self._roles)}</div>"
             )
         if self._panel is None:
-            self._panel = Panel(self.title)
+            self._panel = Panel(self.title, self._stays)
         self._panel.draw(line, page)
 
 

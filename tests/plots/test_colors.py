@@ -66,7 +66,7 @@ def test_the_first_four_ranks_are_far_apart(sight):
 
 def test_the_simulation_takes_away_what_it_should():
     assert (
-        distance("#FF0000", "#00B000", "all colours")
+        distance("#FF1010", "#10B010", "all colours")
         > 100
         > 4 * distance("#B04000", "#707000", "deuteranopia")
     )
