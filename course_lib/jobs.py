@@ -67,9 +67,8 @@ def run(
     Errors:
         RankError if a rank raises, dies, is not done in time, or if the ranks wait for each other (in the
         last attempt of a job with restarts). RankInterrupt, a KeyboardInterrupt, if it is interrupted or
-        cancelled.
-        TypeError or ValueError for arguments that cannot work; RuntimeError for hosts that this machine
-        cannot make. OSError if there is no room for temporary files.
+        cancelled. TypeError or ValueError for arguments that cannot work; RuntimeError for hosts that this
+        machine cannot make. OSError if there is no room for temporary files.
     """
     with told_in_one_line():
         options = Options.checked(fn, ranks, backend, timeout, threads, label, restarts, min_ranks, on)
@@ -144,9 +143,9 @@ def sweep(fn: Callable, *args, ranks: tuple[int, ...] = (1, 2, 4), repeats: int 
         for options in plan * repeats:
             done = len(jobs)
 
-            def show(text, outputs=tuple, lines=tuple, done=done, count=options.ranks):
-                at = f"job {done + 1} of {total} (ranks={count}), {text}"
-                progress.update(at, ranks=lines, fraction=done / total)
+            def show(text, outputs=None, lines=None, done=done, count=options.ranks):
+                at = text if lines is None else f"job {done + 1} of {total} (ranks={count})"
+                progress.update(at, ranks=lines or tuple, fraction=done / total)
 
             jobs.append(carry_out(fn, args, kwargs, options, show))
         progress.over(jobs[-1].output, "sweep.jobs[-1].output[{rank}]", f"the last of {total} jobs printed:")

@@ -31,8 +31,7 @@ class Ledger:
         each_step: bool = False,
     ):
         """`report(step, number, total, loss)`: a sign of life, between steps; now and then, or after
-        `each_step`.
-        `meet(name)`: wait a moment for the other ranks.
+        `each_step`. `meet(name)`: wait a moment for the other ranks.
         """
         self.steps: list[dict] = []
         self.memory: list[dict] = []

@@ -30,4 +30,6 @@ places.py            a place in the learner's own code, in words
 errors.py            RankError: a failed job, told rank by rank
 outside.py           a call of torch.distributed in the notebook itself, explained
 progress.py          a sign of life while a job runs
+lines.py             how far each rank is: a line for each, or a few words
+panel.py             the same in a notebook, with a button that cancels the job
 """

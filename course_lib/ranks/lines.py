@@ -73,42 +73,43 @@ def in_short(lines: Sequence[RankLine]) -> str:
 def lines_html(lines: Sequence[RankLine]) -> str:
     """A line for each rank: a bar where it is known of how many steps, else a pulse; the rest in columns."""
     shown, more = lines[:MOST_LINES], lines[MOST_LINES:]
-    cells = "".join(f"<div>{cell}</div>" for line in shown for cell in _cells(line))
+    rows = [_cells(line) for line in shown]
+    filled = [column for column, cells in enumerate(zip(*rows)) if any(cells)]
+    cells = "".join(f"<div>{row[column]}</div>" for row in rows for column in filled)
     below = f"<div>and {len(more)} more ranks: {html.escape(in_short(more))}</div>" if more else ""
     return (
-        '<div style="display: grid; grid-template-columns: repeat(5, max-content) auto; column-gap: 1.2em;'
-        f' font-variant-numeric: tabular-nums">{cells}</div>{below}'
+        f'<div style="display: grid; grid-template-columns: repeat({len(filled)}, max-content);'
+        f' column-gap: 1.2em; font-variant-numeric: tabular-nums">{cells}</div>{below}'
     )
 
 
 def _cells(line: RankLine) -> list[str]:
+    """Name, bar or pulse, steps, loss, seconds, and where it is."""
+    running, steps = line.phase == "running", line.steps is not None
     if line.total:
         sign = (
             f'<progress style="width: 9em; vertical-align: middle" max="{line.total}" value="{line.steps}"'
             f' aria-label="{html.escape(line.name)}"></progress>'
         )
     else:
-        sign = (
-            '<span aria-hidden="true">'
-            + ("●" if line.phase != "running" or int(line.since_s) % 2 else "○")
-            + "</span>"
-        )
-    steps = loss = since = ""
-    if line.steps is not None:
-        steps = _steps([line])
-        since = f"{line.since_s:.1f} s ago" if line.phase == "running" else ""
-    if line.loss is not None:
-        loss = f"loss {line.loss:.3g}"
-    state = line.place or ("" if line.phase == "running" and line.steps is not None else line.phase)
-    soft = [f'<span style="{SOFT}">{html.escape(words)}</span>' for words in (since, state)]
-    return [html.escape(line.name), sign, html.escape(steps), html.escape(loss), *soft]
+        sign = f'<span aria-hidden="true">{"○" if running and int(line.since_s) % 2 else "●"}</span>'
+    words = [
+        line.name,
+        _steps([line]) if steps else "",
+        "" if line.loss is None else f"loss {line.loss:.3g}",
+        "" if not running else f"{line.since_s:.1f} s ago" if steps else f"{line.since_s:.0f} s",
+        line.place or ("" if running and steps else line.phase),
+    ]
+    name, *rest, seconds, place = map(html.escape, words)
+    soft = [f'<span style="{SOFT}">{said}</span>' if said else "" for said in (seconds, place)]
+    return [name, sign, *rest, *soft]
 
 
 def _steps(lines: Sequence[RankLine]) -> str:
     """ "12 of 40 steps", "12 to 13 steps"."""
     totals = {line.total for line in lines}
     of = f" of {totals.pop()}" if len(totals) == 1 and None not in totals else ""
-    counts = [line.steps for line in lines]
+    counts = [line.steps for line in lines if line.steps is not None]
     return f"{_range(counts, '{}')}{of} step{'' if not of and max(counts) == 1 else 's'}"
 
 

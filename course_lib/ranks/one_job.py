@@ -193,7 +193,7 @@ class _OneJob:
             self.group.ask_and_wait()
             printed = self._kept()
         stop = explain(self.group.states, printed, self.label, self._timeout, interrupted=True)
-        if cancelled:
+        if cancelled and isinstance(stop, RankInterrupt):
             stop = stop.cancelled()
         if waits := self.group.waits:
             stop = stop.after(f"It did not run yet: it {waits}.", ())

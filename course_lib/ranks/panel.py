@@ -8,11 +8,15 @@ heard while the job runs. Elsewhere there is none, and one interrupts the kernel
 
 import html
 import threading
+import time
+from typing import Any
 
 from course_lib.frontend import is_seen
 from course_lib.reopened import Display
 
 __all__ = ["Panel", "Cancelled"]
+
+FIRST_S, LAST_S = 0.5, 30.0  # pauses between tries whether a button is heard; each is twice as long
 
 
 class Cancelled(KeyboardInterrupt):
@@ -26,30 +30,49 @@ class Panel:
         import ipywidgets as widgets
 
         self._clicked, self._heard = threading.Event(), threading.Event()
-        self._line, self._page, self._button = widgets.HTML(), widgets.HTML(), None
-        if is_seen():
-            self._button = widgets.Button(
-                description="Cancel",
-                tooltip="Stop this job",
-                layout=widgets.Layout(width="max-content", visibility="hidden"),
-            )
-            # ipykernel 7.4 sends all messages of a widget to the thread that has last written to it, which is
-            # busy here; without this, they go to the thread that the frontend has named
-            self._button.comm._reply_subshell_for = None
-            self._button._view_count = 0  # from now on the frontend counts its views, and tells
-            self._button.observe(lambda change: self._heard.set(), "_view_count")
-            self._button.on_click(self._click)
-        row = widgets.HBox([self._line] + [self._button] * is_seen())
-        ended = f"{html.escape(stays)}: the notebook's kernel ended while it ran, and ended it, too."
-        self._display = Display(widgets.VBox([row, self._page]), stays, ended if is_seen() else "")
+        self._line, self._page = widgets.HTML(), widgets.HTML()
+        self._button: Any = None
+        self._row = widgets.HBox([self._line])
+        self._next_at, self._pause_s = time.monotonic() + FIRST_S, FIRST_S
+        ended = f"{html.escape(stays)}: not finished, because the notebook's kernel ended."
+        self._display = Display(widgets.VBox([self._row, self._page]), stays, ended if is_seen() else "")
 
     def draw(self, line: str, page: str) -> None:
         """Show it as it is now."""
         for widget, shown in ((self._line, line), (self._page, page)):
             if widget.value != shown:
                 widget.value = shown
-        if self._button is not None and self._heard.is_set() and self._button.layout.visibility == "hidden":
-            self._button.layout.visibility = "visible"
+        if self._button is not None and self._heard.is_set():
+            if self._button.layout.visibility == "hidden":
+                self._button.layout.visibility = "visible"
+        elif is_seen() and time.monotonic() > self._next_at and self._pause_s < LAST_S:
+            self._pause_s *= 2
+            self._next_at += self._pause_s
+            self._offer()
+
+    def _offer(self) -> None:
+        """A button that is not seen yet, in place of the last one, from which nothing was heard: JupyterLab
+        asks for the other thread when the first widget comes, and until it is there it writes to this one.
+        """
+        import ipywidgets as widgets
+
+        last, self._button = (
+            self._button,
+            widgets.Button(
+                description="Cancel",
+                tooltip="Stop this job",
+                layout=widgets.Layout(width="max-content", flex="none", visibility="hidden"),
+            ),
+        )
+        # ipykernel 7.4 sends all messages of a widget to the thread that has last written to it, which is
+        # busy here; without this, they go to the thread that the frontend has named
+        self._button.comm._reply_subshell_for = None
+        self._button._view_count = 0  # from now on the frontend counts its views, and tells
+        self._button.observe(lambda change: self._heard.set(), "_view_count")
+        self._button.on_click(self._click)
+        self._row.children = [self._line, self._button]
+        if last is not None:
+            last.close()
 
     def look(self) -> None:
         """Errors: Cancelled if the button was clicked."""

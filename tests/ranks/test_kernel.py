@@ -408,7 +408,7 @@ def test_what_ranks_print_is_seen_while_they_run_and_stays_where_a_person_looks(
         live = str(shown[-1]["content"].get("data", {}).get("state"))
         if all(f"rank {rank} |</span> here is {rank}" in live for rank in (0, 1)):
             (tmp_path / "seen").touch()
-    (begun,) = [message["content"] for message in shown if message["msg_type"] == "display_data"]
+    begun, _ = [message["content"] for message in shown if message["msg_type"] == "display_data"]
     over = shown[-1]["content"]
     assert begun["transient"] == over["transient"] and begun["data"]["text/plain"] == "talk on 2 ranks"
     assert set(over["data"]) == {"text/plain", "text/html"}

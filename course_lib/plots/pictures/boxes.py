@@ -9,7 +9,8 @@ from course_lib.plots.styles import INK, NORMAL, PAPER, SMALL, SOFT
 __all__ = ["sources", "rank_color", "box", "heads", "arrow", "frame"]
 
 WIDTH, HEIGHT = 1.0, 0.62  # of a box
-_RANK_COLORS = ("#8EC5EA", "#F3C36B", "#7FD1B5", "#E3A7C8", "#F19C79", "#D9D36A", "#B9A6E0", "#B7BDC4")
+# told apart also by who sees no red or no green (tests/plots/test_colors.py)
+_RANK_COLORS = ("#5AB7FB", "#CDA24D", "#83CFA7", "#F9BEE8", "#F39C7A", "#D9D269", "#BAA7DC", "#B0B6BA")
 
 
 def sources(value: float) -> list[int]:

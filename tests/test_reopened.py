@@ -1,0 +1,70 @@
+"""What stands in a widget's place when a notebook is opened again: beside each that a person may see."""
+
+from types import SimpleNamespace
+
+import IPython
+import pytest
+
+from course_lib import explore, frontend, predict
+from course_lib.learner import record
+from course_lib.reopened import Display
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture
+def outputs(monkeypatch):
+    """The outputs of a cell as they are now."""
+    shown = []
+
+    def display(data, raw, display_id=False):
+        shown.append(data)
+        number = len(shown) - 1
+        return SimpleNamespace(update=lambda data, raw: shown.__setitem__(number, data))
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    return shown
+
+
+def test_a_widget_is_followed_by_what_stands_in_its_place_until_it_ends(outputs):
+    closed = []
+    shown = Display(SimpleNamespace(model_id="m", close=lambda: closed.append(1)), "a line", "<b>gone</b>")
+    assert outputs[0] == {
+        WIDGET: {"version_major": 2, "version_minor": 0, "model_id": "m"},
+        "text/plain": "a line",
+    }
+    assert outputs[1]["text/html"].endswith('style="display: none"><b>gone</b></div>') and len(outputs) == 2
+    shown.tell_instead("<b>other</b>")
+    assert "<b>other</b>" in outputs[1]["text/html"] and not closed
+    shown.end({"text/plain": "over"})
+    assert outputs == [{"text/plain": "over"}, {}] and closed
+
+
+def test_where_nothing_is_to_stand_there_nothing_follows(outputs):
+    Display(SimpleNamespace(model_id="m", close=lambda: None), "a line").end({})
+    assert outputs == [{}]
+
+
+def test_of_a_prediction_the_guess_stands_there(outputs, monkeypatch):
+    monkeypatch.setattr(frontend, "ipython_shell", lambda: SimpleNamespace(kernel=1, user_ns={}))
+    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
+    monkeypatch.setattr(record, "kept", lambda: iter(()))
+    guess = predict("ring-bytes", "How <many>?", unit="x S")
+    assert WIDGET in outputs[0] and "Predict: How &lt;many&gt;? (x S)" in outputs[1]["text/html"]
+    guess.say(2)
+    assert "Predict: How &lt;many&gt;? You said: 2 x S." in outputs[1]["text/html"]
+    guess.compare(1.5)
+    assert outputs == [{"text/plain": "Predict: How <many>? You said: 2 x S, compared."}, {}]
+
+
+def test_of_an_explorer_the_last_picture_and_its_table_stand_there(outputs, monkeypatch):
+    explorer = explore.memory()
+    monkeypatch.setattr(explore.panel, "is_seen", lambda: True)
+    explorer._ipython_display_()
+    panel, below = outputs
+    assert WIDGET in panel and panel["text/plain"].startswith(explorer.name)
+    assert "<img" in below["text/html"] and "<table" in below["text/html"] and 'alt="' in below["text/html"]
+    moved = explorer._widget()
+    control = moved.children[0].children[-1]
+    control.value = next(value for _, value in control.options if value != control.value)
+    assert moved.children[1].value in outputs[1]["text/html"]
