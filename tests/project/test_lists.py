@@ -240,7 +240,7 @@ def test_files_that_a_page_names_are_there(page):
     files = re.findall(r"`([\w./]+\.(?:py|md|toml|txt|yml|ipynb))`", text)
     names = {name for name in (*links, *paths, *files) if "name" not in name}  # NN_name.ipynb stands for any
     tests = ROOT / "tests"
-    homes = ROOT, (ROOT / page).parent, LIBRARY, tests / "check", tests / "ranks"
+    homes = ROOT, (ROOT / page).parent, LIBRARY, tests / "check", tests / "ranks", tests / "browser"
     assert names and [name for name in names if not any((home / name).exists() for home in homes)] == []
 
 

@@ -507,6 +507,7 @@ def test_in_a_terminal_a_line_rewrites_itself_and_stays_or_goes(monkeypatch, sta
     written.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", written)
     monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    monkeypatch.setattr(progress, "QUIET_OF_A_CHECK_S", 0.0)
     with progress.Progress("work on 2 ranks", stays) as shown:
         shown.update("starting")
     assert shown.drawn and written.getvalue() == "\rwork on 2 ranks: starting\x1b[K" + last

@@ -74,6 +74,7 @@ def multiply_while_scattering(x: Tensor, multiply: Callable[[Tensor], Tensor], g
     return total
 
 
+@takes(piece=refuse.other_shapes, group=process_group)
 def pass_right(piece: Tensor, group: Group = None) -> Callable[[], Tensor]:
     """Begin to send a piece to the right neighbour and to receive one from the left. Return a function that
     waits for that one and returns it. Until then `piece` must stay as it is.
