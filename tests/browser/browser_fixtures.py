@@ -2,6 +2,9 @@
 these fixtures.
 """
 
+import contextlib
+import functools
+
 import chromium_here
 import pytest
 from lab_here import LabHere
@@ -9,13 +12,20 @@ from lab_here import LabHere
 __all__ = ["browser", "lab", "watched"]
 
 
+@functools.cache
+def _chromium(config):
+    """One for all files: each of them has a fixture of its own."""
+    until_the_end = contextlib.ExitStack()
+    config.add_cleanup(until_the_end.close)
+    return until_the_end.enter_context(chromium_here.chromium())
+
+
 @pytest.fixture(scope="session")
-def browser():
+def browser(pytestconfig):
     """Where it cannot be had, a test is skipped, with the reason."""
     if reason := chromium_here.missing():
         pytest.skip(f"a real browser is needed: {reason}")
-    with chromium_here.chromium() as browser:
-        yield browser
+    return _chromium(pytestconfig)
 
 
 @pytest.fixture(scope="module")
