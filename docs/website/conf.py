@@ -61,6 +61,8 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+html_context = {"default_mode": "auto"}  # dark where the reader's system is
+html_favicon = str(HERE / "static" / "ring.svg")
 html_static_path = [str(HERE / "static")]
 html_css_files = ["website.css"]
 html_copy_source = False

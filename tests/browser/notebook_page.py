@@ -23,6 +23,8 @@ _QUIET = f"""path => {{ {_PANEL}
 _ACTIVE = f"path => {{ {_PANEL} return panel.content.activeCell.model.id }}"
 _COUNT = f"""([path, id]) => {{ {_PANEL}
   return panel.content.widgets.find(cell => cell.model.id === id).model.executionCount }}"""
+_FORGET = f"""([path, id]) => {{ {_PANEL}
+  panel.content.widgets.find(cell => cell.model.id === id).model.executionCount = null }}"""
 _GO = f"""([path, id]) => {{ {_PANEL}
   jupyterapp.shell.activateById(panel.id);
   const number = panel.content.widgets.findIndex(cell => cell.model.id === id);
@@ -91,13 +93,11 @@ class NotebookPage:
     def run(self, cell: str, wait: bool = True) -> None:
         """By Shift+Enter, which also goes on to the next one."""
         self.go_to(cell)
-        before = self.page.evaluate(_COUNT, [self.path, cell])
+        self.page.evaluate(_FORGET, [self.path, cell])  # a kernel that is new counts from 1 again
         self.press("Shift+Enter")
         if wait:
             self.page.wait_for_function(
-                "([path, id, before]) => { const now = (" + _COUNT + ")([path, id]);"
-                " return now !== null && now !== before }",
-                arg=[self.path, cell, before],
+                "([path, id]) => (" + _COUNT + ")([path, id]) !== null", arg=[self.path, cell]
             )
             self.quiet()
 
