@@ -89,6 +89,19 @@ SLOW = {
 PLAINEST = {"test_right_answers_are_accepted": 2, "test_wrong_answers_are_refused_with_the_reason": 3}
 # and what a cell of a chapter runs as well, with the same output, and what runs in a browser (tests/browser)
 IN_A_CELL = "test_a_script_runs_under_torchrun"
+# and what takes ten seconds of a core or more, and finds what few changes break: files, tests, or one case
+LONG = {
+    "test_links_of_hosts.py",
+    "test_links_of_ranks.py",
+    "test_a_batch_script_runs_a_chapters_script_across_nodes",
+    "test_both_are_killed_and_the_next_start_sweeps",
+    "test_in_a_terminal_it_is_shown_as_the_trial_ends",
+    "test_row_13_a_limit_on_processes_is_told_as_such",
+    "test_the_demo_prints_its_table_and_saves_pictures_and_jobs[4]",
+    "test_the_next_start_sweeps_what_a_killed_check_has_left",
+    "test_torchrun_over_two_hosts_gives_what_run_gives",
+    "test_what_an_answer_prints_stands_in_the_verdict_also_when_it_raises",
+}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -100,8 +113,8 @@ def pytest_collection_modifyitems(config, items):
         if name in PLAINEST:
             exercise = item.path, name, item.callspec.params["check"].__name__
             seen[exercise] += 1
-        in_a_browser = item.path.parent.name == "browser"
-        if name == IN_A_CELL or in_a_browser or name in PLAINEST and seen[exercise] > PLAINEST[name]:
+        left_to_ci = item.path.parent.name == "browser" or {item.path.name, name, item.name} & LONG
+        if name == IN_A_CELL or left_to_ci or name in PLAINEST and seen[exercise] > PLAINEST[name]:
             item.add_marker(pytest.mark.thorough)
     cells = [item for item in items if isinstance(item, IPyNbCell) and item.path.parent.name == "solutions"]
     if CASES != "0":  # once a week, they too run as a whole

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from chapter_code import code_of_notebooks
-from conftest import SLOW
+from conftest import LONG, SLOW
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -168,7 +168,7 @@ def test_every_exercise_has_a_check_and_every_check_an_exercise():
 def test_what_is_called_slow_is_there():
     files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
     tests = set(re.findall(r"^def (test_\w+)\(", "\n".join(files.values()), re.MULTILINE))
-    assert SLOW <= set(files) | tests
+    assert SLOW | {name.partition("[")[0] for name in LONG} <= set(files) | tests
 
 
 def test_every_row_of_the_table_of_faults_has_a_test():
