@@ -65,6 +65,6 @@ def test_of_an_explorer_the_last_picture_and_its_table_stand_there(outputs, monk
     assert WIDGET in panel and panel["text/plain"].startswith(explorer.name)
     assert "<img" in below["text/html"] and "<table" in below["text/html"] and 'alt="' in below["text/html"]
     moved = explorer._widget()
-    control = moved.children[0].children[-1]
+    control = moved.children[0].children[len(explorer.choices) - 1]
     control.value = next(value for _, value in control.options if value != control.value)
     assert moved.children[1].value in outputs[1]["text/html"]
