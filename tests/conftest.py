@@ -87,7 +87,7 @@ SLOW = {
 # Of these, `make test` runs so many for each exercise, the plainest, which stand first. `.ci/run`, which runs
 # `make test ALL=1`, runs all.
 PLAINEST = {"test_right_answers_are_accepted": 2, "test_wrong_answers_are_refused_with_the_reason": 3}
-# and what a cell of a chapter runs as well, with the same output, and what runs in a browser (tests/browser)
+# It leaves out what a cell of a chapter runs as well, what runs in a browser (tests/browser),
 IN_A_CELL = "test_a_script_runs_under_torchrun"
 # and what takes ten seconds of a core or more, and finds what few changes break: files, tests, or one case
 LONG = {

@@ -20,9 +20,8 @@ from course_lib.learner import lines
 
 __all__ = ["Membership", "membership", "join", "leave", "has_left", "pass_on"]
 
-NAME = re.compile(
-    r"\w[\w .-]{0,59}"
-)  # of a learner in a class: letters of any language, no way out of the folder
+# of a learner in a class: letters of any language, no way out of the folder
+NAME = re.compile(r"\w[\w .-]{0,59}")
 _FILE = ".class.json"  # in a desk
 
 
