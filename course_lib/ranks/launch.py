@@ -341,6 +341,8 @@ class Group:
             state.returned = True
         elif kind == "thread":
             state.thread_error = state.thread_error or content[0]
+        elif kind == "where" and state.phase in ("finished", "failed"):
+            pass  # it was asked before its end, of which it has told what is newer
         elif kind in ("where", "aborted"):
             now = time.monotonic()
             if not _nothing_moved(state.where, content[0]):

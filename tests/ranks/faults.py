@@ -144,6 +144,27 @@ def forgets_to_wait():
         dist.all_reduce(torch.ones(4), async_op=True)
 
 
+def answers_late():
+    """Each rank is asked where it is while rank 1 has not called all_reduce, and answers when all is over."""
+    import threading
+
+    from course_lib.ranks import where
+
+    asked, look = threading.Event(), where.whereabouts
+
+    def slowly():
+        told = look()
+        asked.set()
+        time.sleep(1)
+        return told
+
+    where.whereabouts = slowly
+    if dist.get_rank() == 1:
+        asked.wait()
+    dist.all_reduce(torch.ones(4))
+    asked.wait()
+
+
 def thread_raises():
     import threading
 
@@ -176,7 +197,8 @@ def writes_late(path: str):
     time.sleep(0.3)
     with open(path, "w") as file:
         file.write("done")
-    print("done", os.path.basename(path))
+    # one piece: what others print at the same time cannot come between
+    print(f"done {os.path.basename(path)}\n", end="")
 
 
 def never_ends():

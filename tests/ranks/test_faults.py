@@ -293,6 +293,12 @@ def test_a_collective_that_nobody_joined(nothing_left):
         run(faults.forgets_to_wait)
 
 
+def test_what_a_rank_says_at_its_end_is_not_undone_by_an_older_answer(nothing_left):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(faults.answers_late)
+
+
 def test_a_thread_of_a_rank_raises(nothing_left):
     with pytest.warns(
         RankWarning,
