@@ -126,12 +126,17 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Where a test in a browser fails, its error names the folder in which one can look at the page."""
+    """Where a test in a browser fails, its error names the folder in which one can look at the page; where a
+    cell does, what it has printed stands below the error.
+    """
     try:
         return (yield)
     except Exception as error:
         if watched := getattr(item, "funcargs", {}).get("watched"):
             watched.note(error, item.name)
+        printed = [output for output in getattr(item, "test_outputs", []) if output.get("text")]
+        for output in printed:
+            item.add_report_section("call", output["name"], output["text"])
         raise
 
 

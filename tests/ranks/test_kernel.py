@@ -45,8 +45,11 @@ class Kernel:
         outputs = []
         if not wait:
             return self.client.execute(code)
-        reply = self.client.execute_interactive(code, timeout=timeout, output_hook=outputs.append)
-        return reply["content"], outputs
+        while True:
+            reply = self.client.execute_interactive(code, timeout=timeout, output_hook=outputs.append)
+            if reply["content"]["status"] != "aborted":
+                return reply["content"], outputs
+            # a kernel refuses what comes right behind an error, until it is done with the error
 
     def close(self):
         self.client.stop_channels()
