@@ -37,7 +37,7 @@ help:
 	@echo "DESK=/some/folder   where desk/ is laid, for someone else or for a class (now: here)"
 	@echo "LIST=names.txt      for make class: one name a line; the desks are laid in DESK"
 	@echo "REPOSITORY=...      make book with links to the project's page on GitHub and to Binder (now: $(or $(REPOSITORY),none))"
-	@echo "ALL=1               make test with every answer that checks are tested with, long tests, and those in a browser, as CI does"
+	@echo "ALL=1               make test as CI runs it: with solved twins, scripts, all answers that checks are tested with, long tests, the browser"
 	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
 
 env: $(STAMP)

@@ -13,7 +13,7 @@ import nbval.kernel
 import pytest
 from jupyter_client import KernelManager
 from nbval.plugin import IPyNbCell
-from twins import needed_cells
+from twins import ends, needed_cells
 
 # Started in the background of a shell (`make test &`), a process ignores SIGINT, and so would the kernels
 # that tests interrupt.
@@ -84,24 +84,31 @@ SLOW = {
     "test_wrong_answers_are_refused_with_the_reason",
 }
 
-# Of these, `make test` runs so many for each exercise, the plainest, which stand first. `.ci/run`, which runs
-# `make test ALL=1`, runs all.
-PLAINEST = {"test_right_answers_are_accepted": 2, "test_wrong_answers_are_refused_with_the_reason": 3}
-# It leaves out what a cell of a chapter runs as well, what runs in a browser (tests/browser),
-IN_A_CELL = "test_a_script_runs_under_torchrun"
-# and what takes ten seconds of a core or more, and finds what few changes break: files, tests, or one case
+# What `make test` leaves to `make test ALL=1`, which `.ci/run` calls: of each exercise's answers all but so
+# many, the plainest, which stand first;
+PLAINEST = {"test_right_answers_are_accepted": 1, "test_wrong_answers_are_refused_with_the_reason": 2}
+# what runs in a browser, and solved twins: checks are tested with answers like theirs;
+FOLDERS = {"browser", "solutions"}
+# what takes ten seconds of a core or more, and finds what few changes break: files, tests, or one case;
 LONG = {
     "test_links_of_hosts.py",
     "test_links_of_ranks.py",
     "test_a_batch_script_runs_a_chapters_script_across_nodes",
+    "test_a_script_runs_under_torchrun",
+    "test_an_answer_that_prints_a_lot_leaves_no_file",
     "test_both_are_killed_and_the_next_start_sweeps",
     "test_in_a_terminal_it_is_shown_as_the_trial_ends",
+    "test_row_10_the_kernel_is_killed_while_ranks_start_again",
     "test_row_13_a_limit_on_processes_is_told_as_such",
     "test_the_demo_prints_its_table_and_saves_pictures_and_jobs[4]",
     "test_the_next_start_sweeps_what_a_killed_check_has_left",
+    "test_the_same_function_runs_under_torchrun",
     "test_torchrun_over_two_hosts_gives_what_run_gives",
+    "test_under_torchrun_the_same_function_starts_again_alike",
     "test_what_an_answer_prints_stands_in_the_verdict_also_when_it_raises",
 }
+# and cells that run a script, which take as long.
+TORCHRUN = "torch.distributed.run"
 
 
 def pytest_collection_modifyitems(config, items):
@@ -113,8 +120,15 @@ def pytest_collection_modifyitems(config, items):
         if name in PLAINEST:
             exercise = item.path, name, item.callspec.params["check"].__name__
             seen[exercise] += 1
-        left_to_ci = item.path.parent.name == "browser" or {item.path.name, name, item.name} & LONG
-        if name == IN_A_CELL or left_to_ci or name in PLAINEST and seen[exercise] > PLAINEST[name]:
+        if (
+            item.path.parent.name in FOLDERS
+            or {item.path.name, name, item.name} & LONG
+            or name in PLAINEST
+            and seen[exercise] > PLAINEST[name]
+            or isinstance(item, IPyNbCell)
+            and TORCHRUN in item.cell.source
+            and item.cell_num in _ends(item.path)
+        ):
             item.add_marker(pytest.mark.thorough)
     cells = [item for item in items if isinstance(item, IPyNbCell) and item.path.parent.name == "solutions"]
     if CASES != "0":  # once a week, they too run as a whole
@@ -151,9 +165,7 @@ def two_hosts():
     return two
 
 
-@functools.cache
-def _needed(path):
-    return needed_cells(path)
+_needed, _ends = functools.cache(needed_cells), functools.cache(ends)
 
 
 @pytest.fixture(autouse=True)

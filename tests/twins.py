@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 
-__all__ = ["needed_cells"]
+__all__ = ["needed_cells", "ends"]
 
 SEED = re.compile(r"^[\w.]*seed\(", re.MULTILINE)
 
@@ -39,6 +39,18 @@ def needed_cells(path: Path) -> set[int]:
             for end in {cell, at}:
                 pairs |= {(number, end) for number in maker(name, end)} - seen
     return {cell for cell, _ in seen}
+
+
+def ends(path: Path) -> set[int]:
+    """The positions, counted alike, of cells from which no later cell takes a name."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    found, wanted = set(), set()
+    for number, cell in reversed(list(enumerate(cells))):
+        made = _made(cell.source)
+        if not made & wanted:
+            found.add(number)
+        wanted = wanted - made | _used(cell.source)
+    return found
 
 
 def _made(source: str) -> set[str]:
