@@ -89,10 +89,12 @@ SLOW = {
 PLAINEST = {"test_right_answers_are_accepted": 1, "test_wrong_answers_are_refused_with_the_reason": 2}
 # what runs in a browser, and solved twins: checks are tested with answers like theirs;
 FOLDERS = {"browser", "solutions"}
-# what takes ten seconds of a core or more, and finds what few changes break: files, tests, or one case;
+# what takes ten seconds or more, and finds what few changes break: files, tests, or one case;
 LONG = {
+    "test_class_simulation.py",
     "test_links_of_hosts.py",
     "test_links_of_ranks.py",
+    "test_slurm_faults.py",
     "test_a_batch_script_runs_a_chapters_script_across_nodes",
     "test_a_script_runs_under_torchrun",
     "test_an_answer_that_prints_a_lot_leaves_no_file",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from course_lib import theory
 from course_lib.arguments import instance, number
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import COLORS, INK, MEASURED, MODELLED, PUBLISHED, SLEEPS, legend, panel
+from course_lib.plots.styles import CHOSEN, COLORS, MEASURED, MODELLED, PUBLISHED, SLEEPS, legend, panel
 from course_lib.plots.units import time_in_words
 
 __all__ = ["checkpoints"]
@@ -78,8 +78,7 @@ def checkpoints(
                 "markerfacecolor": "none",
             }
             ax.plot([points[name]], [lost[name]], **look, label=name)
-        look = MODELLED | {"linestyle": "", "marker": "D", "color": INK, "markersize": 8}
-        ax.plot([interval], [lost["chosen"]], **look, label="chosen")
+        ax.plot([interval], [lost["chosen"]], **CHOSEN, label="chosen")
         if save_s is not None and save == save_s:
             look = {k: (SLEEPS if asleep else MEASURED)[k] for k in ("color", "linestyle", "linewidth")}
             ax.axvline(save, **look, label=f"your save takes\n({how})")

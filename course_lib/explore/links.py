@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from course_lib import theory
 from course_lib.arguments import number
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import MODELLED, panel
+from course_lib.plots.styles import CHOSEN, MODELLED, panel
 from course_lib.plots.units import Unit, time_in_words
 
 __all__ = ["collectives", "link_choices"]
@@ -64,7 +64,7 @@ def collectives(alpha_s: float | None = None, bytes_per_s: float | None = None) 
             messages, share = theory.all_reduce_path(kind, ranks)
             line = messages * alpha + share * sizes / rate
             ax.plot(sizes, line, **look | dashes, label=kind)
-            ax.plot([size], [seconds[kind]], **look | {"linestyle": "", "marker": "o"})
+            ax.plot([size], [seconds[kind]], **CHOSEN | {"color": color})
             rows[kind] = {
                 "time": time_in_words(seconds[kind]),
                 "messages in turn": messages,

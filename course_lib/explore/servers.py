@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from course_lib import theory
 from course_lib.arguments import instance, listed, number, whole
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import MEASURED, MODELLED, SLEEPS, legend, panel
+from course_lib.plots.styles import CHOSEN, MEASURED, MODELLED, SLEEPS, legend, panel
 from course_lib.plots.units import time_in_words
 
 __all__ = ["staleness"]
@@ -47,7 +47,7 @@ def staleness(
     for bound, history in instance("measured", {} if measured is None else measured, Mapping).items():
         ran[number("a bound", bound, finite=False)] = _read(history, samples)
     workers_of_runs = max((its["workers"] for its in ran.values()), default=0)
-    instance("asleep", asleep, bool)
+    ran_as = "asleep" if instance("asleep", asleep, bool) else "measured"
     if number("slower", slower) not in SLOWER:
         raise ValueError(f"slower={slower!r}: it must be one of {', '.join(map(str, SLOWER))}.")
 
@@ -65,17 +65,16 @@ def staleness(
             if shown:
                 its = shown.get(bound, {})
                 rows[SHORT[bound]] |= {
-                    "samples / s, measured": f"{its['rate']:,.0f}" if its else "",
-                    "staleness, measured": f"{its['age']:.2f}" if its else "",
+                    f"samples / s, {ran_as}": f"{its['rate']:,.0f}" if its else "",
+                    f"staleness, {ran_as}": f"{its['age']:.2f}" if its else "",
                 }
         rate = _rate(compute_s, workers, policy, slowest) * samples
         age = _mean_age(workers, policy, slowest)
         titles = f"{SHORT[policy]}: {rate:,.0f} samples / s", f"staleness {age:.3g}"
         where = f"modelled: {workers} workers, {time_in_words(compute_s)} for a gradient"
         if shown:
-            where += "; points: measured" + ", workers sleep" * asleep
-        style = SLEEPS if asleep else MEASURED
-        ax = _curves(titles, where, compute_s, samples, workers, policy, slowest, shown, style)
+            where += "; circles: run, with workers that sleep" if asleep else "; circles: measured"
+        ax = _curves(titles, where, compute_s, samples, workers, policy, slowest, shown, ran_as)
         return ax, pd.DataFrame(rows).T
 
     controls = {"workers": WORKERS, "policy": POLICIES, "slowest": {f"{x:g} times": x for x in SLOWER}}
@@ -114,7 +113,7 @@ def _rate_limit(age: float) -> float:
     return theory.stale_rate_limit(round(age)) / theory.stale_rate_limit(0)
 
 
-def _curves(titles, where, compute_s, samples, workers, policy, slowest, shown, style) -> Axes:
+def _curves(titles, where, compute_s, samples, workers, policy, slowest, shown, ran_as) -> Axes:
     _, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     across = "the slowest takes so many times as long"
     panel(titles[0], where, left, xlabel=across, ylabel="samples / s", grid="both")
@@ -128,12 +127,13 @@ def _curves(titles, where, compute_s, samples, workers, policy, slowest, shown, 
         for ax, line in ((left, rates), (right, ages)):
             ax.plot(x, line, **look, label=SHORT[bound])
             if bound == policy:
-                ax.plot([slowest], [line[x.index(slowest)]], "o", color=color, markersize=7)
+                ax.plot([slowest], [line[x.index(slowest)]], **CHOSEN | {"color": color})
     for bound, its in shown.items():
         for ax, key in ((left, "rate"), (right, "age")):
             color = COLORS.get(bound, MODELLED["color"])
+            style = SLEEPS if ran_as == "asleep" else MEASURED
             look = style | {"linestyle": "", "color": color, "markersize": 9, "markerfacecolor": "none"}
-            ax.plot([slowest], [its[key]], **look, label=f"{SHORT.get(bound, bound)}, measured")
+            ax.plot([slowest], [its[key]], **look, label=f"{SHORT.get(bound, bound)}, {ran_as}")
     for ax in (left, right):
         ax.set_xscale("log")
         ax.set_xticks(SLOWER, [f"{s:g}" for s in SLOWER])

@@ -45,6 +45,8 @@ COLORS = {
     "cp": "#999933",
     "ep": "#332288",
 }
+# MODELLED, for the one point of a curve that was chosen
+CHOSEN = {**MODELLED, "linestyle": "", "marker": "D", "markersize": 7}
 # MODELLED, for bars
 OUTLINE = {"fill": False, "edgecolor": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 SMALL, NORMAL = 8, 9

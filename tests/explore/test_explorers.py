@@ -198,7 +198,7 @@ def test_the_best_plans_are_those_of_the_planner_and_runs_stand_beside_them():
 
 def test_staleness_is_that_of_theory_and_of_servers_that_ran():
     history = [(1 + k % 3, 1, 0.5 * (k + 1)) for k in range(30)]
-    explorer = explore.staleness(0.02, 32, {0: history})
+    explorer = explore.staleness(0.02, 32, {0: history}, asleep=False)
     _, table = drawn(explorer, workers=3, slowest=4)
     asynchronous = theory.updates_per_second([0.02, 0.02, 0.08], waits=False)
     assert table.loc["no bound", "samples / s"] == f"{32 * asynchronous:,.0f}"
@@ -207,6 +207,8 @@ def test_staleness_is_that_of_theory_and_of_servers_that_ran():
     assert table.loc["bound 0", "samples / s, measured"] == "64"
     assert table.loc["bound 0", "staleness, measured"] == "1.00"
     assert "samples / s, measured" not in drawn(explorer, workers=3, slowest=8)[1]
+    asleep = explore.staleness(0.02, 32, {0: history})
+    assert drawn(asleep, workers=3, slowest=4)[1].loc["bound 0", "staleness, asleep"] == "1.00"
     assert list(drawn(explorer, workers=8, slowest=1)[1]["mean staleness"]) == ["3.5", "7", "7"]
     with pytest.raises(ValueError, match="a list of .worker, staleness, second."):
         explore.staleness(measured={0: [(1, 2)]})
