@@ -35,7 +35,6 @@ __all__ = [
     "cifar10",
     "stdlib_text",
     "text_batches",
-    "text_pairs",
     "rank_slice",
 ]
 
@@ -197,18 +196,6 @@ def text_batches(
     starts = (random.integers(len(pieces), size=batch_size) for _ in range(steps))
     mine = rank_slice(batch_size, rank, world_size)
     return (torch.tensor(pieces[start[mine]].astype(np.int64)) for start in starts)
-
-
-def text_pairs(batch_size: int, steps: int, context: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield `steps` whole batches of text for `F.cross_entropy`: tokens, and the token that follows each.
-
-    Returns:
-        An iterator of (tokens, targets), both int64 [batch, context], the same on every rank.
-
-    Raises:
-        ValueError: a size is out of range.
-    """
-    return ((tokens[:, :-1], tokens[:, 1:]) for tokens in text_batches(batch_size, context, steps))
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:
