@@ -35,7 +35,6 @@ __all__ = [
     "cifar10",
     "stdlib_text",
     "text_batches",
-    "text_pairs",
     "rank_slice",
 ]
 
@@ -56,8 +55,7 @@ def digits(split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
         images float32 [n, 1, 8, 8] with values 0 to 1, and labels int64 [n] with values 0 to 9; the same on
         every rank, and a fresh copy at each call.
 
-    Raises:
-        FileNotFoundError, ValueError: data/digits.npz is missing or damaged.
+    Errors: FileNotFoundError, ValueError if data/digits.npz is missing or damaged.
 
     Source: UCI Optical Recognition of Handwritten Digits, test part, CC BY 4.0; see data/README.md.
     """
@@ -94,8 +92,7 @@ def digit_batches(
     Returns:
         An iterator of (images float32 [slice, 1, 8, 8], labels int64 [slice]), per rank.
 
-    Raises:
-        ValueError: a rank or a size is out of range, here and not at the first batch.
+    Errors: ValueError if a rank or a size is out of range, here and not at the first batch.
     """
     _check_sizes(batch_size, rank, world_size)
     whole("epoch", epoch, least=0)
@@ -115,8 +112,7 @@ def digit_pairs(batch_size: int, steps: int) -> Iterator[tuple[torch.Tensor, tor
     Returns:
         An iterator of (images [batch, 1, 8, 8], labels int64 [batch]), the same on every rank.
 
-    Raises:
-        ValueError: a size is out of range.
+    Errors: ValueError if a size is out of range.
     """
     batches = islice(digit_batches(batch_size), whole("steps", steps, least=0, most=sys.maxsize))
     return ((images.to(torch.get_default_dtype()), labels) for images, labels in batches)
@@ -150,8 +146,7 @@ def stdlib_text(num_bytes: int = 1_000_000) -> torch.Tensor:
     Returns:
         A tensor uint8 [num_bytes]; call `.long()` on it to get tokens. The same on every rank.
 
-    Raises:
-        ValueError: this Python has less text than that.
+    Errors: ValueError if this Python has less text than that.
     """
     return torch.tensor(_stdlib_array(whole("num_bytes", num_bytes)))
 
@@ -184,8 +179,7 @@ def text_batches(
         An iterator of `steps` tensors int64 [slice, context + 1], per rank; with one rank
         [batch_size, context + 1].
 
-    Raises:
-        ValueError: a rank or a size is out of range, here and not at the first batch.
+    Errors: ValueError if a rank or a size is out of range, here and not at the first batch.
     """
     _check_sizes(batch_size, rank, world_size)
     whole("steps", steps, least=0)
@@ -197,18 +191,6 @@ def text_batches(
     starts = (random.integers(len(pieces), size=batch_size) for _ in range(steps))
     mine = rank_slice(batch_size, rank, world_size)
     return (torch.tensor(pieces[start[mine]].astype(np.int64)) for start in starts)
-
-
-def text_pairs(batch_size: int, steps: int, context: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield `steps` whole batches of text for `F.cross_entropy`: tokens, and the token that follows each.
-
-    Returns:
-        An iterator of (tokens, targets), both int64 [batch, context], the same on every rank.
-
-    Raises:
-        ValueError: a size is out of range.
-    """
-    return ((tokens[:, :-1], tokens[:, 1:]) for tokens in text_batches(batch_size, context, steps))
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from course_lib.arguments import whole
 
-__all__ = ["MLP", "CNN", "TinyGPT", "Block", "Attention", "GPTScores", "digit_mlp", "frozen_cnn"]
+__all__ = ["MLP", "CNN", "TinyGPT", "Block", "Attention", "GPTScores", "digit_mlp"]
 
 
 class MLP(nn.Module):
@@ -88,13 +88,6 @@ class CNN(nn.Module):
         """Return scores [batch, 10] for images [batch, 1, 8, 8]."""
         features = self.features(images)  # [batch, 2 * channels, 2, 2]: each pooling halves the sides
         return self.head(features.flatten(1))
-
-
-def frozen_cnn() -> CNN:
-    """Return a CNN of which the first convolution does not learn."""
-    model = CNN()
-    model.features[0].requires_grad_(False)
-    return model
 
 
 class Attention(nn.Module):

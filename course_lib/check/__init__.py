@@ -26,7 +26,7 @@ Each chapter has a module of its name (`_CHECKS`). Beside them:
 judge.py      runs an answer, case by case, and judges it
 verdict.py    what is said of an answer, and what is asked for
 rubric.py     demands, and the kinds of them that many exercises share
-counted.py    bytes that each rank of a finished job sent, and how many of them may be headers
+counted.py    bytes that each rank of a finished job sent, how many may be headers, and what the textbook says
 on_rank.py    what trials share on the ranks
 folder.py     the folder in which they write
 stillness.py  whether the other ranks can still go on by themselves, or all stand still

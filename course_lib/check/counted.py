@@ -1,13 +1,14 @@
-"""What checks count in a finished job: the bytes that each rank sent, and how many of them may be the headers
-of its messages.
+"""What checks count in a finished job: the bytes that each rank sent, how many of them may be the headers of
+its messages, and what a textbook algorithm sends.
 """
 
 import pandas as pd
 
+from course_lib import theory
 from course_lib.collectives import of_kind
 from course_lib.record import Job, sent
 
-__all__ = ["sent_bytes", "header_bytes"]
+__all__ = ["sent_bytes", "header_bytes", "ring_bytes"]
 
 # of one send or receive with gloo; measured: 96 for who sends, 48 for who receives
 MESSAGE_HEADER_BYTES = 150
@@ -39,3 +40,8 @@ def header_bytes(job: Job) -> pd.Series:
     )
     on_the_wire = "wire bytes" not in job.absent
     return headers.reindex(range(job.ranks), fill_value=0).astype(float) * on_the_wire
+
+
+def ring_bytes(job: Job) -> float:
+    """Bytes that a rank sends in one ring all_reduce of the gradients, "P" bytes in what trials return."""
+    return theory.collective_bytes("all_reduce", job.results[0]["P"], job.ranks)

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from course_lib import measure, theory
+from course_lib import measure
 from course_lib.check import on_rank
+from course_lib.check.counted import ring_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import Demand, at_most, sends, values
 from course_lib.models import MLP
@@ -163,10 +164,6 @@ def stream_once(judge: Judge, answer: Callable) -> None:
         judge.tried("2 ranks with workers", stream, answer, several, ranks=2)
 
 
-def _ring(job: Job) -> float:
-    return theory.collective_bytes("all_reduce", job.results[0]["P"], job.ranks)
-
-
 @exercise(
     weights=values(
         "the weights are those of one process that has all images",
@@ -181,7 +178,7 @@ def _ring(job: Job) -> float:
     ),
     bytes=sends(
         "2(n-1)/n P",
-        _ring,
+        ring_bytes,
         "a rank sent {times:.2f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce of the"
         " gradients. Beside them, one number is needed from each rank.",
     ),

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from course_lib import measure, theory
+from course_lib import measure
 from course_lib.check import on_rank
-from course_lib.check.counted import header_bytes, sent_bytes
+from course_lib.check.counted import header_bytes, ring_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import (
     BYTES_LIMIT,
@@ -50,11 +50,6 @@ def _buffers(job: Job) -> str:
     return "the parameters start equal, but a buffer does not. `module.buffers()` must be broadcast too."
 
 
-def _ring(job: Job) -> float:
-    """Bytes of one ring all_reduce of the gradients."""
-    return theory.collective_bytes("all_reduce", job.results[0]["P"], job.ranks)
-
-
 def _gathers(job: Job) -> bool:
     return "all_gather" in set(job.comm["op"]) and "reduce_scatter" not in set(job.comm["op"])
 
@@ -65,7 +60,7 @@ def _once(job: Job) -> str | None:
         return None
     called = calls(job).drop(columns="broadcast", errors="ignore")  # of buffers, beside the gradients
     ops = list(called)
-    times = sent(job, layer="algorithm", ops=ops).max() / _ring(job) if ops else 0.0
+    times = sent(job, layer="algorithm", ops=ops).max() / ring_bytes(job) if ops else 0.0
     if 0.98 <= times <= BYTES_LIMIT:
         return ""
     if times == 0:
@@ -103,7 +98,7 @@ ONE_SYNCHRONISATION = {
     "once": Demand("exactly one synchronisation per update", _once),
     "bytes": sends(
         "2(n-1)/n P",
-        _ring,
+        ring_bytes,
         "a rank sent {times:.2f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce.",
         _wasteful,
     ),

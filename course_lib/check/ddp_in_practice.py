@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from course_lib import measure, theory
+from course_lib import measure
 from course_lib.check import on_rank
+from course_lib.check.counted import ring_bytes
 from course_lib.check.folder import trial_folder
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import Demand, at_most, fact, sends, values
@@ -151,10 +152,6 @@ def exact_evaluation(judge: Judge, evaluate: Callable) -> None:
         judge.tried(what, train, evaluate, (first, size), 16, ranks=3)
 
 
-def _ring(job: Job) -> float:
-    return theory.collective_bytes("all_reduce", job.results[0]["P"], job.ranks)
-
-
 def _too_often(job: Job) -> str:
     return (
         " Gradients travel once, in the last micro-batch's backward: the others are under `no_sync`, forward"
@@ -175,7 +172,7 @@ def _too_often(job: Job) -> str:
     ),
     bytes=sends(
         "2(n-1)/n P",
-        _ring,
+        ring_bytes,
         "a rank sent {times:.2f} times the 2(n-1)/n P = {limit:,.0f} bytes of one all_reduce.",
         _too_often,
     ),

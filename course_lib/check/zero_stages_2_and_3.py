@@ -308,7 +308,7 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
     """
 
     def train(answer, room, seed):
-        from course_lib.measure import alive
+        from course_lib.measure import alive, storages
 
         on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
@@ -347,7 +347,7 @@ def sharded_layers(judge: Judge, answer: Callable) -> None:
                 loss.backward()
                 held.mark(f"update {step}")
                 del loss
-                lost = any(shard.nbytes > 0 == alive.memory.storage_bytes([shard]) for shard in shards)
+                lost = any(shard.nbytes > 0 == storages.storage_bytes([shard]) for shard in shards)
                 why = (
                     "a shard has lost its memory, when its layer was freed: it is a view of the layer's flat"
                     " tensor, and it needs memory of its own"

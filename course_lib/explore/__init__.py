@@ -12,7 +12,7 @@ the lists of `mini.pipeline`: modelled, and drawn so; only what a job has measur
 panel.py       the frame: controls, a picture and its table, drawn anew at each move
 by_keyboard.py  buttons beside each control, one step back and one step on
 states.py      memory per rank
-links.py       seconds of a collective
+links.py       seconds of an all_reduce
 buckets.py     a step whose gradients travel in buckets
 lists.py       schedules of a pipeline, which run at the push of a button
 axes.py        a mesh of ranks, and the bytes along each axis

@@ -1,4 +1,4 @@
-"""What if the message were larger: seconds of a collective by four algorithms, over links of any speed."""
+"""What if the message were larger: seconds of an all_reduce by four algorithms, over links of any speed."""
 
 import numpy as np
 import pandas as pd

@@ -26,6 +26,10 @@ class SavedForBackward:
 
     A storage counts from the moment it is first saved until the last node that saved it lets go.
 
+    Args:
+        modules: whose parameters and buffers those are.
+        cuda: whether the rank computes on a GPU: what hooks have moved to the CPU does not count then.
+
     Attributes:
         live_bytes, peak_bytes: saved now, and the most at any moment.
         unknown: why these are not known, "" if they are.

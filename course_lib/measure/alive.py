@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from course_lib import torch_internals
 from course_lib.arguments import instance, listed
-from course_lib.measure import looks, memory
+from course_lib.measure import looks
+from course_lib.measure.storages import storage_bytes
 from course_lib.torch_internals import TorchDispatchMode, tree_leaves
 
 __all__ = ["watch", "Allocations"]
@@ -101,9 +102,7 @@ def _full_bytes(layer: nn.Module, names: Sequence[str]) -> int:
     ]
     tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
     return sum(
-        t.numel() * t.element_size()
-        for t in tensors
-        if memory.storage_bytes([t]) >= t.numel() * t.element_size()
+        t.numel() * t.element_size() for t in tensors if storage_bytes([t]) >= t.numel() * t.element_size()
     )
 
 

@@ -52,6 +52,7 @@ class Ledger:
     def begin(
         self, model, optimizer, samples: int | None, number: int | None, total: int | None = None
     ) -> None:
+        """A step begins; arguments and errors are those of `measure.step`."""
         if self._open:
             raise RuntimeError(
                 "measure.step was entered inside another measure.step; steps cannot be nested."
@@ -90,6 +91,7 @@ class Ledger:
         self._begin = time.perf_counter()
 
     def end(self, failed: bool, loss=None) -> None:
+        """It is over. One that has `failed` is not recorded, and the next one takes its place."""
         if self._cuda and not failed:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._begin

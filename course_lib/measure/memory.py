@@ -16,7 +16,7 @@ from course_lib.measure.activations import SavedForBackward
 from course_lib.measure.instruments import Instrument, why
 from course_lib.measure.storages import storage_bytes, tensors_in
 
-__all__ = ["storage_bytes", "modules_of", "Watch", "Peak"]
+__all__ = ["modules_of", "Watch", "Peak"]
 
 
 def modules_of(model) -> list[nn.Module]:

@@ -79,7 +79,7 @@ class Model:
     def __post_init__(self):
         instance("name", self.name, str)
         layers = listed("layers", self.layers, "layers", lambda its: isinstance(its, Layer | Mapping))
-        object.__setattr__(self, "layers", tuple(_made(Layer, its) for its in layers))
+        object.__setattr__(self, "layers", tuple(made(Layer, its) for its in layers))
         whole("batch", self.batch)
         number("input_bytes", self.input_bytes), number("label_bytes", self.label_bytes)
         one_of("precision", self.precision, BYTES)
@@ -154,7 +154,7 @@ class Machine:
         number("touched_bytes_per_s", self.touched_bytes_per_s)
         instance("gloo", self.gloo, bool)
         links = listed("links", self.links, "links", lambda its: isinstance(its, Link | Mapping))
-        object.__setattr__(self, "links", tuple(_made(Link, its) for its in links))
+        object.__setattr__(self, "links", tuple(made(Link, its) for its in links))
         for name in ("products_per_s", "numel_s", "update_s"):
             object.__setattr__(self, name, _by_ranks(name, getattr(self, name)))
         instance("software_s", self.software_s, Mapping)
@@ -224,8 +224,8 @@ def _pieces(shapes: tuple[tuple[int, ...], ...], cut: str, tp: int) -> tuple[tup
     return tuple((-(-math.prod(s) // tp),) if its and tp > 1 else s for s, its in zip(shapes, goes))
 
 
-def _made(kind: type, value: Any):
-    """An object of a kind, or the dict of one."""
+def made(kind: type, value: Any):
+    """An object of a kind, or the dict of one. Errors: ValueError for other fields, or too few."""
     if isinstance(value, kind):
         return value
     names = {its.name for its in fields(kind)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from course_lib.arguments import one_of
 from course_lib.plan.clusters import transformer
-from course_lib.plan.facts import Machine, Model, _made
+from course_lib.plan.facts import Machine, Model, made
 
 __all__ = ["read"]
 
@@ -38,13 +38,13 @@ def read(path: str | Path, kind: str) -> Model | Machine:
     if not isinstance(data, Mapping):
         raise ValueError(f"{path} holds no table of names and values.")
     if kind == "machine":
-        return _made(Machine, data)
+        return made(Machine, data)
     if "transformer" in data:
         try:
             return transformer(**data["transformer"])
         except TypeError as error:
             raise ValueError(f"{path}, transformer: {error}.") from None
-    return _made(Model, data)
+    return made(Model, data)
 
 
 def _parsed(text: str, ending: str) -> Any:

@@ -1,4 +1,4 @@
-"""The common look of all figures: colours, the three styles of line, and a light panel that says where a
+"""The common look of all figures: colours, the four styles of line, and a light panel that says where a
 number was measured.
 """
 

@@ -35,6 +35,11 @@ _libc = ctypes.CDLL(None)  # opened once, here: what a rank opens itself it cann
 
 
 def become_rank(request: dict, rank: int, channel: int, content: int, places: list[list[int]]) -> None:
+    """In a fork: be this rank, in a process group of its own, in its host (of several: `places` has the
+    namespaces of each), with its output in a file, until `worker.work` returns.
+
+    channel: descriptor of its line to the kernel; content: as `worker.work` takes it.
+    """
     own_group(0)
     die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -69,6 +74,7 @@ def run_to_exit(function, *args) -> None:
 
 
 def die_with_parent() -> None:
+    """Have the system kill this process when its parent ends (Linux)."""
     if sys.platform == "linux":
         parent = os.getppid()
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -77,6 +83,7 @@ def die_with_parent() -> None:
 
 
 def live_without_parent() -> None:
+    """Take `die_with_parent` back."""
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_PDEATHSIG, 0)
 

@@ -217,7 +217,7 @@ def explain(
     Args:
         timeout: the job's deadline in seconds.
         timed_out: whether that is why it was stopped.
-        stuck: the sentence of `diagnose.deadlock`, if that is why.
+        stuck: a sentence on why it cannot go on, if that is why: of `diagnose.deadlock`, say.
         outside: a sentence on what has ended it from outside: a cluster, say.
         interrupted: whether the learner did it.
     """
@@ -338,6 +338,7 @@ def _who_waits(states: list[RankState]) -> str:
 
 
 def ended_in_words(state: RankState) -> str:
+    """How a rank's process ended, in a clause: "was killed (SIGKILL, ...); its peak memory was ..."."""
     if state.status is not None and state.status < 0:
         name = signal.Signals(-state.status).name
         if name == "SIGABRT":

@@ -90,9 +90,11 @@ class ForkServer:
 
     @property
     def usable(self) -> bool:
+        """Whether it lives, and was started by this process (and not by one that has forked it)."""
         return self.kernel == os.getpid() and self.process.poll() is None
 
     def is_ready(self, wait_s: float) -> bool:
+        """As `server_is_ready`."""
         return (
             self._ready
             or time.monotonic() - self._begin > START_TIMEOUT_S

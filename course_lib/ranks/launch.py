@@ -81,9 +81,11 @@ class RankState:
 class Starter(Protocol):
     """What starts the ranks of a Group: the fork server, or a courier to a cluster."""
 
-    def difference(self) -> dict: ...
+    def difference(self) -> dict:
+        """What ranks lack of the notebook's environment: "environ" and "environ_without", for `content`."""
 
-    def hand_over(self, files: list) -> None: ...
+    def hand_over(self, files: list) -> None:
+        """Give it its ends of a job's sockets, and the content. Errors: OSError if it cannot take them."""
 
 
 class Group:
@@ -97,7 +99,7 @@ class Group:
         request: dict,
         content: dict,
         roles: Sequence[str] = (),
-        server: "Starter | None" = None,
+        server: Starter | None = None,
         directory: Path | None = None,
     ):
         """Start the ranks.

@@ -186,9 +186,8 @@ def _not_allowed(error: OSError) -> NetworkError:
 def _pass_rights_on() -> None:
     """Let programs that this process starts change its network, whoever its user is in there."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
-    rights = (
-        ctypes.c_uint32 * 6
-    )()  # effective, permitted, inheritable: of the rights 0 to 31, then 32 to 63
+    # effective, permitted, inheritable: of the rights 0 to 31, then 32 to 63
+    rights = (ctypes.c_uint32 * 6)()
     _call("capget", header, rights)
     rights[2] |= 1 << _NET_ADMIN
     _call("capset", header, rights)

@@ -57,13 +57,11 @@ class Panel:
         """
         import ipywidgets as widgets
 
-        last, self._button = (
-            self._button,
-            widgets.Button(
-                description="Cancel",
-                tooltip="Stop this job",
-                layout=widgets.Layout(width="max-content", flex="none", visibility="hidden"),
-            ),
+        last = self._button
+        self._button = widgets.Button(
+            description="Cancel",
+            tooltip="Stop this job",
+            layout=widgets.Layout(width="max-content", flex="none", visibility="hidden"),
         )
         # ipykernel 7.4 sends all messages of a widget to the thread that has last written to it, which is
         # busy here; without this, they go to the thread that the frontend has named

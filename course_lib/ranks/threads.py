@@ -49,10 +49,8 @@ def computed_and_waited(pid: int) -> tuple[float, float]:
     computed, waited = 0, 0
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            with (
-                contextlib.suppress(OSError),
-                open(f"/proc/{pid}/task/{task}/schedstat") as file,
-            ):  # it may end
+            # it may end
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/schedstat") as file:
                 ran, delayed, _ = map(int, file.read().split())
                 computed, waited = computed + ran, max(waited, delayed)
     return computed / 1e9, waited / 1e9

@@ -152,8 +152,7 @@ class Job:
                 f"{path} was saved in version {version!r} of the format; this library reads version"
                 f" {VERSION}."
             )
-        job = cls._checked(content, path)
-        return job
+        return cls._checked(content, path)
 
     @classmethod
     def _checked(cls, content: dict, path) -> "Job":

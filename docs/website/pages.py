@@ -1,4 +1,4 @@
-"""Lay out the sources of the website, for Sphinx: python docs/website/pages.py build/website-pages
+"""Lay out the sources of the website, for Sphinx: python docs/website/pages.py build/book-pages
 
 Pages stand where their files stand in the project, so that links between them lead on. Nothing is executed.
 A page that has not changed is not written, so that Sphinx reads only what is new.

@@ -42,7 +42,7 @@ def parts(root: Path = ROOT) -> dict[str, list[Chapter]]:
     found = {}
     for line in table.partition("\n\n")[0].splitlines()[1:]:
         title, names = (cell.strip() for cell in line.strip("|").split("|"))
-        found[title] = [name.strip(" *") for name in names.split(",")]
+        found[title] = [name.strip() for name in names.split(",")]
     files = sorted(path.name for path in (root / "notebooks").glob("[0-9]*.ipynb"))
     designed = [name for names in found.values() for name in names]
     if not designed == list(chapters) == [file[3:-6] for file in files]:

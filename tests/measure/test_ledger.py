@@ -19,7 +19,7 @@ import workers
 
 from course_lib import Job, held, measure, run, theory
 from course_lib.collectives import COLLECTIVES
-from course_lib.measure.memory import storage_bytes
+from course_lib.measure.storages import storage_bytes
 from course_lib.ranks import devices
 
 RANKS = (2, 3, 4)

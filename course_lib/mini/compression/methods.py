@@ -1,4 +1,9 @@
-"""Four methods: each makes of this rank's gradient a message, and of all ranks' messages one mean."""
+"""Four methods: each makes of this rank's gradient a message, and of all ranks' messages one mean.
+
+Each takes a gradient of any shape, a dict in which it may keep what it needs in the next step, and the group;
+it returns the mean and what this rank has said, both in the shape and the dtype of the gradient. Every rank
+of the group must call it.
+"""
 
 import torch
 import torch.distributed as dist

@@ -53,7 +53,9 @@ class Plan:
     """What each rank of a group has of one sequence.
 
     Attributes:
+        causal: whether a token sees those before it and itself alone.
         pieces: [rank], its tokens as ranges of positions, in the order in which they lie in its tensors.
+        rank, size: this rank in the group, of how many.
     """
 
     causal: bool
@@ -64,10 +66,12 @@ class Plan:
 
     @classmethod
     def of(cls, q: Tensor, causal: bool, order: str, time: int | None, group: Group) -> "Plan":
+        """The plan of `ring_attention` for these arguments."""
         size = dist.get_world_size(group)
         return cls(causal, _pieces(time or size * q.shape[2], order, size), group, dist.get_rank(group), size)
 
     def tokens(self, rank: int) -> int:
+        """How many a rank has; numbers of ranks go round, so -1 is the last one."""
         return sum(map(len, self.pieces[rank % self.size]))
 
     def sources(self) -> list[int]:
@@ -76,6 +80,7 @@ class Plan:
 
     @property
     def last(self) -> int:
+        """Whose block comes last."""
         return self.sources()[-1]
 
     def pairs(self, source: int) -> Iterator[tuple[slice, slice, bool]]:

@@ -28,10 +28,12 @@ def other_shapes(name: str, value) -> None:
 
 
 def other_orders(name: str, value) -> None:
+    """An order that `positions` does not know."""
     one_of(name, value, ("zigzag", "contiguous"))
 
 
 def too_short(time: int, process_group: dist.ProcessGroup | None) -> None:
+    """A sequence with fewer tokens than ranks."""
     if time < dist.get_world_size(process_group):
         raise ValueError(f"time={time}: each of {dist.get_world_size(process_group)} ranks needs a token.")
 
@@ -63,6 +65,7 @@ def other_tokens(
 
 
 def too_few_heads(q: Tensor, k: Tensor, process_group: dist.ProcessGroup | None) -> None:
+    """Heads that the number of ranks does not divide."""
     size = dist.get_world_size(process_group)
     for name, heads in (("q", q.shape[1]), ("k", k.shape[1])):
         if heads % size:
@@ -73,6 +76,7 @@ def too_few_heads(q: Tensor, k: Tensor, process_group: dist.ProcessGroup | None)
 
 
 def without_attention(name: str, value) -> None:
+    """A model without a layer that calls `self.attend`."""
     instance(name, value, nn.Module)
     if not any(hasattr(module, "attend") for module in value.modules()):
         raise TypeError(

@@ -11,7 +11,7 @@ __all__ = ["other_sizes", "other_ranks", "other_axes", "other_jobs", "mesh_in_wo
 
 
 def other_sizes(name: str, sizes) -> None:
-    """A mesh has a size for each axis."""
+    """What is no dict of axis -> size."""
     for axis, size in instance(name, sizes, Mapping, "of axis -> size").items():
         whole(f"the size of {axis}", size, most=2**20)
 
@@ -30,7 +30,7 @@ def other_axes(axis: str, sizes: Mapping[str, int]) -> None:
 
 
 def other_jobs(sizes: Mapping[str, int]) -> None:
-    """Every rank of the job stands in the mesh."""
+    """A job with another number of ranks than the mesh."""
     count, world_size = math.prod(sizes.values()), dist.get_world_size()
     if count != world_size:
         raise ValueError(

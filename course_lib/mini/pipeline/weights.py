@@ -23,9 +23,8 @@ from course_lib.mini.pipeline import refusals as refuse
 
 __all__ = ["Waiting", "waiting_weights", "accumulate"]
 
-Waiting = list[
-    tuple[GradientEdge, Tensor, list[nn.Parameter]]
-]  # output of a layer, its gradient, the weights
+# of each layer: its output, the gradient of that, its weights
+Waiting = list[tuple[GradientEdge, Tensor, list[nn.Parameter]]]
 
 
 @contextlib.contextmanager
