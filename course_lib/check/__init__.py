@@ -8,9 +8,10 @@ A check is a trial on ranks, cases to try, and demands (`rubric.py`); `judge.py`
 the others. A demand stays code of its check (`Judge.demand`) where it looks at several cases or jobs at once,
 or at what an answer without ranks returns, or where a verdict that finds it met tells the case's own sizes.
 
-A check never raises because of an answer. An untouched stub (`raise NotImplementedError`) gets one calm line
-and the list of demands, a wrong answer the reasons, and an answer that is right but wasteful is refused too.
-Every try has other numbers in it (`Judge.seed`).
+A check never raises because of an answer: only if what starts its ranks fails, of which the answer knows
+nothing. An untouched stub (`raise NotImplementedError`) gets one calm line and the list of demands, a wrong
+answer the reasons, and an answer that is right but wasteful is refused too. Every try has other numbers in it
+(`Judge.seed`).
 
 What a check does not defend against: an answer that changes the course's own code while it runs (the judge,
 the ledger, torch below the dispatcher), or that looks up what is asked for in the check itself. Who does that

@@ -149,9 +149,11 @@ class Judge:
             return run_quietly(fn, *args, **{"timeout": TIMEOUT_S} | options)
         except RankError:
             raise
-        except (TypeError, ValueError, RuntimeError, OSError) as error:
+        except (TypeError, ValueError, OSError) as error:
             # it cannot be sent, or the machine cannot hold it: the words say it all
             raise Refused(str(error)) from None
+        except RuntimeError as error:
+            raise NotTried(f"{error}. This says nothing of your answer: run the cell again.") from None
 
     def _keep(self, outputs: Sequence[str]) -> None:
         """For the verdict: what an answer printed in the case at hand. A terminal shows it at once."""
@@ -207,6 +209,10 @@ class Refused(Exception):
         )
 
 
+class NotTried(RuntimeError):
+    """Why an answer could not be tried: what starts its ranks has failed."""
+
+
 def _where(error: BaseException) -> Refused:
     """An error in this process, told with the line of the answer that raised it; or as the check's own, if no
     answer was at work.
@@ -255,6 +261,8 @@ def exercise(**asked: Demand | str) -> Callable[[Callable], Callable[..., Verdic
                 return judge.verdict(str(error))
             except Refused as refused:
                 return judge.verdict(str(refused))
+            except NotTried:
+                raise  # there is no verdict
             except (Exception, SystemExit) as error:
                 # In this process: of an answer that is called here, or of the check, over a value that it did
                 # not expect. (torch's own NotImplementedError has a message: a module without forward, say.)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 __all__ = ["ENDS", "NO_PROCESS", "ForkServer", "pair", "the_server", "start_server", "server_is_ready"]
 
-START_TIMEOUT_S = 120.0  # importing torch on a busy machine
+START_TIMEOUT_S = 900.0  # importing torch, on a machine on which a whole class does it at once
 NO_PROCESS = re.compile(
     r"can't start new thread|Resource temporarily unavailable|Cannot allocate memory|pthread_create",
     re.IGNORECASE,
@@ -86,7 +86,6 @@ class ForkServer:
         ENDS.add(here)
         self._control, self._lock, self._ready, self.kernel = here, threading.Lock(), False, os.getpid()
         self._begin = time.monotonic()
-        here.settimeout(START_TIMEOUT_S)
 
     @property
     def usable(self) -> bool:
@@ -116,17 +115,23 @@ class ForkServer:
         """
         with self._lock:
             if not self._ready:
+                left_s = START_TIMEOUT_S - (time.monotonic() - self._begin)
+                self._control.settimeout(max(1.0, left_s))
                 self._expect(b"R")
+                self._control.settimeout(START_TIMEOUT_S)
                 self._ready = True
             with contextlib.suppress(ConnectionError):  # _expect tells of a server that has ended
                 socket.send_fds(self._control, [b"J"], [file.fileno() for file in files])
             self._expect(b"A")
 
     def _expect(self, answer: bytes) -> None:
+        heard, late = b"", False
         try:
             heard = self._control.recv(1)
+        except TimeoutError:
+            late = True
         except OSError:
-            heard = b""
+            pass
         if heard == b"F":
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if heard != answer:
@@ -136,9 +141,13 @@ class ForkServer:
             told = self._log.read().decode(errors="replace").strip().splitlines()
             if any(map(NO_PROCESS.search, told)):
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            minutes = START_TIMEOUT_S / 60
+            what = (
+                f"gave no answer for {minutes:g} minutes, and was stopped" if late else "ended unexpectedly"
+            )
             raise RuntimeError(
-                "The fork server, from which ranks are started, ended unexpectedly; the next run starts a"
-                f" new one. Its last words: {told[-1] if told else 'none'}"
+                f"The fork server, from which ranks are started, {what}; the next run starts a new one. Its"
+                f" last words: {told[-1] if told else 'none'}"
             )
 
     def stop(self) -> None:

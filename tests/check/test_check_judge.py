@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy
 import pytest
@@ -17,6 +18,7 @@ from course_lib.check import exercise
 from course_lib.check.judge import RUNS
 from course_lib.check.on_rank import plain, whole
 from course_lib.check.rubric import Demand
+from course_lib.ranks import folder
 
 
 @exercise(doubled="every number is doubled")
@@ -252,6 +254,13 @@ def test_every_exercise_says_what_it_asks_for_in_a_few_short_sentences(name):
     for key, demand in getattr(check, name).demands.items():
         assert key.isidentifier() and key != RUNS and known.issuperset(demand.after)
         known.add(key)
+
+
+def test_where_no_rank_can_be_started_nothing_is_said_of_the_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "new_path", lambda: Path(f"{tmp_path}/a\0b"))
+    monkeypatch.setattr(folder, "remove", lambda path: None)
+    with pytest.raises(RuntimeError, match="supervisor of its ranks failed .*nothing of your answer"):
+        check.average(lambda tensor: tensor)
 
 
 def test_an_interrupt_of_a_check_is_heard():

@@ -936,6 +936,16 @@ def test_row_13_processes_of_a_container_and_a_user_count(tmp_path):
     assert budget.look(2, 1, small) is None
 
 
+def test_a_fork_server_that_gives_no_answer_is_told_as_that(monkeypatch):
+    monkeypatch.setattr(fork_server, "START_TIMEOUT_S", 0.5)
+    server = fork_server.ForkServer()
+    os.kill(server.process.pid, signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match="gave no answer for .* minutes, and was stopped; the next run"):
+        server.hand_over([])
+    assert server.process.poll() is not None
+    server.stop()
+
+
 def test_a_supervisor_that_fails_says_so(nothing_left, tmp_path, monkeypatch):
     """And not that its ranks were killed for their memory."""
     with (
