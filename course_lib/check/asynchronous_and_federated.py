@@ -31,7 +31,7 @@ HELD = 4.5  # times the weights: a message that comes, one that goes, and what i
     ),
     home=fact("at the end each worker is sent home, with the last weights", "home", after=("newest",)),
     memory=at_most(
-        f"the server makes no more than {HELD} times the bytes of the weights",
+        f"the server makes no more than {HELD} times the bytes of the weights at once",
         "held",
         HELD,
         "the server holds {most:.1f} times the bytes of the weights in new tensors. Old weights are not"

@@ -182,7 +182,7 @@ def _room(weights: list[list[float]], chosen: list[list[int]], capacity: int) ->
     capacity="no expert takes more than `capacity` choices",
     room="no choice is dropped while its expert has room",
     order="in each expert the choices with the largest weights stay, and of equal ones the earlier token's",
-    operations="for 1,000 tokens it calls as many operations of torch as for 40, and takes no number out of"
+    operations="for 1,000 tokens it calls no more operations of torch than for 40, and takes no number out of"
     " its tensors",
 )
 def room_by_weight(judge: Judge, answer: Callable) -> None:

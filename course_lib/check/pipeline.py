@@ -478,8 +478,8 @@ def _waits(job: Job, micro_batches: int) -> str:
         )
     )
     return (
-        f"the ranks are idle for {idle:.0%} of the step, and (p-1)/(m+p-1) is {least:.0%} (measured, compute"
-        f" sleeps). {why}"
+        f"the ranks are idle for {idle:.0%} of the step, and (p-1)/(m+p-1) is {least:.0%} (compute sleeps)."
+        f" {why}"
     )
 
 

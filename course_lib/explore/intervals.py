@@ -56,11 +56,11 @@ def checkpoints(
         }
         lost = {name: 1 - theory.goodput(t, save, m, restart_s) for name, t in points.items()}
         title = (
-            f"{ranks:,} ranks, a save each {time_in_words(interval)}: {lost['chosen']:.1%} lost,"
+            f"{ranks:,} ranks, a save every {time_in_words(interval)}: {lost['chosen']:.1%} lost,"
             f" at best {lost['Daly']:.1%}"
         )
         where = (
-            f"modelled: a failure each {time_in_words(m)} ({whose}), a save of {time_in_words(save)},"
+            f"modelled: a failure every {time_in_words(m)} ({whose}), a save of {time_in_words(save)},"
             f" a restart of {time_in_words(restart_s)}"
         )
         labels = {"xlabel": "time between two saves", "ylabel": "share of the time that is lost"}
@@ -94,7 +94,7 @@ def checkpoints(
         legend(ax)
         rows = {
             name: {
-                "save each": time_in_words(points[name]),
+                "save every": time_in_words(points[name]),
                 "lost": f"{lost[name]:.1%}",
                 "useful (goodput)": f"{1 - lost[name]:.1%}",
                 "in saves": f"{save / (points[name] + save):.1%}",

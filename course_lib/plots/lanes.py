@@ -23,6 +23,7 @@ _SPAN_COLORS = ("#44AA99", "#AA4499", "#999933", "#332288", "#DDCC77", "#882255"
 _COMPUTING = ("forward", "backward", "optimizer")
 _LANES = {False: (-0.14, 0.5), True: (0.28, 0.22)}  # communication? -> offset from the rank's number, height
 _PALER = 0.6  # the last of a rank's stages is so much nearer to the paper than the first one
+_SEEN = 0.001  # of the axis: what is shorter cannot be seen, and the legend does not name it
 _SIZES = (7.5, 6.0)  # of letters in a block
 
 
@@ -56,6 +57,8 @@ def timeline(
     if sent:
         rows = rows[~((rows["kind"] == "communication") & rows["name"].isin(("send", "recv")))]
     length_s = (rows["start_s"] + rows["seconds"]).max()
+    longest_s = rows.groupby("what")["seconds"].transform("max")
+    rows = rows[longest_s > _SEEN * max(length_s, until_s)]
     where = job.where
     if "collective times" in job.absent:
         where += f"; communication is not drawn: {job.absent['collective times']}"

@@ -222,7 +222,7 @@ def test_what_is_lost_between_saves_is_that_of_theory():
         ("Daly", theory.checkpoint_interval(2.5, m, "daly")),
         ("chosen", 600),
     ):
-        assert table.loc[name, "save each"] == time_in_words(interval)
+        assert table.loc[name, "save every"] == time_in_words(interval)
         assert table.loc[name, "useful (goodput)"] == f"{theory.goodput(interval, 2.5, m, 60):.1%}"
     assert table.loc["chosen", "lost"] in title
     _, table = drawn(explore.checkpoints())  # as chapter "checkpoints and restarts" has it: 85.3%
