@@ -16,7 +16,7 @@ CHAPTERS = sorted(FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 TEACHING = sorted((FOLDER / "teaching").glob("*.ipynb"))
 LONGEST_CELL = 25
-# what can be read and run in 45 minutes: docs/design.md
+# what can be read and run in about an hour: docs/design.md
 MOST_CELLS, MOST_LINES, MOST_WORDS = 75, 300, 2_500
 STUB = "raise NotImplementedError"
 PATHS = re.compile(
