@@ -157,6 +157,11 @@ class _OneJob:
         if not isinstance(failure, RankError):
             raise failure
         over = "timed_out" in stopped
+        if over and self._starved():
+            raise RuntimeError(
+                f"{self.label} was stopped: its ranks have waited for a free core for more than"
+                f" {self._patience * self._timeout:g} s, so this machine is too busy for it"
+            )
         back = self._attempts.who_comes_back(failure, group.states, printed, over, group.supervised)
         if not back:
             raise remember(self._attempts.tell(failure))
@@ -223,6 +228,12 @@ class _OneJob:
             self._roles,
             self._attempts.past if self._options.restarts else [],
         )
+
+    def _starved(self) -> bool:
+        """Whether a check's ranks have used up all patience: then its time says nothing of an answer."""
+        if self._of_learner or not self._patience:
+            return False
+        return follow.starved(self.group.states, self._timeout) >= self._patience * self._timeout
 
     def _left(self) -> float:
         if self.group.waits:
