@@ -289,7 +289,7 @@ def _one_collective(job: Job) -> str:
         return ""
     own = "sends and receives" if set(called) & of_kind("send", "receive") else "collectives"
     return (
-        f"a rank calls {most} {own}, and one collective is needed: each rank needs one number from the"
+        f"a rank calls {int(most)} {own}, and one collective is needed: each rank needs one number from the"
         " others."
     )
 
