@@ -169,7 +169,7 @@ def mean_of_bytes(judge: Judge, answer: Callable) -> None:
             if worst >= FP8_ERROR and not looks:
                 guess = on_rank.times(found.double(), wanted, 0.2)
                 looks = (
-                    f" It is {guess:.2f} times the mean."
+                    f" It is {guess:.1f} times the mean."
                     if guess and not 0.8 < guess < 1.25
                     else " Sizes differ by rank and by chunk: does each chunk have a scale of its own on each"
                     " rank?"

@@ -40,7 +40,7 @@ WRONG = [
         "all ranks return the same",
     ),
     (BYTES, [answers.mean_that_keeps_its_own], ["must be rounded for oneself as"], "no rank sends more than"),
-    (BYTES, [answers.mean_that_is_a_sum], ["2.00 times the mean"], "all ranks return the same"),
+    (BYTES, [answers.mean_that_is_a_sum], ["2.0 times the mean"], "all ranks return the same"),
     (BYTES, [answers.mean_of_itself], ["must travel, in messages"], ""),
     (PLACES, [answers.places_of_its_own], ["do all ranks draw the same places"], "no rank sends more than"),
     (PLACES, [answers.places_forgotten], ["It is the gradient without what was unsaid"], "the same mean"),
