@@ -73,8 +73,14 @@ def is_visible(message) -> bool:
     return state.get("visibility") == "visible"
 
 
+@pytest.fixture
+def frontend(started):
+    started.kernel.run("pass")  # done with the error of the test before, behind which it refuses what comes
+    return started
+
+
 @pytest.fixture(scope="module")
-def frontend():
+def started():
     frontend = Frontend()
     if not frontend.subshell:
         frontend.kernel.close()
