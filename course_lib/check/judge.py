@@ -153,7 +153,8 @@ class Judge:
             # it cannot be sent, or the machine cannot hold it: the words say it all
             raise Refused(str(error)) from None
         except RuntimeError as error:
-            raise NotTried(f"{error}. This says nothing of your answer: run the cell again.") from None
+            why = str(error).rstrip(".")
+            raise NotTried(f"{why}. This says nothing of your answer: run the cell again.") from None
 
     def _keep(self, outputs: Sequence[str]) -> None:
         """For the verdict: what an answer printed in the case at hand. A terminal shows it at once."""
