@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from types import SimpleNamespace
 
+import failures
 import nbval.kernel
 import pytest
 from jupyter_client import KernelManager
@@ -140,20 +141,10 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in left_out]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    """Where a test in a browser fails, its error names the folder in which one can look at the page; where a
-    cell does, what it has printed stands below the error.
-    """
-    try:
-        return (yield)
-    except Exception as error:
-        if watched := getattr(item, "funcargs", {}).get("watched"):
-            watched.note(error, item.name)
-        printed = [output for output in getattr(item, "test_outputs", []) if output.get("text")]
-        for output in printed:
-            item.add_report_section("call", output["name"], output["text"])
-        raise
+def pytest_configure(config):
+    config.pluginmanager.register(
+        failures
+    )  # hooks of this file see no cell of notebooks/
 
 
 @pytest.fixture(scope="session")

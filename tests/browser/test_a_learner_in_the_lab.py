@@ -173,7 +173,7 @@ def look_again(browser, lab, note: str) -> None:
         assert "How many messages are sent?" in page.text("asks") and "says on 2 ranks" in page.text("says")
         for cell in ("asks", "says", "explores"):
             shown = page.shown(cell)
-            shown.locator(".jp-OutputArea-output").first.wait_for()
+            shown.locator(".jp-OutputArea-output:visible").first.wait_for()  # a dead widget is hidden
             assert "Error displaying widget" not in shown.inner_text(), cell
             assert "model not found" not in shown.inner_text(), cell
         page.shown("explores").locator("img:visible").first.wait_for()

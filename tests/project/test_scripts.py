@@ -16,6 +16,11 @@ from course_lib.ranks import devices
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "notebooks" / "scripts").glob("*.py"))
+# A fault of torch at Python's end, in one of some hundred runs on a busy machine, after all is said. The
+# default arguments of torch.distributed.nn.functional, which DDP imports late, keep the process group, so
+# that destroy_process_group does not wait for gloo's threads. One that then lets go of what Python owns is
+# ended by Python, and C++ aborts (seen with torch 2.13 and Python 3.11).
+AT_PYTHONS_END, TRIES = "terminate called without an active exception", 3
 LONGEST, AT_LEAST = 60, ("init_process_group(", "LOCAL_RANK", "set_device(", "destroy_process_group(")
 
 
@@ -61,8 +66,13 @@ def test_a_script_runs_under_torchrun(script, tmp_path):
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     command = [*torchrun, "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    for _ in range(TRIES):
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600
+        )
+        if AT_PYTHONS_END not in done.stderr:
+            break
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[:2000]}\n...\n{done.stderr[-2000:]}"
     last = done.stdout.splitlines()[-1:]
     assert last and re.search(r"\d.*[a-z]|[a-z].*\d", last[0]), (
         f"the last line says what it reached, not {last}"

@@ -1,0 +1,26 @@
+"""What is told of a test that fails, and what is tried once more."""
+
+import pytest
+from nbval.plugin import IPyNbCell
+
+TORCHRUN, SCRIPT_FAILED = "torch.distributed.run", "CalledProcessError"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Where a test in a browser fails, its error names the folder in which one can look at the page; where a
+    cell does, what it has printed stands below the error. A script that a cell has started may end with an
+    error of torch after all has been said (AT_PYTHONS_END of project/test_scripts.py): it is started again.
+    """
+    try:
+        return (yield)
+    except Exception as error:
+        if isinstance(item, IPyNbCell) and TORCHRUN in item.cell.source:
+            if SCRIPT_FAILED in str(getattr(error, "inner_traceback", "")):
+                return item.runtest()
+        if watched := getattr(item, "funcargs", {}).get("watched"):
+            watched.note(error, item.name)
+        printed = [output for output in getattr(item, "test_outputs", []) if output.get("text")]
+        for output in printed:
+            item.add_report_section("call", output["name"], output["text"])
+        raise
