@@ -142,9 +142,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(
-        failures
-    )  # hooks of this file see no cell of notebooks/
+    config.pluginmanager.register(failures)  # hooks of this file see no cell of notebooks/
 
 
 @pytest.fixture(scope="session")
