@@ -87,6 +87,7 @@ __all__ = [
     "tensors_and_peer",
     "group_in_the_making",
     "preload",
+    "greet_other_ranks_only",
 ]
 
 
@@ -662,3 +663,23 @@ def preload() -> None:
     """
     with contextlib.suppress(ImportError):
         importlib.import_module("torch._dynamo")
+    if torch.__version__ < "2.13":
+        greet_other_ranks_only()
+
+
+def greet_other_ranks_only() -> None:
+    """Let a stage of a pipeline greet no neighbour on its own rank, as torch 2.11 does: gloo has no messages
+    to oneself, so `ScheduleZBVZeroBubble`, where two neighbours are on the last rank, could not begin.
+
+    Seen: 2.11 to 2.12. From 2.13 on torch itself greets others only. Gone: as torch does it.
+    """
+    try:
+        stage = importlib.import_module("torch.distributed.pipelining.stage")
+        greetings = stage._PipelineStageBase._get_init_p2p_neighbors_ops
+    except (ImportError, AttributeError):
+        return
+
+    def to_others(self) -> list[dist.P2POp]:
+        return [op for op in greetings(self) if op.group_peer != self.group_rank]
+
+    stage._PipelineStageBase._get_init_p2p_neighbors_ops = to_others

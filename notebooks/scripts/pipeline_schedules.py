@@ -1,4 +1,4 @@
-"""torch's zero bubble pipeline: two stages on each rank, in the form of a V, and backwards in two parts.
+"""torch's zero bubble pipeline: two stages on each rank, dealt out in turn, and backwards in two parts.
 
 torchrun --standalone --nproc-per-node 2 pipeline_schedules.py
 """
@@ -33,18 +33,18 @@ def stage(number: int) -> nn.Module:
     return nn.Sequential(*first * (number == 0), *middle, *final * (number == last)).to(device)
 
 
-# the V: a micro-batch goes down through the ranks and up again, so rank 0 has the first stage and the last
-modules = {number: stage(number) for number in (rank, last - rank)}
+# a micro-batch goes twice through all ranks; for a V (ScheduleZBVZeroBubble) it is rank and last - rank
+modules = {number: stage(number) for number in (rank, rank + p)}
 stages = [pipelining.PipelineStage(module, i, last + 1, device) for i, module in modules.items()]
-schedule = pipelining.ScheduleZBVZeroBubble(stages, microbatches, loss_fn=F.cross_entropy)
+schedule = pipelining.ScheduleInterleavedZeroBubble(stages, microbatches, loss_fn=F.cross_entropy)
 optimizer = torch.optim.Adam([p for module in modules.values() for p in module.parameters()], lr=0.002)
 for epoch in range(3):
     for images, labels in digit_batches(64, epoch=epoch):  # every rank reads the same batches
         optimizer.zero_grad()
         if rank == 0:
-            schedule.step(images.to(device), target=labels.to(device))
+            schedule.step(images.to(device))
         else:
-            schedule.step()
+            schedule.step(target=labels.to(device) if rank == p - 1 else None)
         optimizer.step()
 
 parts = [{}] * p  # for a look at the test digits all stages meet on every rank: they are small
@@ -54,5 +54,5 @@ if rank == 0:
     images, labels = digits("test")
     scores = nn.Sequential(*(everything[number] for number in range(last + 1)))(images)
     right = (scores.argmax(dim=1) == labels).float().mean().item()
-    print(f"zero bubble in a V, {p} ranks on {device.type}: {right:.0%} of the test digits are right")
+    print(f"zero bubble, {p} ranks on {device.type}: {right:.0%} of the test digits are right")
 dist.destroy_process_group()
