@@ -70,7 +70,7 @@ lint: env
 # notebooks, which are short, come last. A cell may take a minute, which `make notebooks` holds it to; fifteen
 # are for a machine that is busy with other things. With ALL=1, also what tests/conftest.py calls thorough.
 test: lint
-	$(PY) -m pytest $(if $(ALL),,-m "not thorough") -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 tests notebooks
+	$(PY) -m pytest $(if $(ALL),,-m "not thorough") -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 --nbval-kernel-startup-timeout=900 tests notebooks
 
 # Without the notebooks, and without what tests/conftest.py calls slow.
 test-quick: lint

@@ -6,6 +6,14 @@ from nbval.plugin import IPyNbCell
 TORCHRUN, SCRIPT_FAILED = "torch.distributed.run", "CalledProcessError"
 
 
+def pytest_sessionfinish(session, exitstatus):
+    """How it has ended, for again.py."""
+    if not hasattr(session.config, "workerinput") and session.config.pluginmanager.has_plugin(
+        "cacheprovider"
+    ):
+        session.config.cache.set("exit", int(exitstatus))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """Where a test in a browser fails, its error names the folder in which one can look at the page; where a
