@@ -721,7 +721,10 @@ def updates_per_second(compute_s: Sequence[float], waits: bool) -> float:
         waits: they wait for each other, at once or a bounded number of gradients later: W / max(t). If not,
             the sum of 1 / t.
     """
-    good = lambda seconds: not isinstance(seconds, bool) and isinstance(seconds, (int, float)) and seconds > 0  # noqa: E731
+
+    def good(seconds) -> bool:
+        return not isinstance(seconds, bool) and isinstance(seconds, (int, float)) and seconds > 0
+
     times = listed("compute_s", compute_s, "a list of seconds above 0, one for each worker", good)
     return len(times) / max(times) if waits else sum(1 / seconds for seconds in times)
 

@@ -14,6 +14,7 @@ from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import LEAST, Demand, sends, values
+from course_lib.collectives import COLLECTIVES
 from course_lib.record import Job, sent
 
 __all__ = ["tokens_once", "room_by_weight", "balance_over_ranks", "expert_gradients"]
@@ -301,7 +302,8 @@ def room_by_weight(judge: Judge, answer: Callable) -> None:
 
 def _small(job: Job) -> str:
     experts = job.results[0]["experts"]
-    most = int(job.comm.groupby("rank")["payload_bytes"].sum().max()) if len(job.comm) else 0
+    # what comes in by recv counts, too
+    most = int(sent(job, layer="payload", ops=list(COLLECTIVES)).max()) if len(job.comm) else 0
     limit = 8 * job.ranks * experts + 16  # the numbers of tokens may travel, too
     if most <= limit:
         return ""

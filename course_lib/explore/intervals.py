@@ -44,7 +44,8 @@ def checkpoints(
     if mtbf_s is None:
         counts = [row["count"] for row in theory.published("llama3_interruptions")["rows"]]
         mtbf_s, whose = 86_400 * DAYS * GPUS / sum(counts), "Llama 3 405B, published"
-    number("mtbf_s", mtbf_s, above=True), number("restart_s", restart_s)
+    number("mtbf_s", mtbf_s, above=True)
+    number("restart_s", restart_s)
     published = whose != "yours"
 
     def draw(save, ranks, interval) -> tuple[Axes, pd.DataFrame]:

@@ -42,7 +42,8 @@ def staleness(
         slower: how many times as long as the others the slow worker of these took; one of the choices.
         asleep: they slept in the place of computing.
     """
-    number("compute_s", compute_s, above=True), whole("samples", samples)
+    number("compute_s", compute_s, above=True)
+    whole("samples", samples)
     ran = {}
     for bound, history in instance("measured", {} if measured is None else measured, Mapping).items():
         ran[number("a bound", bound, finite=False)] = _read(history, samples)
@@ -83,10 +84,14 @@ def staleness(
 
 
 def _read(history: Sequence, samples: int) -> dict[str, float]:
-    is_update = lambda its: isinstance(its, Sequence) and len(its) == 3  # noqa: E731
+    def is_update(its) -> bool:
+        return isinstance(its, Sequence) and len(its) == 3
+
     listed("a history", history, "a list of (worker, staleness, second), one for each update", is_update)
     for worker, age, second in history:
-        whole("a worker", worker, least=0), number("a staleness", age), number("a second", second)
+        whole("a worker", worker, least=0)
+        number("a staleness", age)
+        number("a second", second)
     seconds = number("the last second", history[-1][2], above=True)
     return {
         "workers": len({worker for worker, *_ in history}),

@@ -48,8 +48,10 @@ def transformer(
         flash: attention keeps and touches no scores.
     """
     h, s = whole("hidden", hidden), whole("sequence", sequence)
-    whole("layers", layers, most=4096), whole("vocab", vocab, least=0)
-    whole("heads", heads, least=0), whole("block_numel", block_numel, least=0)
+    whole("layers", layers, most=4096)
+    whole("vocab", vocab, least=0)
+    whole("heads", heads, least=0)
+    whole("block_numel", block_numel, least=0)
     numel = block_numel or 12 * h**2 + 13 * h
     part = (vocab + s) * h // layers
     a = heads or max(1, h // 128)

@@ -47,7 +47,9 @@ def cost(plan: Plan, model: Model, machine: Machine) -> Cost:
 
     Errors: ValueError where the batch or the layers cannot be dealt out so.
     """
-    instance("plan", plan, Plan), instance("model", model, Model), instance("machine", machine, Machine)
+    instance("plan", plan, Plan)
+    instance("model", model, Model)
+    instance("machine", machine, Machine)
     if model.batch % (plan.dp * plan.microbatches):
         raise ValueError(
             f"{plan}: a batch of {model.batch} is no whole number of samples for each of dp={plan.dp} and"

@@ -81,7 +81,8 @@ class Model:
         layers = listed("layers", self.layers, "layers", lambda its: isinstance(its, Layer | Mapping))
         object.__setattr__(self, "layers", tuple(made(Layer, its) for its in layers))
         whole("batch", self.batch)
-        number("input_bytes", self.input_bytes), number("label_bytes", self.label_bytes)
+        number("input_bytes", self.input_bytes)
+        number("label_bytes", self.label_bytes)
         one_of("precision", self.precision, BYTES)
 
     @property
@@ -113,9 +114,11 @@ class Link:
 
     def __post_init__(self):
         whole("span", self.span)
-        number("alpha_s", self.alpha_s), number("beta_s", self.beta_s)
+        number("alpha_s", self.alpha_s)
+        number("beta_s", self.beta_s)
         instance("op", self.op, str)
-        whole("ranks", self.ranks, least=0), whole("group", self.group, least=0)
+        whole("ranks", self.ranks, least=0)
+        whole("group", self.group, least=0)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ class Machine:
     def __post_init__(self):
         instance("name", self.name, str)
         whole("cores", self.cores)
-        number("memory_bytes", self.memory_bytes), number("overlap", self.overlap)
+        number("memory_bytes", self.memory_bytes)
+        number("overlap", self.overlap)
         number("touched_bytes_per_s", self.touched_bytes_per_s)
         instance("gloo", self.gloo, bool)
         links = listed("links", self.links, "links", lambda its: isinstance(its, Link | Mapping))

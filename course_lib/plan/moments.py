@@ -36,7 +36,8 @@ def _dealt(numels: tuple[int, ...], pp: int) -> tuple[int, ...]:
 
 def states_of(plan: Plan, model: Model, rank: int = 0) -> dict[str, float]:
     """Bytes of params, grads and optimizer_states that one rank holds between backward and the next step."""
-    instance("plan", plan, Plan), instance("model", model, Model)
+    instance("plan", plan, Plan)
+    instance("model", model, Model)
     if whole("rank", rank, least=0) >= plan.ranks:
         raise ValueError(f"rank={rank}: with {plan.ranks} ranks it must be less than that.")
     way, n = WAYS[plan.way], plan.shards or plan.dp

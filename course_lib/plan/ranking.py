@@ -46,7 +46,8 @@ def ranked(model: Model, machine: Machine, plans: Iterable[Plan] | None = None) 
         plans: None for all that course_lib.demo trains on 1, 2 and 4 ranks. Plans that cannot deal out the
             batch or the layers are left out.
     """
-    instance("model", model, Model), instance("machine", machine, Machine)
+    instance("model", model, Model)
+    instance("machine", machine, Machine)
     plans = here() if plans is None else instance("plans", plans, Iterable, "of plans")
     costs = []
     for plan in plans:
@@ -88,7 +89,9 @@ def layouts(ranks: int, model: Model, server: int = 8) -> list[Plan]:
     """Plans for a cluster: ZeRO stages 1 and 3 alone, and stage 1 with every tp up to a server's size, every
     pp that deals out the layers, every power of two as micro-batch, with and without recomputing.
     """
-    whole("ranks", ranks, most=2**20), instance("model", model, Model), whole("server", server)
+    whole("ranks", ranks, most=2**20)
+    instance("model", model, Model)
+    whole("server", server)
     found = []
     for tp in (size for size in (1, 2, 4, 8) if size <= server and ranks % size == 0):
         for pp in range(1, min(len(model.layers), ranks // tp) + 1):

@@ -24,7 +24,9 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
         inputs: what the module takes, with a few samples along dim 0.
         batch: samples of a step; as many as there are inputs, unless given.
     """
-    instance("module", module, nn.Module), instance("inputs", inputs, Tensor), instance("name", name, str)
+    instance("module", module, nn.Module)
+    instance("inputs", inputs, Tensor)
+    instance("name", name, str)
     if not inputs.dim() or not len(inputs):
         raise ValueError("inputs: it must have samples along dim 0.")
     samples, rows, kept, running = len(inputs), {}, {}, []

@@ -92,7 +92,8 @@ def _thin_steps(strategy: demo.Strategy, steps: int) -> list[float]:
 def _peak(strategy: demo.Strategy) -> int:
     with Allocations() as made:
         step = _steps(strategy, strategy.network(), demo.BATCH_SIZE)
-        step(), step()
+        step()
+        step()
         made.mark("begin")
         step()
         made.mark("end")

@@ -33,8 +33,10 @@ def run_asleep(
     Errors: those of `run`, and ValueError for a schedule that cannot be.
     """
     one_of("kind", kind, on_paper.KINDS)
-    whole("ranks", ranks, most=64), whole("num_microbatches", num_microbatches, most=4096)
-    whole("chunks", chunks, most=64), number("forward_s", forward_s, above=True)
+    whole("ranks", ranks, most=64)
+    whole("num_microbatches", num_microbatches, most=4096)
+    whole("chunks", chunks, most=64)
+    number("forward_s", forward_s, above=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)  # that they share cores: they sleep
         return run_quietly(

@@ -159,6 +159,8 @@ def test_the_oldest_torch_that_is_promised_is_tested():
     (torch,) = [requirement for requirement in direct_dependencies() if requirement.name == "torch"]
     (oldest,) = re.findall(r'torch: "torch==(\d+\.\d+)\.\*"', read(".github/workflows/test.yml"))
     assert f">={oldest}" in str(torch.specifier).split(",")
+    assert "BOOK: ${{ matrix.torch != 'pinned' && 'no' || '' }}" in read(".github/workflows/test.yml")
+    assert "-c constraints.txt -e" not in read(".ci/run"), "this would install the pinned torch"
 
 
 def test_conda_installs_the_same_pinned_set_as_make():

@@ -31,8 +31,8 @@ def split(model: nn.Module, num_stages: int, sizes: Sequence[int] | None = None)
     Each rank builds the model from the same seed, keeps its own stage or stages, and lets go of the others.
 
     Args:
-        model: an nn.Sequential, or a model with `stages()`, as MLP and TinyGPT (with tied=False: tied, its
-            first and last stage would need one weight; its stages take tokens[:, :-1] and return logits).
+        model: an nn.Sequential, or a model with `stages()`, as those of `course_lib.models` (a language model
+            untied: tied, its first and last stage would need one weight).
         num_stages: number of stages.
         sizes: how many layers each stage gets; None: as even as possible.
 

@@ -45,14 +45,14 @@ def parallelize(
     whole parameter the same on all ranks. (A norm over all, for clipping, is not: a rank sees slices.)
 
     Args:
-        model: one that says by its `tensor_parallel_plan` how it is cut (see above), as TinyGPT, Block,
-            Attention and MLP; or nn.Sequential(Linear, activation, Linear). Use it with the same data on all
-            ranks. Their number must divide heads, hidden width and vocabulary.
+        model: one that says by its `tensor_parallel_plan` how it is cut (see above), as those of
+            `course_lib.models`; or nn.Sequential(Linear, activation, Linear). Use it with the same data on
+            all ranks. Their number must divide heads, hidden width and vocabulary.
         group: the ranks over which to cut; None for all. For data parallelism over the other axis of a mesh,
             wrap the result in mini.ddp.
-        sequence_parallel: cut the tokens too, where tensors are not cut by features. A Block or a Sequential
+        sequence_parallel: cut the tokens too, where tensors are not cut by features. A part or a Sequential
             then takes and returns this rank's slice [batch, time / n, dim] of its input (n must divide the
-            time); TinyGPT still takes all tokens.
+            time); a model that begins with an embedding still takes all tokens.
         reduce_scatter: a function (output, input, group) for sequence_parallel; None for torch's own (on gloo
             it sends twice as much as it need; mini.ring's does not).
 
