@@ -15,7 +15,7 @@ from course_lib.check import on_rank
 from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import BYTES_LIMIT, ERROR_LIMIT, Demand, largest, sends, values
 from course_lib.collectives import of_kind
-from course_lib.record import Job
+from course_lib.record import Job, sent
 
 __all__ = ["hierarchical_all_reduce", "axis_order", "slurm_environment"]
 
@@ -45,10 +45,8 @@ def _other_ways(job: Job) -> str:
 
 def _asked_for(job: Job, kind: str) -> dict[int, float]:
     """What each rank sends in collectives of its groups of this kind, by the textbook."""
-    groups = {group for group, its in job.results[0]["groups"].items() if its == kind}
-    rows = job.comm[job.comm["group"].isin(groups)]
-    by_rank = rows.groupby("rank")["algorithm_bytes"].sum()
-    return {rank: float(by_rank.get(rank, 0.0)) for rank in range(job.ranks)}
+    groups = [group for group, its in job.results[0]["groups"].items() if its == kind]
+    return sent(job, layer="algorithm", groups=groups).to_dict()
 
 
 def _between(job: Job) -> str:

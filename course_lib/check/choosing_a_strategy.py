@@ -246,8 +246,10 @@ def bytes_by_axis(judge: Judge, answer: Callable) -> None:
     cases = [first, drawn(4, 1), drawn(1, 4), drawn(8, 2), drawn(3, 8), drawn(1, 1)]
     found = judge.call(answer, cases)
     job = judge.run(run_it, *first[:2], ranks=4, label="data x tensor")
-    traced = job.comm[job.comm["rank"] == 0].groupby("group")["algorithm_bytes"].sum()
-    real = {"dp": float(traced.get("0,2", 0)), "tp": float(traced.get("0,1", 0))}
+    real = {
+        axis: float(sent(job, layer="algorithm", groups=[group])[0])
+        for axis, group in {"dp": "0,2", "tp": "0,1"}.items()
+    }
     for number, (case, its) in enumerate(zip(cases, found)):
         its = on_rank.plain(its)
         if not isinstance(its, dict) or not {"dp", "tp"} <= set(its):

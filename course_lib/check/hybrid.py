@@ -121,8 +121,7 @@ def data_pipeline(judge: Judge, answer: Callable) -> None:
 
 def _too_often(job: Job) -> str:
     """Why a step took more bytes than it must."""
-    sums = job.comm[(job.comm["rank"] == 0) & (job.comm["op"] == "all_reduce")]
-    travelled = sums["payload_bytes"].sum() / job.results[0]["held"]
+    travelled = sent(job, layer="payload", ops=["all_reduce"])[0] / job.results[0]["held"]
     if travelled > 1.5:
         return (
             f" Its gradients travel along dp {travelled:.0f} times: DDP averages after each backward. Let"

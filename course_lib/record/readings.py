@@ -19,6 +19,7 @@ def sent(
     layer: str = "wire",
     ops: Sequence[str] | None = None,
     over: str = "median",
+    groups: Sequence[str] | None = None,
 ) -> pd.Series:
     """Return the bytes that each rank sent in one step.
 
@@ -32,13 +33,15 @@ def sent(
         ops: of these collectives alone, ["send"] say; with ["recv"], the payload is what came in. None: of
             all but recv, which sends nothing. The wire does not know them apart.
         over: "median" or "max", which of its steps stands for a rank.
+        groups: in these groups alone, as `Job.comm` names them: ["0,2"]. None: in all. The wire does not know
+            them apart, either.
 
     Returns:
         float64, index `rank`; 0 for a rank that has measured no such step. Its name says which layer it
         holds: "wire_bytes", "algorithm_bytes" or "payload_bytes".
 
     Errors: ValueError if no step was traced, or none of `steps` was measured; for `steps` of another layer
-        than "wire": collectives are traced in one step only; and for `ops` of the wire.
+        than "wire": collectives are traced in one step only; and for `ops` or `groups` of the wire.
     """
     _require_traced(job)
     one_of("layer", layer, ("wire", "algorithm", "payload"))
@@ -53,9 +56,15 @@ def sent(
         listed("ops", ops, f"a list of some of {', '.join(COLLECTIVES)}", _is_collective)
         if layer == "wire":
             raise ValueError('ops: the wire does not know collectives apart; take layer="algorithm".')
+    if groups is not None:
+        listed("groups", groups, 'a list of groups, such as ["0,2"]', lambda name: isinstance(name, str))
+        if layer == "wire":
+            raise ValueError('groups: the wire does not know groups apart; take layer="algorithm".')
     if layer != "wire" or (steps is None and "wire bytes" in job.absent):
         comm = job.comm
         comm = comm[~comm["op"].isin(of_kind("receive")) if ops is None else comm["op"].isin(ops)]
+        if groups is not None:
+            comm = comm[comm["group"].isin(groups)]
         column = "payload_bytes" if layer == "payload" else "algorithm_bytes"
         return _per_rank(job, comm.groupby("rank")[column].sum())
     rows = job.steps[job.steps["phase"] != "warm-up" if steps is None else job.steps["step"].isin(steps)]

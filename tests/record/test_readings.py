@@ -57,6 +57,16 @@ def test_sent_of_some_collectives_alone():
     assert sent(job(), layer="payload", ops=["send"]).to_dict() == {0: 0.0, 1: 0.0}
 
 
+def test_sent_in_some_groups_alone():
+    comm = [
+        row | {"group": "0,1,2,3" if row["op"] == "broadcast" else "0,1"} for row in job().records["comm"]
+    ]
+    meshed = bare(steps=job().records["steps"], comm=comm)
+    assert sent(meshed, layer="algorithm", groups=["0,1"]).to_dict() == {0: 192.0, 1: 0.0}
+    assert sent(meshed, layer="algorithm", groups=["0,1,2,3"]).to_dict() == {0: 0.0, 1: 64.0}
+    assert sent(meshed, layer="payload", groups=["0,2"]).to_dict() == {0: 0.0, 1: 0.0}
+
+
 def test_where_the_wire_is_not_counted_sent_is_the_textbooks_and_says_so():
     not_counted = job(NOT_COUNTED)
     assert sent(not_counted).equals(sent(not_counted, layer="algorithm"))
@@ -131,6 +141,8 @@ def test_samples_per_second_of_a_job_that_told_none():
         (lambda: sent(job(), ops=["send"]), "the wire does not know collectives apart"),
         (lambda: sent(job(), layer="payload", ops="send"), "a list of some of all_reduce, "),
         (lambda: sent(job(), layer="payload", ops=["sending"]), "a list of some of all_reduce, "),
+        (lambda: sent(job(), groups=["0,1"]), "the wire does not know groups apart"),
+        (lambda: sent(job(), layer="payload", groups=[(0, 1)]), "a list of groups, such as"),
     ],
 )
 def test_what_was_not_measured_cannot_be_read(read, words):
