@@ -47,6 +47,7 @@ SLOW = {
     "test_demo.py",
     "test_execute_notebooks.py",
     "test_faults.py",
+    "test_faults_elsewhere.py",
     "test_fuzz.py",
     "test_kernel.py",
     "test_linked.py",
@@ -93,6 +94,7 @@ FOLDERS = {"browser", "solutions"}
 # what takes ten seconds or more, and finds what few changes break: files, tests, or one case;
 LONG = {
     "test_class_simulation.py",
+    "test_faults_elsewhere.py",
     "test_links_of_hosts.py",
     "test_links_of_ranks.py",
     "test_slurm_faults.py",

@@ -114,10 +114,14 @@ def _reason(error: RankError) -> str:
     causes = [report for report in error.reports if report.cause]
     if causes:
         first, *others = causes
-        role = [first.role] * (first.rank + 1) if first.role else []
-        told = f"{ranks_in_words([first.rank], role)} {first.state}" + f" ({first.place})" * bool(first.place)
+        known_as = ", ".join(filter(None, (first.role, "" if first.host is None else f"host {first.host}")))
+        told = f"rank {first.rank}" + f" ({known_as})" * bool(known_as) + f" {first.state}"
+        told += f" ({first.place})" * bool(first.place)
         if others:
             told += f"; {ranks_in_words(report.rank for report in others)} failed too"
+        # what follows the first sentence: that a host is gone, say
+        _, _, more = error.headline.removeprefix(f"{error.label} failed on ").partition(". ")
+        told += f". {more}" * bool(more)
     else:
         told = error.headline.removeprefix(f"{error.label} ")
     told = " ".join(told.split())

@@ -78,14 +78,20 @@ def standstill(states: list[RankState]) -> str | None:
     )
 
 
-def cut_off(states: list[RankState]) -> str | None:
-    """A sentence on linked hosts that nothing reaches any more, or None."""
+def cut_off(states: list[RankState], switched_off: bool = False) -> str | None:
+    """A sentence on linked hosts that nothing reaches any more, or None.
+
+    switched_off: what the end that is off says counts alone. The other end's word comes late: in its first
+    second a new link may seem to lead nowhere.
+    """
     told: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     hosts = {state.host for state in states if state.host is not None}
     for state in states:
-        if state.host is not None and (link := state.where.get("link")):
+        link = (state.error or {}).get("link") or state.where.get("link")
+        if state.host is not None and link:
             told[link["state"]][state.host].append(state.rank)
-    lost = told.get("down") or told.get("cut")  # of a cable, both ends tell; the one that is off is at fault
+    # of a cable, both ends tell; the one that is off is at fault
+    lost = told.get("down") or (None if switched_off else told.get("cut"))
     if not lost:
         return None
     names = " and ".join(f"host {host} ({ranks_in_words(ranks)})" for host, ranks in sorted(lost.items()))

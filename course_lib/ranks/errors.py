@@ -238,8 +238,8 @@ def explain(
         headline, because = f"{label} cannot go on, and was stopped. {stuck}", "was running"
     else:
         failed = ranks_in_words(causes, states[0].known_as)
-        more = [found for found in (diagnose.hosts_gone(states, causes), disagree) if found]
-        headline = " ".join([f"{label} failed on {failed}.", *more])
+        lost = diagnose.hosts_gone(states, causes) or diagnose.cut_off(states, switched_off=True)
+        headline = " ".join([f"{label} failed on {failed}.", *filter(None, (lost, disagree))])
         because = f"stopped because {failed} failed"
     reports = [
         _report(state, output, state.rank in causes, because) for state, output in zip(states, outputs)

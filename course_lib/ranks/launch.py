@@ -414,8 +414,8 @@ def _nothing_moved(before: dict, now: dict) -> bool:
 
 
 def _why_silent(state: RankState) -> str:
-    try:
-        stopped = psutil.Process(state.pid).status() == psutil.STATUS_STOPPED
+    try:  # of a rank on another machine no process is known
+        stopped = bool(state.pid) and psutil.Process(state.pid).status() == psutil.STATUS_STOPPED
     except psutil.Error:
         return ""
     if stopped:

@@ -84,6 +84,8 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
             os.environ.setdefault(name, value)
         # for the children that it spawns
         os.environ[sending.CALL_FILE] = f"/proc/{own_pid}/fd/{content}"
+        if request["plan"]:  # before it joins the others: what keeps it from that may be the link
+            link.found(request["hosts"][rank])
         with _for_this_user_only():
             store = _join(request, rank)
         meet = _meeting_point(store, request["ranks"])
@@ -93,8 +95,6 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
         # all have joined: a rank that fails at once does not break another's connecting
         meet("started", request["timeout"])
         kernel.send("started", psutil.Process().memory_info().rss)
-        if request["plan"]:
-            link.found(request["hosts"][rank])
         ledger = measure.start_ledger(
             lambda *step: kernel.send("step", *step),
             meet,
@@ -122,7 +122,7 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: the kernel must hear of everything
         if os.getpid() != own_pid:
             raise
-        kernel.send("error", _describe(error), where.collectives())
+        kernel.send("error", _describe(error) | {"link": link.look()}, where.collectives())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

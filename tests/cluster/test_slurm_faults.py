@@ -1,4 +1,5 @@
-"""Rows 25 to 28 of the table of faults, injected for real; jobs that are interrupted, or lose their kernel.
+"""Rows 25 to 28 of the table of faults, injected for real; rows 2 to 8 once more, on nodes; jobs that are
+interrupted, or lose their kernel.
 
 `jobs` looks after each test that nothing is left: no job, no process, no file.
 """
@@ -13,11 +14,13 @@ import time
 from pathlib import Path
 
 import cluster_workers
+import faults
 import psutil
 import pytest
 from slurm_fixtures import cluster, jobs
+from test_faults import late, stand
 
-from course_lib import RankError, hosts, run
+from course_lib import RankError, RankWarning, hosts, run
 from course_lib.ranks.errors import RankInterrupt
 from course_lib.ranks.progress import Progress
 
@@ -143,6 +146,73 @@ def test_row_28_a_node_fails(cluster, jobs, hanging):
         assert [report.output for report in error.reports] == ["rank 0 hangs\n", "rank 1 hangs\n"]
     finally:
         cluster.revive_node("n2")
+
+
+@pytest.mark.parametrize(
+    "fault, words, states",
+    [
+        pytest.param(
+            faults.is_killed,
+            "is_killed failed on rank 1 (host 1).",
+            ["stopped because rank 1 (host 1) failed", "was killed (SIGKILL"],
+            id="row 2",
+        ),
+        pytest.param(
+            faults.leaves_early,
+            "Rank 1 (host 1) has finished without calling all_reduce, in which rank 0 (host 0) waits.",
+            ["waits in all_reduce of float32[4]", "had finished"],
+            id="row 3",
+        ),
+        pytest.param(
+            faults.different_collectives,
+            "rank 0 (host 0) called broadcast of float32[4]; rank 1 (host 1) called all_gather",
+            ["", ""],
+            id="row 5",
+        ),
+        pytest.param(
+            faults.other_shape,
+            "rank 0 (host 0) called all_reduce of float32[9]; rank 1 (host 1) called all_reduce of",
+            ["", ""],
+            id="row 6",
+        ),
+    ],
+)
+def test_rows_2_to_6_what_ranks_do_to_each_other(cluster, jobs, fault, words, states):
+    """As on one machine."""
+    with pytest.raises(RankError) as caught:
+        run(fault, timeout=300, on=hosts.Slurm(2, folder=jobs))
+    assert words in caught.value.headline
+    assert all(report.state.startswith(state) for report, state in zip(caught.value.reports, states))
+
+
+def test_row_4_a_rank_never_arrives(cluster, jobs, monkeypatch):
+    error = late(monkeypatch, stand(1), faults.never_arrives, on=hosts.Slurm(2, folder=jobs))
+    assert "Rank 0 (host 0) waits in all_reduce; rank 1 (host 1) is not there." in error.headline
+
+
+def test_row_7_swapped_tensors(cluster, jobs):
+    with pytest.warns(RankWarning, match=r"from different lines: rank 0 \(host 0\) at faults.py, line "):
+        run(faults.swapped, on=hosts.Slurm(2, folder=jobs))
+
+
+def test_row_8_a_rank_is_stopped(cluster, jobs, monkeypatch):
+    """The notebook does not know its process: it may be on another machine."""
+
+    def holds(states) -> bool:
+        return bool(states[0].where.get("call")) and psutil.STATUS_STOPPED in map(
+            _status, cluster.processes()
+        )
+
+    error = late(monkeypatch, holds, faults.is_stopped, on=hosts.Slurm(2, folder=jobs))
+    assert error.reports[0].state == "waits in all_reduce of float32[4]"
+    assert error.reports[1].state == "does not respond"
+
+
+def _status(process: psutil.Process) -> str:
+    try:
+        return process.status()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def test_an_interrupt_cancels_the_job(cluster, jobs, alone):

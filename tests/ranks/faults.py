@@ -91,6 +91,12 @@ def loses_a_host():
     dist.all_reduce(torch.ones(4))
 
 
+def loses_a_host_once():
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        loses_a_host()
+    dist.barrier()
+
+
 def waits_for_a_message():
     x = torch.ones(3)
     dist.recv(x, (dist.get_rank() + 1) % dist.get_world_size())
@@ -607,3 +613,20 @@ def fails_once():
     if dist.get_rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         fails_by("raises")
     dist.barrier()
+
+
+def leads(fault: str, **options):
+    """The first role of two, in which any fault of this file may happen."""
+    return globals()[fault](**options)
+
+
+def follows(fault: str, **options):
+    """The second one."""
+    return globals()[fault](**options)
+
+
+def again(fault: str, **options):
+    """The first attempt fails; in the second one a fault of this file happens."""
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        raise ValueError("boom")
+    return globals()[fault](**options)

@@ -54,6 +54,8 @@ def linked(*links: str):
 
 def test_of_a_cable_the_end_that_is_off_is_at_fault():
     assert cut_off(linked("up", "up")) is None and cut_off(states([call(1)], [call(1)])) is None
+    assert cut_off(linked("up", "cut"), switched_off=True) is None
+    assert cut_off(linked("cut", "down"), switched_off=True) == cut_off(linked("cut", "down"))
     assert cut_off(linked("cut", "down")) == (
         "The link of host 1 (ranks 2 and 3) is down: nothing passes between it and host 0."
     )

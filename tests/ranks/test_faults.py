@@ -640,13 +640,14 @@ def test_row_9_interrupted_again_and_again(nothing_left, monkeypatch):
             signal.signal(signal.SIGINT, before)
 
 
-def test_row_10_the_kernel_is_killed(tmp_path):
+@pytest.mark.parametrize("function", ["faults.hangs_and_tells", "[faults.hangs_and_tells] * 3"])
+def test_row_10_the_kernel_is_killed(tmp_path, function):
     """SIGKILL to a process that runs a job whose ranks wait in a native collective: nothing is left."""
     code = f"""
         import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
         import faults
         from course_lib import run
-        run(faults.hangs_and_tells, {str(tmp_path)!r}, ranks=3)"""
+        run({function}, {str(tmp_path)!r}, ranks=3)"""
     kernel = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
     assert soon(lambda: len([path for path in tmp_path.glob("pid*") if path.stat().st_size]) == 3, 240)
     below = psutil.Process(kernel.pid).children(recursive=True)
