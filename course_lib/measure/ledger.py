@@ -26,12 +26,12 @@ class Ledger:
 
     def __init__(
         self,
-        report: Callable[[int, int | None, int | None, float | None], None],
+        report: Callable[[int, int | None, int | None, float | None, dict | None], None],
         meet: Callable[[str], None],
         each_step: bool = False,
     ):
-        """`report(step, number, total, loss)`: a sign of life, between steps; now and then, or after
-        `each_step`. `meet(name)`: wait a moment for the other ranks.
+        """`report(step, number, total, loss, row)`: a sign of life, between steps; now and then, or after
+        `each_step`, and then with its row. `meet(name)`: wait a moment for the other ranks.
         """
         self.steps: list[dict] = []
         self.memory: list[dict] = []
@@ -39,7 +39,7 @@ class Ledger:
         self._finished_trace: tracing.Trace | None = None
         self._attached = Attached({})
         self._report, self._meet, self._reported = report, meet, 0.0
-        self._report_every_s = 0.0 if each_step else _REPORT_EVERY_S
+        self._each_step, self._report_every_s = each_step, 0.0 if each_step else _REPORT_EVERY_S
         self._cuda = torch.get_default_device().type == "cuda"
         self._nccl = dist.is_initialized() and torch_internals.uses_nccl()
         self.absent = self._what_is_absent()
@@ -118,7 +118,8 @@ class Ledger:
         now = time.monotonic()
         if now - self._reported >= self._report_every_s:
             self._reported = now
-            self._report(len(self.steps) - 1, self._number, self._total, _number_of(loss))
+            row = self.steps[-1] if self._each_step else None
+            self._report(len(self.steps) - 1, self._number, self._total, _number_of(loss), row)
 
     def _count_link(self, name: str) -> None:
         """On linked hosts, count what the step that all ranks have ended has sent, before a rank goes on."""

@@ -54,6 +54,7 @@ class Attempts:
                 min(done, default=0),
                 min(begun_at) if begun_at else None,
                 output,
+                {"steps": [{"rank": state.rank, **row} for state in states for row in state.rows]},
             )
         )
         self._begin = now

@@ -43,6 +43,7 @@ class RankState:
     begun_at: int | None = None  # which step of the whole training its first one was, if it has told
     total: int | None = None  # how many steps the whole training has, if it has told
     loss: float | None = None  # the last one that it has told
+    rows: list[dict] = field(default_factory=list)  # of its steps, where a failure would lose them
     step_at: float = 0.0  # monotonic; when it was last heard of a step, or of its start
     result: bytes = b""  # a pickle
     records: dict = field(default_factory=dict)
@@ -329,12 +330,14 @@ class Group:
         if kind == "started":
             state.phase, state.start_bytes, state.step_at = "running", content[0], time.monotonic()
         elif kind == "step":
-            state.step, number, state.total, loss = content
+            state.step, number, state.total, loss, row = content
             state.step_at = time.monotonic()
             if number is not None:
                 state.begun_at = number - state.step
             if loss is not None:
                 state.loss = loss
+            if row is not None:
+                state.rows.append(row)
         elif kind == "result":
             state.phase, (state.result, state.records, state.collectives) = "finished", content
         elif kind == "error":

@@ -1,7 +1,7 @@
 """The attempts of a job that may start again, and what was lost in those that failed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 __all__ = ["Attempt", "steps_done_again", "lost_in_words", "read_attempts"]
 
@@ -19,6 +19,8 @@ class Attempt:
         begun_at: which step of the whole training its first one was, as `measure.step` was told (`number`);
             None if it was not.
         output: what each rank printed, in rank order.
+        records: "steps": what each rank had measured of its steps until then, as in `Job.steps`. What is told
+            at the end of a rank alone, a failed attempt does not have: collectives, memory, the timeline.
     """
 
     number: int
@@ -28,6 +30,7 @@ class Attempt:
     steps: int
     begun_at: int | None
     output: list[str]
+    records: dict[str, list[dict]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """In one line, without what differs from run to run."""
@@ -67,7 +70,8 @@ def read_attempts(rows: object) -> list[Attempt]:
     if not isinstance(rows, list):
         raise TypeError("they are no list")
     for row in rows:
-        if not isinstance(row, dict) or set(row) != {field.name for field in fields(Attempt)}:
+        names = {its.name for its in fields(Attempt)}
+        if not isinstance(row, dict) or set(row) | {"records"} != names:  # older files have none
             raise ValueError("one has other fields")
         counts = [row[name] for name in ("number", "ranks", "steps")] + [row["begun_at"] or 0, row["seconds"]]
         texts = [row["reason"], *row["output"]]
@@ -75,4 +79,6 @@ def read_attempts(rows: object) -> list[Attempt]:
             raise TypeError("one has something that is no number")
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("one has something that is no text")
+        if not isinstance(row.get("records", {}), dict):
+            raise TypeError("one has records that are none")
     return [Attempt(**row) for row in rows]

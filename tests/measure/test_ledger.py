@@ -759,7 +759,8 @@ class TestTold:
             assert step.loss is None  # its graph is let go
         with measure.step():
             pass
-        assert told == [(0, 7, 40, 0.5), (1, 8, 40, 0.5), (2, None, None, None)]
+        assert [step[:4] for step in told] == [(0, 7, 40, 0.5), (1, 8, 40, 0.5), (2, None, None, None)]
+        assert [row["phase"] for *_, row in told] == ["warm-up", "traced", "timed"]
         assert measure.last_step() == 2
 
     @pytest.mark.parametrize("loss", ["0.5", True, torch.ones(2), [0.5]])

@@ -589,6 +589,7 @@ def leaves_a_session_and_looks(path: str) -> bool:
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         leaves_a_session(path)
         print("before")
+        dist.barrier()  # who fails first ends the others
         raise ValueError("with a child in a session of its own")
     with open(os.path.join(path, f"session{dist.get_rank()}")) as file:
         return psutil.pid_exists(int(file.read()))

@@ -129,6 +129,10 @@ def test_one_that_was_killed_from_outside_is_left_out(nothing_left, tmp_path):
     assert job.results == [(4 * 3.0 + 2 * 2.0, 1, 2)] * 2 and job.ranks == 2
     assert [attempt.ranks for attempt in job.attempts] == [3, 2]
     assert job.steps["rank"].nunique() == 2 and len(job.output) == 2
+    lost, last = job.attempts
+    assert {row["rank"] for row in lost.records["steps"]} == {0, 1, 2}
+    assert len(lost.records["steps"]) >= 3 * lost.steps > 0
+    assert last.records["steps"] == job.records["steps"]
 
 
 def test_too_few_are_left(nothing_left, tmp_path):

@@ -14,7 +14,16 @@ def attempts(*steps_from, ranks=4):
     """Of (steps, begun_at) in turn; all but the last have failed."""
     last = len(steps_from)
     return [
-        Attempt(number, ranks, "rank 1 raised ValueError: boom" * (number < last), 0.5, steps, begun_at, [""])
+        Attempt(
+            number,
+            ranks,
+            "rank 1 raised ValueError: boom" * (number < last),
+            0.5,
+            steps,
+            begun_at,
+            [""],
+            {"steps": [{"rank": 0, "step": step, "phase": "timed", "seconds": 0.1} for step in range(steps)]},
+        )
         for number, (steps, begun_at) in enumerate(steps_from, 1)
     ]
 
@@ -58,6 +67,16 @@ def test_a_job_shows_what_failed_and_keeps_it_in_a_file(tmp_path):
     assert Job.load(tmp_path / "job.json").attempts == tried.attempts
 
 
+def test_a_file_of_before_has_attempts_without_records(tmp_path):
+    path, tried = tmp_path / "job.json", attempts((5, 0), (2, 4))
+    replace(job(), attempts=tried).save(path)
+    kept = json.loads(path.read_text())
+    for attempt in kept["attempts"]:
+        del attempt["records"]
+    path.write_text(json.dumps(kept))
+    assert Job.load(path).attempts == [replace(attempt, records={}) for attempt in tried]
+
+
 def test_a_job_without_them_is_saved_as_before(tmp_path):
     job().save(tmp_path / "job.json")
     assert not {"attempts", "roles"} & set(json.loads((tmp_path / "job.json").read_text()))
@@ -74,6 +93,7 @@ def test_a_job_without_them_is_saved_as_before(tmp_path):
         ("attempts", [{**vars(attempts((1, 0))[0]), "steps": "five"}]),
         ("attempts", [{**vars(attempts((1, 0))[0]), "output": 3}]),
         ("attempts", [{**vars(attempts((1, 0))[0]), "output": [3]}]),
+        ("attempts", [{**vars(attempts((1, 0))[0]), "records": [3]}]),
         ("roles", 3),
         ("roles", ["serve", 3]),
         ("roles", ["serve"]),
