@@ -22,6 +22,7 @@ from torch import nn
 from course_lib import measure, run
 from course_lib.mini import ddp
 from course_lib.models import CNN, MLP, TinyGPT
+from course_lib.record import overlap
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / room) for room in ("", "ranks", "mini")]
 import mini_workers  # noqa: E402
@@ -80,14 +81,15 @@ def main() -> None:
             )
     for what, worker, small in (("sleeps", mini_workers.sleepy, 0.9), ("computes", computes, 2.0)):
         for kind in ("mine", "torch"):
-            shares = [
-                mini_workers.overlap(run(worker, kind, cap, ranks=2, backend="gloo"), rank)
+            several, one = (
+                overlap(run(worker, kind, cap, ranks=2, backend="gloo"), ("backward", "span"))[
+                    "hidden"
+                ].mean()
                 for cap in (small, 1000.0)
-                for rank in range(2)
-            ]
+            )
             print(
-                f"  backward {what}, {kind:5}: {statistics.mean(shares[:2]):.0%} of all_reduce hidden with"
-                f" buckets of {small} MiB, {statistics.mean(shares[2:]):.0%} with one bucket"
+                f"  backward {what}, {kind:5}: {several:.0%} of all_reduce hidden with"
+                f" buckets of {small} MiB, {one:.0%} with one bucket"
             )
 
 
