@@ -663,8 +663,6 @@ def preload() -> None:
     """
     with contextlib.suppress(ImportError):
         importlib.import_module("torch._dynamo")
-    if torch.__version__ < "2.13":
-        greet_other_ranks_only()
 
 
 def greet_other_ranks_only() -> None:
@@ -673,6 +671,8 @@ def greet_other_ranks_only() -> None:
 
     Seen: 2.11 to 2.12. From 2.13 on torch itself greets others only. Gone: as torch does it.
     """
+    if torch.__version__ >= "2.13":
+        return
     try:
         stage = importlib.import_module("torch.distributed.pipelining.stage")
         greetings = stage._PipelineStageBase._get_init_p2p_neighbors_ops

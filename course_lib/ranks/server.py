@@ -101,7 +101,9 @@ def preload(ranks: int = MAX_RANKS) -> None:
     for name in PRELOAD if ranks > 1 else ("course_lib.ranks.worker",):
         importlib.import_module(name)
     if ranks > 1:
-        importlib.import_module("course_lib.torch_internals").preload()
+        torch_internals = importlib.import_module("course_lib.torch_internals")
+        torch_internals.preload()
+        torch_internals.greet_other_ranks_only()
     os.environ.clear()
     # a library may have added to it, and the kernel tells ranks only what differs from what it gave
     os.environ.update(environ)
