@@ -23,7 +23,7 @@ help:
 	@echo "make desk        lay the desk, or bring it up to date, and open nothing"
 	@echo "make class       lay a desk for each name of a list, and the folder that shows a teacher what they did"
 	@echo "make test        look at style and types, run the tests, and every notebook against its stored outputs"
-	@echo "make test-quick  the part of it that answers in three minutes, for who changes code"
+	@echo "make test-quick  the part of it that answers in five minutes, for who changes code"
 	@echo "make lint        look at style and types only"
 	@echo "make demo        run the main experiment without a browser"
 	@echo "make notebooks   run every notebook again and store its outputs"

@@ -39,7 +39,7 @@ nbval.kernel.KernelManager = kernel_manager
 
 CASES = os.environ.get("CASES", "0")  # which cases checks are tested with
 
-# What `make test-quick` leaves out, so that what remains needs less than 200 seconds of a core: files and
+# What `make test-quick` leaves out, so that what remains answers in five minutes on two cores: files and
 # tests that take long beside what they find first.
 SLOW = {
     "test_alive.py",
