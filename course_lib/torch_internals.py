@@ -669,7 +669,7 @@ def greet_other_ranks_only() -> None:
     """Let a stage of a pipeline greet no neighbour on its own rank, as torch 2.11 does: gloo has no messages
     to oneself, so `ScheduleZBVZeroBubble`, where two neighbours are on the last rank, could not begin.
 
-    Seen: 2.11 to 2.12. From 2.13 on torch itself greets others only. Gone: as torch does it.
+    Seen: 2.11 to 2.13, which needs it no more: it greets other ranks only. Gone: as torch does it.
     """
     if torch.__version__ >= "2.13":
         return

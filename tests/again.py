@@ -29,7 +29,7 @@ def kept(name: str):
 def main() -> int:
     ended, failed = kept("exit"), sorted(kept("cache/lastfailed") or ())
     if ended != pytest.ExitCode.TESTS_FAILED:
-        return 1  # no test has failed, but what stands before the tests, or all of them: it has said so
+        return 1  # lint has failed, or pytest itself, and has said so
     files = sorted({name.partition("::")[0] for name in failed})
     if not 0 < len(files) <= FEW:
         print(f"{len(failed)} tests of {len(files)} files have failed.")

@@ -141,8 +141,7 @@ LONG = {
     "test_under_torchrun_the_same_function_starts_again_alike",
     "test_what_an_answer_prints_stands_in_the_verdict_also_when_it_raises",
 }
-# and cells that run a script, which take as long.
-TORCHRUN = "torch.distributed.run"
+# and cells that run a script (failures.TORCHRUN), which take as long.
 
 
 def pytest_collection_modifyitems(config, items):
@@ -160,7 +159,7 @@ def pytest_collection_modifyitems(config, items):
             or name in PLAINEST
             and seen[exercise] > PLAINEST[name]
             or isinstance(item, IPyNbCell)
-            and TORCHRUN in item.cell.source
+            and failures.TORCHRUN in item.cell.source
             and item.cell_num in _ends(item.path)
         ):
             item.add_marker(pytest.mark.thorough)

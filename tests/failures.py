@@ -17,8 +17,9 @@ def pytest_sessionfinish(session, exitstatus):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """Where a test in a browser fails, its error names the folder in which one can look at the page; where a
-    cell does, what it has printed stands below the error. A script that a cell has started may end with an
-    error of torch after all has been said (AT_PYTHONS_END of project/test_scripts.py): it is started again.
+    cell does, what it has printed stands below the error. A cell whose script failed runs once more: what the
+    script said is not told, and it may be torch's abort after all was well (AT_PYTHONS_END of
+    project/test_scripts.py).
     """
     try:
         return (yield)

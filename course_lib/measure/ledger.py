@@ -39,7 +39,7 @@ class Ledger:
         self._finished_trace: tracing.Trace | None = None
         self._attached = Attached({})
         self._report, self._meet, self._reported = report, meet, 0.0
-        self._each_step, self._report_every_s = each_step, 0.0 if each_step else _REPORT_EVERY_S
+        self._each_step = each_step
         self._cuda = torch.get_default_device().type == "cuda"
         self._nccl = dist.is_initialized() and torch_internals.uses_nccl()
         self.absent = self._what_is_absent()
@@ -116,7 +116,7 @@ class Ledger:
             self._meet("timed")
             self._count_link("traced and timed")
         now = time.monotonic()
-        if now - self._reported >= self._report_every_s:
+        if self._each_step or now - self._reported >= _REPORT_EVERY_S:
             self._reported = now
             row = self.steps[-1] if self._each_step else None
             self._report(len(self.steps) - 1, self._number, self._total, _number_of(loss), row)

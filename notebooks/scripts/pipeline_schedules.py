@@ -33,7 +33,7 @@ def stage(number: int) -> nn.Module:
     return nn.Sequential(*first * (number == 0), *middle, *final * (number == last)).to(device)
 
 
-# a micro-batch goes twice through all ranks; for a V (ScheduleZBVZeroBubble) it is rank and last - rank
+# a micro-batch goes twice through all ranks (of a V, ScheduleZBVZeroBubble, a rank has rank and last - rank)
 modules = {number: stage(number) for number in (rank, rank + p)}
 stages = [pipelining.PipelineStage(module, i, last + 1, device) for i, module in modules.items()]
 schedule = pipelining.ScheduleInterleavedZeroBubble(stages, microbatches, loss_fn=F.cross_entropy)
