@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from course_lib.arguments import one_of
@@ -182,7 +183,8 @@ def laid_out(figure: Figure) -> None:
 
 def _png(ax: Axes) -> str:
     laid_out(ax.figure)
+    ax.figure.set_dpi(DPI)
     file = io.BytesIO()
-    ax.figure.savefig(file, format="png", dpi=DPI)
+    FigureCanvasAgg(ax.figure).print_png(file)  # savefig draws twice, to lay out what is laid out
     plt.close(ax.figure)  # or it would be shown once more under the cell
     return base64.b64encode(file.getvalue()).decode()

@@ -6,6 +6,7 @@ from numbers import Real
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Patch, Rectangle
 
@@ -77,15 +78,13 @@ def schedule(what: Job | Iterable, title: str = "", ax: Axes | None = None, time
     narrow = widths[len(widths) // 10] / (length * times) * width_in  # where it ran, a few are narrower
     digits = len(str(max(piece.microbatch for piece in pieces)))
     fontsize = min(8.0, narrow * 72 / (0.75 * digits))  # all numbers in one size, or none
-    for piece in pieces:
-        color = _shade(piece, stages[piece.rank])
-        look = {"linestyle": "-", "edgecolor": PAPER} if ran else {"linestyle": "--", "edgecolor": INK}
-        left, width = piece.begin, piece.end - piece.begin
-        place = (left, piece.rank - 0.4), width, 0.8
-        ax.add_patch(Rectangle(*place, facecolor=color, linewidth=0.6, zorder=2, **look))
-        if fontsize >= 4.5:
-            words = {"ha": "center", "va": "center", "color": _ink(color), "zorder": 3, "clip_on": True}
-            ax.text(left + width / 2, piece.rank, str(piece.microbatch), fontsize=fontsize, **words)
+    colors = [_shade(piece, stages[piece.rank]) for piece in pieces]
+    blocks = [Rectangle((its.begin, its.rank - 0.4), its.end - its.begin, 0.8) for its in pieces]
+    look = {"linestyle": "-", "edgecolor": PAPER} if ran else {"linestyle": "--", "edgecolor": INK}
+    ax.add_collection(PatchCollection(blocks, facecolor=colors, linewidth=0.6, zorder=2, **look))
+    for piece, color in zip(pieces, colors) if fontsize >= 4.5 else ():
+        words = {"ha": "center", "va": "center", "color": _ink(color), "zorder": 3, "clip_on": True}
+        ax.text((piece.begin + piece.end) / 2, piece.rank, str(piece.microbatch), fontsize=fontsize, **words)
     ax.set_yticks(range(ranks), [f"rank {rank}" for rank in range(ranks)])
     ax.tick_params(axis="y", length=0, labelsize=SMALL)
     _explain(ax, pieces)

@@ -6,6 +6,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.collections import PatchCollection
 from test_plots import make_job
 
 from course_lib import plots
@@ -20,21 +21,31 @@ def no_figure_stays_open():
 
 def drawn(ax) -> list[tuple[float, float, int]]:
     """Begin, length and rank of each block; without the lanes behind them."""
-    bars = [bar for bar in ax.patches if bar.get_zorder() == 2]
-    return sorted((bar.get_x(), bar.get_width(), round(bar.get_y() + bar.get_height() / 2)) for bar in bars)
+    boxes = [path.get_extents() for path in blocks_of(ax).get_paths()]
+    return sorted((box.x0, box.width, round((box.y0 + box.y1) / 2)) for box in boxes)
+
+
+def blocks_of(ax) -> PatchCollection:
+    (blocks,) = (artist for artist in ax.collections if isinstance(artist, PatchCollection))
+    return blocks
+
+
+def is_dashed(ax) -> bool:
+    return all(dashes is not None for _, dashes in blocks_of(ax).get_linestyle())
 
 
 @pytest.mark.parametrize("kind, chunks", [("1f1b", 1), ("interleaved", 2), ("zb_h1", 1)])
 def test_every_block_is_there_with_its_number(kind, chunks):
     blocks = on_paper.blocks(kind, 4, 8, chunks)
     ax = plots.schedule(blocks, kind)
-    assert drawn(ax) == sorted((block.begin, block.end - block.begin, block.rank) for block in blocks)
+    asked = sorted((block.begin, block.end - block.begin, block.rank) for block in blocks)
+    assert drawn(ax) == [pytest.approx(block) for block in asked]
     assert sorted(int(text.get_text()) for text in ax.texts if text.get_text().isdigit()) == sorted(
         block.microbatch for block in blocks
     )
     assert any("modelled" in text.get_text() for text in ax.texts)
-    assert {bar.get_linestyle() for bar in ax.patches if bar.get_zorder() == 2} == {"--"}
-    shades = {bar.get_facecolor() for bar in ax.patches if bar.get_zorder() == 2}
+    assert is_dashed(ax)
+    shades = set(map(tuple, blocks_of(ax).get_facecolor()))
     assert len(shades) == chunks * len({block.op for block in blocks})
 
 
@@ -53,7 +64,7 @@ def test_a_job_is_drawn_from_its_spans():
     ]
     ax = plots.schedule(type(job)(**{**vars_of(job), "records": {**job.records, "timeline": rows}}))
     assert drawn(ax) == [pytest.approx((0, 10, 0)), pytest.approx((20, 20, 1))]
-    assert {bar.get_linestyle() for bar in ax.patches if bar.get_zorder() == 2} == {"-"}
+    assert not is_dashed(ax)
 
 
 def vars_of(job) -> dict:
