@@ -66,6 +66,10 @@ lint: env
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+# Some hundred processes import the course: what one of them has compiled is kept for the others, also where
+# the environment asks for no such files.
+test test-quick: export PYTHONDONTWRITEBYTECODE :=
+
 # Four files at a time, each from top to bottom: ranks that wait or sleep leave a core to others. The
 # notebooks, which are short, come last. A cell may take a minute, which `make notebooks` holds it to; fifteen
 # are for a machine that is busy with other things. With ALL=1, also what tests/conftest.py calls thorough.
