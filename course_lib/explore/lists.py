@@ -15,7 +15,7 @@ __all__ = ["schedules"]
 
 STAGES, MICROBATCHES = (2, 3, 4, 6, 8), (1, 2, 4, 6, 8, 12, 16, 24)
 CHUNKS = 2  # stages of a rank, where they are interleaved
-FORWARD_S = 0.015  # what a forward of a stage sleeps, where it runs
+FORWARD_S = 0.03  # what a forward of a stage sleeps, where it runs
 
 
 def schedules() -> Explorer:

@@ -21,7 +21,7 @@ __all__ = ["run_asleep"]
 
 
 def run_asleep(
-    kind: str, ranks: int, num_microbatches: int, chunks: int = 1, forward_s: float = 0.015
+    kind: str, ranks: int, num_microbatches: int, chunks: int = 1, forward_s: float = 0.03
 ) -> Job:
     """Run a schedule by name: a step to warm up, and one in which stages sleep, which is traced.
 
