@@ -360,8 +360,13 @@ def _gather(states, absent: dict[str, str], one_clock: bool = True) -> tuple[dic
     ]
     zero = min(begins, default=0.0)
     records: dict[str, list] = {name: [] for name in COLUMNS}
+    counted: set[int | None] = set()  # hosts whose link a rank has counted
     for state in states:
         absent |= state.records["absent"]
+        if state.host in counted:
+            state.records["links"] = []
+        if state.records["links"]:
+            counted.add(state.host)
         for name, rows in records.items():
             for row in state.records[name]:
                 row = {"rank": state.rank, **row} if "rank" in COLUMNS[name] else dict(row)

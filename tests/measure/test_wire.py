@@ -191,7 +191,7 @@ def test_a_system_that_does_not_count_is_told(monkeypatch):
 def test_where_nothing_counts_the_bytes_are_absent(monkeypatch):
     def blind():
         wire.is_counted = lambda: False
-        measure.start_ledger(report=lambda *step: None, meet=lambda name: None)
+        measure.start_ledger(report=lambda *step: None, meet=lambda *of: None)
         with measure.step():
             pass
         return measure._ledger.steps[0]["wire_bytes"], measure._ledger.absent["wire bytes"]
