@@ -95,7 +95,7 @@ def span(name: str, communication: bool = False) -> contextlib.AbstractContextMa
 _ledger: Ledger | None = None  # one per rank; None outside a job
 
 
-def start_ledger(report: Callable[..., None], meet: Callable[[str], None], each_step: bool = False) -> Ledger:
+def start_ledger(report: Callable[..., None], meet: Callable[..., None], each_step: bool = False) -> Ledger:
     """Begin to record in this process (called by the rank's worker)."""
     global _ledger
     _ledger = Ledger(report, meet, each_step)

@@ -2,7 +2,6 @@
 them.
 """
 
-import os
 import time
 from collections.abc import Callable
 from numbers import Real
@@ -15,7 +14,9 @@ from course_lib.arguments import whole
 from course_lib.measure import link, memory, tracing, wire
 from course_lib.measure.instruments import Attached, why
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "MEASURES"]
+
+MEASURES = "measures"  # where ranks meet that have begun a step: nobody waits there
 
 WARM_UP, TRACED, TIMED = "warm-up", "traced", "timed"
 _REPORT_EVERY_S = 0.2
@@ -27,11 +28,11 @@ class Ledger:
     def __init__(
         self,
         report: Callable[[int, int | None, int | None, float | None, dict | None], None],
-        meet: Callable[[str], None],
+        meet: Callable[..., None],
         each_step: bool = False,
     ):
         """`report(step, number, total, loss, row)`: a sign of life, between steps; now and then, or after
-        `each_step`, and then with its row. `meet(name)`: wait a moment for the other ranks.
+        `each_step`, and then with its row. `meet(name, at_most_s)`: wait a moment for the other ranks.
         """
         self.steps: list[dict] = []
         self.memory: list[dict] = []
@@ -43,11 +44,10 @@ class Ledger:
         self._cuda = torch.get_default_device().type == "cuda"
         self._nccl = dist.is_initialized() and torch_internals.uses_nccl()
         self.absent = self._what_is_absent()
-        self._open = False
+        self._open = self._measures = False
         self._peak = memory.Peak(self._cuda)
         self._linked = link.is_there()
-        # one rank of a host counts for all
-        self._counter = link.Counter() if self._linked and os.environ["LOCAL_RANK"] == "0" else None
+        self._counter = link.Counter() if self._linked else None
 
     def begin(
         self, model, optimizer, samples: int | None, number: int | None, total: int | None = None
@@ -57,6 +57,9 @@ class Ledger:
             raise RuntimeError(
                 "measure.step was entered inside another measure.step; steps cannot be nested."
             )
+        if not self._measures:
+            self._measures = True
+            self._meet(MEASURES, 0.0)
         self._phase = WARM_UP if not self.steps else TRACED if len(self.steps) == 1 else TIMED
         self._samples = None if samples is None else int(whole("samples", samples, least=0))
         self._number = None if number is None else int(whole("number", number, least=0))

@@ -46,7 +46,8 @@ def take_down() -> None:
 
 
 class Counter:
-    """The bytes that this host has sent over its link, step by step; one rank of a host counts for all.
+    """The bytes that this host has sent over its link, step by step. Each rank counts, and of a host the
+    count of the first that measures steps is kept.
 
     A step's bytes are those from its beginning to the beginning of the next: what a rank has handed to the
     system is still on its way when the rank goes on.

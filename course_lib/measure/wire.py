@@ -6,7 +6,8 @@ and however; what is printed, logged or saved never passes one.
 Seen: messages by a plain TCP socket, and by a `dist.TCPStore`: who sets sends the value, and the rank that
 holds the store sends it on to who gets it. Absent, because they are not TCP: UNIX sockets, such as a rank's
 own line to the kernel; UDP (between linked hosts the link's own counter sees it, `Job.links`); and a
-`dist.FileStore`, or any other file that ranks share. The store of a job that `run` has started is one.
+`dist.FileStore`, or any other file that ranks share. The store of a job that `run` has started is one. What a
+socket has sent is lost as well if it is closed before anybody looks: keep it open until the step is over.
 """
 
 import os

@@ -114,6 +114,7 @@ class _OneJob:
         }
         if on is not None:
             self._request |= on.request(options.ranks, options.backend, self._timeout, self.label)
+        self._hosts = len(set(self._request["hosts"]))  # at first
         # the learner may call this while an error of their own is being handled
         self._outside = sys.exc_info()[1]
         self.started = False
@@ -213,6 +214,7 @@ class _OneJob:
     def gathered(self) -> Job:
         """The Job of ranks that have ended well."""
         states, on, placement = self.group.states, self._options.on, self._placement
+        left = len(set(self._request["hosts"]))
         return Job(
             self.label,
             len(states),
@@ -220,7 +222,8 @@ class _OneJob:
             "cuda" if placement.devices[0] != "cpu" else "cpu",
             placement.hardware
             if on is None
-            else f"{on.in_words()}; {self.group.hardware or placement.hardware}",
+            else f"{left} of " * (left < self._hosts)
+            + f"{on.in_words()}; {self.group.hardware or placement.hardware}",
             self._seconds,
             [_unpack(state.result, state.rank) for state in states],
             self._output,
@@ -357,8 +360,13 @@ def _gather(states, absent: dict[str, str], one_clock: bool = True) -> tuple[dic
     ]
     zero = min(begins, default=0.0)
     records: dict[str, list] = {name: [] for name in COLUMNS}
+    counted: set[int | None] = set()  # hosts whose link a rank has counted
     for state in states:
         absent |= state.records["absent"]
+        if state.host in counted:
+            state.records["links"] = []
+        if state.records["links"]:
+            counted.add(state.host)
         for name, rows in records.items():
             for row in state.records[name]:
                 row = {"rank": state.rank, **row} if "rank" in COLUMNS[name] else dict(row)

@@ -25,11 +25,14 @@ import torch.distributed as dist
 
 from course_lib import measure, torch_internals
 from course_lib.measure import link
+from course_lib.measure.ledger import MEASURES
 from course_lib.ranks import imports, sending, settings, threads, where
 
 __all__ = ["work", "in_rank"]
 
 MEETING_S = 2.0  # how long a rank waits at a meeting point within a job
+# the same among roles for those that have measured no step so far: a server, say, may measure none
+ROLES_S = 0.2
 _DEFAULTS = {
     "KINETO_LOG_LEVEL": "99",  # or the profiler's banners stand in the output
     # the Flight Recorder: the last collectives of this rank, for the explanation of a hang
@@ -88,10 +91,11 @@ def work(request: dict, rank: int, channel: socket.socket, content: int) -> None
             link.found(request["hosts"][rank])
         with _for_this_user_only():
             store = _join(request, rank)
-        meet = _meeting_point(store, request["ranks"])
         function, args, kwargs = sending.open_call(job["call"])
-        if isinstance(function, (list, tuple)):  # one for each rank
+        roles = isinstance(function, (list, tuple))
+        if roles:  # one for each rank
             function = function[rank]
+        meet = _meeting_point(store, request["ranks"], roles)
         # all have joined: a rank that fails at once does not break another's connecting
         meet("started", request["timeout"])
         kernel.send("started", psutil.Process().memory_info().rss)
@@ -262,15 +266,19 @@ def _join(request: dict, rank: int) -> dist.Store:
     return dist.PrefixStore("course_lib", store)
 
 
-def _meeting_point(store: dist.Store, ranks: int) -> Callable[..., None]:
+def _meeting_point(store: dist.Store, ranks: int, roles: bool) -> Callable[..., None]:
     """A function that lets ranks wait for each other without a collective, and for a bounded time: it cannot
     hang a job.
+
+    roles: whether ranks have functions of their own, of which some may measure nothing.
     """
 
     def meet(name: str, at_most_s: float = MEETING_S) -> None:
         store.add(name, 1)
         begin, pause = time.monotonic(), 0.0005
-        while store.add(name, 0) < ranks and time.monotonic() - begin < at_most_s:
+        while (came := store.add(name, 0)) < ranks and (waited := time.monotonic() - begin) < at_most_s:
+            if roles and waited > ROLES_S and came >= store.add(MEASURES, 0) > 0:
+                return
             time.sleep(pause)
             pause = min(2 * pause, 0.01)  # a late rank needs the cores more than those who wait for it
 

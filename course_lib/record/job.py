@@ -65,7 +65,8 @@ class Job:
         the others carry first-time costs or instruments. `wire_bytes`: bytes that the operating system
         counted this rank sending to others over TCP during the step: by gloo, by a plain socket, by a
         `dist.TCPStore`. Absent is what goes another way: by a UNIX socket, by UDP, or by a file that ranks
-        share, such as a `dist.FileStore`. What a rank prints, logs or saves is no traffic.
+        share, such as a `dist.FileStore`; and what a socket has sent that was closed before the step's end.
+        What a rank prints, logs or saves is no traffic.
         """
         return self._table("steps")
 

@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -15,12 +16,14 @@ from unittest import mock
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 import workers
 
 from course_lib import Job, held, measure, run, theory
 from course_lib.collectives import COLLECTIVES
+from course_lib.measure.ledger import MEASURES
 from course_lib.measure.storages import storage_bytes
-from course_lib.ranks import devices
+from course_lib.ranks import devices, worker
 
 RANKS = (2, 3, 4)
 PAYLOADS = (1_000_004, 5_242_892)  # bytes; as numbers of floats, 3 and 4 ranks don't divide both
@@ -739,6 +742,20 @@ def test_gloo_with_two_ranks_on_one_gpu():
     assert min(memory(done, "peak")) >= grads and len(memory(done, "other")) == 2
 
 
+def test_roles_wait_for_those_alone_that_measure(tmp_path):
+    """Else each trace of workers would wait for seconds for a server that measures nothing."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    meet, always = (worker._meeting_point(store, 3, roles) for roles in (True, False))
+    for _ in range(2):
+        meet(MEASURES, 0.0)
+    store.add("traced", 1)
+    meet("traced", 3600.0)
+    begin = time.monotonic()
+    always("timed", 2 * worker.ROLES_S)
+    meet("ended", 2 * worker.ROLES_S)  # one that measures is still under way
+    assert time.monotonic() - begin >= 4 * worker.ROLES_S
+
+
 class TestTold:
     """What a step tells who watches the job, and nothing else."""
 
@@ -746,7 +763,7 @@ class TestTold:
     def told(self):
         told = []
         ledger = measure.start_ledger(
-            report=lambda *step: told.append(step), meet=lambda name: None, each_step=True
+            report=lambda *step: told.append(step), meet=lambda *of: None, each_step=True
         )
         yield told
         measure.stop_ledger(ledger)

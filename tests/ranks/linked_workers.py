@@ -116,6 +116,22 @@ def sends(numel: int) -> None:
     dist.barrier()
 
 
+def answers(numel: int, steps: int) -> None:
+    """Send back what each of the others sends, and measure nothing."""
+    values = torch.ones(numel)
+    for _ in range(steps * (dist.get_world_size() - 1)):
+        dist.send(values, dist.recv(values))
+
+
+def asks(numel: int, steps: int) -> None:
+    """Send to rank 0 and wait for its answer, in each step."""
+    values = torch.ones(numel)
+    for _ in range(steps):
+        with measure.step():
+            dist.send(values, 0)
+            dist.recv(values, 0)
+
+
 def serve() -> None:
     """Waits for the last rank, before it serves the others."""
     dist.recv(torch.empty(3), dist.get_world_size() - 1)

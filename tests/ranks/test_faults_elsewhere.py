@@ -288,5 +288,6 @@ def test_row_24_a_host_that_has_disappeared_once_is_told(nothing_left, two_hosts
     job = run(faults.loses_a_host_once, ranks=4, on=two_hosts, restarts=1, min_ranks=2)
     first, second = job.attempts
     assert (first.ranks, second.ranks) == (4, 2)
+    assert job.where.startswith("2 ranks, gloo on CPU (1 of 2 linked hosts, 200 Mbit/s; ")
     assert first.reason.startswith("rank 2 (host 1) was killed (SIGKILL")
     assert first.reason.endswith("; rank 3 failed too. Host 1 is gone: all its ranks were killed.")

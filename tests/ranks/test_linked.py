@@ -108,6 +108,14 @@ def test_what_ranks_of_one_host_say_to_each_other_does_not_pass_the_link(two_hos
     assert job.links["sent_bytes"].max() < 0.01 * 4 * NUMEL
 
 
+def test_the_link_of_a_host_whose_first_rank_measures_nothing_is_counted_as_well(two_hosts):
+    numel = NUMEL // 4
+    job = run([linked_workers.answers, *[linked_workers.asks] * 3], numel, 3, on=two_hosts)
+    assert job.links["host"].tolist() == [0] * 3 + [1] * 3
+    sent, two_ranks = job.links[job.links["phase"] == "traced"]["sent_bytes"], 2 * 4 * numel
+    assert all(two_ranks <= one <= HEADERS * two_ranks for one in sent)
+
+
 def test_the_link_counts_what_goes_past_torch_as_well(two_hosts):
     job = run(linked_workers.sends_past_torch, list(two_hosts.addresses), ranks=2, on=two_hosts)
     _, by_socket, by_datagram = job.links[job.links["host"] == 0]["sent_bytes"]
