@@ -31,13 +31,15 @@ class Ledger:
         meet: Callable[..., None],
         each_step: bool = False,
     ):
-        """`report(step, number, total, loss, row)`: a sign of life, between steps; now and then, or after
-        `each_step`, and then with its row. `meet(name, at_most_s)`: wait a moment for the other ranks.
+        """`report(step, number, total, loss, told)`: a sign of life, between steps; now and then, or after
+        `each_step`, and then with what is new in its records. `meet(name, at_most_s)`: wait a moment for the
+        other ranks.
         """
         self.steps: list[dict] = []
         self.memory: list[dict] = []
         self.trace: tracing.Trace | None = None  # of the step that is traced now
         self._finished_trace: tracing.Trace | None = None
+        self._traced: dict = {"comm": [], "timeline": [], "traced_at": None}
         self._attached = Attached({})
         self._report, self._meet, self._reported = report, meet, 0.0
         self._each_step = each_step
@@ -121,8 +123,10 @@ class Ledger:
         now = time.monotonic()
         if self._each_step or now - self._reported >= _REPORT_EVERY_S:
             self._reported = now
-            row = self.steps[-1] if self._each_step else None
-            self._report(len(self.steps) - 1, self._number, self._total, _number_of(loss), row)
+            told = None
+            if self._each_step:  # a rank that fails is not asked for its records
+                told = {"steps": self.steps[-1:], **(self._read() if self._phase == TRACED else {})}
+            self._report(len(self.steps) - 1, self._number, self._total, _number_of(loss), told)
 
     def _count_link(self, name: str) -> None:
         """On linked hosts, count what the step that all ranks have ended has sent, before a rank goes on."""
@@ -145,26 +149,24 @@ class Ledger:
             self._meet("ended")
         if self._counter:
             self._counter.begin()
-        rows = {"comm": [], "timeline": [], "traced_at": None}
-        absent, trace = dict(self.absent), self._finished_trace
+        return {"steps": self.steps, **self._read()}
+
+    def _read(self) -> dict:
+        """All that is known so far, but for the steps."""
+        trace = self._finished_trace
         if trace is not None:
             try:
-                rows = trace.rows()
+                self._traced = trace.rows()
             except Exception as error:
                 trace.absent |= dict.fromkeys(
                     ("collectives", "collective times", "timeline"),
                     f"the record could not be read ({why(error)})",
                 )
-            absent |= trace.absent
+            self.absent |= trace.absent
+            self._finished_trace = None
         peak = [{"category": "peak", "bytes": self._peak.bytes()}] if self.memory else []
         links = self._counter.rows if self._counter else []
-        return {
-            "steps": self.steps,
-            "links": links,
-            "memory": self.memory + peak,
-            **rows,
-            "absent": absent,
-        }
+        return {"links": links, "memory": self.memory + peak, **self._traced, "absent": self.absent}
 
     def _what_is_absent(self) -> dict[str, str]:
         absent = {}

@@ -15,6 +15,7 @@ import signal
 import time
 
 from course_lib.ranks.errors import RankError, RankInterrupt
+from course_lib.ranks.gathering import gather
 from course_lib.ranks.launch import RankState
 from course_lib.ranks.options import Options
 from course_lib.record.attempts import Attempt
@@ -54,7 +55,7 @@ class Attempts:
                 min(done, default=0),
                 min(begun_at) if begun_at else None,
                 output,
-                {"steps": [{"rank": state.rank, **row} for state in states for row in state.rows]},
+                gather(states, {})[1],
             )
         )
         self._begin = now

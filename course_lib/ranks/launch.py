@@ -43,10 +43,9 @@ class RankState:
     begun_at: int | None = None  # which step of the whole training its first one was, if it has told
     total: int | None = None  # how many steps the whole training has, if it has told
     loss: float | None = None  # the last one that it has told
-    rows: list[dict] = field(default_factory=list)  # of its steps, where a failure would lose them
     step_at: float = 0.0  # monotonic; when it was last heard of a step, or of its start
     result: bytes = b""  # a pickle
-    records: dict = field(default_factory=dict)
+    records: dict = field(default_factory=dict)  # until it has ended, what a failure would lose of them
     error: dict | None = None  # worker._describe
     status: int | None = None  # how the process ended: an exit code, or minus the signal; None while it lives
     start_bytes: int = 0  # resident memory when the function began: Python, torch, a process group
@@ -330,14 +329,14 @@ class Group:
         if kind == "started":
             state.phase, state.start_bytes, state.step_at = "running", content[0], time.monotonic()
         elif kind == "step":
-            state.step, number, state.total, loss, row = content
+            state.step, number, state.total, loss, told = content
             state.step_at = time.monotonic()
             if number is not None:
                 state.begun_at = number - state.step
             if loss is not None:
                 state.loss = loss
-            if row is not None:
-                state.rows.append(row)
+            if told is not None:
+                state.records |= {**told, "steps": state.records.get("steps", []) + told["steps"]}
         elif kind == "result":
             state.phase, (state.result, state.records, state.collectives) = "finished", content
         elif kind == "error":

@@ -27,11 +27,11 @@ from course_lib.ranks import (
 )
 from course_lib.ranks.attempts import Attempts
 from course_lib.ranks.errors import RankError, RankInterrupt, RankWarning, explain, remember
+from course_lib.ranks.gathering import gather
 from course_lib.ranks.launch import Group
 from course_lib.ranks.options import Options
 from course_lib.ranks.panel import Cancelled
 from course_lib.record import Job
-from course_lib.record.tables import COLUMNS
 from course_lib.roles import functions_of, roles_of
 
 __all__ = ["carry_out"]
@@ -227,7 +227,7 @@ class _OneJob:
             self._seconds,
             [_unpack(state.result, state.rank) for state in states],
             self._output,
-            *_gather(states, {} if on is None else on.absent(), on is None or on.here),
+            *gather(states, {} if on is None else on.absent(), on is None or on.here),
             self._roles,
             self._attempts.past if self._options.restarts else [],
         )
@@ -344,38 +344,6 @@ def _no_second_interrupt(outside: BaseException | None):
         signal.signal(signal.SIGINT, before)
     if heard and not stopping:
         raise KeyboardInterrupt
-
-
-def _gather(states, absent: dict[str, str], one_clock: bool = True) -> tuple[dict, dict]:
-    """One ledger from the ranks' records: absent layers (those that are given, and more), and rows with their
-    rank, times counted from the first rank's traced step.
-
-    one_clock: all ranks ran on one machine; else their times are compared by the time of day.
-    """
-    ahead_s = {state.rank: 0.0 if one_clock else state.records["clock_s"] for state in states}
-    begins = [
-        state.records["traced_at"] + ahead_s[state.rank]
-        for state in states
-        if state.records.get("traced_at") is not None
-    ]
-    zero = min(begins, default=0.0)
-    records: dict[str, list] = {name: [] for name in COLUMNS}
-    counted: set[int | None] = set()  # hosts whose link a rank has counted
-    for state in states:
-        absent |= state.records["absent"]
-        if state.host in counted:
-            state.records["links"] = []
-        if state.records["links"]:
-            counted.add(state.host)
-        for name, rows in records.items():
-            for row in state.records[name]:
-                row = {"rank": state.rank, **row} if "rank" in COLUMNS[name] else dict(row)
-                if "start_s" in row:
-                    row["start_s"] += ahead_s[state.rank] - zero
-                rows.append(row)
-    for name in ("seconds", "threads"):  # of the function, one for each rank
-        records[name] = [state.records[name] for state in states]
-    return absent, records
 
 
 def _unpack(result: bytes, rank: int):

@@ -32,7 +32,7 @@ __all__ = ["work", "in_rank"]
 
 MEETING_S = 2.0  # how long a rank waits at a meeting point within a job
 # the same among roles for those that have measured no step so far: a server, say, may measure none
-ROLES_S = 0.2
+ROLES_S = 0.5
 _DEFAULTS = {
     "KINETO_LOG_LEVEL": "99",  # or the profiler's banners stand in the output
     # the Flight Recorder: the last collectives of this rank, for the explanation of a hang

@@ -19,8 +19,8 @@ class Attempt:
         begun_at: which step of the whole training its first one was, as `measure.step` was told (`number`);
             None if it was not.
         output: what each rank printed, in rank order.
-        records: "steps": what each rank had measured of its steps until then, as in `Job.steps`. What is told
-            at the end of a rank alone, a failed attempt does not have: collectives, memory, the timeline.
+        records: what its ranks had measured until then, in tables as the job's own (`Job.records`): a row of
+            "steps" for each step that a rank has ended; the others once it has ended the traced one.
     """
 
     number: int

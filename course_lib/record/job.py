@@ -37,9 +37,9 @@ class Job:
         records: the rows of the five tables below, as plain lists of dicts.
         roles: the name of each rank's function, in rank order; empty where all ranks ran one function.
         attempts: of a job that could start again (`run(..., restarts=2)`), one record for each attempt, the
-            one that went well last: number, ranks, reason of its failure, seconds, steps, output, and what
-            was measured of its steps. All else is of the last attempt, but for `seconds`, which are of all.
-            Else empty.
+            one that went well last: number, ranks, reason of its failure, seconds, steps, output, and the
+            records of what was measured in it. All else is of the last attempt, but for `seconds`, which are
+            of all. Else empty.
 
     Each table is a copy: change it as you like, the job stays as it was measured.
     """

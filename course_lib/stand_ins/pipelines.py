@@ -20,9 +20,7 @@ from course_lib.stand_ins.sleeping import SleepingStage
 __all__ = ["run_asleep"]
 
 
-def run_asleep(
-    kind: str, ranks: int, num_microbatches: int, chunks: int = 1, forward_s: float = 0.03
-) -> Job:
+def run_asleep(kind: str, ranks: int, num_microbatches: int, chunks: int = 1, forward_s: float = 0.03) -> Job:
     """Run a schedule by name: a step to warm up, and one in which stages sleep, which is traced.
 
     Args:

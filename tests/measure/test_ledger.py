@@ -777,7 +777,7 @@ class TestTold:
         with measure.step():
             pass
         assert [step[:4] for step in told] == [(0, 7, 40, 0.5), (1, 8, 40, 0.5), (2, None, None, None)]
-        assert [row["phase"] for *_, row in told] == ["warm-up", "traced", "timed"]
+        assert [row["phase"] for *_, new in told for row in new["steps"]] == ["warm-up", "traced", "timed"]
         assert measure.last_step() == 2
 
     @pytest.mark.parametrize("loss", ["0.5", True, torch.ones(2), [0.5]])

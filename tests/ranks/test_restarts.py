@@ -19,6 +19,7 @@ from course_lib.ranks.attempts import Attempts
 from course_lib.ranks.errors import RankInterrupt, RankReport
 from course_lib.ranks.launch import Group, RankState
 from course_lib.ranks.options import Options
+from course_lib.record.tables import COLUMNS
 
 assert nothing_left  # a fixture
 
@@ -132,7 +133,9 @@ def test_one_that_was_killed_from_outside_is_left_out(nothing_left, tmp_path):
     lost, last = job.attempts
     assert {row["rank"] for row in lost.records["steps"]} == {0, 1, 2}
     assert len(lost.records["steps"]) >= 3 * lost.steps > 0
-    assert last.records["steps"] == job.records["steps"]
+    for table in ("comm", "timeline"):  # of the traced step, which each had ended
+        assert {row["rank"] for row in lost.records[table]} == {0, 1, 2}
+    assert all(last.records[table] == job.records[table] for table in COLUMNS)
 
 
 def test_too_few_are_left(nothing_left, tmp_path):
