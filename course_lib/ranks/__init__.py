@@ -4,6 +4,7 @@ one_job.py           one job from the call to its Job
 follow.py            its ranks, to their end or to why they must be stopped
 output.py            what they print
 silent.py            mistakes that raise no error
+gathering.py         from the records of single ranks to those of their job
 attempts.py          whether a job that has failed starts again, and on how many ranks
 options.py           how many ranks, which backend, how long, how often: checked once
 launch.py            the kernel's side of a job: ask for ranks, listen to them, end them
