@@ -114,7 +114,7 @@ class _OneJob:
         }
         if on is not None:
             self._request |= on.request(options.ranks, options.backend, self._timeout, self.label)
-        self._hosts = len(set(self._request["hosts"]))  # at first
+        self._hosts_at_first = len(set(self._request["hosts"]))
         # the learner may call this while an error of their own is being handled
         self._outside = sys.exc_info()[1]
         self.started = False
@@ -222,7 +222,7 @@ class _OneJob:
             "cuda" if placement.devices[0] != "cpu" else "cpu",
             placement.hardware
             if on is None
-            else f"{left} of " * (left < self._hosts)
+            else f"{left} of " * (left < self._hosts_at_first)
             + f"{on.in_words()}; {self.group.hardware or placement.hardware}",
             self._seconds,
             [_unpack(state.result, state.rank) for state in states],
