@@ -23,7 +23,7 @@ help:
 	@echo "make desk        lay the desk, or bring it up to date, and open nothing"
 	@echo "make class       lay a desk for each name of a list, and the folder that shows a teacher what they did"
 	@echo "make test        look at style and types, run the tests, and every notebook against its stored outputs"
-	@echo "make test-quick  the part of it that answers in five minutes, for who changes code"
+	@echo "make test-quick  the part of it that answers in three minutes, for who changes code"
 	@echo "make lint        look at style and types only"
 	@echo "make demo        run the main experiment without a browser"
 	@echo "make notebooks   run every notebook again and store its outputs"
@@ -72,11 +72,11 @@ test test-quick: export PYTHONDONTWRITEBYTECODE :=
 
 # Four files at a time, each from top to bottom: ranks that wait or sleep leave a core to others. The
 # notebooks, which are short, come last. A cell may take a minute, which `make notebooks` holds it to; fifteen
-# are for a machine that is busy with other things. With ALL=1, also what tests/conftest.py calls thorough.
+# are for a machine that is busy with other things. With ALL=1, also what tests/levels.py calls thorough.
 test: lint
 	$(PY) -m pytest $(if $(ALL),,-m "not thorough") -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 --nbval-kernel-startup-timeout=900 tests notebooks
 
-# Without the notebooks, and without what tests/conftest.py calls slow.
+# Without the notebooks, and without what tests/levels.py calls slow.
 test-quick: lint
 	$(PY) -m pytest -n 4 --dist loadscope -m "not slow and not thorough" tests
 

@@ -1,56 +1,67 @@
-"""Which cells of a solved twin the tests run: what differs from its chapter, and what that stands on. All its
-other cells are the chapter's own, word for word (a test holds that), and run there.
+"""Which cells of a notebook stand on which others; and so, which cells of a solved twin the tests run: what
+differs from its chapter, and what that stands on. All its other cells are the chapter's own, word for word (a
+test holds that), and run there.
 """
 
 import ast
+import functools
 import re
 import symtable
 from pathlib import Path
 
 import nbformat
 
-__all__ = ["needed_cells", "ends"]
+__all__ = ["needed_cells", "takers"]
 
 SEED = re.compile(r"^[\w.]*seed\(", re.MULTILINE)
+
+
+class _Cells:
+    """The cells of code of a notebook, at the positions that nbval counts."""
+
+    def __init__(self, path: Path):
+        self.code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        self.makes = [_made(cell.source) for cell in self.code]
+        self.uses = [_used(cell.source) for cell in self.code]
+
+    def maker(self, name: str, before: int) -> set[int]:
+        return set([other for other in range(before) if name in self.makes[other]][-1:])
+
+    def stand_on(self, first: set[int]) -> set[int]:
+        """These, and all that they use, directly or not."""
+        # a function looks its names up when it is called: in what stands before the caller, not before itself
+        pairs, seen = {(number, number) for number in first}, set()
+        while pairs:
+            cell, at = pair = pairs.pop()
+            seen.add(pair)
+            for name in self.uses[cell]:
+                for end in {cell, at}:
+                    pairs |= {(number, end) for number in self.maker(name, end)} - seen
+        return {cell for cell, _ in seen}
+
+
+_cells = functools.cache(_Cells)
 
 
 def needed_cells(path: Path) -> set[int]:
     """The positions of a twin's exercises, of what uses them, and of what all these use, directly or not.
     Positions are counted as nbval counts: cells of code alone.
     """
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    code = dict(enumerate(cells))
-    makes = {number: _made(cell.source) for number, cell in code.items()}
-    uses = {number: _used(cell.source) for number, cell in code.items()}
-
-    def maker(name: str, before: int) -> set[int]:
-        return set([other for other in code if other < before and name in makes[other]][-1:])
-
-    solved = {number for number in code if "exercise" in code[number].metadata.get("tags", [])}
-    first = {number for number in code if any(maker(name, number) & solved for name in uses[number])}
+    cells = _cells(path)
+    every = range(len(cells.code))
+    solved = {number for number in every if "exercise" in cells.code[number].metadata.get("tags", [])}
+    first = {
+        number for number in every if any(cells.maker(name, number) & solved for name in cells.uses[number])
+    }
     # random numbers follow from a seed that may stand anywhere
-    first |= solved | {number for number, cell in code.items() if SEED.search(cell.source)}
-    # a function looks its names up when it is called: in what stands before the caller, not before itself
-    pairs, seen = {(number, number) for number in first}, set()
-    while pairs:
-        cell, at = pair = pairs.pop()
-        seen.add(pair)
-        for name in uses[cell]:
-            for end in {cell, at}:
-                pairs |= {(number, end) for number in maker(name, end)} - seen
-    return {cell for cell, _ in seen}
+    first |= solved | {number for number in every if SEED.search(cells.code[number].source)}
+    return cells.stand_on(first)
 
 
-def ends(path: Path) -> set[int]:
-    """The positions, counted alike, of cells from which no later cell takes a name."""
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    found, wanted = set(), set()
-    for number, cell in reversed(list(enumerate(cells))):
-        made = _made(cell.source)
-        if not made & wanted:
-            found.add(number)
-        wanted = wanted - made | _used(cell.source)
-    return found
+def takers(path: Path, number: int) -> set[int]:
+    """The positions, counted alike, of this cell and of all that stand on it, directly or not."""
+    cells = _cells(path)
+    return {other for other in range(number, len(cells.code)) if number in cells.stand_on({other})}
 
 
 def _made(source: str) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from chapter_code import code_of_notebooks
-from conftest import LONG, SLOW
+from levels import known_seconds
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -165,10 +165,13 @@ def test_every_exercise_has_a_check_and_every_check_an_exercise():
     assert checks <= called <= set(check.__all__)
 
 
-def test_what_is_called_slow_is_there():
-    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
-    tests = set(re.findall(r"^def (test_\w+)\(", "\n".join(files.values()), re.MULTILINE))
-    assert SLOW | {name.partition("[")[0] for name in LONG} <= set(files) | tests
+def test_what_is_said_to_take_long_is_there():
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    functions = set(re.findall(r"\btest_\w+", code))
+    for known in known_seconds():
+        file, name = known.partition("[")[0].split("::")
+        cells = [] if file.endswith(".py") else json.loads((ROOT / file).read_text(encoding="utf-8"))["cells"]
+        assert (ROOT / file).exists() and name in functions | {cell["id"] for cell in cells}, known
 
 
 def test_every_row_of_the_table_of_faults_has_a_test():

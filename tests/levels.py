@@ -1,0 +1,84 @@
+"""Which tests are left out where. Three levels, by the time in which they answer on two quiet cores:
+
+- `make test-quick`, three minutes, for who changes code: no notebooks, nothing slow, nothing thorough;
+- `make test`, fifteen minutes: nothing thorough;
+- `make test ALL=1`, which `.ci/run` calls: everything.
+
+How long a test takes stands in seconds.tsv, which seconds.py writes. What is not in it yet counts as short.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from nbval.plugin import IPyNbCell
+from twins import takers
+
+__all__ = ["SECONDS", "FOLDERS", "name_of", "known_seconds", "mark"]
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = ROOT / "tests" / "seconds.tsv"
+
+SLOW_S = 1.2
+THOROUGH_S = 3.0  # but for the shortest case of a test that has several
+CELL_S, WITH_IT = 8.0, 6  # a cell takes so long, and no more cells stand on it, itself among them
+
+# What runs in a browser, and solved twins, are thorough: checks are tested with answers like theirs.
+FOLDERS = {"browser", "solutions"}
+# Of each exercise's answers all but so many, the plainest, which stand first.
+RIGHT, WRONG = "test_right_answers_are_accepted", "test_wrong_answers_are_refused_with_the_reason"
+PLAINEST = {RIGHT: 1, WRONG: 2}
+
+
+def name_of(item) -> str:
+    """As in seconds.tsv: a cell by its id, which stays if others come before it."""
+    if isinstance(item, IPyNbCell):
+        return f"{item.path.relative_to(ROOT)}::{item.cell.id}"
+    return item.nodeid
+
+
+def known_seconds() -> dict[str, float]:
+    rows = (line.split("\t") for line in SECONDS.read_text(encoding="utf-8").splitlines())
+    return {name: float(seconds) for seconds, name in rows}
+
+
+def mark(items: list) -> None:
+    """Give tests the markers `slow` and `thorough`."""
+    known = known_seconds()
+    seconds = {item: known.get(name_of(item), 0.0) for item in items}
+    shortest = _shortest_cases(seconds)
+    left_out = _long_cells(seconds)
+    answers = Counter()
+    for item in items:
+        if seconds[item] >= SLOW_S:
+            item.add_marker("slow")
+        name = getattr(item, "originalname", "")
+        if name in PLAINEST:
+            exercise = item.path, name, item.callspec.params["check"].__name__
+            answers[exercise] += 1
+            far = answers[exercise] > PLAINEST[name]
+        else:
+            far = item.path.parent.name in FOLDERS or item in left_out
+        long = seconds[item] >= THOROUGH_S and item not in shortest
+        if far or long and name != RIGHT and not isinstance(item, IPyNbCell):
+            item.add_marker("thorough")
+
+
+def _shortest_cases(seconds: dict) -> set:
+    """Of each test with several cases, the one that takes the least time."""
+    tests = {}
+    for item in seconds:
+        if hasattr(item, "callspec"):
+            tests.setdefault((item.path, item.originalname), []).append(item)
+    return {min(cases, key=seconds.get) for cases in tests.values() if len(cases) > 1}
+
+
+def _long_cells(seconds: dict) -> set:
+    """Cells of chapters that take long, with those that stand on them."""
+    cells = {(item.path, item.cell_num): item for item in seconds if isinstance(item, IPyNbCell)}
+    found = set()
+    for (path, number), item in cells.items():
+        if seconds[item] >= CELL_S:
+            numbers = takers(path, number)
+            if len(numbers) <= WITH_IT:
+                found |= {cells[path, other] for other in numbers if (path, other) in cells}
+    return found
