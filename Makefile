@@ -70,9 +70,9 @@ lint: env
 # the environment asks for no such files.
 test test-quick: export PYTHONDONTWRITEBYTECODE :=
 
-# Four files at a time, each from top to bottom: ranks that wait or sleep leave a core to others. The
-# notebooks, which are short, come last. A cell may take a minute, which `make notebooks` holds it to; fifteen
-# are for a machine that is busy with other things. With ALL=1, also what tests/levels.py calls thorough.
+# Four files at a time, each from top to bottom, the longest first: ranks that wait or sleep leave a core to
+# others. A cell may take a minute, which `make notebooks` holds it to; fifteen are for a machine that is busy
+# with other things. With ALL=1, also what tests/levels.py calls thorough.
 test: lint
 	$(PY) -m pytest $(if $(ALL),,-m "not thorough") -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 --nbval-kernel-startup-timeout=900 tests notebooks
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from nbval.plugin import IPyNbCell
 from twins import takers
 
-__all__ = ["SECONDS", "FOLDERS", "name_of", "known_seconds", "mark"]
+__all__ = ["SECONDS", "FOLDERS", "name_of", "known_seconds", "mark", "longest_first"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = ROOT / "tests" / "seconds.tsv"
 
 SLOW_S = 1.2
-THOROUGH_S = 3.0  # but for the shortest case of a test that has several
-CELL_S, WITH_IT = 8.0, 6  # a cell takes so long, and no more cells stand on it, itself among them
+THOROUGH_S, SHORTEST_S = 2.5, 10.0  # so long may the shortest case of a test take that has several
+CELL_S, WITH_IT = 6.0, 6  # a cell takes so long, and no more cells stand on it, itself among them
 
 # What runs in a browser, and solved twins, are thorough: checks are tested with answers like theirs.
 FOLDERS = {"browser", "solutions"}
@@ -58,9 +58,17 @@ def mark(items: list) -> None:
             far = answers[exercise] > PLAINEST[name]
         else:
             far = item.path.parent.name in FOLDERS or item in left_out
-        long = seconds[item] >= THOROUGH_S and item not in shortest
+        long = seconds[item] >= (SHORTEST_S if item in shortest else THOROUGH_S)
         if far or long and name != RIGHT and not isinstance(item, IPyNbCell):
             item.add_marker("thorough")
+
+
+def longest_first(items: list) -> None:
+    """Sort by files, each from top to bottom, so that no worker is left alone with a long one at the end."""
+    known, total = known_seconds(), Counter()
+    for item in items:
+        total[item.path] += known.get(name_of(item), 0.0)
+    items.sort(key=lambda item: (-total[item.path], str(item.path)))
 
 
 def _shortest_cases(seconds: dict) -> set:

@@ -4,6 +4,7 @@ test holds that), and run there.
 """
 
 import ast
+import bisect
 import functools
 import re
 import symtable
@@ -21,11 +22,16 @@ class _Cells:
 
     def __init__(self, path: Path):
         self.code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        self.makes = [_made(cell.source) for cell in self.code]
         self.uses = [_used(cell.source) for cell in self.code]
+        self._makers: dict[str, list[int]] = {}
+        for number, cell in enumerate(self.code):
+            for name in _made(cell.source):
+                self._makers.setdefault(name, []).append(number)
 
     def maker(self, name: str, before: int) -> set[int]:
-        return set([other for other in range(before) if name in self.makes[other]][-1:])
+        """The last cell before this one that makes the name, if there is one."""
+        makers = self._makers.get(name, ())
+        return set(makers[: bisect.bisect_left(makers, before)][-1:])
 
     def stand_on(self, first: set[int]) -> set[int]:
         """These, and all that they use, directly or not."""
@@ -43,6 +49,7 @@ class _Cells:
 _cells = functools.cache(_Cells)
 
 
+@functools.cache
 def needed_cells(path: Path) -> set[int]:
     """The positions of a twin's exercises, of what uses them, and of what all these use, directly or not.
     Positions are counted as nbval counts: cells of code alone.
@@ -60,8 +67,13 @@ def needed_cells(path: Path) -> set[int]:
 
 def takers(path: Path, number: int) -> set[int]:
     """The positions, counted alike, of this cell and of all that stand on it, directly or not."""
+    return {other for other, stands_on in enumerate(_each_stands_on(path)) if number in stands_on}
+
+
+@functools.cache
+def _each_stands_on(path: Path) -> list[set[int]]:
     cells = _cells(path)
-    return {other for other in range(number, len(cells.code)) if number in cells.stand_on({other})}
+    return [cells.stand_on({number}) for number in range(len(cells.code))]
 
 
 def _made(source: str) -> set[str]:

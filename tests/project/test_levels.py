@@ -53,9 +53,18 @@ def test_a_long_test_is_thorough_and_of_its_cases_the_shortest_is_only_slow(monk
     alone, new = Item("test_alone"), Item("test_new")
     short, longer, longest = (Item("test_of_cases", case) for case in ("2", "3", "4"))
     items = alone, short, longer, longest, new
-    assert marked(monkeypatch, (60, 20, 30, 40), *items) == ["slow thorough", "slow"] + 2 * [
-        "slow thorough"
-    ] + [""]
+    both = "slow thorough"
+    assert marked(monkeypatch, (60, 5, 6, 7), *items) == [both, "slow", both, both, ""]
+    assert marked(monkeypatch, (60, 50, 60, 70), *items)[1] == both
+
+
+def test_the_longest_file_comes_first_and_each_stays_in_order(monkeypatch):
+    items = [Item(f"test_{letter}") for letter in "abcd"]
+    for item in items[1::2]:
+        item.path = levels.ROOT / "tests" / "test_of_twins.py"
+    monkeypatch.setattr(levels, "known_seconds", lambda: {items[3].nodeid: 3.0, items[0].nodeid: 2.0})
+    levels.longest_first(items)
+    assert [item.originalname for item in items] == ["test_b", "test_d", "test_a", "test_c"]
 
 
 def test_of_each_exercise_the_plainest_answers_are_tried_and_one_right_one_whatever_it_takes(monkeypatch):
