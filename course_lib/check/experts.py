@@ -2,8 +2,9 @@
 balances over all ranks, gradients of experts that several ranks hold.
 """
 
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from course_lib import measure
 from course_lib.check import on_rank
 from course_lib.check.counted import header_bytes, sent_bytes
 from course_lib.check.judge import Judge, exercise
-from course_lib.check.rubric import LEAST, Demand, sends, values
+from course_lib.check.rubric import ERROR_LIMIT, LEAST, Demand, sends, values
 from course_lib.collectives import COLLECTIVES
 from course_lib.record import Job, sent
 
@@ -21,6 +22,34 @@ __all__ = ["tokens_once", "room_by_weight", "balance_over_ranks", "expert_gradie
 
 DIM, TOP_K = 64, 2
 ONCE = 1.1  # times the rows that must travel: numbers of experts, weights and sizes go with them
+STEPS = 4  # in the fourth a rank comes late
+
+
+@contextlib.contextmanager
+def _late(call: str, seed: int, messages: Sequence[int]) -> Iterator[None]:
+    """A step in which one rank, drawn by the seed, comes late with these of its messages."""
+    late = dist.get_rank() == seed % dist.get_world_size()
+    at_most_s = [on_rank.LATE_S * (number in messages) for number in range(max(messages) + 1)]
+    with on_rank.Calls(on_rank.late(call, at_most_s) if late else None):
+        yield
+    on_rank.is_back(call)
+
+
+def _if_late_alone(errors: Sequence[float]) -> str:
+    """What numbers look like that were right in all steps but that one; "" if they were not."""
+    *in_step, last = errors
+    return on_rank.NOT_WAITED if len(errors) == STEPS and max(in_step) < ERROR_LIMIT < last else ""
+
+
+def _or_not_waited(advice: str) -> Callable[[Job, float], str]:
+    """The advice, unless the numbers are right as long as all ranks are in step."""
+
+    def said(job: Job, error: float) -> str:
+        if any(found["looks"] == on_rank.NOT_WAITED for found in job.results):
+            return f" They are {on_rank.NOT_WAITED}."
+        return f" {advice}{on_rank.rounding(error)}"
+
+    return said
 
 
 def _rows_once(job: Job) -> str:
@@ -57,7 +86,9 @@ def _rows_once(job: Job) -> str:
         "so are the gradients of tokens, weights and experts",
         "a gradient is not that of one process (relative error {error:.2g}).",
         "gradients",
-        advice="Each message of forward needs its way back in backward, that of the weights, too.",
+        advice=_or_not_waited(
+            "Each message of forward needs its way back in backward, that of the weights, too."
+        ),
         after=("output",),
     ),
     bytes=Demand(
@@ -67,7 +98,7 @@ def _rows_once(job: Job) -> str:
 def tokens_once(judge: Judge, answer: Callable) -> None:
     """`answer(x, weights, chosen, own)` is a layer of experts to which each token travels once per rank."""
 
-    def three_steps(answer, seed):
+    def steps(answer, seed, count_of_steps):
         on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
         n, rank = dist.get_world_size(), dist.get_rank()
@@ -109,12 +140,12 @@ def tokens_once(judge: Judge, answer: Callable) -> None:
             return weights[..., None] * every[torch.arange(len(x))[:, None], chosen]
 
         errors, looks = {"output": [], "gradients": []}, ""
-        for _ in range(3):
+        for step in range(count_of_steps):
             experts, xs, all_weights, all_chosen = case()
             mine = experts[own * rank : own * rank + own]
             given = [t.clone().requires_grad_() for t in (xs[rank], all_weights[rank])]
             chosen = all_chosen[rank]
-            with measure.step():
+            with _late("tokens", seed, range(10)) if step == STEPS - 1 else measure.step():
                 y = answer(*given, chosen.clone(), list(mine))
                 right = isinstance(y, torch.Tensor) and y.shape == xs[rank].shape
                 if not right or not y.requires_grad:
@@ -122,7 +153,8 @@ def tokens_once(judge: Judge, answer: Callable) -> None:
                     problem = f"your function must return a tensor [{sizes[rank]}, {DIM}] that"
                     return {"problem": f"{problem} autograd knows, and it returned {what}"}
                 y.square().sum().backward()
-            found = [gradient(t) for t in (*given, *mine.parameters())]
+                # at once: who has not waited for them does not have them
+                found = [gradient(t).clone() for t in (*given, *mine.parameters())]
             experts.zero_grad()
             leaves = [
                 [t.clone().requires_grad_() for t in pair] for pair in zip(xs, all_weights, strict=True)
@@ -133,6 +165,7 @@ def tokens_once(judge: Judge, answer: Callable) -> None:
             target = ys[rank].sum(1).detach()
             errors["output"].append(on_rank.apart(y.detach(), target))
             errors["gradients"].append(max(map(on_rank.apart, found, wanted)))
+            looks = looks or _if_late_alone(list(map(max, *errors.values())))
             unweighted = (ys[rank] / leaves[rank][1][..., None]).sum(1).detach()
             its_home = (chosen // own)[..., None]
             looks = looks or on_rank.looks(
@@ -161,8 +194,8 @@ def tokens_once(judge: Judge, answer: Callable) -> None:
             "copies": passes(choices),
         }
 
-    for ranks in (4, 2):
-        if not judge.tried(f"{ranks} ranks", three_steps, answer, judge.seed, ranks=ranks):
+    for ranks, count in ((4, STEPS - 1), (2, STEPS)):
+        if not judge.tried(f"{ranks} ranks", steps, answer, judge.seed, count, ranks=ranks):
             return
 
 
@@ -323,7 +356,7 @@ def _small(job: Job) -> str:
         "the mean over the ranks of its gradient is that of one process",
         "the gradient, as the mean over the ranks, is not that of one process (relative error {error:.2g}).",
         "gradient",
-        advice="f has no gradient; P has one, in the probabilities of this rank's tokens.",
+        advice=_or_not_waited("f has no gradient; P has one, in the probabilities of this rank's tokens."),
         after=("value",),
     ),
     bytes=Demand("no more travels than a number for each expert and rank", _small),
@@ -331,12 +364,12 @@ def _small(job: Job) -> str:
 def balance_over_ranks(judge: Judge, answer: Callable) -> None:
     """`answer(scores, chosen)` is this rank's part of a loss that balances the tokens of all ranks."""
 
-    def three_steps(answer, seed):
+    def steps(answer, seed):
         on_rank.use_cpu()
         torch.set_default_dtype(torch.float64)
         n, rank = dist.get_world_size(), dist.get_rank()
-        tokens, experts, worst, looks = 200, 8, {"value": 0.0, "gradient": 0.0}, ""
-        for step in range(3):
+        tokens, experts, errors, looks = 200, 8, {"value": [], "gradient": []}, ""
+        for step in range(STEPS):
             torch.manual_seed(seed + step)
             # each rank's tokens like other experts
             logits = torch.randn(n, tokens, experts) + 2 * torch.randn(n, 1, experts)
@@ -348,7 +381,7 @@ def balance_over_ranks(judge: Judge, answer: Callable) -> None:
                 return experts * (f * probabilities.flatten(0, -2).mean(0)).sum()
 
             given = scores[rank].clone().requires_grad_()
-            with measure.step():
+            with _late("balance", seed, (0, 1)) if step == STEPS - 1 else measure.step():
                 loss = answer(given, chosen[rank].clone())
                 fine = isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.requires_grad
                 if not fine:
@@ -362,8 +395,9 @@ def balance_over_ranks(judge: Judge, answer: Callable) -> None:
             dist.all_reduce(mean)
             mean /= n
             found_grad = torch.zeros_like(given) if given.grad is None else given.grad
-            worst["value"] = max(worst["value"], on_rank.apart(mean, wanted.detach()))
-            worst["gradient"] = max(worst["gradient"], on_rank.apart(found_grad / n, whole.grad[rank]))
+            errors["value"].append(on_rank.apart(mean, wanted.detach()))
+            errors["gradient"].append(on_rank.apart(found_grad / n, whole.grad[rank]))
+            looks = looks or _if_late_alone(list(map(max, *errors.values())))
             each = torch.stack([loss_of(scores[r], chosen[r]) for r in range(n)])
             looks = looks or on_rank.looks(
                 mean,
@@ -375,10 +409,10 @@ def balance_over_ranks(judge: Judge, answer: Callable) -> None:
                     "without the factor E": wanted.detach() / experts,
                 },
             )
-        return {**worst, "looks": looks, "experts": experts}
+        return {**{name: max(found) for name, found in errors.items()}, "looks": looks, "experts": experts}
 
     for ranks in (3, 2):
-        if not judge.tried(f"{ranks} ranks", three_steps, answer, judge.seed, ranks=ranks):
+        if not judge.tried(f"{ranks} ranks", steps, answer, judge.seed, ranks=ranks):
             return
 
 
@@ -391,7 +425,7 @@ def _two_sums(job: Job) -> float:
         "the gradients of what all ranks hold are those of one process",
         "a gradient of what all ranks hold is not that of one process (relative error {error:.2g}).",
         "shared",
-        advice="Average it over all ranks.",
+        advice=_or_not_waited("Average it over all ranks."),
     ),
     own=values(
         "the gradients of the experts are those of one process",
@@ -408,7 +442,7 @@ def _two_sums(job: Job) -> float:
 def expert_gradients(judge: Judge, answer: Callable) -> None:
     """`answer(shared, own, group)` makes the gradients of expert x data parallelism those of one process."""
 
-    def three_steps(answer, seed, ep_size):
+    def steps(answer, seed, ep_size, count_of_steps):
         from torch.nn.utils import parameters_to_vector
 
         from course_lib.mini import experts as mini
@@ -419,7 +453,7 @@ def expert_gradients(judge: Judge, answer: Callable) -> None:
         n, rank = dist.get_world_size(), dist.get_rank()
         mesh = hybrid.make_groups({"dp": n // ep_size, "ep": ep_size})
         count, tokens, width = 2 * ep_size, 24, 48
-        worst, looks = {"shared": 0.0, "own": 0.0}, ""
+        errors, looks = {"shared": [], "own": []}, ""
         alone = [dist.new_group([other]) for other in range(n)][rank]
 
         def make(group, step):
@@ -437,7 +471,7 @@ def expert_gradients(judge: Judge, answer: Callable) -> None:
                 return 1.0
             return on_rank.apart(*(on_rank.flat([p.grad for p in ps]) for ps in (found, wanted)))
 
-        for step in range(3):
+        for step in range(count_of_steps):
             xs = torch.randn(n, tokens, width, generator=torch.Generator().manual_seed(seed + step))
             one, model = make(alone, step), make(mesh["ep"], step)
             backward(one, xs.flatten(0, 1))
@@ -446,13 +480,16 @@ def expert_gradients(judge: Judge, answer: Callable) -> None:
             shared = [*first.parameters(), *layer.router.parameters(), *last.parameters()]
             own = list(layer.own.parameters())
             before = [p.grad.clone() for p in own]
-            with measure.step():
+            with _late("gradients", seed, (0, 5)) if step == STEPS - 1 else measure.step():
                 answer(shared, own, mesh["dp"])
+                for p in (*shared, *own):  # at once: who has not waited for them does not have them
+                    p.grad = None if p.grad is None else p.grad.clone()
             its = dist.get_rank(mesh["ep"]) * len(layer.own)
             wanted_own = list(one[1].own[its : its + len(layer.own)].parameters())
             wanted_shared = [*one[0].parameters(), *one[1].router.parameters(), *one[2].parameters()]
-            worst["shared"] = max(worst["shared"], apart(shared, wanted_shared))
-            worst["own"] = max(worst["own"], apart(own, wanted_own))
+            errors["shared"].append(apart(shared, wanted_shared))
+            errors["own"].append(apart(own, wanted_own))
+            looks = looks or _if_late_alone(list(map(max, *errors.values())))
             right = on_rank.flat([p.grad for p in wanted_own])
             others = on_rank.flat(before)
             dist.all_reduce(others)
@@ -475,9 +512,10 @@ def expert_gradients(judge: Judge, answer: Callable) -> None:
         both = 2 * (n - 1) / n, 2 * (replicas - 1) / replicas
         numel = [parameters_to_vector(ps).numel() for ps in (shared, own)]
         limit = sum(8 * count * factor for count, factor in zip(numel, both))
+        worst = {name: max(found) for name, found in errors.items()}
         return {**worst, "looks": looks, "limit": limit}
 
-    for ranks, ep_size in ((4, 2), (2, 2)):
+    for ranks, ep_size, count in ((4, 2, STEPS), (2, 2, STEPS - 1)):
         case = f"{ranks} ranks, experts over {ep_size} of them"
-        if not judge.tried(case, three_steps, answer, judge.seed, ep_size, ranks=ranks):
+        if not judge.tried(case, steps, answer, judge.seed, ep_size, count, ranks=ranks):
             return

@@ -18,7 +18,7 @@ from course_lib.check.judge import Judge, exercise
 from course_lib.check.rubric import Demand, fact
 from course_lib.collectives import of_kind
 from course_lib.mini import pipeline as mini
-from course_lib.record import Job, bubble, sent
+from course_lib.record import Job, bubble, calls, sent
 
 __all__ = ["schedule_gpipe", "schedule_1f1b", "pipeline_worker", "balanced_stages"]
 
@@ -67,15 +67,20 @@ def _wrong_messages(job: Job) -> str:
             f"you call {', '.join(others)}. Only neighbours have anything to say to each other: use isend and"
             " recv"
         )
-    payload = sent(job, layer="payload", ops=["send"])
+    payload, counts = sent(job, layer="payload", ops=["send"]), calls(job).reindex(columns=["send"]).fillna(0)
     told = ""
     for rank, found in enumerate(job.results):
-        cuts = (rank > 0) + (rank < job.ranks - 1)
-        want = cuts * found["micro_batches"] * found["activation_bytes"]
+        count = ((rank > 0) + (rank < job.ranks - 1)) * found["micro_batches"]
+        want = count * found["activation_bytes"]
         if want and payload[rank] != want:
             told += (
                 f"rank {rank} sends {payload[rank] / want:.2f} times the bytes of one tensor per cut,"
                 " direction and micro-batch. "
+            )
+        elif want and counts.loc[rank, "send"] != count:
+            told += (
+                f"rank {rank} sends {counts.loc[rank, 'send']:.0f} messages, and {count} are enough: one"
+                " tensor, as it is, per cut, direction and micro-batch. "
             )
     return told
 
@@ -390,7 +395,7 @@ def _trial(
 
             def forward(self, x):
                 if self.asleep and rank:  # on rank 0, x is a part of the batch
-                    x.token = Token(messages)
+                    x.untyped_storage().token = Token(messages)  # whatever tensor keeps it
                 k = 0
                 if self.asleep:
                     same = [one.shape == x.shape and torch.allclose(one, x) for one in expected]

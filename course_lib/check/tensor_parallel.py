@@ -312,12 +312,14 @@ def parallel_mlp(judge: Judge, make: Callable) -> None:
         torch.set_default_dtype(torch.float64)
 
         def large():
-            """The storages that are as large as a whole weight, wherever a tensor keeps them."""
+            """The storages with as many numbers as a whole weight, of whatever size, wherever a tensor keeps
+            them.
+            """
             tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, nn.Parameter)]
             return {
                 t.untyped_storage().data_ptr()
                 for t in tensors
-                if t.untyped_storage().nbytes() >= 8 * HIDDEN * 4 * HIDDEN
+                if t.untyped_storage().nbytes() >= t.element_size() * HIDDEN * 4 * HIDDEN
             }
 
         torch.manual_seed(seed)

@@ -204,7 +204,10 @@ def _notes(shown: list[Ran], link: float, options: argparse.Namespace) -> str:
         ),
         (
             "Test loss after training: "
-            + "; row by row ".join(f"{min(its):.4f} to {max(its):.4f}" for its in losses)
+            + "; ".join(
+                f"{network}{min(its):.4f} to {max(its):.4f}"
+                for network, its in zip(("", "row by row ", "mixture "), losses)
+            )
             + ". All of a network do the same mathematics, so only rounding differs."
         ),
         f"      One test image is {1 / len(digits('test')[1]):.1%} of the accuracy.",

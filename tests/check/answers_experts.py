@@ -2,6 +2,8 @@
 rank need not import pytest.
 """
 
+import time
+
 import torch
 import torch.distributed as dist
 from torch.distributed.nn.functional import all_reduce as summed_both_ways
@@ -36,7 +38,7 @@ def sizes_of(leaving):
 # Each token once to each rank
 
 
-def once(x, weights, chosen, own):
+def once(x, weights, chosen, own, home_again=Exchange):
     n, rank = dist.get_world_size(), dist.get_rank()
     home = chosen // len(own)
     needs = torch.stack([(home == r).any(1) for r in range(n)])
@@ -49,7 +51,7 @@ def once(x, weights, chosen, own):
     for number, expert in enumerate(own, start=rank * len(own)):
         row, choice = (its_chosen == number).nonzero(as_tuple=True)
         y = y.index_add(0, row, ws[row, choice, None] * expert(xs[row]))
-    return torch.zeros_like(x).index_add(0, token, Exchange.apply(y, came, sent))
+    return torch.zeros_like(x).index_add(0, token, home_again.apply(y, came, sent))
 
 
 def once_by_messages(x, weights, chosen, own):
@@ -155,6 +157,26 @@ class SumOfAll(torch.autograd.Function):
         every = grad.contiguous()
         dist.all_reduce(every)
         return every
+
+
+class Slept(Exchange):
+    """Sleeps for a while, and does not wait: while all ranks are in step, the rows happen to be there."""
+
+    @staticmethod
+    def forward(ctx, x, sent, came):
+        ctx.sizes = came, sent
+        y = x.new_zeros(sum(came), *x.shape[1:])
+        ctx.work = dist.all_to_all_single(y, x.contiguous(), came, sent, async_op=True)
+        time.sleep(NAP_S)
+        return y.clone()
+
+
+NAP_S = 0.05
+
+
+def once_that_sleeps(x, weights, chosen, own):
+    """As `once`; the outputs that come back are not waited for."""
+    return once(x, weights, chosen, own, Slept)
 
 
 def everybody_has_all(x, weights, chosen, own):
@@ -312,6 +334,15 @@ def balance_by_gathering(scores, chosen):
     return scores.shape[1] * (total / total.sum() * scores).sum() / len(scores)
 
 
+def balance_that_sleeps(scores, chosen):
+    """Not waited for: while all ranks are in step, the sum happens to be there."""
+    experts = scores.shape[1]
+    f = chosen.flatten().bincount(minlength=experts).to(scores)
+    dist.all_reduce(f, async_op=True)
+    time.sleep(NAP_S)
+    return experts * (f / f.sum() * scores.mean(0)).sum()
+
+
 def balance_of_own(scores, chosen):
     experts = scores.shape[1]
     f = chosen.flatten().bincount(minlength=experts) / chosen.numel()
@@ -371,6 +402,21 @@ def gradients_at_once(shared, own, group):
         dist.all_reduce(flat, group=ranks)
         for p, its in zip(params, flat.split([p.numel() for p in params])):
             p.grad = its.view_as(p)
+
+
+def gradients_that_sleep(shared, own, group, waits_for=()):
+    """Not waited for: while all ranks are in step, the sums happen to be there."""
+    for p in [*shared, *own]:
+        p.grad /= dist.get_world_size()
+    works = {p: dist.all_reduce(p.grad, async_op=True) for p in shared}
+    works |= {p: dist.all_reduce(p.grad, group=group, async_op=True) for p in own}
+    for p in waits_for:
+        works[p].wait()
+    time.sleep(NAP_S)
+
+
+def gradients_that_sleep_on_experts(shared, own, group):
+    gradients_that_sleep(shared, own, group, waits_for=shared)
 
 
 def gradients_over_all(shared, own, group):

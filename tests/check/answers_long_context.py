@@ -299,6 +299,33 @@ def few_by_sends(q, k, v):
     return torch.cat(swap(out.split(out.shape[1] // n, 1)))
 
 
+def few_in_a_ring(q, k, v, corrected=True):
+    """Right as well, and not Ulysses: keys are few, so a ring sends less still."""
+    rank, n, own = dist.get_rank(), dist.get_world_size(), q.shape[1]
+    block, parts = torch.stack([k, v]), []
+    for step in range(n):
+        source = (rank - step) % n
+        if source <= rank:
+            keys, values = block.repeat_interleave(len(q) // len(k), 1)
+            scores = q @ keys.mT / q.shape[-1] ** 0.5
+            if source == rank:
+                scores = scores.masked_fill(torch.ones(own, own, dtype=torch.bool).triu(1), -torch.inf)
+            lse = scores.logsumexp(-1, keepdim=True)
+            parts.append((lse, (scores - lse).exp() @ values))
+        if step < n - 1:
+            coming = torch.empty_like(block)
+            send, receive = (dist.isend, block, (rank + 1) % n), (dist.irecv, coming, (rank - 1) % n)
+            for work in dist.batch_isend_irecv([dist.P2POp(*send), dist.P2POp(*receive)]):
+                work.wait()
+            block = coming
+    shares = torch.stack([lse for lse, _ in parts]).softmax(0) if corrected else [1 / len(parts)] * len(parts)
+    return sum(share * out for share, (_, out) in zip(shares, parts))
+
+
+def few_in_a_ring_not_corrected(q, k, v):
+    return few_in_a_ring(q, k, v, corrected=False)
+
+
 def few_gathered(q, k, v):
     """Everybody gets all keys and values."""
     k, v = _all(k), _all(v)

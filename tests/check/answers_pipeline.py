@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from course_lib.mini.pipeline import backward, forward
 from course_lib.mini.pipeline.instructions import source_of, with_stages
+from course_lib.mini.pipeline.weights import accumulate, waiting_weights
 
 
 def stub(*arguments):
@@ -327,6 +328,45 @@ def execute_keeps_some_on_the_last_rank(instructions, stage, inputs, targets, lo
 def execute_keeps_the_inputs(instructions, stage, inputs, targets, loss_fn, like):
     """What autograd saved is let go, and what was received is not."""
     _execute(instructions, stage, inputs, targets, loss_fn, like, keep=lambda x, y: x)
+
+
+def execute_leaves_weights_for_the_end(instructions, stage, inputs, targets, loss_fn, like):
+    """Right gradients: but those of the weights come at the end, and what they need is kept so long."""
+    waiting = []
+    with waiting_weights(stage, waiting):
+        _execute(instructions, stage, inputs, targets, loss_fn, like)
+    accumulate(waiting)
+
+
+def execute_sends_in_halves(instructions, stage, inputs, targets, loss_fn, like):
+    """Right gradients, and no byte more: but two messages for each tensor."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    graphs, sending = {}, []
+
+    def send(tensor, peer):
+        sending.extend(dist.isend(half.contiguous(), peer) for half in tensor.tensor_split(2))
+
+    def receive(peer):
+        halves = [torch.empty_like(half) for half in like.tensor_split(2)]
+        for half in halves:
+            dist.recv(half, peer)
+        return torch.cat(halves)
+
+    for one in instructions:
+        k = one.microbatch
+        if one.op == "forward":
+            x = receive(rank - 1).requires_grad_() if rank else inputs[k]
+            y = stage(x)
+            if rank < last:
+                send(y.detach(), rank + 1)
+            graphs[k] = x, y if rank < last else loss_fn(y, targets[k]) / len(targets)
+        else:
+            x, y = graphs.pop(k)
+            y.backward(receive(rank + 1) if rank < last else None)
+            if rank:
+                send(x.grad, rank - 1)
+    for work in sending:
+        work.wait()
 
 
 def execute_asks_autograd_for_gradients(instructions, stage, inputs, targets, loss_fn, like):

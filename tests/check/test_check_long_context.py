@@ -21,6 +21,7 @@ RIGHT = [
     (DEAL, [answers.deal_tensors]),
     (FEW, [answers.few]),
     (FEW, [answers.few_by_sends]),
+    (FEW, [answers.few_in_a_ring]),
 ]
 if torch.__version__ >= "2.13":  # before, gloo has no all_to_all of lists
     RIGHT.append((FEW, [answers.few_in_one_message]))
@@ -46,6 +47,7 @@ WRONG = [
     (DEAL, [answers.deal_one_list], ["a list with the positions of each rank"], ""),
     (FEW, [answers.few_gathered], ["An all_gather sends all heads to all"], "the output of one process"),
     (FEW, [answers.few_repeated], ["once for each head of queries"], "the output of one process"),
+    (FEW, [answers.few_in_a_ring_not_corrected], ["is not that of one process"], "no rank sends more"),
     (FEW, [answers.few_full], ["It is that without a causal mask"], "no rank sends more"),
     (FEW, [answers.few_other_pairs], ["It is that of other pairs"], "no rank sends more"),
     (FEW, [answers.few_not_back], ["must return a tensor of shape"], ""),

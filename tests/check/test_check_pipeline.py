@@ -123,6 +123,16 @@ WRONG = [
         answers.execute_keeps_the_inputs,
         "rank 3 keeps the inputs of 8 micro-batches at once, and at most 2 are needed",
     ),
+    (
+        chapter.pipeline_worker,
+        answers.execute_leaves_weights_for_the_end,
+        "rank 3 keeps the inputs of 8 micro-batches at once, and at most 2 are needed",
+    ),
+    (
+        chapter.pipeline_worker,
+        answers.execute_sends_in_halves,
+        "rank 0 sends 16 messages, and 8 are enough",
+    ),
     (chapter.pipeline_worker, answers.execute_takes_turns, "only one rank works at a time"),
     (chapter.pipeline_worker, answers.execute_whole_batch, "only one rank works at a time"),
     (
@@ -182,6 +192,8 @@ WASTEFUL = {
     answers.execute_keeps_all_out_of_sight,
     answers.execute_keeps_some_on_the_last_rank,
     answers.execute_keeps_the_inputs,
+    answers.execute_leaves_weights_for_the_end,
+    answers.execute_sends_in_halves,
     answers.execute_takes_turns,
     answers.execute_whole_batch,
     answers.execute_computes_forward_twice,

@@ -190,6 +190,12 @@ WRONG = [
     ),
     (
         MLP,
+        [answers.KeepsACopyInHalf],
+        ["it keeps a whole weight, or a copy of one, in another place"],
+        "to the byte",
+    ),
+    (
+        MLP,
         [answers.GathersWeights],
         ["you used 3 all_gather. An all_gather puts the hidden layer (or a weight) together"],
         "to the byte",

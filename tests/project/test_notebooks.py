@@ -2,6 +2,7 @@
 
 import json
 import re
+import symtable
 from pathlib import Path
 
 import nbformat
@@ -18,6 +19,8 @@ TEACHING = sorted((FOLDER / "teaching").glob("*.ipynb"))
 LONGEST_CELL = 25
 # what can be read and run in about an hour: docs/design.md
 MOST_CELLS, MOST_LINES, MOST_WORDS = 75, 300, 2_500
+# chapters, by name, in which a cell that is run again finds what it found before
+RUN_AGAIN = ("pipeline", "pipeline_schedules", "tensor_parallel", "long_context", "experts", "hybrid")
 STUB = "raise NotImplementedError"
 PATHS = re.compile(
     r"/home/|/root/|/tmp/|/Users/|/mnt/|[A-Z]:\\\\|site-packages|ipykernel_\d|course_lib-\w{8}"
@@ -191,6 +194,37 @@ def test_a_chapter_can_be_read_and_run_in_an_evening(path):
     assert len(notebook.cells) <= MOST_CELLS
     assert len(lines) <= MOST_LINES
     assert len(words) <= MOST_WORDS
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CHAPTERS if path.stem[3:] in RUN_AGAIN], ids=lambda path: path.name
+)
+def test_no_cell_reads_what_a_later_one_calls_by_the_same_name(path):
+    """Run again, it would find something else. (`guess` is the one name that all predictions have.)"""
+    cells = [reads_and_sets(cell.source) for cell in code_cells(read(path))]
+    for number, (reads, _) in enumerate(cells):
+        before, later = (
+            set().union(*(sets for _, sets in part)) for part in (cells[:number], cells[number:])
+        )
+        assert not (reads & before & later) - {"guess"}, f"code cell {number}"
+
+
+def reads_and_sets(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell, or a function in it, takes from other cells; and those that it gives values."""
+    cell = symtable.symtable(source, "cell", "exec")
+    sets = {
+        symbol.get_name() for symbol in cell.get_symbols() if symbol.is_assigned() or symbol.is_imported()
+    }
+    reads, tables = set(), [cell]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        reads |= {
+            symbol.get_name()
+            for symbol in table.get_symbols()
+            if symbol.is_referenced() and (table is cell or symbol.is_global())
+        }
+    return reads - sets, sets
 
 
 def test_no_function_is_written_in_two_chapters():

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from course_lib.arguments import instance, listed
@@ -50,11 +51,12 @@ def mesh(
     centers = [(1.6 * (x + block * (columns + 0.35)), 1.5 * y) for block, y, x in map(_spot, places)]
     ax = panel(title, subtitle, ax, size=(1.4 + 1.1 * (columns + 0.35) * blocks, 1.3 + 0.85 * rows))
     spare = itertools.cycle(COLORS[axis] for axis in _AXES if axis not in groups)
+    told = []  # not in the axes: they hold no values, and would be told as empty series
     for axis, members in groups.items():
         look = {"color": COLORS[axis] if axis in _AXES else next(spare), "alpha": 0.55}
         for one, next_ in (pair for group in members for pair in zip(group, group[1:])):
             _band(ax, centers[one], centers[next_], bent=three and axis == axes[0], **look)
-        ax.plot([], [], linewidth=5, label=f"{axis} groups", **look)
+        told.append(Line2D([], [], linewidth=5, label=f"{axis} groups", **look))
     for rank, ((x, y), place) in enumerate(zip(centers, places)):
         look = {"facecolor": PAPER, "edgecolor": INK, "linewidth": 1.0, "zorder": 2}
         ax.add_patch(Rectangle((x - WIDTH / 2, y - 0.38), WIDTH, 0.76, **look))
@@ -67,7 +69,7 @@ def mesh(
     right, bottom = (max(side) for side in zip(*centers))
     frame(ax, -0.85, right + 0.85, -0.95 if blocks > 1 or hosts else -0.55, bottom + 0.6)
     place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0}
-    ax.legend(frameon=False, fontsize=SMALL, labelcolor=INK, **place)
+    ax.legend(handles=told, frameon=False, fontsize=SMALL, labelcolor=INK, **place)
     return ax
 
 
