@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-__all__ = ["needed_cells", "takers"]
+__all__ = ["needed_cells", "takers", "made", "used"]
 
 SEED = re.compile(r"^[\w.]*seed\(", re.MULTILINE)
 
@@ -22,10 +22,10 @@ class _Cells:
 
     def __init__(self, path: Path):
         self.code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        self.uses = [_used(cell.source) for cell in self.code]
+        self.uses = [used(cell.source) for cell in self.code]
         self._makers: dict[str, list[int]] = {}
         for number, cell in enumerate(self.code):
-            for name in _made(cell.source):
+            for name in made(cell.source):
                 self._makers.setdefault(name, []).append(number)
 
     def maker(self, name: str, before: int) -> set[int]:
@@ -76,27 +76,27 @@ def _each_stands_on(path: Path) -> list[set[int]]:
     return [cells.stand_on({number}) for number in range(len(cells.code))]
 
 
-def _made(source: str) -> set[str]:
+def made(source: str) -> set[str]:
     """Names that a cell gives a value, or changes in place."""
-    made = {symbol.get_name() for symbol in _table(source).get_symbols() if symbol.is_assigned()}
-    made |= {symbol.get_name() for symbol in _table(source).get_symbols() if symbol.is_imported()}
+    names = {symbol.get_name() for symbol in _table(source).get_symbols() if symbol.is_assigned()}
+    names |= {symbol.get_name() for symbol in _table(source).get_symbols() if symbol.is_imported()}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
-            made |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
-    return made
+            names |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return names
 
 
-def _used(source: str) -> set[str]:
+def used(source: str) -> set[str]:
     """Names that a cell, or a function in it, takes from the notebook."""
-    used, tables = set(), [_table(source)]
+    names, tables = set(), [_table(source)]
     while tables:
         table = tables.pop()
         tables += table.get_children()
         top = table.get_type() == "module"
-        used |= {
+        names |= {
             one.get_name() for one in table.get_symbols() if one.is_referenced() and (top or one.is_global())
         }
-    return used
+    return names
 
 
 def _table(source: str) -> symtable.SymbolTable:

@@ -2,13 +2,13 @@
 
 import json
 import re
-import symtable
 from pathlib import Path
 
 import nbformat
 import pytest
 from execute_notebooks import LINK, NAVIGATION, navigation, numbered
 from nbformat import NotebookNode
+from twins import made, used
 
 from course_lib import record
 
@@ -201,30 +201,12 @@ def test_a_chapter_can_be_read_and_run_in_an_evening(path):
 )
 def test_no_cell_reads_what_a_later_one_calls_by_the_same_name(path):
     """Run again, it would find something else. (`guess` is the one name that all predictions have.)"""
-    cells = [reads_and_sets(cell.source) for cell in code_cells(read(path))]
+    cells = [(used(cell.source) - made(cell.source), made(cell.source)) for cell in code_cells(read(path))]
     for number, (reads, _) in enumerate(cells):
         before, later = (
             set().union(*(sets for _, sets in part)) for part in (cells[:number], cells[number:])
         )
         assert not (reads & before & later) - {"guess"}, f"code cell {number}"
-
-
-def reads_and_sets(source: str) -> tuple[set[str], set[str]]:
-    """The names that a cell, or a function in it, takes from other cells; and those that it gives values."""
-    cell = symtable.symtable(source, "cell", "exec")
-    sets = {
-        symbol.get_name() for symbol in cell.get_symbols() if symbol.is_assigned() or symbol.is_imported()
-    }
-    reads, tables = set(), [cell]
-    while tables:
-        table = tables.pop()
-        tables += table.get_children()
-        reads |= {
-            symbol.get_name()
-            for symbol in table.get_symbols()
-            if symbol.is_referenced() and (table is cell or symbol.is_global())
-        }
-    return reads - sets, sets
 
 
 def test_no_function_is_written_in_two_chapters():
