@@ -18,12 +18,14 @@ __all__ = ["SECONDS", "FOLDERS", "name_of", "known_seconds", "mark", "longest_fi
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = ROOT / "tests" / "seconds.tsv"
 
-SLOW_S = 1.2
+SLOW_S = 0.7
 THOROUGH_S, SHORTEST_S = 2.5, 10.0  # so long may the shortest case of a test take that has several
 CELL_S, WITH_IT = 6.0, 6  # a cell takes so long, and no more cells stand on it, itself among them
 
 # What runs in a browser, and solved twins, are thorough: checks are tested with answers like theirs.
 FOLDERS = {"browser", "solutions"}
+# For these a kernel, a cluster or a website is begun: slow, whatever a test takes then.
+BEGIN_SLOWLY = {"test_kernel.py", "test_slurm.py", "test_slurm_faults.py", "test_website.py"}
 # Of each exercise's answers all but so many, the plainest, which stand first.
 RIGHT, WRONG = "test_right_answers_are_accepted", "test_wrong_answers_are_refused_with_the_reason"
 PLAINEST = {RIGHT: 1, WRONG: 2}
@@ -49,7 +51,7 @@ def mark(items: list) -> None:
     left_out = _long_cells(seconds)
     answers = Counter()
     for item in items:
-        if seconds[item] >= SLOW_S:
+        if seconds[item] >= SLOW_S or item.path.name in BEGIN_SLOWLY:
             item.add_marker("slow")
         name = getattr(item, "originalname", "")
         if name in PLAINEST:

@@ -58,6 +58,12 @@ def test_a_long_test_is_thorough_and_of_its_cases_the_shortest_is_only_slow(monk
     assert marked(monkeypatch, (60, 50, 60, 70), *items)[1] == both
 
 
+def test_what_begins_a_kernel_for_the_whole_file_is_slow(monkeypatch):
+    item = Item("test_in_a_kernel")
+    item.path = levels.ROOT / "tests" / "ranks" / "test_kernel.py"
+    assert item.path.exists() and marked(monkeypatch, (0.1,), item) == ["slow"]
+
+
 def test_the_longest_file_comes_first_and_each_stays_in_order(monkeypatch):
     items = [Item(f"test_{letter}") for letter in "abcd"]
     for item in items[1::2]:
