@@ -33,6 +33,7 @@ class Collective:
         sent: bytes that one rank sends, over S, by the textbook; the mean over ranks where they differ.
         busbw: what S/t is multiplied with, so that different n can be compared. None: no data, no bandwidth.
         ring_steps: messages that a rank sends one after the other around a ring. None: it is no ring.
+        tree_ways: how often it goes along a tree, up with sums or down with copies. None: it is no tree.
         gloo: what gloo runs for it, in the words of its own record: another collective, once for each tensor
             of a list, where gloo has none of this kind.
         gloo_sent: bytes that one rank sends as gloo runs it, of S and n; the mean over ranks. None: as many
@@ -52,6 +53,7 @@ class Collective:
     sent: Factor
     busbw: Factor | None
     ring_steps: Factor | None = None
+    tree_ways: int | None = None
     gloo: str
     gloo_sent: Callable[[float, int], float] | None = None
     part_of_full: bool = False
@@ -98,6 +100,7 @@ _ROWS = (
         sent=lambda n: 2 * (n - 1) / n,  # reduce-scatter, then all-gather
         busbw=lambda n: 2 * (n - 1) / n,
         ring_steps=lambda n: 2 * (n - 1),
+        tree_ways=2,
         gloo="all_reduce",
         color="#D55E00",
     ),
@@ -148,6 +151,7 @@ _ROWS = (
         functions=("broadcast", "broadcast_object_list"),
         sent=lambda n: (n - 1) / n,  # n-1 ranks receive S once: (n-1) S in all
         busbw=lambda n: 1,
+        tree_ways=1,
         gloo="broadcast",
         color="#CC79A7",
     ),
@@ -159,6 +163,7 @@ _ROWS = (
         functions=("reduce",),
         sent=lambda n: (n - 1) / n,  # a broadcast, the other way round
         busbw=lambda n: 1,
+        tree_ways=1,
         gloo="reduce",
         gloo_sent=_gloo_reduce_bytes,
         color="#AA4499",

@@ -209,9 +209,7 @@ def tree_seconds(
         algorithms for full bandwidth broadcast, reduction and scan", section 3, for double trees, which NCCL
         has.
     """
-    ways = {"all_reduce": 2, "reduce": 1, "broadcast": 1}[
-        one_of("op", op, ("all_reduce", "reduce", "broadcast"))
-    ]
+    ways = one_of("op", op, _known("tree_ways"))
     levels, count = (whole("group_size", group_size) - 1).bit_length(), whole("pieces", pieces)
     piece_s = number("alpha_s", alpha_s) + number("payload_bytes", payload_bytes) / count * number(
         "beta_s", beta_s

@@ -63,6 +63,8 @@ def test_closed_forms_and_figures_know_every_row(row):
         assert theory.bandwidth(row.name, 12, 1, 4) == (12, 12 * row.busbw(4))
     if row.ring_steps is not None:
         assert theory.ring_seconds(row.name, 12, 4, 1, 0) == row.ring_steps(4)
+    if row.tree_ways is not None:
+        assert theory.tree_seconds(row.name, 12, 4, 1, 0) == 2 * row.tree_ways
 
 
 def test_a_row_is_found_by_its_kind_and_by_its_functions():

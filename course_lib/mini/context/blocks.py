@@ -53,7 +53,11 @@ def merge_(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> No
 def gradients(
     q: Tensor, lse: Tensor, delta: Tensor, grad: Tensor, k: Tensor, v: Tensor, diagonal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What one block adds to the gradients of its queries, keys and values.
+    """What one block adds to the gradients of its queries, keys and values. d is head_dim, dX the gradient of
+    X, and * multiplies element by element:
+
+        P = exp(Q K' / sqrt(d) - lse)      dP = dO V'      dS = P * (dP - delta) / sqrt(d)
+        dV = P' dO                         dQ = dS K       dK = dS' Q
 
     Args:
         lse: [batch, heads, queries, 1], of all keys.

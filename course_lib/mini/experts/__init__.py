@@ -60,7 +60,7 @@ def dispatch(x: Tensor, chosen: Tensor, num_experts: int, group: Group = None) -
         back.
     """
     n, k = dist.get_world_size(group), chosen.shape[1]
-    own = refuse.uneven_experts(num_experts, n)
+    own = num_experts // n
     leaving = chosen.flatten().bincount(minlength=num_experts)[:num_experts]  # [E]
     pairs = chosen.flatten().argsort(stable=True)[: int(leaving.sum())]  # by expert, and so by rank
     coming = exchange_sizes(leaving, group)  # [n, E / n]: from each rank, for each own expert
@@ -104,7 +104,7 @@ class Experts(nn.Module):
         capacity_factor: float | None = None,
     ) -> None:
         super().__init__()
-        own = refuse.uneven_experts(len(experts), dist.get_world_size(process_group))
+        own = len(experts) // dist.get_world_size(process_group)
         first = dist.get_rank(process_group) * own
         self.router, self.own = router, nn.ModuleList(experts[first : first + own])
         self.group, self.num_experts, self.capacity_factor = process_group, len(experts), capacity_factor

@@ -65,9 +65,10 @@ class Steps(Sampler[list[int]]):
         """For a checkpoint; the same on every rank."""
         return {"trained": self.trained}
 
+    @takes(state=refuse.other_states)
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on there, on any number of ranks and with any batch_size, in the next loop over a loader."""
-        self.trained = whole("trained", refuse.other_states(state)["trained"], least=0)
+        self.trained = state["trained"]
 
 
 class Shards(IterableDataset):
@@ -111,8 +112,7 @@ def mean_over_ranks(
         losses: of this rank's samples, any shape; none are fine, if other ranks have some.
         weights: of the same shape; all 1 if None.
 
-    Returns:
-        a number; nan where all weights of all ranks sum to 0.
+    Returns: a number; nan where all weights of all ranks sum to 0.
     """
     weights = torch.ones_like(losses) if weights is None else weights
     total = weights.detach().sum()

@@ -39,11 +39,11 @@ def other_weights(losses: torch.Tensor, weights: torch.Tensor | None) -> None:
         raise ValueError(f"weights are {list(weights.shape)}, and losses {list(losses.shape)}.")
 
 
-def other_states(state) -> dict:
-    """What `Steps.state_dict` returns."""
-    if "trained" not in instance("state", state, dict):
-        raise ValueError(f"state={state!r:.60}: it must be what state_dict returns, with the key 'trained'.")
-    return state
+def other_states(name: str, state) -> None:
+    """A state is what `Steps.state_dict` returns."""
+    if "trained" not in instance(name, state, dict):
+        raise ValueError(f"{name}={state!r:.60}: it must be what state_dict returns, with the key 'trained'.")
+    whole("trained", state["trained"], least=0)
 
 
 def beyond_the_samples(place: int, samples: int) -> None:
