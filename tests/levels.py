@@ -34,7 +34,7 @@ PLAINEST = {RIGHT: 1, WRONG: 2}
 def name_of(item) -> str:
     """As in seconds.tsv: a cell by its id, which stays if others come before it."""
     if isinstance(item, IPyNbCell):
-        return f"{item.path.relative_to(ROOT)}::{item.cell.id}"
+        return f"{item.nodeid.partition('::')[0]}::{item.cell.id}"
     return item.nodeid
 
 
