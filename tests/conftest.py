@@ -11,9 +11,9 @@ import failures
 import levels
 import nbval.kernel
 import pytest
+from cells import needed_cells
 from jupyter_client import KernelManager
 from nbval.plugin import IPyNbCell
-from twins import needed_cells
 
 # Started in the background of a shell (`make test &`), a process ignores SIGINT, and so would the kernels
 # that tests interrupt.

@@ -10,10 +10,10 @@ How long a test takes stands in seconds.tsv, which seconds.py writes. What is no
 from collections import Counter
 from pathlib import Path
 
+from cells import takers
 from nbval.plugin import IPyNbCell
-from twins import takers
 
-__all__ = ["SECONDS", "FOLDERS", "name_of", "known_seconds", "mark", "longest_first"]
+__all__ = ["ROOT", "SECONDS", "FOLDERS", "name_of", "known_seconds", "mark", "longest_first"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = ROOT / "tests" / "seconds.tsv"

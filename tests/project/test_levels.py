@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import levels
 import nbformat
 import pytest
-from twins import takers
+from cells import takers
 
 CELLS = (
     "slow = 1",
@@ -67,7 +67,7 @@ def test_what_begins_a_kernel_for_the_whole_file_is_slow(monkeypatch):
 def test_the_longest_file_comes_first_and_each_stays_in_order(monkeypatch):
     items = [Item(f"test_{letter}") for letter in "abcd"]
     for item in items[1::2]:
-        item.path = levels.ROOT / "tests" / "test_of_twins.py"
+        item.path = levels.ROOT / "tests" / "test_of_cells.py"
     monkeypatch.setattr(levels, "known_seconds", lambda: {items[3].nodeid: 3.0, items[0].nodeid: 2.0})
     levels.longest_first(items)
     assert [item.originalname for item in items] == ["test_b", "test_d", "test_a", "test_c"]

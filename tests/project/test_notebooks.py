@@ -7,9 +7,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from cells import made, used
 from execute_notebooks import LINK, NAVIGATION, navigation, numbered
 from nbformat import NotebookNode
-from twins import made, used
 
 from course_lib import record
 
