@@ -2,10 +2,14 @@
 wasteful answers with a reason that helps.
 """
 
+from types import SimpleNamespace
+
 import answers_choosing_a_strategy as answers
+import pytest
 from verdicts import *  # noqa: F403
 
 from course_lib.check import choosing_a_strategy as chapter
+from course_lib.check import judge
 
 CHECKS = {
     chapter.forward_counts: [answers.counts, answers.counts_by_torch],
@@ -36,3 +40,10 @@ WRONG = [
     (axis, answers.axis_bytes_as_payload, "It is the payload", ""),
     (axis, answers.axis_bytes_as_a_sum, 'return {"dp": bytes, "tp": bytes}', ""),
 ]
+
+
+@pytest.mark.parametrize("seed", (2, 15), ids=("few_bytes", "fewer_bytes"))
+def test_headers_of_small_messages_are_not_counted_against_an_answer(seed, monkeypatch):
+    monkeypatch.setattr(judge, "secrets", SimpleNamespace(randbelow=lambda most: seed))
+    verdict = axis(answers.axis_bytes)
+    assert verdict, repr(verdict)
