@@ -11,7 +11,7 @@ from course_lib.plots.units import Unit
 
 __all__ = ["mesh"]
 
-SIZES = (1, 2, 4)
+SIZES = {"dp": (1, 2), "pp": (1, 2, 4), "tp": (1, 2, 4)}  # more ranks could not be read
 MODEL = theory.published("llama3_405b")["rows"][0]  # what the bytes are counted for
 TOKENS, ELEMENT_BYTES = 8192, 2  # of one sequence, of bf16
 
@@ -42,7 +42,7 @@ def mesh() -> Explorer:
         }
         return ax, pd.DataFrame(rows).T
 
-    return Explorer("A mesh of ranks", {"dp": SIZES, "pp": SIZES, "tp": SIZES}, draw, dp=2, tp=2)
+    return Explorer("A mesh of ranks", SIZES, draw, dp=2, tp=2)
 
 
 def bytes_by_axis(dp: int, pp: int, tp: int) -> tuple[float, float, float]:

@@ -1,13 +1,14 @@
 """What one plan costs: bytes, memory and seconds of a step. Arithmetic on data; no torch here."""
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
 
 from course_lib import theory
 from course_lib.arguments import instance
 from course_lib.collectives import COLLECTIVES
 from course_lib.plan.facts import BYTES, Machine, Model, Plan
-from course_lib.plan.moments import moments_of, numel_of, stages, states_of
+from course_lib.plan.moments import stages, states_of, worst_moment
 from course_lib.plan.ways import WAYS
 
 __all__ = ["Cost", "cost"]
@@ -56,7 +57,7 @@ def cost(plan: Plan, model: Model, machine: Machine) -> Cost:
             f" {plan.microbatches} micro-batches."
         )
     worst = [
-        max(moments_of(plan, model, stage * plan.tp), key=lambda moment: sum(moment[1].values()))
+        worst_moment(plan, model, stage * plan.tp)
         for stage in (range(plan.pp) if plan.pp <= 4 else (0, plan.pp - 1))  # most are in flight on the first
     ]
     moment, memory = max(worst, key=lambda moment: sum(moment[1].values()))
@@ -67,7 +68,7 @@ def cost(plan: Plan, model: Model, machine: Machine) -> Cost:
 def _of_dp(plan: Plan, model: Model, layers) -> list[tuple[str, float, int, int]]:
     """The collectives along dp of a rank with these layers: (op, bytes in all, ranks of a group, calls)."""
     way, of_param, of_grad = WAYS[plan.way], *BYTES[model.precision][:2]
-    numel = sum(numel_of(layer.pieces(plan.tp)) for layer in layers)
+    numel = sum(layer.cut_numel(plan.tp) for layer in layers)
     shards = (plan.shards or plan.dp) if way.stage else plan.dp
     units, tensors = len(layers) if way.per_layer else 1, sum(len(layer.shapes) for layer in layers)
     its = []
@@ -104,11 +105,11 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     m, samples = plan.microbatches, model.batch / plan.dp / plan.microbatches
     passes = 4 if plan.recompute else 3  # forward once or twice, backward twice as long
 
-    @functools.cache  # most stages are alike
+    @functools.cache
     def stage_s(layers, busy: int) -> float:
         """One micro-batch, forward and backward."""
         products = passes * samples * sum(layer.products for layer in layers) / plan.tp
-        numel = sum(numel_of(layer.pieces(plan.tp)) for layer in layers)
+        numel = sum(layer.cut_numel(plan.tp) for layer in layers)
         seconds = products / machine.at("products_per_s", busy) + numel * machine.at("numel_s", busy)
         if machine.touched_bytes_per_s:  # what is kept is written once and read once, in each pass
             kept = sum(layer.kept_bytes + layer.kept_cut_bytes / plan.tp for layer in layers)
@@ -130,9 +131,11 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
         calls *= 1.5 if plan.recompute else 1
         return messages_s("all_reduce", samples * size, plan.tp, plan.tp, calls) if calls else 0.0
 
-    slowest = max(parts, key=lambda layers: stage_s(layers, n) + tp_s(layers))
+    kinds = {tuple(map(id, layers)): layers for layers in parts}  # stages are alike but for few
+    times = Counter(tuple(map(id, layers)) for layers in parts)
+    slowest = max(kinds.values(), key=lambda layers: stage_s(layers, n) + tp_s(layers))
     busy = min(n, machine.cores)  # no more compute at once; while one waits, another has its core
-    compute_s = m * sum(stage_s(layers, n) for layers in parts) / plan.pp
+    compute_s = m * sum(stage_s(kinds[kind], n) * count for kind, count in times.items()) / plan.pp
     if n <= machine.cores:
         compute_s = m * stage_s(slowest, n)
     through_s = (m + (plan.pp - 1) / plan.chunks) * (stage_s(slowest, busy) + tp_s(slowest)) - m * tp_s(

@@ -58,6 +58,10 @@ class Layer:
         """The shapes of one rank's part."""
         return list(_pieces(self.shapes, self.cut, tp))
 
+    def cut_numel(self, tp: int) -> int:
+        """Parameters of one rank's part."""
+        return _cut_numel(self.shapes, self.cut, tp)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -226,6 +230,11 @@ class Plan:
 def _pieces(shapes: tuple[tuple[int, ...], ...], cut: str, tp: int) -> tuple[tuple[int, ...], ...]:
     goes = [bool(cut) and (cut == "column" or len(shape) > 1) for shape in shapes]
     return tuple((-(-math.prod(s) // tp),) if its and tp > 1 else s for s, its in zip(shapes, goes))
+
+
+@functools.lru_cache
+def _cut_numel(shapes: tuple[tuple[int, ...], ...], cut: str, tp: int) -> int:
+    return sum(map(math.prod, _pieces(shapes, cut, tp)))
 
 
 def made(kind: type, value: Any):

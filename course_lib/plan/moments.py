@@ -12,7 +12,7 @@ from course_lib.arguments import instance, whole
 from course_lib.plan.facts import BYTES, Layer, Model, Plan
 from course_lib.plan.ways import WAYS
 
-__all__ = ["stages", "states_of", "moments_of", "numel_of"]
+__all__ = ["stages", "states_of", "moments_of", "worst_moment", "numel_of"]
 
 
 def stages(model: Model, pp: int) -> list[tuple[Layer, ...]]:
@@ -76,15 +76,25 @@ def moments_of(plan: Plan, model: Model, rank: int = 0) -> list[tuple[str, dict[
     """What one rank holds at each moment of a step: a name, and bytes by category. These are those of
     `states_of`, activations (with their gradients), and buffers (what is gathered, sent or copied just then).
     """
+    return _moments(plan, model, rank, every_layer=True)
+
+
+def worst_moment(plan: Plan, model: Model, rank: int = 0) -> tuple[str, dict[str, float]]:
+    """That of `moments_of` in which the rank holds most."""
+    return max(_moments(plan, model, rank, every_layer=False), key=lambda moment: sum(moment[1].values()))
+
+
+def _moments(plan: Plan, model: Model, rank: int, every_layer: bool) -> list[tuple[str, dict[str, float]]]:
     states = states_of(plan, model, rank)
-    way, which = WAYS[plan.way], rank // plan.tp % plan.pp
-    layers = stages(model, plan.pp)[which]
+    way, stage = WAYS[plan.way], rank // plan.tp % plan.pp
+    parts = stages(model, plan.pp)
+    layers = parts[stage]
     of_param, of_grad, _ = BYTES[model.precision]
     its_batch = model.batch / plan.dp
     samples, last = its_batch / plan.microbatches, len(layers) - 1
-    flight = theory.microbatches_in_flight("1f1b", which, plan.pp, plan.microbatches) if plan.pp > 1 else 1
-    flight = flight + (plan.pp - which - 1) * (1 - 1 / plan.chunks) if plan.chunks > 1 else flight
-    numel = [numel_of(layer.pieces(plan.tp)) for layer in layers]
+    flight = theory.microbatches_in_flight("1f1b", stage, plan.pp, plan.microbatches) if plan.pp > 1 else 1
+    flight = flight + (plan.pp - stage - 1) * (1 - 1 / plan.chunks) if plan.chunks > 1 else flight
+    numel = [layer.cut_numel(plan.tp) for layer in layers]
     numel_to, full = [*accumulate(numel)], sum(numel)
     largest = max((numel_of([s]) for layer in layers for s in layer.pieces(plan.tp)), default=0)
     kept = [samples * (its.kept_bytes + its.kept_cut_bytes / plan.tp) for its in layers]
@@ -92,14 +102,14 @@ def moments_of(plan: Plan, model: Model, rank: int = 0) -> list[tuple[str, dict[
     at_work = out
     if plan.recompute:  # only inputs are kept; the layer at work keeps all that it would keep else
         kept, at_work = out, [one + its for one, its in zip(out, kept)]
-    if which:  # what the stage before has sent
-        kept = [kept[0] + samples * stages(model, plan.pp)[which - 1][-1].out_bytes, *kept[1:]]
+    if stage:  # what the stage before has sent
+        kept = [kept[0] + samples * parts[stage - 1][-1].out_bytes, *kept[1:]]
     others = (flight - 1) * sum(kept)
     inputs = its_batch * (model.input_bytes + model.label_bytes)
     inputs -= 0 if plan.pp > 1 else samples * model.input_bytes  # kept; of a pipeline, copies are
 
     if plan.pp > 1:  # a message that came, and one that leaves
-        inputs += 2 * samples * max(its[-1].out_bytes for its in stages(model, plan.pp)[:-1])
+        inputs += 2 * samples * max(its[-1].out_bytes for its in parts[:-1])
     if way.grads_stay and plan.microbatches > 1:  # gradients add up beside the buckets
         inputs += of_grad * full
 
@@ -136,10 +146,14 @@ def moments_of(plan: Plan, model: Model, rank: int = 0) -> list[tuple[str, dict[
     found = []
     before = of_grad * full if way.grads_stay else states["grads"] * (plan.microbatches > 1)
     up_to = [*accumulate(kept)]  # what the layers up to each keep
-    for i in range(len(layers)):
+    places = [*range(len(layers))]
+    if not every_layer:  # among layers that are alike it changes evenly: the worst moment is at their ends
+        alike = {i for i in places[2:-2] if len({id(its) for its in layers[i - 2 : i + 3]}) == 1}
+        places = [i for i in places if i not in alike]
+    for i in places:
         active = up_to[i] + at_work[i] + (i == last) * out[i]
         found.append(at(f"forward of {layers[i].name}", active, before, params(i)))
-    for i in reversed(range(len(layers))):
+    for i in reversed(places):
         its_grads, extra = grads(i, after=False)
         active = up_to[i] + at_work[i] + (1 + (i == last)) * out[i]
         found.append(at(f"backward of {layers[i].name}", active, its_grads, params(i), extra))

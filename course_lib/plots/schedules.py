@@ -1,14 +1,17 @@
 """Draw a schedule of a pipeline: what each rank does when, as it ran, or on paper."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from numbers import Real
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection
+from matplotlib.collections import PatchCollection, PathCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
 from course_lib.arguments import listed, number
 from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, panel
@@ -82,13 +85,30 @@ def schedule(what: Job | Iterable, title: str = "", ax: Axes | None = None, time
     blocks = [Rectangle((its.begin, its.rank - 0.4), its.end - its.begin, 0.8) for its in pieces]
     look = {"linestyle": "-", "edgecolor": PAPER} if ran else {"linestyle": "--", "edgecolor": INK}
     ax.add_collection(PatchCollection(blocks, facecolor=colors, linewidth=0.6, zorder=2, **look))
-    for piece, color in zip(pieces, colors) if fontsize >= 4.5 else ():
-        words = {"ha": "center", "va": "center", "color": _ink(color), "zorder": 3, "clip_on": True}
-        ax.text((piece.begin + piece.end) / 2, piece.rank, str(piece.microbatch), fontsize=fontsize, **words)
+    if fontsize >= 4.5:
+        _write_numbers(ax, pieces, colors, fontsize)
     ax.set_yticks(range(ranks), [f"rank {rank}" for rank in range(ranks)])
     ax.tick_params(axis="y", length=0, labelsize=SMALL)
     _explain(ax, pieces)
     return ax
+
+
+def _write_numbers(ax: Axes, pieces: list[_Piece], colors: list[str], fontsize: float) -> None:
+    """The micro-batch of each piece in its middle. Equal numbers are one shape at many places: hundreds of
+    texts would be slow.
+    """
+    middles = defaultdict(list)
+    for its, color in zip(pieces, colors):
+        middles[its.microbatch, _ink(color)].append(((its.begin + its.end) / 2, its.rank))
+    inches = Affine2D().scale(1 / 72) + ax.figure.dpi_scale_trans
+    for (microbatch, ink), at in middles.items():
+        shape = TextPath((0, 0), str(microbatch), size=fontsize)
+        (left, low), (right, high) = shape.get_extents().get_points()
+        shape = shape.transformed(Affine2D().translate(-(left + right) / 2, -(low + high) / 2))
+        look = {"facecolor": ink, "linewidth": 0, "zorder": 3, "gid": f"micro-batch {microbatch}"}
+        drawn = PathCollection([shape], offsets=at, offset_transform=ax.transData, **look)
+        drawn.set_transform(inches)
+        ax.add_collection(drawn, autolim=False)
 
 
 def _spans(job: Job) -> list[_Piece]:

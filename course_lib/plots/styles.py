@@ -85,6 +85,7 @@ def panel(
     ax.set_title(
         textwrap.fill(title, max(16, int(width_in * 11))),
         loc="left",
+        y=1,  # fixed: or each drawing looks for ticks above the panel, of which there are none
         fontsize=11,
         fontweight="bold",
         color=INK,

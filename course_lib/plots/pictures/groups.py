@@ -15,6 +15,7 @@ __all__ = ["mesh"]
 
 # axes of other names take the colours that are left
 _AXES = ("dp", "tp", "pp", "cp", "ep")
+_BENT = 0.3  # of its length
 _AROUND = 0.16  # from a box to the border of its host
 
 
@@ -67,7 +68,10 @@ def mesh(
     for number, host in enumerate(hosts):
         _host(ax, f"host {number}", [centers[rank] for rank in host])
     right, bottom = (max(side) for side in zip(*centers))
-    frame(ax, -0.85, right + 0.85, -0.95 if blocks > 1 or hosts else -0.55, bottom + 0.6)
+    top = -0.95 if hosts else -0.55
+    if blocks > 1:  # bent bands rise by half of _BENT times their length
+        top = min(top, -0.1 - _BENT / 2 * (centers[-1][0] - centers[0][0]) / (blocks - 1))
+    frame(ax, -0.85, right + 0.85, top, bottom + 0.6)
     place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0}
     ax.legend(handles=told, frameon=False, fontsize=SMALL, labelcolor=INK, **place)
     return ax
@@ -89,6 +93,6 @@ def _host(ax: Axes, name: str, centers: Sequence[tuple[float, float]]) -> None:
 
 def _band(ax: Axes, start: tuple[float, float], end: tuple[float, float], bent: bool, **look) -> None:
     """A broad line between two ranks; from block to block a thin one, bent over the ranks between."""
-    shape = f"arc3,rad={-0.3 if bent else 0.0}"
+    shape = f"arc3,rad={-_BENT if bent else 0.0}"
     line = {"arrowstyle": "-", "connectionstyle": shape, "capstyle": "round", "linewidth": 3 if bent else 9}
     ax.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, zorder=1, **line, **look))
