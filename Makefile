@@ -37,7 +37,8 @@ help:
 	@echo "DESK=/some/folder   where desk/ is laid, for someone else or for a class (now: here)"
 	@echo "LIST=names.txt      for make class: one name a line; the desks are laid in DESK"
 	@echo "REPOSITORY=...      make book with links to the project's page on GitHub and to Binder (now: $(or $(REPOSITORY),none))"
-	@echo "ALL=1               make test as CI runs it: with solved twins, scripts, all answers that checks are tested with, long tests, the browser"
+	@echo "PUSH=1              make test as CI runs it for each push: with all cells of all chapters, clusters and the browser"
+	@echo "ALL=1               make test as CI runs it once a week: with solved twins, scripts, all answers that checks are tested with, long tests"
 	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
 
 env: $(STAMP)
@@ -72,9 +73,10 @@ test test-quick: export PYTHONDONTWRITEBYTECODE :=
 
 # Four files at a time, each from top to bottom, the longest first: ranks that wait or sleep leave a core to
 # others. A cell may take a minute, which `make notebooks` holds it to; fifteen are for a machine that is busy
-# with other things. With ALL=1, also what tests/levels.py calls thorough.
+# with other things. With PUSH=1, also what tests/levels.py calls thorough, but for what it calls weekly; with
+# ALL=1, everything.
 test: lint
-	$(PY) -m pytest $(if $(ALL),,-m "not thorough") -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 --nbval-kernel-startup-timeout=900 tests notebooks
+	$(PY) -m pytest $(if $(ALL),,-m "not $(if $(PUSH),weekly,thorough)") -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 --nbval-kernel-startup-timeout=900 tests notebooks
 
 # Without the notebooks, and without what tests/levels.py calls slow.
 test-quick: lint

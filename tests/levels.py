@@ -1,8 +1,9 @@
-"""Which tests are left out where. Three levels, by the time in which they answer on two quiet cores:
+"""Which tests are left out where. Four levels, by the time in which they answer on two quiet cores:
 
 - `make test-quick`, three minutes, for who changes code: no notebooks, nothing slow, nothing thorough;
 - `make test`, fifteen minutes: nothing thorough;
-- `make test ALL=1`, which `.ci/run` calls: everything.
+- `make test PUSH=1`, half an hour, for each push: every cell of every chapter, clusters and browsers too;
+- `make test ALL=1`, an hour, once a week: everything, weekly too.
 
 How long a test takes stands in seconds.tsv, which seconds.py writes. What is not in it yet counts as short.
 """
@@ -24,6 +25,8 @@ CELL_S, WITH_IT = 6.0, 6  # a cell takes so long, and no more cells stand on it,
 
 # What runs in a browser, and solved twins, are thorough: checks are tested with answers like theirs.
 FOLDERS = {"browser", "solutions"}
+# What is thorough is for once a week, but for cells of chapters, and these: nothing else is like them.
+EACH_PUSH = {"notebooks", "browser", "cluster"}
 # For these a kernel, a cluster or a website is begun: slow, whatever a test takes then.
 BEGIN_SLOWLY = {"test_kernel.py", "test_slurm.py", "test_slurm_faults.py", "test_website.py"}
 # Of each exercise's answers all but so many, the plainest, which stand first.
@@ -44,7 +47,7 @@ def known_seconds() -> dict[str, float]:
 
 
 def mark(items: list) -> None:
-    """Give tests the markers `slow` and `thorough`."""
+    """Give tests the markers `slow`, `thorough` and `weekly`."""
     known = known_seconds()
     seconds = {item: known.get(name_of(item), 0.0) for item in items}
     shortest = _shortest_cases(seconds)
@@ -63,6 +66,8 @@ def mark(items: list) -> None:
         long = seconds[item] >= (SHORTEST_S if item in shortest else THOROUGH_S)
         if far or long and name != RIGHT and not isinstance(item, IPyNbCell):
             item.add_marker("thorough")
+            if item.path.parent.name not in EACH_PUSH:
+                item.add_marker("weekly")
 
 
 def longest_first(items: list) -> None:

@@ -53,7 +53,7 @@ def test_a_long_test_is_thorough_and_of_its_cases_the_shortest_is_only_slow(monk
     alone, new = Item("test_alone"), Item("test_new")
     short, longer, longest = (Item("test_of_cases", case) for case in ("2", "3", "4"))
     items = alone, short, longer, longest, new
-    both = "slow thorough"
+    both = "slow thorough weekly"
     assert marked(monkeypatch, (60, 5, 6, 7), *items) == [both, "slow", both, both, ""]
     assert marked(monkeypatch, (60, 50, 60, 70), *items)[1] == both
 
@@ -62,6 +62,13 @@ def test_what_begins_a_kernel_for_the_whole_file_is_slow(monkeypatch):
     item = Item("test_in_a_kernel")
     item.path = levels.ROOT / "tests" / "ranks" / "test_kernel.py"
     assert item.path.exists() and marked(monkeypatch, (0.1,), item) == ["slow"]
+
+
+@pytest.mark.parametrize("folder, weekly", [("cluster", False), ("browser", False), ("ranks", True)])
+def test_what_is_like_nothing_else_is_tried_with_each_push(monkeypatch, folder, weekly):
+    item = Item("test_long")
+    item.path = levels.ROOT / "tests" / folder / "test_of_levels.py"
+    assert marked(monkeypatch, (60,), item) == ["slow thorough" + " weekly" * weekly]
 
 
 def test_the_longest_file_comes_first_and_each_stays_in_order(monkeypatch):
@@ -79,10 +86,10 @@ def test_of_each_exercise_the_plainest_answers_are_tried_and_one_right_one_whate
         return marked(monkeypatch, seconds, *items)
 
     assert answers(levels.RIGHT, (60, 0, 0, 0, 60, 0)) == [
-        *("slow", "thorough", "thorough"),
-        *("", "slow thorough", "thorough"),
+        *("slow", "thorough weekly", "thorough weekly"),
+        *("", "slow thorough weekly", "thorough weekly"),
     ]
     assert answers(levels.WRONG, (60, 0, 0, 0, 60, 0)) == [
-        *("slow thorough", "", "thorough"),
-        *("", "slow thorough", "thorough"),
+        *("slow thorough weekly", "", "thorough weekly"),
+        *("", "slow thorough weekly", "thorough weekly"),
     ]

@@ -223,10 +223,14 @@ def test_make_test_runs_the_tests_and_the_notebooks_strictly():
         " --nbval-cell-timeout=900 --nbval-kernel-startup-timeout=900 tests notebooks"
     )
     assert last == everything.replace("pytest", 'pytest -m "not thorough"')
+    *_, last = recipe("test", "PUSH=1").splitlines()
+    assert last == everything.replace("pytest", 'pytest -m "not weekly"')
     *_, last = recipe("test", "ALL=1").splitlines()
     assert " ".join(last.split()) == everything
     *_, tried, again = read(".ci/run").splitlines()
-    assert tried.startswith("make test ALL=1 ||") and set(again.split()[3:]) <= set(everything.split())
+    assert tried.startswith('make test "${TESTS:-PUSH}=1" ||') and set(again.split()[3:]) <= set(
+        everything.split()
+    )
 
 
 def test_the_quick_tests_are_a_part_of_all():
