@@ -12,6 +12,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from course_lib.frontend import ipython_shell
+from course_lib.plots.units import Unit
 
 __all__ = ["in_words", "tell_in_words"]
 
@@ -60,15 +61,21 @@ def _panel(ax: Axes) -> str:
 
 
 def _series(ax: Axes) -> Iterable[tuple[str, numpy.ndarray]]:
-    """Each label of the legend, with all values that are drawn under it."""
+    """Each label of the legend, with all values that are drawn under it, in the unit of their axis."""
     found: dict[str, list] = {}
+
+    def add(label, values, axis) -> None:
+        unit = getattr(axis.get_major_formatter(), "unit", None)
+        values = numpy.asarray(values, dtype=float) / (unit.size if isinstance(unit, Unit) else 1)
+        found.setdefault(str(label), []).append(values)
+
     for line in ax.lines:
-        found.setdefault(str(line.get_label()), []).append(numpy.asarray(line.get_ydata(), dtype=float))
+        add(line.get_label(), line.get_ydata(), ax.yaxis)
     for bars in ax.containers:
         if isinstance(bars, BarContainer):
             across = getattr(bars, "orientation", "vertical") == "horizontal"
             sizes = [bar.get_width() if across else bar.get_height() for bar in bars]
-            found.setdefault(str(bars.get_label()), []).append(numpy.asarray(sizes, dtype=float))
+            add(bars.get_label(), sizes, ax.xaxis if across else ax.yaxis)
     for label, values in found.items():
         if not label.startswith("_"):
             yield _line(label), numpy.concatenate(values)
@@ -78,8 +85,10 @@ def _extent(values: numpy.ndarray) -> str:
     values = values[numpy.isfinite(values)]
     if not values.size:
         return "nothing"
-    least, most = values.min(), values.max()
-    return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
+    least, most = (
+        f"{one:.3g}" if abs(one) < 999.5 else f"{one:,.0f}" for one in (values.min(), values.max())
+    )
+    return least if least == most else f"{least} to {most}"
 
 
 def _line(text: str) -> str:

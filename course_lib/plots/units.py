@@ -40,7 +40,9 @@ class Unit:
     def ticks(self, axis: Axis) -> None:
         """Write the axis in this unit. (EngFormatter would choose a unit for each tick.)"""
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / self.size:,.6g}"))
+        formatter = FuncFormatter(lambda value, _: f"{value / self.size:,.6g}")
+        formatter.unit = self  # for who says in words what is drawn
+        axis.set_major_formatter(formatter)
 
 
 def time_in_words(seconds: float) -> str:

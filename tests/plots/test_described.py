@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from course_lib import plots
 from course_lib.plots import described
+from course_lib.plots.units import Unit
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,14 @@ def test_bars_that_lie_are_told_by_their_length_and_an_empty_series_too():
     left.barh([0, 1], [4.0, float("nan")], label="held")
     right.plot([], [], label="later")
     assert described.in_words(figure) == "A panel. held: 4. A panel. later: nothing."
+
+
+def test_numbers_are_told_in_the_unit_of_their_axis():
+    ax = plots.panel("Memory", "", ylabel="KB")
+    ax.bar([0, 1], [76_800, 153_600], label="params")
+    ax.plot([0, 1], [1_234_000, 1_234_000], label="theory")
+    Unit.of(154e3).ticks(ax.yaxis)
+    assert described.in_words(ax.figure) == "Memory. Upward: KB. theory: 1,234. params: 76.8 to 154."
 
 
 def test_many_series_are_not_told_one_by_one():
