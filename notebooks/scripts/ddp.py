@@ -49,6 +49,7 @@ for epoch in range(3):
         optimizer.step()
         optimizer.zero_grad()
 
+model.eval()
 images, labels = digits("test")
 with torch.no_grad():
     right = (model(images.to(device)).argmax(dim=1).cpu() == labels).float().mean().item()

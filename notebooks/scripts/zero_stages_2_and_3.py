@@ -43,6 +43,7 @@ def train(reshard: bool) -> str:
             F.cross_entropy(model(images.to(device)), labels.to(device)).backward()
             optimizer.step()
             optimizer.zero_grad()
+    model.eval()
     images, labels = digits("test")
     with torch.no_grad():  # every rank: a forward gathers
         right = (model(images.to(device)).argmax(dim=1).cpu() == labels).float().mean().item()
