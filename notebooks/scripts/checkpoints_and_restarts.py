@@ -34,7 +34,7 @@ rank, n, attempt = dist.get_rank(), dist.get_world_size(), int(env["TORCHELASTIC
 group, saving = dist.new_group(backend="gloo"), None  # for the thread that saves, and for nobody else
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10))
-fully_shard(model.to(device))
+fully_shard(model.to(device), mesh=dist.init_device_mesh(device.type, (n,)))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 torch.manual_seed(rank)
 

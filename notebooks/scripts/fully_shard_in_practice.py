@@ -21,6 +21,7 @@ if on_gpus:
     torch.cuda.set_device(device)
 dist.init_process_group("nccl" if on_gpus else "gloo", device_id=device if on_gpus else None)
 rank, n, names = dist.get_rank(), dist.get_world_size(), ("model", "optimizer")
+mesh = dist.init_device_mesh(device.type, (n,))  # else fully_shard takes a GPU, where one is
 
 
 def sharded():
@@ -28,7 +29,7 @@ def sharded():
         model = MLP()
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)  # parameters, reduce, output
     for module in (model.layers[0], model.layers[2], model):  # each Linear, then the whole
-        fully_shard(module, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
     model.to_empty(device=device)
     return model, torch.optim.Adam(model.parameters(), lr=0.003)
 
@@ -49,12 +50,11 @@ train(model, optimizer, epoch=0)
 folder = os.path.join(tempfile.gettempdir(), os.environ["TORCHELASTIC_RUN_ID"])  # one that all hosts see
 dcp.save(dict(zip(names, states.get_state_dict(model, optimizer))), checkpoint_id=folder)
 model, optimizer = sharded()  # as after a restart
-saved = dict(zip(names, states.get_state_dict(model, optimizer)))
-dcp.load(saved, checkpoint_id=folder)
+dcp.load(saved := dict(zip(names, states.get_state_dict(model, optimizer))), checkpoint_id=folder)
 states.set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
 train(model, optimizer, epoch=1)
 images, labels = digits("test")
-right = (model(images.to(device)).argmax(dim=1).cpu() == labels).float().mean().item()  # on every rank
+right = (model.eval()(images.to(device)).argmax(dim=1).cpu() == labels).float().mean().item()
 if rank == 0:
     print(f"{n} processes on {device.type}, saved and resumed: {right:.0%} of the test digits are right")
 dist.destroy_process_group()
