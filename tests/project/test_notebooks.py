@@ -180,6 +180,22 @@ def test_every_figure_is_announced_and_read(path):
             assert around == ["markdown", "markdown"], f"cell {number}: {cell.source.splitlines()[0]}"
 
 
+@each_of_the_book
+def test_the_course_s_figures_have_words_beside_them(path):
+    """`course_lib.plots.described` gives them. What matplotlib draws before the first of them has none."""
+
+    def silent(cell):
+        shown = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        told = [
+            output
+            for output in shown
+            if output.metadata.get("image/png", {}).get("alt") or "alt=" in output.data.get("text/html", "")
+        ]
+        return re.search(r"\b(plots|pictures|explore)\.[a-z]", cell.source) and len(told) < len(shown)
+
+    assert not broken(read(path), silent)
+
+
 @each_notebook
 def test_code_cells_are_short(path):
     assert not broken(read(path), lambda cell: not 0 < len(cell.source.splitlines()) <= LONGEST_CELL)
