@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from course_lib.learner import desk, kernel
+from course_lib.learner.__main__ import SETTINGS
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -302,3 +303,14 @@ def test_the_command_lays_a_desk_and_says_what_is_wrong(tmp_path):
     wrong = call("reset", "dpp")
     assert wrong.returncode == 1 and "Error: There is no chapter 'dpp'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_what_jupyterlab_is_told_to_do_it_knows():
+    """A setting that a newer one calls by another name would be passed over without a word."""
+    schemas = Path(sys.prefix) / "share" / "jupyter" / "lab" / "schemas"
+    told = json.loads((SETTINGS / "labconfig" / "default_setting_overrides.json").read_text())
+    for plugin, settings in told.items():
+        extension, name = plugin.split(":")
+        known = json.loads((schemas / extension / f"{name}.json").read_text())["properties"]
+        assert settings.keys() <= known.keys(), plugin
+    assert told["@jupyterlab/notebook-extension:tracker"]["codeCellConfig"]["lineWrap"]
