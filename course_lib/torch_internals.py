@@ -64,6 +64,7 @@ __all__ = [
     "hooks_around_forward",
     "calls_step_hooks",
     "held_by_module",
+    "places_of_tensors",
     "gathered_and_waiting_bytes",
     "without_subclass",
     "is_wrapper",
@@ -356,6 +357,16 @@ def held_by_module(module: nn.Module) -> dict[str, object]:
     for name, value in vars(module).items():
         held |= value if name in ("_parameters", "_buffers", "_modules") else {name: value}
     return held
+
+
+def places_of_tensors(modules: Iterable[nn.Module]) -> list[dict[str, Tensor | None]]:
+    """The dicts in which modules and all below them keep parameters and buffers: whatever is put in the place
+    of one is found there. In public: parameters() and buffers(), which take many times as long for each look.
+
+    Seen: 2.11 to 2.14. Gone: "activations" are absent.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    return [vars(part)[kind] for part in parts for kind in ("_parameters", "_buffers")]
 
 
 def gathered_and_waiting_bytes(module: nn.Module) -> int:

@@ -37,12 +37,14 @@ class SavedForBackward:
 
     def __init__(self, modules: list[nn.Module], cuda: bool):
         self._modules, self._cuda = modules, cuda
+        self._places: list[dict[str, Tensor | None]] = []
         self._holders: dict[int, int] = {}  # storage -> how many nodes hold it
         self.live_bytes = self.peak_bytes = 0
         self.unknown = ""
 
     def attach(self) -> Callable[[], None]:
         """Look from now on, until what is returned is called."""
+        self._places = torch_internals.places_of_tensors(self._modules)
         graph = torch.autograd.graph
         enter, disable = graph.saved_tensors_hooks.__enter__, graph.disable_saved_tensors_hooks
         around = torch_internals.saved_hooks(tracing=True)  # entered by the learner, around the step
@@ -143,8 +145,9 @@ class SavedForBackward:
         """Looked up anew each time: fully_shard swaps a module's parameters between shard and whole."""
         return {
             address
-            for module in self._modules
-            for tensor in (*module.parameters(), *module.buffers())
+            for place in self._places
+            for tensor in place.values()
+            if tensor is not None
             for address, _ in storages_of(tensor)
         }
 
