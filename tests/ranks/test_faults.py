@@ -312,7 +312,8 @@ def test_row_18_what_is_still_at_work_when_a_rank_returns_is_finished(nothing_le
     folder.mkdir()
     job = run(faults.works_on, str(folder), ranks=1)
     # the temporary folder is gone
-    assert sorted(path.name for path in folder.iterdir()) == ["atexit", "executor", "process", "thread"]
+    written = {path.name: path.read_text() for path in folder.iterdir()}
+    assert written == dict.fromkeys(("atexit", "executor", "process", "thread", "log"), "done")
     assert sorted(job.output[0].split()) == sorted(["done"] * 4 + ["thread", "executor", "process", "atexit"])
 
 
