@@ -724,8 +724,9 @@ def test_nothing_is_left_of_a_job_that_ends_well(nothing_left, tmp_path):
     assert not [path for path in tmp_path.glob("session*") if psutil.pid_exists(int(path.read_text()))]
 
 
-def test_shared_memory_of_a_rank_ends_with_it(nothing_left):
-    assert not set(run(faults.keeps_shared_memory).results) & set(os.listdir("/dev/shm"))
+@pytest.mark.parametrize("keeps", [faults.keeps_shared_memory, faults.keeps_shared_tensors])
+def test_shared_memory_of_a_rank_ends_with_it(nothing_left, keeps):
+    assert not set(run(keeps).results) & set(os.listdir("/dev/shm"))
 
 
 def test_the_environment_stands_in_no_file(nothing_left, monkeypatch, tmp_path):
