@@ -292,6 +292,7 @@ def odd_replicas(judge: Judge, answer: Callable) -> None:
                 self.register_buffer("mask", torch.rand(50) < 0.5)
                 self.register_buffer("lost", torch.full((5,), float("nan")))
                 self.register_buffer("zeros", torch.zeros(6))
+                self.register_buffer("seen", torch.full((4,), 2**60))  # int64, and more than a float64 tells
 
         def make():
             torch.manual_seed(seed)
@@ -330,6 +331,7 @@ def odd_replicas(judge: Judge, answer: Callable) -> None:
             ("a weight and a bias that have changed places", one, swap_parameters),
             ("a number without dimension", one, lambda model: model[3].scale.data.add_(1e-6)),
             ("a buffer of whole numbers", one, lambda model: model[1].num_batches_tracked.add_(1)),
+            ("a buffer of large whole numbers", one, lambda model: model[3].seen[1].add_(1)),
             ("a buffer of bools", one, lambda model: model[3].mask[7].logical_not_()),
             ("0.0 and -0.0", one, lambda model: model[3].zeros[2].neg_()),
             (f"{len(two)} replicas at once", two, lambda model: model[0].weight.data.add_(rank + 1)),

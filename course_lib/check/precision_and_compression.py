@@ -55,9 +55,10 @@ def skipped_together(judge: Judge, answer: Callable) -> None:
         bad = [(), (draw.randrange(n), inf), (), (0, -inf), (n - 1, nan), (n - 1, inf), ()]
         draw.shuffle(bad)
         found = {"skips": "", "steps": "", "scale": "", "told": ""}
-        for case in bad:
+        for number, case in enumerate(bad):
+            large = number == bad.index(())  # the first of those without: finite, and their squares are not
             scale = 2.0 ** draw.randint(4, 16)
-            wanted = [torch.randn_like(p) for p in shards]
+            wanted = [torch.randn_like(p).clamp(-2, 2) * (2.0**108 if large else 1.0) for p in shards]
             for p, grad in zip(shards, wanted):
                 p.grad = grad * scale
             if case and case[0] == rank:
@@ -78,7 +79,9 @@ def skipped_together(judge: Judge, answer: Callable) -> None:
             elif len(stepped) != 1:
                 times = "did not step" if not stepped else f"stepped {len(stepped)} times"
                 found["steps"] = f"all numbers were finite, and rank {rank} {times}."
-            elif on_rank.apart(on_rank.flat(stepped[0]), on_rank.flat(wanted)) > LITTLE:
+                if large:
+                    found["steps"] += " They were large: a sum of such numbers, or a norm, may be infinite."
+            elif on_rank.apart(on_rank.flat(stepped[0]).double(), on_rank.flat(wanted).double()) > LITTLE:
                 found["steps"] = f"rank {rank} stepped with gradients that were not those divided by `scale`."
             right = scale / 2 if case else scale
             every = [on_rank.plain(one) for one in on_rank.everyone(on_rank.plain(returned))]
@@ -88,6 +91,9 @@ def skipped_together(judge: Judge, answer: Callable) -> None:
                     f"a step with scale={scale:g} that {'was skipped' if case else 'was made'} returned"
                     f" {shown} on rank {rank}, and {right:g} is next."
                 )
+            if large:
+                for p, old in zip(shards, before):
+                    p.data.copy_(old)
             its_bytes = sum(row["algorithm_bytes"] for row in calls.rows)
             if its_bytes > MOST_BYTES or len(calls.rows) > 1:
                 found["told"] = f"sends {its_bytes:,.0f} bytes in {len(calls.rows)} collectives in a step"

@@ -28,8 +28,9 @@ __all__ = [
     "send_signal",
 ]
 
-# how long a killed process may take to be gone, and a resource tracker to do its work
-KILLED_END_S, TRACKER_END_S = 5.0, 1.0
+# how long a killed process may take to be gone, and one that clears away what others shared to do its work
+KILLED_END_S, TRACKER_END_S = 5.0, 3.0
+_CLEARS_AWAY = ("resource_tracker", "torch_shm_manager")  # the second does it two seconds later
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None)  # opened once, here: what a rank opens itself it cannot share
 
@@ -98,8 +99,8 @@ def end_all() -> None:
     """Kill and reap children until there is none: a killed one may have had children, which are ours then.
 
     A child that is not reaped keeps its process id, and nobody else reaps here, so that no stranger is hit.
-    Python's resource tracker, which removes shared memory when the last process that used it has ended, is
-    given time to do so.
+    Those which remove shared memory when the last process that used it has ended, Python's resource tracker
+    and torch's manager, are given time to do so.
     """
     begin = time.monotonic()
     while (seconds := time.monotonic() - begin) < KILLED_END_S:
@@ -110,7 +111,8 @@ def end_all() -> None:
             return
         for child in psutil.Process().children():
             with contextlib.suppress(OSError, psutil.Error):
-                if seconds > TRACKER_END_S or not any("resource_tracker" in word for word in child.cmdline()):
+                words = " ".join(child.cmdline())
+                if seconds > TRACKER_END_S or not any(name in words for name in _CLEARS_AWAY):
                     os.kill(child.pid, signal.SIGKILL)
         time.sleep(0.005)
 

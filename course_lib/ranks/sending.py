@@ -1,8 +1,8 @@
 """What travels between a notebook and its ranks: the call on its way out, results on their way home.
 
 cloudpickle sends by value what a cell has defined, and by name what can be imported. This file adds what it
-leaves open: modules of a class of their own, cached functions, torch's newest dtypes, and a `__main__` in the
-rank that holds what has travelled, so that a rank can pickle by name.
+leaves open: modules of a class of their own, what functools makes (caches, single dispatch), torch's newest
+dtypes, and a `__main__` in the rank that holds what has travelled, so that a rank can pickle by name.
 """
 
 import builtins
@@ -35,6 +35,8 @@ _WITHOUT_STORAGE_CLASS = {
     torch.uint64,
     torch.complex32,
 }
+# of every function that functools.singledispatch has made: each keeps weak references, which no pickle takes
+_DISPATCHING = functools.singledispatch(lambda value: value).__code__  # type: ignore[attr-defined]
 # in a rank: class -> cloudpickle's number for it
 _classes_that_came: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 # environment variable of a rank: the file from which its spawned children get the same names
@@ -122,6 +124,9 @@ class _Pickler(cloudpickle.Pickler):
             type(value) is not types.ModuleType or value.__name__ not in sys.modules
         ):
             return _module_by_name(value)
+        if isinstance(value, types.FunctionType) and value.__code__ is _DISPATCHING:
+            if not cloudpickle._should_pickle_by_reference(value):
+                return _dispatching, (dict(value.registry),)
         if isinstance(value, (type, types.FunctionType)):
             if value.__module__ == "IPython.core.interactiveshell" and value.__name__ == "_modified_open":
                 # IPython's `open` would import IPython in every rank
@@ -129,6 +134,8 @@ class _Pickler(cloudpickle.Pickler):
             return super().reducer_override(value)
         if type(value) in self.dispatch_table:
             return NotImplemented
+        if type(value) is functools.cached_property:  # until Python 3.12 it has a lock
+            return _cached_property, (value.func, value.attrname)
         reduced = value.__reduce_ex__(5)
         return _by_value(value) if isinstance(reduced, str) and not _importable(value, reduced) else reduced
 
@@ -235,3 +242,17 @@ def _by_value(value):
 
 def _cached(function, parameters: dict):
     return functools.lru_cache(**parameters)(function)
+
+
+def _cached_property(function, name: str | None) -> functools.cached_property:
+    made = functools.cached_property(function)
+    if name is not None:
+        made.__set_name__(object, name)  # its class is made without a word to it
+    return made
+
+
+def _dispatching(registry: dict):
+    made = functools.singledispatch(registry.pop(object))
+    for kind, function in registry.items():
+        made.register(kind, function)
+    return made

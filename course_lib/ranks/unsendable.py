@@ -107,6 +107,8 @@ def _parts(value, name: str) -> Iterator[tuple[str, object]]:
         yield from ((name, part) for part in (value.fget, value.fset, value.fdel))
     elif isinstance(value, functools._lru_cache_wrapper):
         yield name, value.__wrapped__
+    elif isinstance(value, functools.cached_property):
+        yield name, value.func
     elif isinstance(value, (list, tuple)):
         yield from ((f"{name}[{number}]", part) for number, part in enumerate(value))
     elif isinstance(value, (set, frozenset)):

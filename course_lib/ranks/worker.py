@@ -4,6 +4,8 @@ import atexit
 import builtins
 import contextlib
 import faulthandler
+import gc
+import io
 import mmap
 import os
 import pickle
@@ -163,13 +165,17 @@ def _for_this_user_only():
 
 
 def _end_as_python_does() -> None:
-    """Wait for threads and executors that are still at work, then call what is registered to run at exit. (A
-    fork ends without that.)
+    """Wait for threads and executors that are still at work, then call what is registered to run at exit, and
+    write what open files hold back. (A fork ends without that.)
     """
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     finally:
+        for value in gc.get_objects():  # few: what the fork server had is frozen
+            if issubclass(type(value), (io.TextIOBase, io.BufferedIOBase)):
+                with contextlib.suppress(OSError, ValueError):  # it is closed, or its disk is full
+                    value.flush()
         sys.stdout.flush()
         sys.stderr.flush()
 

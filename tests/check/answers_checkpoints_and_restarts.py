@@ -324,6 +324,14 @@ def odd_by_values(model):
     return by_majority(told)
 
 
+def odd_in_double(model):
+    """Every number as a float64, bit by bit: of large whole numbers the last digits are lost."""
+    sha = hashlib.sha256(b"".join(t.double().numpy().tobytes() for t in tensors_of(model)))
+    told = [None] * dist.get_world_size()
+    dist.all_gather_object(told, sha.hexdigest())
+    return by_majority(told)
+
+
 def odd_gathered(model):
     """Right ranks, and all weights travel."""
     own = b"".join(t.flatten().view(torch.uint8).numpy().tobytes() for t in tensors_of(model))

@@ -44,6 +44,7 @@ WRONG = [
     (ODD, [answers.odd_by_sum], ["that have changed places"], "replicas that are alike"),
     (ODD, [answers.odd_without_buffers], ["a buffer of"], "replicas that are alike"),
     (ODD, [answers.odd_by_values], ["NaNs too"], ""),
+    (ODD, [answers.odd_in_double], ["a buffer of large whole numbers"], "replicas that are alike"),
     (ODD, [answers.odd_gathered], ["send a number that depends"], "a replica that differs is found"),
     (ODD, [answers.odd_against_rank_0], ["your function returned"], "replicas that are alike"),
     (ODD, [answers.odd_on_rank_0], ["returned another list than rank 0"], "replicas that are alike"),

@@ -179,6 +179,7 @@ WRONG = [
     (SYNC, [answers.update_through_float32], ["the rounding of float32"], "exactly one synchronisation"),
     (AGREE, [answers.agree_by_sum], ["two weights of one rank have changed places"], "last bit"),
     (AGREE, [answers.agree_by_float32_factors], ["differs in its last bit, and your"], "changed places"),
+    (AGREE, [answers.agree_in_float32], ["each in its own dtype"], "last bit"),
     (AGREE, [answers.agree_by_what_is_printed], ["a printed number rounds such"], "the model stays"),
     (AGREE, [answers.agree_on_signed_texts], ["on nothing that is another one"], "changed places"),
     (AGREE, [answers.agree_on_parameters], ["Look at `model.buffers()` too"], "last bit"),

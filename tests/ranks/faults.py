@@ -182,7 +182,7 @@ def thread_raises():
 
 def works_on(folder: str):
     """What a Python process still does after its last line: threads, executors, processes, exit handlers,
-    temporary folders; some of it prints.
+    temporary folders, files that are still open; some of it prints.
     """
     import atexit
     import multiprocessing
@@ -190,8 +190,9 @@ def works_on(folder: str):
     import threading
     from concurrent.futures import ThreadPoolExecutor
 
-    global kept
-    kept = tempfile.TemporaryDirectory(dir=folder)
+    global kept, log
+    kept, log = tempfile.TemporaryDirectory(dir=folder), open(f"{folder}/log", "w")
+    log.write("done")
     threading.Thread(target=writes_late, args=(f"{folder}/thread",)).start()
     ThreadPoolExecutor(1).submit(writes_late, f"{folder}/executor")
     multiprocessing.get_context("fork").Process(target=writes_late, args=(f"{folder}/process",)).start()
@@ -445,6 +446,17 @@ def keeps_shared_memory() -> str:
     from multiprocessing import shared_memory
 
     return shared_memory.SharedMemory(f"course_lib_{os.getpid()}", create=True, size=1000).name
+
+
+def keeps_shared_tensors() -> str:
+    """The same by torch's sharing strategy "file_system", whose manager is a process of its own."""
+    import torch.multiprocessing
+
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    global kept
+    kept = torch.ones(1000).share_memory_()
+    (name,) = (name for name in os.listdir("/dev/shm") if name.startswith(f"torch_{os.getpid()}_"))
+    return name
 
 
 def prints_for_ever():

@@ -312,7 +312,8 @@ def test_row_18_what_is_still_at_work_when_a_rank_returns_is_finished(nothing_le
     folder.mkdir()
     job = run(faults.works_on, str(folder), ranks=1)
     # the temporary folder is gone
-    assert sorted(path.name for path in folder.iterdir()) == ["atexit", "executor", "process", "thread"]
+    written = {path.name: path.read_text() for path in folder.iterdir()}
+    assert written == dict.fromkeys(("atexit", "executor", "process", "thread", "log"), "done")
     assert sorted(job.output[0].split()) == sorted(["done"] * 4 + ["thread", "executor", "process", "atexit"])
 
 
@@ -723,8 +724,9 @@ def test_nothing_is_left_of_a_job_that_ends_well(nothing_left, tmp_path):
     assert not [path for path in tmp_path.glob("session*") if psutil.pid_exists(int(path.read_text()))]
 
 
-def test_shared_memory_of_a_rank_ends_with_it(nothing_left):
-    assert not set(run(faults.keeps_shared_memory).results) & set(os.listdir("/dev/shm"))
+@pytest.mark.parametrize("keeps", [faults.keeps_shared_memory, faults.keeps_shared_tensors])
+def test_shared_memory_of_a_rank_ends_with_it(nothing_left, keeps):
+    assert not set(run(keeps).results) & set(os.listdir("/dev/shm"))
 
 
 def test_the_environment_stands_in_no_file(nothing_left, monkeypatch, tmp_path):

@@ -104,7 +104,8 @@ class Kind(enum.Enum):
 class Scaler:
     def times(self): return FACTOR
 class Given:
-    pass
+    @functools.cached_property
+    def width(self): return FACTOR
 FACTOR = 2
 count = 0
 UserId = typing.NewType("UserId", int)
@@ -112,6 +113,10 @@ UserId = typing.NewType("UserId", int)
 def table(n): return torch.arange(n)
 @functools.lru_cache(maxsize=9)
 def fib(n: UserId): return n if n < 2 else fib(n - 1) + fib(n - 2)
+@functools.singledispatch
+def size(x): return 1
+@size.register
+def of_list(x: list): return sum(map(size, x))
 def double(x): return 2 * x
 def gather():
     everyone = [None] * dist.get_world_size()
@@ -140,6 +145,8 @@ if __name__ == "__main__":
     assert isinstance(torch.load(io.BytesIO(run(save).results[0]), weights_only=False), Net)
     assert run(pool, "fork").results == run(pool, "spawn").results == [[2, 4]] * 2
     assert run(given, Given).results == ["Given"] * 2
+    assert run(lambda: size([1, [2, 3]])).results == [3] * 2
+    assert run(lambda: Given().width).results == [2] * 2
     assert run(counts).results == [(1, 1, True)] * 2
     assert run(lambda: (table(3).sum().item(), fib(30))).results == [(3, 832040)] * 2
     assert run(fib, 20).results == [6765] * 2
