@@ -129,7 +129,8 @@ def no_gradient(module: nn.Module, absent: Iterable[nn.Parameter]) -> None:
     if absent:
         raise RuntimeError(
             f"no gradient for {_names(module, absent)} in this backward on rank {dist.get_rank()}: the loss"
-            " does not depend on it. Freeze it, or pass find_unused_parameters=True."
+            " does not depend on it. Freeze it, or pass find_unused_parameters=True. If it does depend on it,"
+            " return outputs as tensors, or in a list, dict or dataclass: in other objects nobody finds them."
         )
 
 
