@@ -54,6 +54,7 @@ images, labels = digits("test")
 with torch.no_grad():
     right = (model(images.to(device)).argmax(dim=1).cpu() == labels).float().mean().item()
 if rank == 0:
-    print(f"{world_size} processes on {device.type}: gradients of one process: {error < 1e-4};", end=" ")
+    print(f"{world_size} process{'es' * (world_size > 1)} on {device.type}:", end=" ")
+    print(f"gradients of one process: {error < 1e-4};", end=" ")
     print(f"{right:.0%} of the test digits are right")
 dist.destroy_process_group()

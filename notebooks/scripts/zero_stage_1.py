@@ -56,5 +56,6 @@ with tempfile.TemporaryDirectory() as folder:  # in your job: one that all hosts
 
 right = digit_accuracy(model.module.cpu())
 if rank == 0:
-    print(f"{n} processes on {device.type}, with a stop: {right:.0%} of the test digits are right")
+    processes = f"{n} process{'es' * (n > 1)}"
+    print(f"{processes} on {device.type}, with a stop: {right:.0%} of the test digits are right")
 dist.destroy_process_group()
