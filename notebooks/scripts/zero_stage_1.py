@@ -54,8 +54,7 @@ with tempfile.TemporaryDirectory() as folder:  # in your job: one that all hosts
     optimizer.load_state_dict(states)  # each rank keeps the states of its own parameters
     train(model, optimizer, epoch=2)
 
-right = digit_accuracy(model.module.cpu())
+right = f"{digit_accuracy(model.module.cpu()):.0%}"
 if rank == 0:
-    processes = f"{n} process{'es' * (n > 1)}"
-    print(f"{processes} on {device.type}, with a stop: {right:.0%} of the test digits are right")
+    print(f"{n} process{'es' * (n > 1)} on {device.type}, with a stop: {right} of the test digits are right")
 dist.destroy_process_group()

@@ -47,7 +47,7 @@ PLAYS = (
     Play(
         "one_training_step",
         {
-            "momentum-bill": (4, 8, 12, 16, 16),
+            "momentum-bill": (4, 8, 16, 12, 12),
             "saved-for-backward": (16, 64, 150, 153, 300, 1000),
             "adam-takes-memory": (
                 "when it is made",

@@ -133,6 +133,7 @@ def nowhere_to_write(fn: Callable, words: str) -> Trial:
     """
 
     def trial() -> tuple[bool, float, int]:
+        run(faults.addresses, ranks=2)  # its fork server writes where it was begun
         with tempfile.TemporaryDirectory() as place, mock.patch.object(tempfile, "tempdir", place):
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
             try:
@@ -154,7 +155,11 @@ def nowhere_to_write(fn: Callable, words: str) -> Trial:
                     len([path for path in Path(place).iterdir() if path.name != "filler"]),
                 )
             finally:
-                subprocess.run(["umount", place], check=True)
+                end = time.monotonic() + GONE_S  # the supervisor, which has ended the ranks, ends after them
+                while subprocess.run(["umount", place], capture_output=time.monotonic() < end).returncode:
+                    if time.monotonic() > end:
+                        raise OSError(f"{place}: somebody still writes there")
+                    time.sleep(0.02)
 
     return trial
 
