@@ -38,7 +38,7 @@ class DistributedDataParallel(Everyday):
     """Let backward leave in every `.grad` the average over the ranks; every rank must do and call the same.
 
     Args:
-        module: the same on every rank. Frozen parameters are not sent; an older one (not torch's) lets go of it.
+        module: the same on every rank. Frozen parameters are not sent; an older one (but torch's) lets go.
         bucket_cap_mb: a bucket is closed when it holds so many MiB. float("inf"): one, and so no overlap.
         process_group: the ranks that take part; None for all.
         find_unused_parameters: allow parameters without a gradient in this backward: zero where other ranks
