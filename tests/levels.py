@@ -3,7 +3,7 @@
 - `make test-quick`, three minutes, for who changes code: no notebooks, nothing slow, nothing thorough;
 - `make test`, fifteen minutes: nothing thorough;
 - `make test PUSH=1`, half an hour, for each push: every cell of every chapter, clusters and browsers too;
-- `make test ALL=1`, an hour, once a week: everything, weekly too.
+- `make test ALL=1`, an hour, once a week: everything.
 
 How long a test takes stands in seconds.tsv, which seconds.py writes. What is not in it yet counts as short.
 """

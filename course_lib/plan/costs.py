@@ -131,8 +131,8 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
         calls *= 1.5 if plan.recompute else 1
         return messages_s("all_reduce", samples * size, plan.tp, plan.tp, calls) if calls else 0.0
 
-    kinds = {tuple(map(id, layers)): layers for layers in parts}  # stages are alike but for few
-    times = Counter(tuple(map(id, layers)) for layers in parts)
+    keys = [tuple(map(id, layers)) for layers in parts]  # most stages are alike, and quickly told apart so
+    kinds, times = dict(zip(keys, parts)), Counter(keys)
     slowest = max(kinds.values(), key=lambda layers: stage_s(layers, n) + tp_s(layers))
     busy = min(n, machine.cores)  # no more compute at once; while one waits, another has its core
     compute_s = m * sum(stage_s(kinds[kind], n) * count for kind, count in times.items()) / plan.pp

@@ -47,9 +47,7 @@ def test_every_block_is_there_with_its_number(kind, chunks):
     asked = sorted((block.begin, block.end - block.begin, block.rank) for block in blocks)
     assert drawn(ax) == [pytest.approx(block) for block in asked]
     wanted = Counter(f"micro-batch {block.microbatch}" for block in blocks)
-    assert (
-        Counter(gid for its in numbers_of(ax) for gid in [its.get_gid()] * len(its.get_offsets())) == wanted
-    )
+    assert Counter(its.get_gid() for its in numbers_of(ax) for _ in its.get_offsets()) == wanted
     written = {(round(x, 6), round(rank)) for its in numbers_of(ax) for x, rank in its.get_offsets()}
     assert written == {(round((block.begin + block.end) / 2, 6), block.rank) for block in blocks}
     assert any("modelled" in text.get_text() for text in ax.texts)
