@@ -1,7 +1,8 @@
 """A machine measured by its own ranks: products per second, messages, and what software takes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import psutil
@@ -23,12 +24,12 @@ __all__ = ["calibrate"]
 
 SHAPES = ((60, 256), (480, 256), (60, 16))  # rows and width of a layer, to tell three costs apart
 SIZES = (2**12, 2**20)  # bytes of messages
-BLOCKS = 3  # of each measurement, of which the middle one counts
+BLOCKS = 5  # of each measurement, of which the middle one counts
 OPS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
 
 
 def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machine:
-    """Measure this machine with so many ranks at work, (1, 2) say; for each number it takes some 15 seconds.
+    """Measure this machine with so many ranks at work, (1, 2) say: some 15 seconds for two, 45 for four.
 
     Products per second of one rank while all are busy; for each collective, in groups of all ranks and of
     two, alpha and beta of a ring; the optimizer; and for each way to train, a step of a network with next to
@@ -70,30 +71,48 @@ def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machin
 
 
 def _layers(times: int = 9) -> tuple[list[float], float]:
-    """Seconds of a Linear and a ReLU, forward and backward, in each of SHAPES; of Adam, per parameter."""
+    """Seconds of a Linear and a ReLU, forward and backward, in each of SHAPES; of Adam, per parameter.
+
+    Both in steps of a training, one after the other, for each finds in the caches what the other has left.
+    """
     found, update = [], {}
     for rows, width in SHAPES:
         layers = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(4)))
         x = torch.rand(rows, width, requires_grad=True)
         adam = torch.optim.Adam(layers.parameters())
-        found.append(_each(lambda layers=layers, x=x: layers(x).sum().backward(), times) / 4)
-        update[width] = _each(adam.step, times) / 8
+        passes, updates = _each((partial(_passes, layers, x), partial(_update, adam)), times)
+        found.append(passes / 4)
+        update[width] = updates / 8
     return found, (update[256] - update[16]) / ((256**2 + 256 - 16**2 - 16) / 2)
 
 
-def _each(act, times: int) -> float:
-    """Seconds that one of many takes, one after the other, while all ranks are at it: with the time for which
-    a rank waits for a core. (A clock that starts when the rank has its core would not see that.)
+def _passes(layers: nn.Module, x: torch.Tensor) -> None:
+    layers(x).sum().backward()
+
+
+def _update(optimizer) -> None:
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _each(acts: Sequence[Callable], times: int) -> list[float]:
+    """Seconds that each of some acts takes, done in turn and many times while all ranks are at it: with the
+    time for which a rank waits for a core. (A clock that starts when the rank has its core would not see
+    that.)
     """
-    seconds = []
+    blocks = []
     for _ in range(BLOCKS):
-        act()
-        dist.barrier()
-        begin = time.perf_counter()
-        for _ in range(times):
+        for act in acts:
             act()
-        seconds.append((time.perf_counter() - begin) / times)
-    return median(seconds)
+        dist.barrier()
+        seconds = [0.0] * len(acts)
+        for _ in range(times):
+            for i, act in enumerate(acts):
+                begin = time.perf_counter()
+                act()
+                seconds[i] += (time.perf_counter() - begin) / times
+        blocks.append(seconds)
+    return [median(of) for of in zip(*blocks)]
 
 
 def _computing(found: list) -> tuple[float, float, float]:
@@ -106,7 +125,7 @@ def _computing(found: list) -> tuple[float, float, float]:
     return 1 / product_s, numel_s, max(0.0, median(update for _, update in found))
 
 
-def _messages(times: int = 8) -> dict[tuple[str, int], list[float]]:
+def _messages(times: int = 12) -> dict[tuple[str, int], list[float]]:
     """Seconds of each collective with each of SIZES, in groups of all ranks and of two; of gloo, and of the
     course's own ring, whose names begin with "ring ".
     """
@@ -136,7 +155,7 @@ def _seconds_of(op: str, payload: int, size: int, group, times: int) -> float:
     }
     if op == "send" and mine == size - 1 and size % 2:
         calls["send"] = lambda: None  # has no partner
-    return _each(calls[op], times)
+    return _each([calls[op]], times)[0]
 
 
 def _link(ranks: int, op: str, group: int, found: list[list[float]]) -> Link:

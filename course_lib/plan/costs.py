@@ -1,6 +1,7 @@
 """What one plan costs: bytes, memory and seconds of a step. Arithmetic on data; no torch here."""
 
 import functools
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -75,10 +76,23 @@ def _of_dp(plan: Plan, model: Model, layers) -> list[tuple[str, float, int, int]
     for op, times in way.calls:
         size = of_grad if COLLECTIVES[op].kind == "sum" else of_param
         calls = tensors if op == "broadcast" else round(times * units)
+        if op == "all_reduce" and way.buckets:
+            calls = _buckets(layers, of_grad, way.buckets)
         its.append((op, times * numel * size, shards, calls))
     if shards < plan.dp:
         its.append(("all_reduce", of_grad * numel / shards, plan.dp // shards, units))
     return [one for one in its if one[2] > 1]
+
+
+def _buckets(layers, of_grad: float, caps_mib: tuple[float, float]) -> int:
+    """How many buckets gradients fill, from the last layer to the first."""
+    closed, held = 0, 0.0
+    for layer in reversed(layers):
+        for shape in reversed(layer.shapes):
+            held += of_grad * math.prod(shape)
+            if held >= caps_mib[closed > 0] * 2**20:
+                closed, held = closed + 1, 0.0
+    return closed + (held > 0)
 
 
 def _sent(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:

@@ -161,8 +161,9 @@ class Machine:
         number("overlap", self.overlap)
         number("touched_bytes_per_s", self.touched_bytes_per_s)
         instance("gloo", self.gloo, bool)
-        links = listed("links", self.links, "links", lambda its: isinstance(its, Link | Mapping))
-        object.__setattr__(self, "links", tuple(made(Link, its) for its in links))
+        if self.links not in ((), []):  # a rank alone has none
+            listed("links", self.links, "links", lambda its: isinstance(its, Link | Mapping))
+        object.__setattr__(self, "links", tuple(made(Link, its) for its in self.links))
         for name in ("products_per_s", "numel_s", "update_s"):
             object.__setattr__(self, name, _by_ranks(name, getattr(self, name)))
         instance("software_s", self.software_s, Mapping)

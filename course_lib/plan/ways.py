@@ -16,6 +16,7 @@ class Way:
         stage: what is cut over the shards: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too.
         calls: collectives along dp, (op, how many times the parameters).
         per_layer: they are called layer by layer.
+        buckets: of gradients, which are closed when they hold so many MiB: the first, the others.
         dealt: how shards are made: "flat" equal pieces of each unit, "rows" of each tensor, "tensors" whole.
         ring: on the course's own ring, which sends what the textbook says.
         hides: the part of computing under which its messages may travel: backward 2/3, all 1, nothing 0.
@@ -29,6 +30,7 @@ class Way:
     stage: int = 0
     calls: tuple[tuple[str, float], ...] = ()
     per_layer: bool = False
+    buckets: tuple[float, float] | None = None
     dealt: str = "flat"
     ring: bool = False
     hides: float = 0.0
@@ -46,14 +48,23 @@ def _pairs(**axes) -> Callable[[int], dict | None]:
 
 
 _REDUCE, _GATHER, _ALL = "reduce_scatter", "all_gather", "all_reduce"
+_OF_TORCH = (1, 25)  # DistributedDataParallel's buckets
 _PIPE = {"microbatches": DEMO_MICROBATCHES}
 _SHARD = {"per_layer": True, "dealt": "rows", "hides": 1.0}
 WAYS = {
     "one process": Way(mesh=lambda ranks: {"dp": 1} if ranks == 1 else None, why="nothing travels"),
-    "DDP": Way(calls=((_ALL, 1),), hides=2 / 3, flat_grads=1, why="one sum of gradients"),
-    "mini DDP": Way(calls=((_ALL, 1),), ring=True, grads_stay=True, why="one sum of gradients"),
+    "DDP": Way(calls=((_ALL, 1),), buckets=_OF_TORCH, hides=2 / 3, flat_grads=1, why="one sum of gradients"),
+    "mini DDP": Way(
+        calls=((_ALL, 1),), buckets=(25, 25), ring=True, grads_stay=True, why="one sum of gradients"
+    ),
     "ZeroRedundancyOptimizer": Way(
-        1, ((_ALL, 1), ("broadcast", 1)), dealt="tensors", flat_grads=1, hides=1 / 3, why="states are cut"
+        1,
+        ((_ALL, 1), ("broadcast", 1)),
+        buckets=_OF_TORCH,
+        dealt="tensors",
+        flat_grads=1,
+        hides=1 / 3,
+        why="states are cut",
     ),
     "mini ZeRO-1": Way(1, ((_REDUCE, 1), (_GATHER, 1)), ring=True, why="states are cut"),
     "mini ZeRO-2": Way(2, ((_REDUCE, 1), (_GATHER, 1)), per_layer=True, ring=True, why="gradients are cut"),

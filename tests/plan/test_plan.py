@@ -142,3 +142,19 @@ def test_models_and_machines_survive_a_file(tmp_path):
     for kind, its in (("model", MODEL), ("machine", MACHINE)):
         (tmp_path / "its.json").write_text(json.dumps(asdict(its)))
         assert plan.read(tmp_path / "its.json", kind) == its
+
+
+@pytest.mark.parametrize("way, calls", [("DDP", 2), ("mini DDP", 1)])
+def test_gradients_travel_in_as_many_buckets_as_the_way_makes(way, calls):
+    its = plan.Plan(way, dp=2)
+    started = replace(MACHINE, links=(plan.Link(64, 1.0, 0.0),))  # a step of a ring takes a second
+    assert plan.cost(its, MODEL, started).seconds["dp"] == 2 * calls
+    called = plan.run_plan(its).comm.query("rank == 0 and payload_bytes > 1000").op.value_counts()
+    assert called.get("all_reduce", 0) == calls or called.get("send", 0) == 2 * calls
+
+
+def test_a_machine_of_one_rank_needs_no_link():
+    alone = replace(MACHINE, links=())
+    assert plan.cost(plan.Plan("one process"), MODEL, alone).step_s > 0
+    with pytest.raises(ValueError, match="no link joins 2 neighbouring ranks"):
+        plan.cost(plan.Plan("DDP", dp=2), MODEL, alone)
