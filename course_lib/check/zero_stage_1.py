@@ -3,6 +3,8 @@
 import math
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -461,6 +463,7 @@ def _saves(job: Job) -> str:
         f"rank 1 is killed while 4 ranks save step {SECOND}: 3 ranks load step {FIRST}, right to the last bit"
     ),
     again=f"they save step {SECOND} again: 2 ranks load it, right to the last bit",
+    held="no rank holds all states beside its shard while it loads (what `mmap=True` maps is not held)",
 )
 def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
     """`save(root, step, shard, numel)` and `load(root, numel)`: each rank its own part, another number of
@@ -571,26 +574,48 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
             )
         problem = problem or problem_of(returned, wanted_step, seed)
         if any(on_rank.everyone(problem)):
-            return problem
-        # memory that torch does not count, and that ends with the tensors; what else ends at the same moment
-        # (of a rank that is asked where it is) does so in one try, and not in all
-        limit, least = 2.2 * len(NAMES) * 8 * -(-NUMEL // dist.get_world_size()), math.inf
+            return problem, 0.0
+        # What is held on the way; and memory that torch does not count, and that ends with the tensors. What
+        # else a rank does meanwhile (it is asked where it is, say) does so in one try, and not in all.
+        share = len(NAMES) * 8 * -(-NUMEL // dist.get_world_size())
+        most, peak, least = len(NAMES) * 8 * NUMEL + 0.75 * share, math.inf, math.inf
         for _ in range(5):
+            returned = None
+            gc.collect()
+            with unmapped_loads(), on_rank.NewTensors() as new, on_rank.Unseen() as unseen:
+                returned = load(root, NUMEL)
+                peak = min(peak, new.peak_bytes + unseen.peak())
             gc.collect()
             held = tracemalloc.get_traced_memory()[0]
             returned = None
             gc.collect()
             freed = held - tracemalloc.get_traced_memory()[0]
             least = min(least, freed)
-            if not any(on_rank.everyone(freed > limit)):
-                return ""
-            returned = load(root, NUMEL)
-        return (
-            "a tensor of it is a view that keeps the elements of all ranks alive, in a numpy array or in"
-            " bytes: take a `clone()`"
-            if least > limit
-            else ""
-        )
+            if not any(on_rank.everyone(freed > 2.2 * share or peak > most)):
+                return "", 0.0
+        if least > 2.2 * share:
+            return (
+                "a tensor of it is a view that keeps the elements of all ranks alive, in a numpy array or in"
+                " bytes: take a `clone()`"
+            ), 0.0
+        return "", peak / share if peak > most else 0.0
+
+    @contextmanager
+    def unmapped_loads():
+        """What `torch.load` maps is not held: it is loaded in a thread of its own, where no one looks."""
+        own_load = torch.load
+
+        def load_elsewhere(*args, **kwargs):
+            if not kwargs.get("mmap"):
+                return own_load(*args, **kwargs)
+            with ThreadPoolExecutor(1) as other:
+                return other.submit(own_load, *args, **kwargs).result()
+
+        torch.load = load_elsewhere
+        try:
+            yield
+        finally:
+            torch.load = own_load
 
     def problem_of(returned, wanted_step, seed):
         """What is wrong with what was loaded, in words."""
@@ -628,15 +653,20 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
         return ""
 
     def loading_then_saving(load, save, root, wanted_step, next_step, seed):
-        problem = loading(load, root, wanted_step, seed)
+        problem, peak = loading(load, root, wanted_step, seed)
         if not any(on_rank.everyone(problem)):  # now all have loaded
             saving(save, root, next_step, seed)
-        return problem
+        return problem, peak
 
     def loaded(ranks, function, *args):
         """The first problem on any rank, in words."""
         results = judge.run(function, load, *args, judge.seed, ranks=ranks).results
-        return next((f"on rank {rank}, {problem}" for rank, problem in enumerate(results) if problem), "")
+        too_much.extend((rank, ranks, peak) for rank, (_, peak) in enumerate(results) if peak)
+        return next(
+            (f"on rank {rank}, {problem}" for rank, (problem, _) in enumerate(results) if problem), ""
+        )
+
+    too_much: list[tuple[int, int, float]] = []  # a rank, of so many, and what it held, in shards
 
     with trial_folder() as folder:
         root = folder / "root"
@@ -681,3 +711,13 @@ def sharded_checkpoint(judge: Judge, save: Callable, load: Callable) -> None:
                 f" text, {SECOND} comes before {FIRST}.)"
             )
             judge.demand("again", why if again else "")
+        held = ""
+        if too_much:
+            rank, ranks, peak = too_much[0]
+            judge.case = f"loaded by {ranks} ranks"
+            held = (
+                f"rank {rank} holds {peak:.1f} times the bytes of its shard at once, and all states are"
+                f" {ranks} times. Load with `mmap=True` and copy what falls into the shard, or load file by"
+                " file."
+            )
+        judge.demand("held", held)

@@ -599,22 +599,66 @@ def last(root):
     return max(int(path.name) for path in root.iterdir() if path.name.isdigit())
 
 
-def parts_of(folder):
-    return [
-        torch.load(path, weights_only=True)
-        for path in sorted(folder.iterdir(), key=lambda path: int(path.stem))
-    ]
+def files_of(folder):
+    return sorted(folder.iterdir(), key=lambda path: int(path.stem))
+
+
+def parts_of(folder, mmap=True):
+    return [torch.load(path, weights_only=True, mmap=mmap) for path in files_of(folder)]
 
 
 def cut(parts, numel, keep=torch.clone):
+    """One state after the other: there may be a whole one for a moment."""
     rank, n = dist.get_rank(), dist.get_world_size()
-    whole = {name: torch.cat([part[name] for part in parts])[:numel] for name in parts[0]}
-    return {name: keep(F.pad(tensor, (0, -numel % n)).chunk(n)[rank]) for name, tensor in whole.items()}
+    return {
+        name: keep(F.pad(torch.cat([part[name] for part in parts])[:numel], (0, -numel % n)).chunk(n)[rank])
+        for name in parts[0]
+    }
 
 
 def load(root, numel):
     step = last(root)
     return step, cut(parts_of(root / f"{step}"), numel)
+
+
+def load_file_by_file(root, numel):
+    """Right as well: a whole file each time, and no two of them."""
+    step, rank, shard = last(root), dist.get_rank(), {}
+    size, first = -(-numel // dist.get_world_size()), 0
+    for path in files_of(root / f"{step}"):
+        part = torch.load(path)
+        for name, tensor in part.items():
+            mine = shard.setdefault(name, torch.zeros(size, dtype=tensor.dtype))
+            low, high = max(first, rank * size), min(first + len(tensor), (rank + 1) * size)
+            if low < high:
+                mine[low - rank * size : high - rank * size] = tensor[low - first : high - first]
+        first += len(tensor)
+        del part, tensor
+    return step, shard
+
+
+def load_all_files(root, numel):
+    step = last(root)
+    return step, cut(parts_of(root / f"{step}", mmap=False), numel)
+
+
+def load_all_states(root, numel):
+    """The files are mapped, and then everything is put together."""
+    step, rank, n = last(root), dist.get_rank(), dist.get_world_size()
+    parts = parts_of(root / f"{step}")
+    whole = {name: torch.cat([part[name] for part in parts])[:numel] for name in parts[0]}
+    return step, {
+        name: F.pad(tensor, (0, -numel % n)).chunk(n)[rank].clone() for name, tensor in whole.items()
+    }
+
+
+def load_all_bytes(root, numel):
+    """Each file is read as a whole, one beside the other."""
+    import io
+
+    step = last(root)
+    files = [io.BytesIO(path.read_bytes()) for path in files_of(root / f"{step}")]
+    return step, cut([torch.load(file) for file in files], numel)
 
 
 def save_without_clone(root, step, shard, numel):
@@ -646,7 +690,7 @@ def save_in_place(root, step, shard, numel):
 
 
 def load_in_place(root, numel):
-    parts = [torch.load(path, weights_only=True) for path in sorted(root.glob("rank*.pt"))]
+    parts = [torch.load(path, weights_only=True, mmap=True) for path in sorted(root.glob("rank*.pt"))]
     step = [int(part.pop("step")) for part in parts][0]
     return step, cut(parts, numel)
 

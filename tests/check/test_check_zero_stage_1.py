@@ -24,6 +24,7 @@ RIGHT = [
     (FILES, [answers.save, answers.load]),
     (FILES, [answers.save_by_hand, answers.load]),
     (FILES, [answers.save, answers.load_with_numpy]),
+    (FILES, [answers.save, answers.load_file_by_file]),
 ]
 UNTOUCHED = [
     (ADAM, [answers.Untouched]),
@@ -36,6 +37,7 @@ VALUES, KEPT, SENT = (
     "no rank keeps more than the two moments",
     "no rank sends more than 1.02 times",
 )
+HELD = "times the bytes of its shard at once, and all states are 3 times. Load with `mmap=True`"
 STEP_9 = "Step 9 must be loaded now, but"
 # a check, answers, words that name the problem, and words of a demand that is met all the same
 WRONG = [
@@ -246,6 +248,9 @@ WRONG = [
         ["`save` changes the shard that it was given"],
         "no rank writes more",
     ),
+    (FILES, [answers.save, answers.load_all_files], [HELD], "they save step 10 again"),
+    (FILES, [answers.save, answers.load_all_states], [HELD], "they save step 10 again"),
+    (FILES, [answers.save, answers.load_all_bytes], [HELD], "they save step 10 again"),
     (FILES, [answers.save_in_place, answers.load_in_place], [STEP_9], "saved by 4 ranks, loaded by 3"),
     (FILES, [answers.save_without_rename, answers.load], [STEP_9], "saved by 4 ranks, loaded by 3"),
     (FILES, [answers.save_file_by_file, answers.load], [STEP_9], "saved by 4 ranks, loaded by 3"),
