@@ -37,7 +37,7 @@ help:
 	@echo "DESK=/some/folder   where desk/ is laid, for someone else or for a class (now: here)"
 	@echo "LIST=names.txt      for make class: one name a line; the desks are laid in DESK"
 	@echo "REPOSITORY=...      make book with links to the project's page on GitHub and to Binder (now: $(or $(REPOSITORY),none))"
-	@echo "PUSH=1              make test as CI runs it for each push: with all cells of all chapters, clusters and the browser"
+	@echo "PUSH=1              make test as CI runs it for each push: with long cells of the chapters, clusters and the browser"
 	@echo "ALL=1               make test as CI runs it once a week: with solved twins, scripts, all answers that checks are tested with, long tests"
 	@echo "LAB_ARGS='...'      more arguments for JupyterLab, for example --no-browser"
 

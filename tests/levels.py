@@ -2,7 +2,8 @@
 
 - `make test-quick`, three minutes, for who changes code: no notebooks, nothing slow, nothing thorough;
 - `make test`, fifteen minutes: nothing thorough;
-- `make test PUSH=1`, half an hour, for each push: every cell of every chapter, clusters and browsers too;
+- `make test PUSH=1`, half an hour, for each push: clusters and browsers too, and of the cells all but the
+  longest few, each with what stands on it;
 - `make test ALL=1`, an hour, once a week: everything.
 
 How long a test takes stands in seconds.tsv, which seconds.py writes. What is not in it yet counts as short.
@@ -21,11 +22,14 @@ SECONDS = ROOT / "tests" / "seconds.tsv"
 
 SLOW_S = 0.7
 THOROUGH_S, SHORTEST_S = 2.5, 10.0  # so long may the shortest case of a test take that has several
-CELL_S, WITH_IT = 6.0, 6  # a cell takes so long, and no more cells stand on it, itself among them
+# Cells that take so long, if no more cells stand on one, itself among them: thorough, and weekly.
+CELL_S, WITH_IT = 6.0, 6
+LONGEST_CELL_S, WITH_LONGEST = 20.0, 8
+SCRIPT = "torch.distributed.run"  # what a learner takes home is run by a cell: tried with each push
 
 # What runs in a browser, and solved twins, are thorough: checks are tested with answers like theirs.
 FOLDERS = {"browser", "solutions"}
-# What is thorough is for once a week, but for cells of chapters, and these: nothing else is like them.
+# What is thorough is for once a week, but for most cells of chapters, and these: nothing else is like them.
 EACH_PUSH = {"notebooks", "browser", "cluster"}
 # For these a kernel, a cluster or a website is begun: slow, whatever a test takes then.
 BEGIN_SLOWLY = {"test_kernel.py", "test_slurm.py", "test_slurm_faults.py", "test_website.py"}
@@ -51,7 +55,8 @@ def mark(items: list) -> None:
     known = known_seconds()
     seconds = {item: known.get(name_of(item), 0.0) for item in items}
     shortest = _shortest_cases(seconds)
-    left_out = _long_cells(seconds)
+    left_out = _long_cells(seconds, CELL_S, WITH_IT)
+    longest = _long_cells(seconds, LONGEST_CELL_S, WITH_LONGEST, but_for=SCRIPT)
     answers = Counter()
     for item in items:
         if seconds[item] >= SLOW_S or item.path.name in BEGIN_SLOWLY:
@@ -62,11 +67,11 @@ def mark(items: list) -> None:
             answers[exercise] += 1
             far = answers[exercise] > PLAINEST[name]
         else:
-            far = item.path.parent.name in FOLDERS or item in left_out
+            far = item.path.parent.name in FOLDERS or item in left_out | longest
         long = seconds[item] >= (SHORTEST_S if item in shortest else THOROUGH_S)
         if far or long and name != RIGHT and not isinstance(item, IPyNbCell):
             item.add_marker("thorough")
-            if item.path.parent.name not in EACH_PUSH:
+            if item in longest or item.path.parent.name not in EACH_PUSH:
                 item.add_marker("weekly")
 
 
@@ -87,13 +92,15 @@ def _shortest_cases(seconds: dict) -> set:
     return {min(cases, key=seconds.get) for cases in tests.values() if len(cases) > 1}
 
 
-def _long_cells(seconds: dict) -> set:
-    """Cells of chapters that take long, with those that stand on them."""
+def _long_cells(seconds: dict, least: float, most: int, but_for: str | None = None) -> set:
+    """Cells of chapters that take so long, with those that stand on them, if these are no more than `most`
+    together; but for what has this text.
+    """
     cells = {(item.path, item.cell_num): item for item in seconds if isinstance(item, IPyNbCell)}
     found = set()
     for (path, number), item in cells.items():
-        if seconds[item] >= CELL_S:
+        if seconds[item] >= least and not (but_for and but_for in item.cell.source):
             numbers = takers(path, number)
-            if len(numbers) <= WITH_IT:
+            if len(numbers) <= most:
                 found |= {cells[path, other] for other in numbers if (path, other) in cells}
     return found

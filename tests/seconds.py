@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import nbformat
-from levels import FOLDERS, ROOT, SECONDS
+from levels import ROOT, SECONDS
 
 FROM_S = 0.5
 
@@ -30,8 +30,6 @@ def of_report(path: Path):
     ids = {}
     for case in ElementTree.parse(path).getroot().iter("testcase"):
         file, name = Path(case.get("classname").replace(".", "/")), case.get("name")
-        if FOLDERS & set(file.parts):
-            continue  # left out whatever they take
         if file.name == "ipynb":
             file = file.parent.with_suffix(".ipynb")
             if file not in ids:

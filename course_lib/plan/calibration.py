@@ -24,12 +24,12 @@ __all__ = ["calibrate"]
 
 SHAPES = ((60, 256), (480, 256), (60, 16))  # rows and width of a layer, to tell three costs apart
 SIZES = (2**12, 2**20)  # bytes of messages
-BLOCKS = 5  # of each measurement, of which the middle one counts
+BLOCKS = 3  # of each measurement, of which the middle one counts
 OPS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
 
 
 def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machine:
-    """Measure this machine with so many ranks at work, (1, 2) say: some 15 seconds for two, 45 for four.
+    """Measure this machine with so many ranks at work, (1, 2) say: some 10 seconds for two, 30 for four.
 
     Products per second of one rank while all are busy; for each collective, in groups of all ranks and of
     two, alpha and beta of a ring; the optimizer; and for each way to train, a step of a network with next to
@@ -70,7 +70,7 @@ def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machin
     return Machine(**vars(machine) | {"software_s": software})
 
 
-def _layers(times: int = 9) -> tuple[list[float], float]:
+def _layers(times: int = 12) -> tuple[list[float], float]:
     """Seconds of a Linear and a ReLU, forward and backward, in each of SHAPES; of Adam, per parameter.
 
     Both in steps of a training, one after the other, for each finds in the caches what the other has left.

@@ -11,7 +11,7 @@ from notebook_page import NotebookPage, notebook
 assert browser and lab and watched  # fixtures
 
 FIRST = "00_start_here.ipynb"
-CHAPTERS = (FIRST, "01_one_training_step.ipynb", "11_pipeline_schedules.ipynb")
+CHAPTERS = (FIRST, "01_one_training_step.ipynb", "04_ddp.ipynb")
 SMALL = {
     "imports": (
         "import os\nimport time\nfrom pathlib import Path\n\nimport torch.distributed as dist\n\n"

@@ -63,7 +63,7 @@ def pinned_version(requirement: Requirement) -> str:
 
 def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run make as from a shell, also when these tests were started by make."""
-    outer = ("MAKE", "MFLAGS", "ALL")  # of the make that may have started these tests
+    outer = ("MAKE", "MFLAGS", "ALL", "PUSH")  # of the make that may have started these tests
     environment = {key: value for key, value in os.environ.items() if not key.startswith(outer)}
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)

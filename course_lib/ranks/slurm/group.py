@@ -15,6 +15,7 @@ from course_lib.ranks.slurm import ask
 __all__ = ["SlurmGroup"]
 
 ROOT = str(Path(__file__).resolve().parents[3])
+ANSWER_S = 5.0  # how long a rank that is asked where it is may take: over files, on a busy machine
 SILENT_S = 20.0  # how long nodes may miss a sign of life from here, before they end the ranks
 WHY_S = 20.0  # how long the courier may take to learn why ranks have failed
 NAMED = 4  # nodes, in words
@@ -85,7 +86,7 @@ class SlurmGroup(Group):
             return "The process beside the notebook that speaks to Slurm was killed."
         return self._why or ""
 
-    def ask_and_wait(self, wait_s: float = 2.0) -> None:
+    def ask_and_wait(self, wait_s: float = ANSWER_S) -> None:
         """Find out where every running rank is, if they run."""
         if not self.waits:
             super().ask_and_wait(wait_s)
