@@ -55,6 +55,6 @@ begin = time.perf_counter()
 train(data)
 if rank == 0:
     samples_per_s = 64 * len(data) / (time.perf_counter() - begin)
-    print(f"{n} ranks, {dist.get_backend()}: {samples_per_s:,.0f} samples/s")
+    print(f"{n} rank{'s' * (n > 1)}, {dist.get_backend()}: {samples_per_s:,.0f} samples/s")
     print(f"accuracy: {digit_accuracy(model.module.cpu()):.1%} of the test digits")
 dist.destroy_process_group()
