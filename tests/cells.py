@@ -14,6 +14,8 @@ import nbformat
 
 __all__ = ["needed_cells", "takers", "made", "used"]
 
+# methods that change a list, a set or a dict
+CHANGE = set("append extend insert remove pop clear sort reverse add discard update".split())
 SEED = re.compile(r"^[\w.]*seed\(", re.MULTILINE)
 
 
@@ -80,9 +82,12 @@ def made(source: str) -> set[str]:
     """Names that a cell gives a value, or changes in place."""
     names = {symbol.get_name() for symbol in _table(source).get_symbols() if symbol.is_assigned()}
     names |= {symbol.get_name() for symbol in _table(source).get_symbols() if symbol.is_imported()}
+    of_notebook = used(source)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
             names |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+        if isinstance(node, ast.Attribute) and node.attr in CHANGE and isinstance(node.value, ast.Name):
+            names |= {node.value.id} & of_notebook
     return names
 
 

@@ -75,7 +75,8 @@ def _look() -> tuple[list[tuple[str, int, str]], dict | None, dict[str, str], in
     of_threads.clear()  # the frame of this function is among them: a circle would keep all of them alive
     # traceback's own extracts read the sources, which costs memory
     inwards = reversed(list(islice(traceback.walk_stack(frame), FRAMES))) if frame else []
-    frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in inwards]
+    # a frame that has just begun, or ends, has no line
+    frames = [(f.f_code.co_filename, line or 0, f.f_code.co_name) for f, line in inwards]
     return frames, _call(frame), _group_in_the_making(frame), count
 
 

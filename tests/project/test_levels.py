@@ -13,6 +13,9 @@ CELLS = (
     "other = 2",
     "later()",  # looks `slow` up when it is called
     "def given(slow):\n    return slow\n\n\nother += given(other)",
+    "many = []",
+    "many.append(1)\n\n\ndef f():\n    other = []\n    other.append(2)\n    return other",
+    "print(many, other)",
 )
 
 
@@ -24,7 +27,9 @@ def notebook(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("number, stand_on_it", [(0, {0, 1, 3}), (1, {1, 3}), (2, {2, 4}), (3, {3})])
+@pytest.mark.parametrize(
+    "number, stand_on_it", [(0, {0, 1, 3}), (1, {1, 3}), (2, {2, 4, 7}), (3, {3}), (6, {6, 7})]
+)
 def test_what_takes_a_name_from_a_cell_stands_on_it(notebook, number, stand_on_it):
     assert takers(notebook, number) == stand_on_it
 

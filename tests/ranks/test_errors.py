@@ -1,11 +1,13 @@
 """How a failed job looks."""
 
 import re
+import traceback
 
 import pytest
 from themes import LEGIBLE, THEMES, colour, contrast, seen
 
 from course_lib.jobs import run
+from course_lib.ranks import errors, where
 from course_lib.ranks.errors import RankError, RankReport
 
 RED, BOLD_RED = "#e75c58", "#b22b31"  # JupyterLab's own, in every theme
@@ -78,3 +80,10 @@ def test_the_cause_is_what_one_sees_first():
         if bold and piece.strip()
     ]
     assert loud == ["RankError", "train failed on rank 1.", "rank 1", "raised ValueError: boom"]
+
+
+def test_a_frame_without_a_line_is_told_without_one(monkeypatch):
+    """Python has none for a frame that has just begun."""
+    monkeypatch.setattr(traceback, "walk_stack", lambda frame: [(frame, None)])
+    frames, *_ = where._look()
+    assert [line for _, line, _ in frames] == [0] and errors._stack_in_words(frames)
