@@ -14,7 +14,7 @@ __all__ = ["describe"]
 
 
 def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) -> Model:
-    """Read a model off a module, by two forwards.
+    """Read a model off a module, by two forwards; its buffers and the random numbers stay as they were.
 
     A layer is a module with parameters of its own; what is computed and kept after it, by modules without any
     (ReLU, attention), counts as its own. A parameter that two layers share counts once; one whose module is
@@ -34,6 +34,7 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
     samples, rows, kept, running = len(inputs), {}, {}, []
     owned = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     given: dict = {}  # the input of each layer
+    before_it = {path: buffer.clone() for path, buffer in module.named_buffers()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -54,7 +55,8 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
     ]
     try:
         with (
-            FlopCounterMode(display=False) as counter,
+            torch.random.fork_rng(devices=[]),
+            FlopCounterMode(display=False),
             torch.autograd.graph.saved_tensors_hooks(keep, _as_is),
         ):
             module(inputs)
@@ -64,10 +66,18 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
     # attention and recurrent layers as plain products: the counter does not know the CPU's own
     onednn, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             module(inputs)
     finally:
         torch.backends.mkldnn.enabled = onednn
+        with torch.no_grad():
+            for path, buffer in module.named_buffers():
+                buffer.copy_(before_it[path])  # running means, say
     counts = counter.get_flop_counts()
     by_path = {path: sum(its.values()) for path, its in counts.items()}
     root, words, seen = type(module).__name__, dict(_cuts(module)), set()

@@ -121,6 +121,18 @@ def test_each_parameter_and_product_of_any_module_counts_once(module, inputs, pr
     assert torch.backends.mkldnn.enabled
 
 
+def test_a_module_that_was_read_is_as_it_was():
+    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout())
+    was = {name: its.clone() for name, its in net.state_dict().items()}
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    plan.describe(net, torch.ones(4, 8))
+    assert torch.equal(torch.rand(3), wanted)
+    assert all(torch.equal(its, was[name]) for name, its in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
 def test_tensor_parallelism_speeds_up_only_what_it_cuts():
     convolution, images = nn.Conv2d(3, 8, 3), torch.rand(4, 3, 4, 4)
     net = nn.Sequential(convolution, nn.Flatten(), nn.Linear(32, 4))
