@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -264,6 +265,14 @@ def test_gradients_travel_in_as_many_buckets_as_the_way_makes(way, calls):
     assert plan.cost(its, MODEL, started).seconds["dp"] == 2 * calls
     called = plan.run_plan(its).comm.query("rank == 0 and payload_bytes > 1000").op.value_counts()
     assert called.get("all_reduce", 0) == calls or called.get("send", 0) == 2 * calls
+
+
+def test_the_script_measures_one_process_as_well(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "notebooks" / "scripts" / "choosing_a_strategy.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    done = subprocess.run([*torchrun, script], cwd=tmp_path, capture_output=True, text=True)
+    assert "1 rank: " in done.stdout and "no link" in done.stdout, done.stderr
+    assert plan.read(tmp_path / "machine.json", "machine").links == ()
 
 
 def test_a_machine_of_one_rank_needs_no_link():
