@@ -271,7 +271,7 @@ def test_the_script_measures_one_process_as_well(tmp_path):
     script = Path(__file__).resolve().parents[2] / "notebooks" / "scripts" / "choosing_a_strategy.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     done = subprocess.run([*torchrun, script], cwd=tmp_path, capture_output=True, text=True)
-    assert "1 rank: " in done.stdout and "no link" in done.stdout, done.stderr
+    assert "1 ranks: " in done.stdout and "no link" in done.stdout, done.stderr
     assert plan.read(tmp_path / "machine.json", "machine").links == ()
 
 
