@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from course_lib.plan.files import read
-from course_lib.plan.ranking import here, layouts, ranked, table
+from course_lib.plan.ranking import layouts, ranked, table
 
 __all__ = ["main"]
 
@@ -23,9 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, default=0, help="number of ranks of a cluster")
     parser.add_argument("--best", type=int, default=5, help="how many plans to show (default: 5)")
     options = parser.parse_args(arguments)
+    if options.best < 1:
+        parser.error(f"--best {options.best}: it must be a whole number of at least 1.")
     try:
         model, machine = read(options.model, "model"), read(options.machine, "machine")
-        plans = here() if machine.software_s and not options.ranks else layouts(options.ranks or 8, model)
+        plans = None if machine.software_s and not options.ranks else layouts(options.ranks or 8, model)
         found = ranked(model, machine, plans)
     except (ValueError, OSError) as error:
         parser.error(str(error))

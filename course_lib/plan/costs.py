@@ -57,6 +57,8 @@ def cost(plan: Plan, model: Model, machine: Machine) -> Cost:
             f"{plan}: a batch of {model.batch} is no whole number of samples for each of dp={plan.dp} and"
             f" {plan.microbatches} micro-batches."
         )
+    if plan.tp > 1 and not any(layer.cut for layer in model.layers):
+        raise ValueError(f"{plan}: tensor parallelism cuts none of the layers of {model.name}.")
     worst = [
         worst_moment(plan, model, stage * plan.tp)
         for stage in (range(plan.pp) if plan.pp <= 4 else (0, plan.pp - 1))  # most are in flight on the first
@@ -122,7 +124,7 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     @functools.cache
     def stage_s(layers, busy: int) -> float:
         """One micro-batch, forward and backward."""
-        products = passes * samples * sum(layer.products for layer in layers) / plan.tp
+        products = passes * samples * sum(its.products / (plan.tp if its.cut else 1) for its in layers)
         numel = sum(layer.cut_numel(plan.tp) for layer in layers)
         seconds = products / machine.at("products_per_s", busy) + numel * machine.at("numel_s", busy)
         if machine.touched_bytes_per_s:  # what is kept is written once and read once, in each pass

@@ -158,7 +158,8 @@ class Machine:
         instance("name", self.name, str)
         whole("cores", self.cores)
         number("memory_bytes", self.memory_bytes)
-        number("overlap", self.overlap)
+        if number("overlap", self.overlap) > 1:
+            raise ValueError(f"overlap={self.overlap!r}: it must be a number from 0 to 1.")
         number("touched_bytes_per_s", self.touched_bytes_per_s)
         instance("gloo", self.gloo, bool)
         if self.links not in ((), []):  # a rank alone has none

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,13 @@ def _parsed(text: str, ending: str) -> Any:
         yaml = importlib.import_module("yaml")  # JupyterLab's own need: not one that this course declares
     except ImportError:
         raise ValueError("PyYAML is not installed; write it as .toml or .json") from None
+
+    class Loader(yaml.SafeLoader):
+        """Reads 4e9 as a number, as TOML and JSON do, and not as text."""
+
+    number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None

@@ -11,7 +11,6 @@ from course_lib.plan.ways import WAYS
 __all__ = ["Ranked", "ranked", "here", "layouts", "table"]
 
 PARTS = {
-    "compute": "its ranks share {cores} cores",
     "bubble": "its pipeline has a bubble",
     "tp": "activations travel in every layer",
     "pp": "it waits for messages between stages",
@@ -43,12 +42,15 @@ def ranked(model: Model, machine: Machine, plans: Iterable[Plan] | None = None) 
     """Plans by the time of their step, those that do not fit last, each with its reason.
 
     Args:
-        plans: None for all that course_lib.demo trains on 1, 2 and 4 ranks. Plans that cannot deal out the
-            batch or the layers are left out.
+        plans: None for all that course_lib.demo trains on 1, 2 and 4 ranks; of a machine whose software was
+            measured, in the ways for which it was. Plans that cannot deal out the batch or the layers are
+            left out.
     """
     instance("model", model, Model)
     instance("machine", machine, Machine)
-    plans = here() if plans is None else instance("plans", plans, Iterable, "of plans")
+    if plans is None:
+        plans = [its for its in here() if not machine.software_s or its.way in machine.software_s]
+    instance("plans", plans, Iterable, "of plans")
     costs = []
     for plan in plans:
         try:
@@ -68,13 +70,24 @@ def _reason(its: Cost, best: Cost, machine: Machine) -> str:
     if not its.fits:
         return f"does not fit: {its.peak_bytes / 1e9:.3g} GB in the {its.worst}"
     part = max(its.seconds, key=lambda name: its.seconds[name] - best.seconds[name])
+    known = not machine.software_s or its.plan.way in machine.software_s
+    unknown = "" if known else "; its software was not measured"
     if its is best:
         part = max(its.seconds, key=its.seconds.__getitem__)
-        return f"{part} is {its.seconds[part] / its.step_s:.0%} of its step"
+        return f"{part} is {its.seconds[part] / its.step_s:.0%} of its step{unknown}"
     if its.step_s < 1.005 * best.step_s:
-        return "as fast as the best"
+        return f"as fast as the best{unknown}"
     longer = its.seconds[part] - best.seconds[part]
-    return f"{PARTS[part].format(cores=machine.cores)}: {part} +{_unit(longer, 's')}"
+    why = PARTS[part] if part in PARTS else _computes_longer(its.plan, best.plan, machine)
+    return f"{why}: {part} +{_unit(longer, 's')}{unknown}"
+
+
+def _computes_longer(plan: Plan, best: Plan, machine: Machine) -> str:
+    if plan.recompute and not best.recompute:
+        return "each forward is computed again"
+    if plan.ranks > machine.cores:
+        return f"its ranks share {machine.cores} cores"
+    return "fewer ranks compute" if plan.ranks < best.ranks else "its slowest rank has more to compute"
 
 
 def here(ranks: Sequence[int] = (1, 2, 4)) -> list[Plan]:

@@ -1,6 +1,6 @@
 """A model read off an nn.Module: parameters, products and what each layer keeps, from two forwards."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,13 @@ __all__ = ["describe"]
 
 
 def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) -> Model:
-    """Read a model off a module, by two forwards.
+    """Read a model off a module, by two forwards; its buffers and the random numbers stay as they were.
 
     A layer is a module with parameters of its own; what is computed and kept after it, by modules without any
-    (ReLU, attention), counts as its own. A parameter that two layers share counts once. Which layers tensor
-    parallelism cuts, the module says by its `tensor_parallel_plan`, as mini.tensor_parallel reads it.
+    (ReLU, attention), counts as its own. A parameter that two layers share counts once; one whose module is
+    never called (used by the module around it, or by nobody) belongs to the layer around it, or makes a layer
+    that computes nothing. Which layers tensor parallelism cuts, the module says by its
+    `tensor_parallel_plan`, as mini.tensor_parallel reads it.
 
     Args:
         inputs: what the module takes, with a few samples along dim 0.
@@ -32,6 +34,7 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
     samples, rows, kept, running = len(inputs), {}, {}, []
     owned = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     given: dict = {}  # the input of each layer
+    before_it = {path: buffer.clone() for path, buffer in module.named_buffers()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -52,25 +55,48 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
     ]
     try:
         with (
-            FlopCounterMode(display=False) as counter,
+            torch.random.fork_rng(devices=[]),
+            FlopCounterMode(display=False),
             torch.autograd.graph.saved_tensors_hooks(keep, _as_is),
         ):
             module(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    # attention as plain products: the counter does not know the CPU's own
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(inputs)
+    # attention and recurrent layers as plain products: the counter does not know the CPU's own
+    onednn, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            module(inputs)
+    finally:
+        torch.backends.mkldnn.enabled = onednn
+        with torch.no_grad():
+            for path, buffer in module.named_buffers():
+                buffer.copy_(before_it[path])  # running means, say
     counts = counter.get_flop_counts()
     by_path = {path: sum(its.values()) for path, its in counts.items()}
     root, words, seen = type(module).__name__, dict(_cuts(module)), set()
+    around = {path: _around(path, given) for path in names.values()}
+    members: dict = {path: [path] for path in given}  # whose parameters a layer has
+    for path in names.values():
+        if path not in given:
+            members.setdefault(around[path] or path, []).append(path)
     layers = []
-    for path in [path for path in dict.fromkeys(given)]:
-        shapes = [p for p in module.get_submodule(path).parameters(False) if id(p) not in seen]
+    for path, paths in members.items():
+        owns = [p for its in paths for p in module.get_submodule(its).parameters(False)]
+        shapes = [p for p in dict.fromkeys(owns) if id(p) not in seen]
         seen |= {id(p) for p in shapes}
-        word, input = words.get(path, ""), given[path]
-        flop = by_path.get(f"{root}.{path}" if path else root, 0)
+        word, input = words.get(path, ""), given.get(path)
+        flop = sum(  # a layer's count has those of the layers within it
+            by_path.get(f"{root}.{its}" if its else root, 0) * (1 if its == path else -1)
+            for its in given
+            if its == path or around[its] == path
+        )
         inside, behind = (
             sum(size for owner, within, size, _ in kept.values() if (owner, within) == (path, where))
             for where in (True, False)
@@ -85,9 +111,9 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
                 "products": flop / 2 / samples,
                 "kept_bytes": ({"column": inside, "row": behind}.get(cut, inside + behind)) / samples,
                 "kept_cut_bytes": {"column": behind, "row": inside}.get(cut, 0) / samples,
-                "out_bytes": rows[path] / samples,
+                "out_bytes": rows.get(path, 0) / samples,
                 "cut": cut,
-                "tp_bytes": (rows[path] * (word == "row") + in_bytes * enters) / samples,
+                "tp_bytes": (rows.get(path, 0) * (word == "row") + in_bytes * enters) / samples,
                 "tp_calls": (word == "row") + enters,
             }
         )
@@ -96,10 +122,23 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
 
 
 def _with_the_rest(layers: list[dict], products: float) -> Iterator[Layer]:
-    """What is computed outside of layers, attention, say, is shared out evenly."""
+    """What is computed outside of layers, attention, say, is shared out evenly: among those that tensor
+    parallelism cuts, if it cuts any.
+    """
     missing = products - sum(layer["products"] for layer in layers)
+    sharing = sum(bool(layer["cut"]) for layer in layers) or len(layers)
     for layer in layers:
-        yield Layer(**layer | {"products": layer["products"] + max(missing, 0) / len(layers)})
+        share = max(missing, 0) / sharing * (bool(layer["cut"]) or sharing == len(layers))
+        yield Layer(**layer | {"products": layer["products"] + share})
+
+
+def _around(path: str, given: Collection[str]) -> str | None:
+    """The nearest layer, of those that were called, within which a module lies; None if there is none."""
+    while path:
+        path = path.rpartition(".")[0]
+        if path in given:
+            return path
+    return None
 
 
 def _as_is(tensor):

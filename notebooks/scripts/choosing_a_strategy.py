@@ -43,17 +43,18 @@ matrix = torch.randn(size, size, device=device, dtype=dtype)
 products_per_s = size**3 / seconds_of(lambda: matrix @ matrix)
 small, large = (torch.zeros(count, device=device) for count in (2**10, 2**22))
 few_s, many_s = (seconds_of(lambda tensor=tensor: dist.all_reduce(tensor)) for tensor in (small, large))
-messages, sent = 2 * (n - 1), 2 * (n - 1) / n * (large.nbytes - small.nbytes)  # of a ring
+steps, sent = 2 * (n - 1), 2 * (n - 1) / n * (large.nbytes - small.nbytes)  # of a ring
+link = {"span": 2**20, "alpha_s": few_s / (steps or 1), "beta_s": max(many_s - few_s, 0) / (sent or 1)}
 machine = {
     "name": f"{n} ranks ({device.type})",
     "cores": n,
     "products_per_s": products_per_s,
     "memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else 4e9,
-    "links": [{"span": 2**20, "alpha_s": few_s / messages, "beta_s": max(many_s - few_s, 0) / sent}],
+    "links": [link] if steps else [],
 }
 if rank == 0:
     Path("machine.json").write_text(json.dumps(machine, indent=1))
-    print(f"machine.json has {n} ranks: {products_per_s / 1e9:.1f} 10^9 products/s each, ", end="")
-    print(f"an all_reduce of {large.nbytes / 1e6:.0f} MB takes {many_s * 1e3:.1f} ms")
+    took = f"an all_reduce of {large.nbytes / 1e6:.0f} MB takes {many_s * 1e3:.1f} ms" if steps else "no link"
+    print(f"machine.json has {n} ranks: {products_per_s / 1e9:.1f} 10^9 products/s each, {took}")
 dist.barrier()  # nobody leaves while another still works
 dist.destroy_process_group()

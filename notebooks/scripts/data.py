@@ -50,11 +50,11 @@ while read < until:  # the rest of an epoch
         (losses * ranks / len(batch)).backward()
         optimizer.step()
         read += len(batch)  # when they are trained, not when workers have read them
-if rank == 0:
-    content = {"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "read": read}
-    torch.save(content, options.checkpoint)
 right = (ddp.module(test[0][mine].to(device)).argmax(dim=1) == test[1][mine].to(device)).sum()
 dist.all_reduce(right)
-if rank == 0:
+if rank == 0:  # all have read the old checkpoint by now
+    content = {"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "read": read}
+    torch.save(content, f"{options.checkpoint}.new")
+    os.replace(f"{options.checkpoint}.new", options.checkpoint)  # never half of it
     print(f"{ranks} processes, samples {first:,} to {read:,}: {right.item() / len(test[1]):.0%} are right")
 dist.destroy_process_group()

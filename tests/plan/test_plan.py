@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import mean
 
 import pytest
 import torch
+from torch import nn
 
 from course_lib import plan
 from course_lib.demo.strategies import STRATEGIES, mlp
@@ -73,6 +75,80 @@ def test_a_model_is_read_off_a_module():
     assert all(not module._forward_hooks for module in gpt.modules())
 
 
+class OfParts(nn.Module):
+    """A parameter of its own around two layers, and one layer that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.place, self.unused = nn.Parameter(torch.zeros(16)), nn.Linear(4, 4)
+        self.into, self.out_of = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x):
+        return self.out_of(self.into(x + self.place))
+
+
+class Listed(nn.Module):
+    """Only parameters in a list, which no module calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.rand(8, 8)) for _ in range(3))
+
+    def forward(self, x):
+        for weight in self.weights:
+            x = x @ weight
+        return x
+
+
+@pytest.mark.parametrize(
+    "module, inputs, products",
+    [
+        (OfParts(), torch.rand(4, 16), 2 * 16 * 32),
+        (Listed(), torch.rand(4, 8), 3 * 8 * 8),
+        (
+            nn.TransformerEncoderLayer(64, 4, 128, batch_first=True),
+            torch.rand(2, 16, 64),
+            16 * (4 * 64 * 64 + 2 * 64 * 128) + 2 * 16 * 16 * 64,
+        ),
+        (nn.LSTM(32, 64, batch_first=True), torch.rand(2, 16, 32), 16 * 4 * 64 * (32 + 64)),
+        (nn.Conv2d(3, 8, 3, padding=1), torch.rand(2, 3, 4, 4), 16 * 8 * 27),
+    ],
+    ids=lambda its: type(its).__name__ if isinstance(its, nn.Module) else "",
+)
+def test_each_parameter_and_product_of_any_module_counts_once(module, inputs, products):
+    found = plan.describe(module, inputs)
+    assert found.numel == sum(p.numel() for p in module.parameters())
+    assert found.products == pytest.approx(products)
+    assert torch.backends.mkldnn.enabled
+
+
+def test_a_module_that_was_read_is_as_it_was():
+    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout())
+    was = {name: its.clone() for name, its in net.state_dict().items()}
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    plan.describe(net, torch.ones(4, 8))
+    assert torch.equal(torch.rand(3), wanted)
+    assert all(torch.equal(its, was[name]) for name, its in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_tensor_parallelism_speeds_up_only_what_it_cuts():
+    convolution, images = nn.Conv2d(3, 8, 3), torch.rand(4, 3, 4, 4)
+    net = nn.Sequential(convolution, nn.Flatten(), nn.Linear(32, 4))
+    one, two = (plan.Plan("ZeRO-1", tp=tp) for tp in (1, 2))
+    quick = replace(MACHINE, cores=8)
+    found = plan.describe(net, images)
+    seconds = [plan.cost(its, found, quick).seconds["compute"] for its in (one, two)]
+    shares = [its.products / (2 if its.cut else 1) for its in found.layers]
+    assert seconds[1] / seconds[0] == pytest.approx(sum(shares) / found.products)
+    whole = plan.describe(convolution, images)
+    with pytest.raises(ValueError, match="cuts none of the layers"):
+        plan.cost(two, whole, quick)
+    assert {its.plan.tp for its in plan.ranked(whole, quick, plan.layouts(4, whole))} == {1}
+
+
 def test_more_ranks_than_cores_compute_no_faster():
     two, four = (plan.cost(plan.Plan("DDP", dp=n), MODEL, MACHINE).seconds["compute"] for n in (2, 4))
     assert four == pytest.approx(two)
@@ -80,15 +156,40 @@ def test_more_ranks_than_cores_compute_no_faster():
 
 def test_what_takes_longest_is_last_and_what_does_not_fit_behind_it():
     slow = replace(MACHINE, software_s={"fully_shard": {2: 1.0, 4: 1.0}})
-    found = plan.ranked(MODEL, slow)
+    found = plan.ranked(MODEL, slow, plan.here())
     assert [its.cost.step_s for its in found] == sorted(its.cost.step_s for its in found)
     assert {its.plan.way for its in found[-2:]} == {"fully_shard"}
     assert "software" in found[-1].reason and found[0].times == 1
     small = replace(slow, memory_bytes=4e6)
-    found = plan.ranked(MODEL, small)
+    found = plan.ranked(MODEL, small, plan.here())
     fits = [its.cost.fits for its in found]
     assert fits == sorted(fits, reverse=True) and 0 < sum(fits) < len(fits)
     assert "does not fit" in found[-1].reason
+
+
+def test_ways_whose_software_was_not_measured_do_not_win_by_that():
+    some = replace(MACHINE, software_s={"DDP": {2: 0.02}, "one process": {1: 0.01}})
+    assert {its.plan.way for its in plan.ranked(MODEL, some)} == {"DDP", "one process"}
+    found = plan.ranked(MODEL, some, plan.here((1, 2)))
+    for its in found:
+        known = its.plan.way in some.software_s
+        assert known != its.reason.endswith("its software was not measured")
+    assert "not measured" not in plan.table(plan.ranked(MODEL, MACHINE))
+
+
+@pytest.mark.parametrize(
+    "best, other, reason",
+    [
+        (plan.Plan("ZeRO-1", dp=2), plan.Plan("ZeRO-1", dp=2, recompute=True), "computed again"),
+        (plan.Plan("ZeRO-1", dp=2), plan.Plan("ZeRO-1"), "fewer ranks compute"),
+        (plan.Plan("ZeRO-1", dp=2), plan.Plan("ZeRO-1", dp=4), "share 2 cores"),
+    ],
+    ids=str,
+)
+def test_a_longer_compute_has_its_own_reason(best, other, reason):
+    slow = replace(MACHINE, products_per_s={2: 2e8, 4: 0.9e8}, links=(plan.Link(64, 0.0, 0.0),))
+    first, last = plan.ranked(MODEL, slow, [other, best])
+    assert first.plan == best and reason in last.reason and "compute +" in last.reason
 
 
 def test_published_rows_are_within_a_fifth():
@@ -129,6 +230,19 @@ def test_a_wrong_file_is_told_in_one_sentence(tmp_path, text, reason, capsys):
     assert reason in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_the_calculator_reads_4e9_as_a_number_and_wants_a_plan_to_show(tmp_path, capsys):
+    (tmp_path / "model.yaml").write_text("transformer: {layers: 4, hidden: 64, sequence: 32, batch: 16}")
+    link = "links: [{span: 8, alpha_s: 1e-5, beta_s: 1.5E-9}]"
+    machine = f"name: mine\ncores: 2\nproducts_per_s: {{1: 1e10}}\nmemory_bytes: 4e+9\n{link}\n"
+    (tmp_path / "machine.yaml").write_text(machine)
+    found = plan.read(tmp_path / "machine.yaml", "machine")
+    assert (found.memory_bytes, found.products_per_s, found.links[0].beta_s) == (4e9, {1: 1e10}, 1.5e-9)
+    files = [str(tmp_path / "model.yaml"), str(tmp_path / "machine.yaml")]
+    with pytest.raises(SystemExit):
+        main([*files, "--best", "0"])
+    assert "--best 0: it must be" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_costs_and_rankings_load_no_torch():
     code = (
         "import sys; from course_lib import plan;"
@@ -151,6 +265,14 @@ def test_gradients_travel_in_as_many_buckets_as_the_way_makes(way, calls):
     assert plan.cost(its, MODEL, started).seconds["dp"] == 2 * calls
     called = plan.run_plan(its).comm.query("rank == 0 and payload_bytes > 1000").op.value_counts()
     assert called.get("all_reduce", 0) == calls or called.get("send", 0) == 2 * calls
+
+
+def test_the_script_measures_one_process_as_well(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "notebooks" / "scripts" / "choosing_a_strategy.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    done = subprocess.run([*torchrun, script], cwd=tmp_path, capture_output=True, text=True)
+    assert "1 ranks: " in done.stdout and "no link" in done.stdout, done.stderr
+    assert plan.read(tmp_path / "machine.json", "machine").links == ()
 
 
 def test_a_machine_of_one_rank_needs_no_link():
