@@ -179,7 +179,7 @@ def look_again(browser, lab, note: str) -> None:
         page.shown("explores").locator("img:visible").first.wait_for()
 
 
-@pytest.mark.xfail(run=False, reason="the widget stays at 'Loading widget...' (seen on a busy machine)")
+@pytest.mark.xfail(run=False, reason="widgets stay at 'Loading widget...'")
 def test_a_page_that_is_opened_again_while_its_kernel_runs_shows_all(browser, lab, small, watched):
     small.write("ends", "# my own note")
     for cell in ("imports", "asks", "says", "explores"):
