@@ -55,8 +55,8 @@ def mark(items: list) -> None:
     known = known_seconds()
     seconds = {item: known.get(name_of(item), 0.0) for item in items}
     shortest = _shortest_cases(seconds)
-    left_out = _long_cells(seconds, CELL_S, WITH_IT)
     longest = _long_cells(seconds, LONGEST_CELL_S, WITH_LONGEST, but_for=SCRIPT)
+    left_out = _long_cells(seconds, CELL_S, WITH_IT) | longest
     answers = Counter()
     for item in items:
         if seconds[item] >= SLOW_S or item.path.name in BEGIN_SLOWLY:
@@ -67,7 +67,7 @@ def mark(items: list) -> None:
             answers[exercise] += 1
             far = answers[exercise] > PLAINEST[name]
         else:
-            far = item.path.parent.name in FOLDERS or item in left_out | longest
+            far = item.path.parent.name in FOLDERS or item in left_out
         long = seconds[item] >= (SHORTEST_S if item in shortest else THOROUGH_S)
         if far or long and name != RIGHT and not isinstance(item, IPyNbCell):
             item.add_marker("thorough")

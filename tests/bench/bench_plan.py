@@ -7,8 +7,9 @@ Each round trains by every plan once; a calibration comes before it, and one aft
 medians over the calibrations, measurements medians over the rounds, so that a busy minute hits both; and
 beside them the least of each.
 
-Asked for on two quiet cores: within 15% in the median and 30% at worst; the two that should lose are the two
-slowest; the predicted best takes not much longer than the best (of sixteen, four or five are within a fifth).
+Asked for on two quiet cores: within 15% in the median and 30% at worst; the predicted best takes no more than
+1.1 times the time of the best; the two that should lose are the two slowest. Seen: the best is one of four or
+five within a fifth, and 1.1 to 1.2 times its time.
 """
 
 import statistics
