@@ -1,8 +1,7 @@
 """A machine measured by its own ranks: products per second, messages, and what software takes."""
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from statistics import median
 
 import psutil
@@ -14,7 +13,7 @@ from course_lib import theory
 from course_lib.arguments import listed, one_of
 from course_lib.collectives import COLLECTIVES
 from course_lib.jobs import run_quietly
-from course_lib.mini import ring
+from course_lib.mini import ring, tensor_parallel
 from course_lib.plan.facts import Link, Machine, Plan
 from course_lib.plan.trials import one_of_demo, software_time
 from course_lib.plan.ways import WAYS
@@ -70,71 +69,52 @@ def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machin
     return Machine(**vars(machine) | {"software_s": software})
 
 
-def _layers(times: int = 12) -> tuple[list[float], float]:
-    """Seconds of a Linear and a ReLU, forward and backward, in each of SHAPES; of Adam, per parameter.
-
-    Both in steps of a training, one after the other, for each finds in the caches what the other has left.
+def _layers(times: int = 12) -> list[list[tuple[float, float]]]:
+    """Seconds of four Linear and ReLU, forward and backward, and of Adam's update: for each of SHAPES, by
+    step. As in a training: one after the other, for each finds in the caches what the other has left; and
+    all ranks begin a step together, for it ends with the slowest.
     """
-    found, update = [], {}
+    found = []
     for rows, width in SHAPES:
         layers = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(4)))
         x = torch.rand(rows, width, requires_grad=True)
         adam = torch.optim.Adam(layers.parameters())
-        passes, updates = _each((partial(_passes, layers, x), partial(_update, adam)), times)
-        found.append(passes / 4)
-        update[width] = updates / 8
-    return found, (update[256] - update[16]) / ((256**2 + 256 - 16**2 - 16) / 2)
-
-
-def _passes(layers: nn.Module, x: torch.Tensor) -> None:
-    layers(x).sum().backward()
-
-
-def _update(optimizer) -> None:
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def _each(acts: Sequence[Callable], times: int) -> list[float]:
-    """Seconds that each of some acts takes, done in turn and many times while all ranks are at it: with the
-    time for which a rank waits for a core. (A clock that starts when the rank has its core would not see
-    that.)
-    """
-    blocks = []
-    for _ in range(BLOCKS):
-        for act in acts:
-            act()
-        dist.barrier()
-        seconds = [0.0] * len(acts)
-        for _ in range(times):
-            for i, act in enumerate(acts):
-                begin = time.perf_counter()
-                act()
-                seconds[i] += (time.perf_counter() - begin) / times
-        blocks.append(seconds)
-    return [median(of) for of in zip(*blocks)]
+        found.append([])
+        for step in range(BLOCKS * times + 2):
+            dist.barrier()
+            begin = time.perf_counter()
+            layers(x).sum().backward()
+            between = time.perf_counter()
+            adam.step()
+            adam.zero_grad()
+            if step >= 2:
+                found[-1].append((between - begin, time.perf_counter() - between))
+    return found
 
 
 def _computing(found: list) -> tuple[float, float, float]:
     """Products per second, seconds per parameter of a pass, of an update: of three shapes, three costs."""
-    few, many, thin = (max(median(of), 1e-9) for of in zip(*(shapes for shapes, _ in found)))
+    of_shapes = [[tuple(map(max, zip(*ranks))) for ranks in zip(*steps)] for steps in zip(*found)]
+    (few, update), (many, _), (thin, least) = (tuple(map(median, zip(*steps))) for steps in of_shapes)
+    few, many, thin = (max(seconds / 4, 1e-9) for seconds in (few, many, thin))
     (rows, width), (more, _), (_, small) = SHAPES
     product_s = max((many - few) / (3 * (more - rows) * width**2), 1e-13)
     rest = few - thin - 3 * rows * (width**2 - small**2) * product_s
     numel_s = max(0.0, rest / (width**2 + width - small**2 - small))
-    return 1 / product_s, numel_s, max(0.0, median(update for _, update in found))
+    update_s = (update - least) / (4 * (width**2 + width - small**2 - small))
+    return 1 / product_s, numel_s, max(0.0, update_s)
 
 
 def _messages(times: int = 12) -> dict[tuple[str, int], list[float]]:
-    """Seconds of each collective with each of SIZES, in groups of all ranks and of two; of gloo, and of the
-    course's own ring, whose names begin with "ring ".
+    """Seconds of each collective with each of SIZES, in groups of all ranks and of two; of gloo; of the
+    course's own ring ("ring ..."); and of its tensor parallelism, which copies what it sums ("tp ...").
     """
     n, rank = dist.get_world_size(), dist.get_rank()
     pairs = [dist.new_group([i, i + 1]) for i in range(0, n - 1, 2)]
     groups = {n: None} | ({2: pairs[rank // 2]} if n > 2 and n % 2 == 0 else {})
     found = {}
     for size, group in groups.items():
-        for op in (*OPS, "ring all_reduce", "ring reduce_scatter", "ring all_gather"):
+        for op in (*OPS, "ring all_reduce", "ring reduce_scatter", "ring all_gather", "tp all_reduce"):
             found[op, size] = [_seconds_of(op, payload, size, group, times) for payload in SIZES]
     return found
 
@@ -152,16 +132,25 @@ def _seconds_of(op: str, payload: int, size: int, group, times: int) -> float:
         "ring all_reduce": lambda: ring.all_reduce(tensor, group),
         "ring reduce_scatter": lambda: ring.reduce_scatter(part, tensor, group),
         "ring all_gather": lambda: ring.all_gather(tensor, part, group),
+        "tp all_reduce": lambda: tensor_parallel.reduce_from_group(tensor, group),
     }
     if op == "send" and mine == size - 1 and size % 2:
         calls["send"] = lambda: None  # has no partner
-    return _each([calls[op]], times)[0]
+    blocks = []
+    for _ in range(BLOCKS):
+        calls[op]()
+        dist.barrier()
+        begin = time.perf_counter()
+        for _ in range(times):
+            calls[op]()
+        blocks.append((time.perf_counter() - begin) / times)
+    return median(blocks)
 
 
 def _link(ranks: int, op: str, group: int, found: list[list[float]]) -> Link:
     """alpha and beta from two sizes, as the slowest rank saw them."""
     small, large = map(max, zip(*found))
-    name = op.removeprefix("ring ")
+    name = op.split()[-1]
     if COLLECTIVES[name].ring_steps is None:
         beta = max(large - small, 0) / (SIZES[1] - SIZES[0])
         alpha = small - SIZES[0] * beta

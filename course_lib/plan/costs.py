@@ -132,11 +132,11 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
             seconds += 2 * passes * samples * kept / machine.touched_bytes_per_s
         return seconds
 
-    def messages_s(op: str, size: float, group: int, span: int, calls: float = 1) -> float:
-        """Several alike, `size` bytes together."""
+    def messages_s(op: str, size: float, group: int, span: int, calls: float = 1, own: str = "") -> float:
+        """Several alike, `size` bytes together; `own`: whose function, where the course's is used here."""
         if group == 1 or not calls:
             return 0.0
-        link = machine.link(f"ring {op}" if way.ring and machine.gloo else op, span, group, n)
+        link = machine.link(f"{own} {op}" if own and machine.gloo else op, span, group, n)
         if COLLECTIVES[op].ring_steps is None:
             return calls * link.alpha_s + size * link.beta_s
         return calls * theory.ring_seconds(op, size / calls, group, link.alpha_s, link.beta_s)
@@ -145,7 +145,7 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     def tp_s(layers) -> float:
         calls, size = sum(layer.tp_calls for layer in layers), sum(_tp_bytes(plan, its) for its in layers)
         calls *= 1.5 if plan.recompute else 1
-        return messages_s("all_reduce", samples * size, plan.tp, plan.tp, calls) if calls else 0.0
+        return messages_s("all_reduce", samples * size, plan.tp, plan.tp, calls, "tp") if calls else 0.0
 
     keys = [tuple(map(id, layers)) for layers in parts]  # most stages are alike, and quickly told apart so
     kinds, times = dict(zip(keys, parts)), Counter(keys)
@@ -162,12 +162,10 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
         waited = theory.messages_waited_for("1f1b", plan.pp, m)
         largest = samples * max(layers[-1].out_bytes for layers in parts[:-1])
         pp_s = messages_s("send", waited * largest, 2, plan.tp * plan.pp, waited)
-    of_dp = _of_dp(plan, model, slowest)
-    span = plan.pp * plan.tp
-    dp_s = sum(
-        messages_s(op, size, group, span * (plan.dp if plan.shards != group else group), calls)
-        for op, size, group, calls in of_dp
-    )
+    dp_s, own = 0.0, "ring" * way.ring
+    for op, size, group, calls in _of_dp(plan, model, slowest):
+        span = plan.pp * plan.tp * (plan.dp if plan.shards != group else group)
+        dp_s += messages_s(op, size, group, span, calls, own)
     dp_s = max(0.0, dp_s - way.hides * machine.overlap * (compute_s if plan.pp == 1 else compute_s / m))
     states = states_of(plan, model)
     numel = states["optimizer_states"] / BYTES[model.precision][2]
