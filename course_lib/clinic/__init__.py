@@ -10,7 +10,7 @@ small.py     what these programs share: a model, batches, a loop
 patients.py  five programs with a fault, for the exercises
 scenes.py    what a patient gets, and what it should learn
 visits.py    how a patient is seen
-recorder.py  the last calls of a rank, by torch's Flight Recorder
+tools.py     the last calls of a rank, by torch's Flight Recorder, and its stack, by py-spy
 
     from course_lib.clinic.families import CASES
     case = CASES[20]

@@ -71,8 +71,8 @@ def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machin
 
 def _layers(times: int = 12) -> list[list[tuple[float, float]]]:
     """Seconds of four Linear and ReLU, forward and backward, and of Adam's update: for each of SHAPES, by
-    step. As in a training: one after the other, for each finds in the caches what the other has left; and
-    all ranks begin a step together, for it ends with the slowest.
+    step. As in a training: one after the other, for each finds in the caches what the other has left; and all
+    ranks begin a step together, for it ends with the slowest.
     """
     found = []
     for rows, width in SHAPES:
