@@ -24,6 +24,9 @@ DESK = "desk"  # the folder's name
 _BESIDE = ("README.md", "course_lib", "data", "docs", "notebooks")
 _UNREADABLE = "unreadable"
 _CHECK = re.compile(r"^check\.(\w+)\(", re.MULTILINE)
+# From the last cell of a chapter, to where the published ones are, with their answers: a desk's own stand in
+# its folder.
+_AWAY = re.compile(r" · \[All chapters\]\([^)]*\)")
 _PREDICT = re.compile(r"""\bpredict\(\s*["']([a-z0-9-]+)["']""")
 
 
@@ -106,7 +109,7 @@ def reset(project: Path, chapter: str, exercise: str | None = None, place: Path 
     first = written[0] if written else _where_checked(mine, exercise)
     if first is None:
         raise ValueError(f"Your {name} calls check.{exercise} in no cell: reset the whole chapter.")
-    new = [_without_output(fresh["cells"][number]) for number in stubs[exercise]]
+    new = [_for_a_desk(fresh["cells"][number]) for number in stubs[exercise]]
     text = "\n\n".join(_text(mine["cells"][number]) for number in written)
     kept = [] if text in ("", "\n\n".join(map(_text, new))) else [_kept(text)]
     left = [cell for number, cell in enumerate(mine["cells"]) if number not in written]
@@ -186,10 +189,10 @@ def _take_away(copy: Path, copies: dict[str, str], name: str) -> list[str]:
 
 def _edition(path: Path, outputs: bool = True) -> str:
     """A short text that changes with the cells of a notebook, and not with what JupyterLab writes when it
-    opens one. `outputs`: a cell that has been run counts as changed.
+    opens one. `outputs`: a cell that has been run counts as changed; without, that of a copy, made of it now.
     """
     try:
-        cells = _load(path)["cells"]
+        cells = _load(path)["cells"] if outputs else map(_for_a_desk, _load(path)["cells"])
         parts = [[cell["cell_type"], _text(cell), outputs and bool(cell.get("outputs"))] for cell in cells]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return _UNREADABLE  # the learner's, in whatever state it is
@@ -200,14 +203,17 @@ def _copy(source: Path, copy: Path) -> str:
     """Write a copy without outputs, and return its edition."""
     notebook = _load(source)
     notebook["metadata"] |= {"kernelspec": kernel.SPEC, "language_info": kernel.language()}
-    notebook["cells"] = [_without_output(cell) for cell in notebook["cells"]]
+    notebook["cells"] = [_for_a_desk(cell) for cell in notebook["cells"]]
     copy.parent.mkdir(exist_ok=True)
     _write(copy, _dumped(notebook))
     return _edition(copy)
 
 
-def _without_output(cell: dict) -> dict:
-    return cell | {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else cell
+def _for_a_desk(cell: dict) -> dict:
+    """A cell as a copy has it: without outputs, and without the link that leads away from the desk."""
+    if cell["cell_type"] == "code":
+        return cell | {"outputs": [], "execution_count": None}
+    return cell | {"source": _AWAY.sub("", _text(cell)).splitlines(keepends=True)}
 
 
 def _where_checked(notebook: dict, exercise: str) -> int | None:

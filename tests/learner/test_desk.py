@@ -79,6 +79,16 @@ def test_copies_have_no_output_and_the_kernel_of_the_course(project):
     assert desk.lay(project) == [], "a second time nothing is to be said"
 
 
+def test_no_link_leads_from_a_copy_to_the_published_chapters_with_answers(tmp_path):
+    desk.lay(PROJECT, tmp_path)
+    copies = sorted((tmp_path / "desk").rglob("*.ipynb"))
+    assert len(copies) == len(desk.published(PROJECT))
+    for copy in copies:
+        last = text(copy)[-1]
+        assert "README" not in last and last.count("](") >= 2, last
+    assert desk.lay(PROJECT, tmp_path) == []
+
+
 def test_what_a_learner_has_touched_is_never_overwritten(project):
     desk.lay(project)
     mine, other = project / "desk/10_begin.ipynb", project / "desk/11_go_on.ipynb"
