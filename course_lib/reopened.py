@@ -50,7 +50,18 @@ class Display:
         self._shown.update(bundle, raw=True)
         if self._below is not None:
             self._below.update({}, raw=True)
-        self._widget.close()
+        _close(self._widget)
+
+
+def _close(widget: Any) -> None:
+    """Close a widget, and then all that stands in it.
+
+    A box that is open and holds a closed widget has no state any more. For a page that is opened again while
+    the kernel runs, JupyterLab asks for the states of all widgets at once, and would show none of them.
+    """
+    widget.close()
+    for part in getattr(widget, "children", ()):
+        _close(part)
 
 
 def _hidden(instead: str) -> dict[str, str]:

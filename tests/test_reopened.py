@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import IPython
+import ipywidgets as widgets
 import pytest
 
 from course_lib import explore, frontend, predict
 from course_lib.learner import record
+from course_lib.ranks.panel import Panel
 from course_lib.reopened import Display
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -43,6 +45,21 @@ def test_a_widget_is_followed_by_what_stands_in_its_place_until_it_ends(outputs)
 def test_where_nothing_is_to_stand_there_nothing_follows(outputs):
     Display(SimpleNamespace(model_id="m", close=lambda: None), "a line").end({})
     assert outputs == [{}]
+
+
+def test_all_that_stands_in_a_widget_ends_with_it(outputs):
+    parts = [widgets.HTML(), widgets.Button()]
+    row = widgets.HBox(parts)
+    Display(widgets.VBox([row]), "a line").end({})
+    assert [widget.comm for widget in (row, *parts)] == [None] * 3
+
+
+def test_after_a_job_whose_panel_had_a_button_each_widget_has_a_state(outputs):
+    other, panel = widgets.IntSlider(), Panel("a job", stays=True)
+    panel._offer()
+    panel._offer()  # in place of the first one
+    panel.end({})
+    assert other.model_id in widgets.Widget.get_manager_state()["state"]
 
 
 def test_of_a_prediction_the_guess_stands_there(outputs, monkeypatch):

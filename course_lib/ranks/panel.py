@@ -81,8 +81,6 @@ class Panel:
     def end(self, bundle: dict[str, str]) -> None:
         """Leave `bundle` in its place."""
         self._display.end(bundle)
-        if self._button is not None:
-            self._button.close()
 
     def _click(self, button) -> None:
         self._clicked.set()

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from browser_fixtures import browser, lab, watched
-from chromium_here import DEADLINE_S, Watched
+from chromium_here import DEADLINE_S
 from legible import contrasts
 from notebook_page import NotebookPage, notebook
 from themes import LEGIBLE, THEMES
@@ -165,31 +165,30 @@ def test_all_that_a_cell_shows_can_be_read_in_both_themes(small, watched, theme)
         watched.page.screenshot(path=watched.keep(f"looks_{theme}") / f"{cell}.png")
 
 
-def look_again(browser, lab, note: str) -> None:
-    with Watched(browser, viewport={"width": 1280, "height": 900}) as again:
-        again.page.goto(lab.url("lab/tree/desk/small.ipynb"), wait_until="commit")
-        page = NotebookPage(again, "desk/small.ipynb").ready()
-        assert page.cells()["ends"]["text"] == note
-        assert "How many messages are sent?" in page.text("asks") and "says on 2 ranks" in page.text("says")
-        for cell in ("asks", "says", "explores"):
-            shown = page.shown(cell)
-            shown.locator(".jp-OutputArea-output:visible").first.wait_for()  # a dead widget is hidden
-            assert "Error displaying widget" not in shown.inner_text(), cell
-            assert "model not found" not in shown.inner_text(), cell
-        page.shown("explores").locator("img:visible").first.wait_for()
+def look_again(lab, small, note: str) -> None:
+    small.page.goto(lab.url("lab/tree/desk/small.ipynb"), wait_until="commit")
+    small.ready()
+    assert small.cells()["ends"]["text"] == note
+    assert "How many messages are sent?" in small.text("asks") and "says on 2 ranks" in small.text("says")
+    for cell in ("asks", "says", "explores"):
+        shown = small.shown(cell)
+        shown.get_by_text("Loading widget").first.wait_for(state="detached")
+        shown.locator(".jp-OutputArea-output:visible").first.wait_for()  # a dead widget is hidden
+        assert "Error displaying widget" not in shown.inner_text(), cell
+        assert "model not found" not in shown.inner_text(), cell
+    small.shown("explores").locator("img:visible").first.wait_for()
 
 
-@pytest.mark.xfail(run=False, reason="widgets stay at 'Loading widget...'")
-def test_a_page_that_is_opened_again_while_its_kernel_runs_shows_all(browser, lab, small, watched):
+def test_a_page_that_is_opened_again_while_its_kernel_runs_shows_all(lab, small):
     small.write("ends", "# my own note")
     for cell in ("imports", "asks", "says", "explores"):
         small.run(cell)
     small.save()
-    watched.page.goto("about:blank")
-    look_again(browser, lab, "# my own note")
+    small.page.goto("about:blank")
+    look_again(lab, small, "# my own note")
 
 
-def test_a_second_command_keeps_all_and_shows_it_again(browser, lab, small, watched):
+def test_a_second_command_keeps_all_and_shows_it_again(lab, small):
     note = "# my own note"
     small.write("ends", note)
     for cell in ("imports", "asks", "says", "explores"):
@@ -200,8 +199,8 @@ def test_a_second_command_keeps_all_and_shows_it_again(browser, lab, small, watc
         timeout=DEADLINE_S
     )
     assert "Error" not in told and saved(lab) == before and note in before
-    watched.page.goto("about:blank")
+    small.page.goto("about:blank")
     lab.stop()
     lab.start()
     assert saved(lab) == before
-    look_again(browser, lab, note)
+    look_again(lab, small, note)
