@@ -72,11 +72,11 @@ lint: env
 test test-quick: export PYTHONDONTWRITEBYTECODE :=
 
 # Four files at a time, each from top to bottom, the longest first: ranks that wait or sleep leave a core to
-# others. A cell may take a minute, which `make notebooks` holds it to; fifteen are for a machine that is busy
-# with other things. With PUSH=1, also what tests/levels.py calls thorough, but for what it calls weekly; with
-# ALL=1, everything.
+# others; six with clusters and browsers, which wait longer. A cell may take a minute, which `make notebooks`
+# holds it to; fifteen are for a machine that is busy with other things. With PUSH=1, also what
+# tests/levels.py calls thorough, but for what it calls weekly; with ALL=1, everything.
 test: lint
-	$(PY) -m pytest $(if $(ALL),,-m "not $(if $(PUSH),weekly,thorough)") -n 4 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 --nbval-kernel-startup-timeout=900 tests notebooks
+	$(PY) -m pytest $(if $(ALL),,-m "not $(if $(PUSH),weekly,thorough)") -n $(if $(PUSH)$(ALL),6,4) --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=900 --nbval-kernel-startup-timeout=900 tests notebooks
 
 # Without the notebooks, and without what tests/levels.py calls slow.
 test-quick: lint
