@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from course_lib.arguments import instance, one_of, whole
-from course_lib.image_files import cifar10, mnist
+from course_lib.image_files import cifar10, made_up_cifar10, made_up_mnist, mnist
 
 __all__ = [
     "digits",
@@ -33,6 +33,8 @@ __all__ = [
     "digit_accuracy",
     "mnist",
     "cifar10",
+    "made_up_mnist",
+    "made_up_cifar10",
     "stdlib_text",
     "text_batches",
     "rank_slice",

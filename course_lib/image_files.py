@@ -1,4 +1,7 @@
-"""MNIST and CIFAR-10 as they are published: read from files in a folder, which torchvision can fetch."""
+"""MNIST and CIFAR-10 as they are published: read from files in a folder, which torchvision can fetch.
+
+Where there are none, small files in their formats, with pictures that are made up: for tests, and to try it.
+"""
 
 import gzip
 import importlib
@@ -14,7 +17,7 @@ import torch
 
 from course_lib.arguments import instance, one_of
 
-__all__ = ["mnist", "cifar10", "MissingFiles"]
+__all__ = ["mnist", "cifar10", "made_up_mnist", "made_up_cifar10", "MissingFiles"]
 
 # what a batch of CIFAR-10 is made of; a pickle could call anything else as well
 PLAIN = {
@@ -84,12 +87,54 @@ def cifar10(
     return torch.tensor(images.reshape(-1, 3, 32, 32) / np.float32(255)), torch.tensor(labels)
 
 
+def made_up_mnist(folder: str | Path, *, packed: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Write small files in the format of MNIST. Their pictures are made up: noise, with any label.
+
+    Args:
+        folder: one that is there.
+        packed: with gzip, as they are published.
+
+    Returns:
+        images uint8 [n, 28, 28] and labels uint8 [n] in them, by split: 7 to train on, 3 to test on.
+
+    Errors: ValueError if there is no such folder.
+    """
+    home, ending = _path(folder, there=True), ".gz" * instance("packed", packed, bool)
+    made, draw = {}, np.random.default_rng(0)
+    for split, begin, n in (("train", "train", 7), ("test", "t10k", 3)):
+        images = draw.integers(256, size=(n, 28, 28), dtype=np.uint8)
+        made[split] = images, draw.integers(10, size=n, dtype=np.uint8)
+        for name, values in zip(("images-idx3", "labels-idx1"), made[split]):
+            path = home / f"{begin}-{name}-ubyte{ending}"
+            path.write_bytes(gzip.compress(_as_idx(values)) if packed else _as_idx(values))
+    return made
+
+
+def made_up_cifar10(folder: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Write small files in the format of CIFAR-10, its "python version". Their pictures are made up: noise.
+
+    Args:
+        folder: one that is there.
+
+    Returns:
+        images uint8 [n, 3072] and labels int64 [n] in them, by split: 20 to train on, 4 to test on.
+
+    Errors: ValueError if there is no such folder.
+    """
+    home, parts, draw = _path(folder, there=True), {}, np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        images, labels = draw.integers(256, size=(4, 3072), dtype=np.uint8), draw.integers(10, size=4)
+        # as Python 2 has written them: keys are bytes
+        batch = {b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": images}
+        (home / name).write_bytes(pickle.dumps(batch | {b"filenames": [b"x.png"] * 4}, protocol=2))
+        parts.setdefault("test" if name == "test_batch" else "train", []).append((images, labels))
+    return {split: tuple(map(np.concatenate, zip(*its))) for split, its in parts.items()}
+
+
 def _found(name: str, folder: str | Path, below: str, files: list[str], download: bool) -> list[Path]:
     """The paths of these files; torchvision fetches them if it is asked to."""
-    if not isinstance(folder, (str, Path)) or not str(folder):
-        raise TypeError(f"folder={folder!r:.60}: it must be the path of a folder.")
+    home = _path(folder)
     instance("download", download, bool)
-    home = Path(folder)
     for turn in range(2):
         for place in (home, home / below):
             paths = [next((p for p in _spellings(place / file) if p.is_file()), None) for file in files]
@@ -110,6 +155,15 @@ def _found(name: str, folder: str | Path, below: str, files: list[str], download
         f"{home} has no {name}: put {_listed(files)} there, or, with a"
         " network, pip install 'course-lib[vision]' and say download=True once."
     )
+
+
+def _path(folder: str | Path, there: bool = False) -> Path:
+    """Errors: TypeError if it is no path, ValueError if it must be there, and is not."""
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise TypeError(f"folder={folder!r:.60}: it must be the path of a folder.")
+    if there and not Path(folder).is_dir():
+        raise ValueError(f"folder={str(folder)!r:.60}: there is no such folder; make it first.")
+    return Path(folder)
 
 
 def _listed(files: list[str]) -> str:
@@ -139,6 +193,11 @@ def _idx(content: bytes) -> np.ndarray:
         raise ValueError("it does not begin as a file of bytes in the idx format")
     shape = struct.unpack(f">{ndim}I", content[4 : 4 + 4 * ndim])
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def _as_idx(values: np.ndarray) -> bytes:
+    """The bytes of a file with these values uint8."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
 class _Plain(pickle.Unpickler):

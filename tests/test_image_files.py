@@ -1,9 +1,7 @@
 """MNIST and CIFAR-10 are read from files of their formats, which are made here; nothing is fetched."""
 
-import gzip
 import os
 import pickle
-import struct
 import sys
 from types import SimpleNamespace
 
@@ -11,42 +9,36 @@ import numpy as np
 import pytest
 import torch
 
-from course_lib.datasets import cifar10, digits, mnist
+from course_lib.datasets import cifar10, digits, made_up_cifar10, made_up_mnist, mnist
+
+# The files' first bytes, written out by hand from the descriptions of the formats
+IDX3 = bytes([0, 0, 8, 3, 0, 0, 0, 7, 0, 0, 0, 28, 0, 0, 0, 28])
+IDX1 = bytes([0, 0, 8, 1, 0, 0, 0, 3])
 
 
-def idx(values: np.ndarray) -> bytes:
-    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+def test_files_that_are_made_up_have_the_published_format(tmp_path):
+    made = made_up_mnist(tmp_path)
+    images, labels = (
+        (tmp_path / f"{name}-ubyte").read_bytes() for name in ("train-images-idx3", "t10k-labels-idx1")
+    )
+    assert images == IDX3 + made["train"][0].tobytes() and labels == IDX1 + made["test"][1].tobytes()
+    made = made_up_cifar10(tmp_path)
+    batch = pickle.loads((tmp_path / "data_batch_2").read_bytes(), encoding="bytes")
+    assert (
+        sorted(batch) == [b"batch_label", b"data", b"filenames", b"labels"] and type(batch[b"labels"]) is list
+    )
+    assert np.array_equal(batch[b"data"], made["train"][0][4:8]) and batch[b"data"].dtype == np.uint8
+    assert batch[b"labels"] == made["train"][1][4:8].tolist()
+    with pytest.raises(ValueError, match="there is no such folder"):
+        made_up_cifar10(tmp_path / "elsewhere")
 
 
-def write_mnist(folder, pack=lambda content: content, end=""):
-    """Small files as those of MNIST; what is in them, by split."""
-    made, draw = {}, np.random.default_rng(0)
-    for split, begin, count in (("train", "train", 7), ("test", "t10k", 3)):
-        images = draw.integers(256, size=(count, 28, 28), dtype=np.uint8)
-        labels = draw.integers(10, size=count, dtype=np.uint8)
-        (folder / f"{begin}-images-idx3-ubyte{end}").write_bytes(pack(idx(images)))
-        (folder / f"{begin}-labels-idx1-ubyte{end}").write_bytes(pack(idx(labels)))
-        made[split] = images, labels
-    return made
-
-
-def write_cifar10(folder):
-    made, draw = {"train": [], "test": []}, np.random.default_rng(0)
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        images = draw.integers(256, size=(4, 3072), dtype=np.uint8)
-        labels = draw.integers(10, size=4).tolist()
-        # as Python 2 has written them: keys are bytes
-        batch = {b"batch_label": name.encode(), b"labels": labels, b"data": images, b"filenames": [b"x.png"]}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-        made["test" if name == "test_batch" else "train"].append((images, labels))
-    return made
-
-
-@pytest.mark.parametrize("end, pack", [("", bytes), (".gz", gzip.compress)])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("below", ["", "MNIST/raw"])
-def test_mnist_is_read_as_it_is_published(tmp_path, below, end, pack):
+def test_mnist_is_read_as_it_is_published(tmp_path, below, packed):
     (tmp_path / below).mkdir(parents=True, exist_ok=True)
-    made = write_mnist(tmp_path / below, pack, end)
+    made = made_up_mnist(tmp_path / below, packed=packed)
+    assert all((path.suffix == ".gz") == packed for path in (tmp_path / below).glob("*ubyte*"))
     for split, (wanted, wanted_labels) in made.items():
         images, labels = mnist(tmp_path, split)
         assert images.shape == (len(wanted), 1, 28, 28) and images.dtype == digits()[0].dtype
@@ -58,12 +50,11 @@ def test_mnist_is_read_as_it_is_published(tmp_path, below, end, pack):
 @pytest.mark.parametrize("below", ["", "cifar-10-batches-py"])
 def test_cifar10_is_read_as_it_is_published(tmp_path, below):
     (tmp_path / below).mkdir(exist_ok=True)
-    for split, batches in write_cifar10(tmp_path / below).items():
+    for split, (wanted, wanted_labels) in made_up_cifar10(tmp_path / below).items():
         images, labels = cifar10(str(tmp_path), split)
-        wanted = np.concatenate([images for images, _ in batches])
         assert images.shape == (len(wanted), 3, 32, 32) and labels.dtype == torch.int64
         assert torch.equal((images.flatten(1) * 255).round(), torch.tensor(wanted).float())
-        assert labels.tolist() == sum((labels for _, labels in batches), [])
+        assert labels.tolist() == wanted_labels.tolist()
 
 
 @pytest.mark.parametrize("read, first", [(mnist, "train-images-idx3-ubyte"), (cifar10, "data_batch_1")])
@@ -81,7 +72,7 @@ def test_torchvision_is_asked_once_and_only_if_a_download_is_wanted(tmp_path, mo
     def fetch(root, train, download):
         asked.append((root, train, download))
         (tmp_path / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
-        write_mnist(tmp_path / "MNIST" / "raw")
+        made_up_mnist(tmp_path / "MNIST" / "raw")
 
     monkeypatch.setitem(sys.modules, "torchvision.datasets", SimpleNamespace(MNIST=fetch))
     with pytest.raises(FileNotFoundError):
@@ -95,7 +86,7 @@ def test_torchvision_is_asked_once_and_only_if_a_download_is_wanted(tmp_path, mo
 
 @pytest.mark.parametrize("damage", [lambda c: c[:-5], lambda c: b"GIF" + c[3:], lambda c: b""])
 def test_a_damaged_file_is_named(tmp_path, damage):
-    write_mnist(tmp_path)
+    made_up_mnist(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match="train-images-idx3-ubyte is not what it should be"):
@@ -107,7 +98,7 @@ def test_code_that_is_hidden_in_a_batch_does_not_run(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "it ran"),)
 
-    write_cifar10(tmp_path)
+    made_up_cifar10(tmp_path)
     (tmp_path / "data_batch_3").write_bytes(pickle.dumps({b"data": Hidden(), b"labels": []}, protocol=2))
     with pytest.raises(ValueError, match="data_batch_3 is not what it should be: it asks for"):
         cifar10(tmp_path)
@@ -115,7 +106,8 @@ def test_code_that_is_hidden_in_a_batch_does_not_run(tmp_path):
 
 
 def test_labels_of_other_images_are_refused(tmp_path):
-    made = write_mnist(tmp_path)
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(made["train"][1][:3]))
+    made = made_up_mnist(tmp_path)
+    path = tmp_path / "train-labels-idx1-ubyte"
+    path.write_bytes(IDX1 + made["train"][1][:3].tobytes())
     with pytest.raises(ValueError, match=r"\[7, 28, 28\] values, and .* \[3\]"):
         mnist(tmp_path)

@@ -43,7 +43,7 @@ def transformer(
 
     Args:
         batch: sequences of a step.
-        heads: hidden / 128 unless given.
+        heads: hidden / 128 unless given; tp must divide them.
         block_numel: parameters of a block; 12 h^2 + 13 h unless given.
         flash: attention keeps and touches no scores.
     """
@@ -69,6 +69,7 @@ def transformer(
         kept_cut_bytes=cut,
         tp_bytes=4 * 2 * s * h,
         tp_calls=4,
+        heads=a,
     )
     return Model(name, (block,) * layers, batch, input_bytes=8 * s, label_bytes=8 * s, precision="mixed")
 

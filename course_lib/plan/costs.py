@@ -47,7 +47,7 @@ class Cost:
 def cost(plan: Plan, model: Model, machine: Machine) -> Cost:
     """What a step of a plan costs: memory, bytes, seconds.
 
-    Errors: ValueError where the batch or the layers cannot be dealt out so.
+    Errors: ValueError where the batch, the layers or their heads cannot be dealt out so.
     """
     instance("plan", plan, Plan)
     instance("model", model, Model)
@@ -59,6 +59,10 @@ def cost(plan: Plan, model: Model, machine: Machine) -> Cost:
         )
     if plan.tp > 1 and not any(layer.cut for layer in model.layers):
         raise ValueError(f"{plan}: tensor parallelism cuts none of the layers of {model.name}.")
+    if whole := next((layer for layer in model.layers if layer.heads % plan.tp), None):
+        raise ValueError(
+            f"{plan}: the {whole.heads} heads of {whole.name} cannot be dealt out to tp={plan.tp}."
+        )
     worst = [
         worst_moment(plan, model, stage * plan.tp)
         for stage in (range(plan.pp) if plan.pp <= 4 else (0, plan.pp - 1))  # most are in flight on the first

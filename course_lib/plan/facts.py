@@ -27,6 +27,7 @@ class Layer:
         kept_cut_bytes: the part of kept_bytes that tensor parallelism divides.
         tp_bytes: tensors that its all_reduces of tensor parallelism add up, forward and backward.
         tp_calls: how many of them.
+        heads: tensor parallelism deals out whole ones of so many, so that tp divides it; 0: it has none.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Layer:
     kept_cut_bytes: float = 0.0
     tp_bytes: float = 0.0
     tp_calls: int = 0
+    heads: int = 0
 
     def __post_init__(self):
         instance("name", self.name, str)
@@ -48,6 +50,7 @@ class Layer:
             number(name, getattr(self, name))
         one_of("cut", self.cut, ("", "column", "row"))
         whole("tp_calls", self.tp_calls, least=0)
+        whole("heads", self.heads, least=0)
         object.__setattr__(self, "shapes", tuple(map(tuple, self.shapes)))
 
     @functools.cached_property

@@ -1,5 +1,6 @@
 """All plans for so many ranks, the best first, each with its reason. No torch here."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -43,8 +44,8 @@ def ranked(model: Model, machine: Machine, plans: Iterable[Plan] | None = None) 
 
     Args:
         plans: None for all that course_lib.demo trains on 1, 2 and 4 ranks; of a machine whose software was
-            measured, in the ways for which it was. Plans that cannot deal out the batch or the layers are
-            left out.
+            measured, in the ways for which it was. Plans that cannot deal out the batch, the layers or their
+            heads are left out.
     """
     instance("model", model, Model)
     instance("machine", machine, Machine)
@@ -56,7 +57,9 @@ def ranked(model: Model, machine: Machine, plans: Iterable[Plan] | None = None) 
         try:
             costs.append(cost(plan, model, machine))
         except ValueError as error:
-            if not isinstance(plan, Plan) or not any(word in str(error) for word in ("batch", "layers")):
+            if not isinstance(plan, Plan) or not any(
+                word in str(error) for word in ("batch", "layers", "heads")
+            ):
                 raise
     costs.sort(key=lambda its: (not its.fits, its.step_s if its.fits else its.peak_bytes))
     if not costs:
@@ -99,14 +102,16 @@ def here(ranks: Sequence[int] = (1, 2, 4)) -> list[Plan]:
 
 
 def layouts(ranks: int, model: Model, server: int = 8) -> list[Plan]:
-    """Plans for a cluster: ZeRO stages 1 and 3 alone, and stage 1 with every tp up to a server's size, every
-    pp that deals out the layers, every power of two as micro-batch, with and without recomputing.
+    """Plans for a cluster: ZeRO stages 1 and 3 alone, and stage 1 with every tp up to a server's size that
+    divides the heads, every pp that deals out the layers, every power of two as micro-batch, with and without
+    recomputing.
     """
     whole("ranks", ranks, most=2**20)
     instance("model", model, Model)
     whole("server", server)
     found = []
-    for tp in (size for size in (1, 2, 4, 8) if size <= server and ranks % size == 0):
+    heads = math.gcd(*(layer.heads for layer in model.layers))  # 0 if there are none
+    for tp in (size for size in (1, 2, 4, 8) if size <= server and ranks % size == heads % size == 0):
         for pp in range(1, min(len(model.layers), ranks // tp) + 1):
             if ranks % (tp * pp) or len(model.layers) % pp:
                 continue

@@ -115,6 +115,7 @@ def describe(module: nn.Module, inputs: Tensor, name: str = "", batch: int = 0) 
                 "cut": cut,
                 "tp_bytes": (rows.get(path, 0) * (word == "row") + in_bytes * enters) / samples,
                 "tp_calls": (word == "row") + enters,
+                "heads": _heads(module, path) if word in ("heads", "enters") else 0,
             }
         )
     layers = tuple(_with_the_rest(layers, by_path.get("Global", 0) / 2 / samples))
@@ -130,6 +131,12 @@ def _with_the_rest(layers: list[dict], products: float) -> Iterator[Layer]:
     for layer in layers:
         share = max(missing, 0) / sharing * (bool(layer["cut"]) or sharing == len(layers))
         yield Layer(**layer | {"products": layer["products"] + share})
+
+
+def _heads(module: nn.Module, path: str) -> int:
+    """How many heads the queries, keys or values have that this layer makes."""
+    width = getattr(module.get_submodule(path.rpartition(".")[0]), "head_dim", 0)
+    return module.get_submodule(path).out_features // width if width else 0
 
 
 def _around(path: str, given: Collection[str]) -> str | None:

@@ -149,6 +149,28 @@ def test_tensor_parallelism_speeds_up_only_what_it_cuts():
     assert {its.plan.tp for its in plan.ranked(whole, quick, plan.layouts(4, whole))} == {1}
 
 
+@pytest.mark.parametrize("heads, possible", [(12, {1, 2, 4}), (18, {1, 2}), (64, {1, 2, 4, 8})])
+def test_tensor_parallelism_deals_out_whole_heads(heads, possible):
+    gpt = plan.transformer(12, 64 * heads, 256, 64, heads=heads)
+    assert {its.tp for its in plan.layouts(64, gpt)} == possible
+    for tp in (1, 2, 4, 8):
+        its = plan.Plan("ZeRO-1", dp=64 // tp, tp=tp)
+        assert len(plan.ranked(gpt, plan.A100, [its])) == (tp in possible)
+        if tp not in possible:
+            with pytest.raises(ValueError, match=f"the {heads} heads of block cannot .* to tp={tp}"):
+                plan.cost(its, gpt, plan.A100)
+
+
+def test_heads_are_read_off_a_module():
+    found = plan.describe(TinyGPT(heads=2), torch.randint(256, (8, 65)))
+    heads = {layer.name: layer.heads for layer in found.layers}
+    assert [heads[f"blocks.0.attention.{name}"] for name in "qkv"] == [2, 2, 2]
+    assert heads["blocks.0.attention.out"] == heads["blocks.0.mlp.0"] == 0
+    assert plan.cost(plan.Plan("tensor parallel", tp=2), found, MACHINE).step_s > 0
+    with pytest.raises(ValueError, match=r"the 2 heads of blocks\.0\.attention\.q cannot"):
+        plan.cost(plan.Plan("tensor parallel", tp=4), found, MACHINE)
+
+
 def test_more_ranks_than_cores_compute_no_faster():
     two, four = (plan.cost(plan.Plan("DDP", dp=n), MODEL, MACHINE).seconds["compute"] for n in (2, 4))
     assert four == pytest.approx(two)
