@@ -97,7 +97,7 @@ def made_up_mnist(folder: str | Path, *, packed: bool = False) -> dict[str, tupl
     Returns:
         images uint8 [n, 28, 28] and labels uint8 [n] in them, by split: 7 to train on, 3 to test on.
 
-    Errors: ValueError if there is no such folder.
+    Errors: ValueError if there is no such folder; FileExistsError if there are other files of these names.
     """
     home, ending = _path(folder, there=True), ".gz" * instance("packed", packed, bool)
     made, draw = {}, np.random.default_rng(0)
@@ -106,7 +106,7 @@ def made_up_mnist(folder: str | Path, *, packed: bool = False) -> dict[str, tupl
         made[split] = images, draw.integers(10, size=n, dtype=np.uint8)
         for name, values in zip(("images-idx3", "labels-idx1"), made[split]):
             path = home / f"{begin}-{name}-ubyte{ending}"
-            path.write_bytes(gzip.compress(_as_idx(values)) if packed else _as_idx(values))
+            _write(path, gzip.compress(_as_idx(values), mtime=0) if packed else _as_idx(values))
     return made
 
 
@@ -119,14 +119,14 @@ def made_up_cifar10(folder: str | Path) -> dict[str, tuple[np.ndarray, np.ndarra
     Returns:
         images uint8 [n, 3072] and labels int64 [n] in them, by split: 20 to train on, 4 to test on.
 
-    Errors: ValueError if there is no such folder.
+    Errors: ValueError if there is no such folder; FileExistsError if there are other files of these names.
     """
     home, parts, draw = _path(folder, there=True), {}, np.random.default_rng(0)
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         images, labels = draw.integers(256, size=(4, 3072), dtype=np.uint8), draw.integers(10, size=4)
         # as Python 2 has written them: keys are bytes
         batch = {b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": images}
-        (home / name).write_bytes(pickle.dumps(batch | {b"filenames": [b"x.png"] * 4}, protocol=2))
+        _write(home / name, pickle.dumps(batch | {b"filenames": [b"x.png"] * 4}, protocol=2))
         parts.setdefault("test" if name == "test_batch" else "train", []).append((images, labels))
     return {split: tuple(map(np.concatenate, zip(*its))) for split, its in parts.items()}
 
@@ -193,6 +193,15 @@ def _idx(content: bytes) -> np.ndarray:
         raise ValueError("it does not begin as a file of bytes in the idx format")
     shape = struct.unpack(f">{ndim}I", content[4 : 4 + 4 * ndim])
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Somebody's real files are not written over."""
+    if path.exists() and path.read_bytes() != content:
+        raise FileExistsError(
+            f"{str(path)!r:.90} is there, and holds something else: choose an empty folder."
+        )
+    path.write_bytes(content)
 
 
 def _as_idx(values: np.ndarray) -> bytes:

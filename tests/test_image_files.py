@@ -111,3 +111,15 @@ def test_labels_of_other_images_are_refused(tmp_path):
     path.write_bytes(IDX1 + made["train"][1][:3].tobytes())
     with pytest.raises(ValueError, match=r"\[7, 28, 28\] values, and .* \[3\]"):
         mnist(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "make, name", [(made_up_mnist, "t10k-labels-idx1-ubyte"), (made_up_cifar10, "test_batch")]
+)
+def test_real_files_are_not_written_over(tmp_path, make, name):
+    make(tmp_path)
+    make(tmp_path)
+    (tmp_path / name).write_bytes(b"a real one")
+    with pytest.raises(FileExistsError, match="choose an empty folder"):
+        make(tmp_path)
+    assert (tmp_path / name).read_bytes() == b"a real one"
