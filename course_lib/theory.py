@@ -7,7 +7,8 @@ Nothing is measured here, and nothing heavy is imported.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from course_lib.arguments import instance, listed, number, one_of, whole
@@ -22,6 +23,7 @@ __all__ = [
     "all_reduce_seconds",
     "tree_seconds",
     "host_bytes",
+    "cable_load",
     "step_bytes",
     "compressed_bytes",
     "zero_memory",
@@ -232,6 +234,63 @@ def host_bytes(payload_bytes: float, hosts: int, ranks_per_host: int, hosts_firs
     per_host = whole("ranks_per_host", ranks_per_host)
     parts = whole("hosts", hosts) * (1 if instance("hosts_first", hosts_first, bool) else per_host)
     return 0.0 if hosts == 1 else collective_bytes("all_reduce", payload_bytes, parts)
+
+
+def cable_load(
+    wiring: str,
+    servers: int,
+    messages: Sequence[tuple[int, int]],
+    leaf: int = 8,
+    oversubscribed: float = 1.0,
+) -> float:
+    """What the busiest cable carries of messages of one size, over what a server sends on average.
+
+    Each message is routed, cable by cable; each cable carries both ways at once, each way by itself.
+
+    Args:
+        wiring: "switch": all servers hang on one, by a cable each. "fat tree": on leaf switches, `leaf` in a
+            row on each, and leaves on spines, by leaf / oversubscribed cables that share the load evenly.
+            "torus": in a square, row by row, with cables to four neighbours and around the ends; a message
+            goes along its row, then along its column, the shorter way.
+        messages: (from, to), servers from 0 on.
+
+    Source: Al-Fares, Loukissas and Vahdat 2008, "A scalable, commodity data center network architecture",
+        section 2, for fat trees; Dally and Towles 2004, "Principles and practices of interconnection
+        networks", sections 5.2 and 8.4, for the torus.
+    """
+    n, leaf = whole("servers", servers), whole("leaf", leaf)
+    route = one_of("wiring", wiring, {"switch": _by_switch, "fat tree": _by_tree, "torus": _by_torus})
+    side, share = math.isqrt(n), number("oversubscribed", oversubscribed, above=True) / leaf
+    if wiring == "torus" and side**2 != n:
+        raise ValueError(f"servers={n}: a torus has a square of them.")
+    pairs = listed("messages", messages, "pairs of servers", lambda its: _is_pair(its, n))
+    passed = Counter(cable for pair in pairs for cable in route(*pair, leaf, side))
+    load = (count * (share if cable[0] in ("up", "down") else 1) for cable, count in passed.items())
+    return max(load, default=0.0) * n / len(pairs)
+
+
+def _is_pair(its, n: int) -> bool:
+    return isinstance(its, tuple) and len(its) == 2 and all(type(one) is int and 0 <= one < n for one in its)
+
+
+def _by_switch(source: int, target: int, leaf: int, side: int) -> list[tuple]:
+    return [("out", source), ("in", target)] if source != target else []
+
+
+def _by_tree(source: int, target: int, leaf: int, side: int) -> list[tuple]:
+    over = [("up", source // leaf), ("down", target // leaf)] if source // leaf != target // leaf else []
+    return _by_switch(source, target, leaf, side) + over
+
+
+def _by_torus(source: int, target: int, leaf: int, side: int) -> Iterator[tuple]:
+    at = list(divmod(source, side))
+    for axis, end in ((1, target % side), (0, target // side)):
+        far = (end - at[axis]) % side
+        # two ways may be as short: every second server takes the other one
+        step = 1 if 2 * far < side or 2 * far == side and at[axis] % 2 else -1
+        while at[axis] != end:
+            yield "along", axis, step, *at
+            at[axis] = (at[axis] + step) % side
 
 
 def step_bytes(strategy: str, param_bytes: float, world_size: int) -> float:

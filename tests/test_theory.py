@@ -579,6 +579,50 @@ def test_what_leaves_a_host_is_what_a_ring_sends_over_its_border(hosts, per_host
     assert theory.host_bytes(n * chunk, hosts, per_host, hosts_first=True) == pytest.approx(of_sums)
 
 
+# -- cables
+
+
+def all_to_all(n):
+    return [(a, b) for a in range(n) for b in range(n) if a != b]
+
+
+def in_a_ring(order):
+    return list(zip(order, order[1:] + order[:1]))
+
+
+@pytest.mark.parametrize("over", [1, 2, 4])
+def test_a_fat_tree_is_as_narrow_as_its_way_up(over):
+    n, leaf, options = 32, 8, {"leaf": 8, "oversubscribed": over}
+    assert theory.cable_load("fat tree", n, in_a_ring([*range(n)]), **options) == max(1, over / leaf)
+    far = in_a_ring([leaf * (i % 4) + i // 4 for i in range(n)])  # nobody's neighbour is on its leaf
+    assert theory.cable_load("fat tree", n, far, **options) == over
+    up = over * (n - leaf) / (n - 1)  # of what a server sends, what leaves its leaf
+    assert theory.cable_load("fat tree", n, all_to_all(n), **options) == pytest.approx(max(1, up))
+    assert theory.cable_load("switch", n, far) == theory.cable_load("switch", n, all_to_all(n)) == 1
+
+
+@pytest.mark.parametrize("side", [4, 8, 12])
+def test_a_torus_likes_neighbours_and_its_side_counts_for_all_to_all(side):
+    n = side**2
+    assert theory.cable_load("torus", n, in_a_ring([*range(n)])) == 1
+    # the mean way is side / 4 along each axis, and a server has four cables
+    assert theory.cable_load("torus", n, all_to_all(n)) == pytest.approx(side / 8 * n / (n - 1))
+    opposite = [(0, side // 2 * side + side // 2)]
+    assert theory.cable_load("torus", n, opposite) == n  # one message, one cable at a time
+
+
+def test_cables_count_each_way_and_each_message():
+    assert theory.cable_load("switch", 3, [(0, 1), (2, 1)]) == 2 * 3 / 2
+    assert theory.cable_load("switch", 2, [(0, 1), (1, 0)]) == 1
+    assert theory.cable_load("switch", 2, [(0, 0)]) == 0
+    assert theory.cable_load("torus", 16, [(0, 3), (3, 0)]) == 16 / 2, "around the end, one cable, each way"
+    assert theory.cable_load("torus", 16, [(0, 3), (4, 2)]) == 16 / 2, "rows have cables of their own"
+    with pytest.raises(ValueError, match="a torus has a square"):
+        theory.cable_load("torus", 8, [(0, 1)])
+    with pytest.raises(ValueError, match="pairs of servers"):
+        theory.cable_load("switch", 2, [(0, 2)])
+
+
 # -- buckets: play them through
 
 
