@@ -69,7 +69,7 @@ def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machin
     return Machine(**vars(machine) | {"software_s": software})
 
 
-def _layers(times: int = 12) -> list[list[tuple[float, float]]]:
+def _layers(steps: int = 100) -> list[list[tuple[float, float]]]:
     """Seconds of four Linear and ReLU, forward and backward, and of Adam's update: for each of SHAPES, by
     step. As in a training: one after the other, for each finds in the caches what the other has left; and all
     ranks begin a step together, for it ends with the slowest.
@@ -80,7 +80,7 @@ def _layers(times: int = 12) -> list[list[tuple[float, float]]]:
         x = torch.rand(rows, width, requires_grad=True)
         adam = torch.optim.Adam(layers.parameters())
         found.append([])
-        for step in range(BLOCKS * times + 2):
+        for step in range(steps + 2):
             dist.barrier()
             begin = time.perf_counter()
             layers(x).sum().backward()
@@ -136,14 +136,17 @@ def _seconds_of(op: str, payload: int, size: int, group, times: int) -> float:
     }
     if op == "send" and mine == size - 1 and size % 2:
         calls["send"] = lambda: None  # has no partner
-    blocks = []
+    blocks, factor = [], torch.rand(256, 256)
     for _ in range(BLOCKS):
         calls[op]()
         dist.barrier()
-        begin = time.perf_counter()
+        seconds = 0.0
         for _ in range(times):
+            factor @ factor  # half a millisecond: between two messages ranks compute, and meet unevenly
+            begin = time.perf_counter()
             calls[op]()
-        blocks.append((time.perf_counter() - begin) / times)
+            seconds += time.perf_counter() - begin
+        blocks.append(seconds / times)
     return median(blocks)
 
 

@@ -44,7 +44,7 @@ def run_plan(plan: Plan, epochs: int = 4) -> Job:
     )
 
 
-def software_time(plan: Plan, steps: int = 12) -> float:
+def software_time(plan: Plan, steps: int = 24) -> float:
     """Seconds of a step of a plan whose network has next to no numbers: what it takes in Python and to call.
     The median over the steps, of the slowest rank.
     """
