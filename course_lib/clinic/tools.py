@@ -23,7 +23,7 @@ def last_calls(count: int = 1) -> list[str]:
 
 def stack_of(pid: int) -> list[str]:
     """The calls in which the main thread of a process is, each as "recv (distributed_c10d.py:2799)", the
-    innermost first. The process runs on, and notices nothing.
+    innermost first. The process stands still while py-spy reads, for some milliseconds, and runs on.
 
     Where py-spy may not look, one line says so in its own words: macOS lets root look; Linux, as it often is
     set up, root and the process that has started the other.

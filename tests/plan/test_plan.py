@@ -171,6 +171,16 @@ def test_heads_are_read_off_a_module():
         plan.cost(plan.Plan("tensor parallel", tp=4), found, MACHINE)
 
 
+@pytest.mark.parametrize("way, times", [("DDP", 1), ("ZeRO-1", 1), ("ZeRO-3", 4)])
+def test_what_is_cut_travels_for_each_micro_batch_anew(way, times):
+    gpt = plan.transformer(2, 256, 128, 64)
+    one, four = (plan.cost(plan.Plan(way, dp=8, microbatches=m), gpt, plan.A100) for m in (1, 4))
+    assert four.sent["dp"] == pytest.approx(times * one.sent["dp"])
+    started = replace(plan.A100, links=(plan.Link(64, 1.0, 0.0),), overlap=0.0)
+    one, four = (plan.cost(plan.Plan(way, dp=8, microbatches=m), gpt, started) for m in (1, 4))
+    assert four.seconds["dp"] == pytest.approx(times * one.seconds["dp"])
+
+
 def test_more_ranks_than_cores_compute_no_faster():
     two, four = (plan.cost(plan.Plan("DDP", dp=n), MODEL, MACHINE).seconds["compute"] for n in (2, 4))
     assert four == pytest.approx(two)
@@ -243,7 +253,14 @@ def test_the_calculator_reads_each_kind_of_file(tmp_path, ending, capsys):
 
 @pytest.mark.parametrize(
     "text, reason",
-    [("{", "cannot be read"), ("[1]", "holds no table"), ('{"layers": 3}', "needs"), ('{"x": 1}', "has")],
+    [
+        ("{", "cannot be read"),
+        ("[1]", "holds no table"),
+        ('{"layers": 3}', "needs"),
+        ('{"x": 1}', "has"),
+        ('{"name": 7, "layers": [1], "batch": 1}', "name=7: it must be a str."),
+        ('{"transformer": {"width": 7}}', "unexpected keyword argument 'width'."),
+    ],
 )
 def test_a_wrong_file_is_told_in_one_sentence(tmp_path, text, reason, capsys):
     (tmp_path / "model.json").write_text(text)
