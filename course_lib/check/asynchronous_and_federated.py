@@ -76,8 +76,9 @@ def late_gradients(judge: Judge, answer: Callable) -> None:
             return 1 / (1 + late) if late <= MOST else 0
 
         lateness = []
-        while not {0, 1, MOST, MOST + 2} <= set(lateness):
-            # worker 3 comes seldom; at the end, when no more weights are given, each comes once
+        while not {0, 1, MOST, MOST + 2} <= set(lateness) or lateness[-1] > MOST:
+            # worker 3 comes seldom; at the end, when no more weights are given, each comes once, and the last
+            # gradient counts: who was sent home before it has other weights
             comes = draw.choices(workers, [6, 5, 1], k=UPDATES - len(workers))
             comes += draw.sample(workers, len(workers))
             told, lateness, thrown = simulated(weigh)

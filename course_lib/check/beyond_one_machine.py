@@ -267,11 +267,14 @@ def _slurms(seed: int) -> list[dict[str, str]]:
     ]
     cases = []
     for nodes in lists:
+        job_id = draw.choice([draw.randrange(1, 10_000), draw.randrange(10**4, 10**8)])
+        if not cases:
+            job_id = 1 + job_id % 999  # one has three digits at most
         per_host, hosts = draw.choice([1, 2, 4, 8]), draw.randint(2, 9)
         task = draw.randrange(hosts * per_host)
         cases.append(
             {
-                "SLURM_JOB_ID": str(draw.choice([draw.randrange(1, 10_000), draw.randrange(10**4, 10**8)])),
+                "SLURM_JOB_ID": str(job_id),
                 "SLURM_JOB_NODELIST": nodes,
                 "SLURM_LOCALID": str(task % per_host),
                 "SLURM_NODEID": str(task // per_host),

@@ -192,6 +192,8 @@ def background_saver(judge: Judge, make_saver: Callable) -> None:
         found["silent"] = told_by(make_saver(fails), first, second, close)
         if not found["silent"] and told_by(make_saver(fails), first, close):
             found["silent"] = "where it was the last one, `close` did not tell"
+        if not found["silent"] and told_by(make_saver(fails), first, second):
+            found["silent"] = "the next `save` did not tell: training would go on without a checkpoint"
         return found
 
     judge.look(judge.run(trial, make_saver, judge.seed, ranks=1))

@@ -196,7 +196,7 @@ def link_of_measurements(judge: Judge, answer: Callable) -> None:
         worst = max(range(2), key=lambda i: abs(errors[i]))
         if abs(errors[worst]) > within and not any(missed.values()):
             name = ("alpha_s", "beta_s")[worst]
-            told = f"{given[0]} on {given[1]} ranks: {name} is {wanted[worst]:.3g}, not {found[worst]:.3g}."
+            told = f"{given[0]} on {given[1]} ranks: {name} is {wanted[worst]:.5g}, not {found[worst]:.5g}."
             missed[key] = told + _why(given, wanted, found, key)
     for key in missed:
         if not any(list(missed.values())[: list(missed).index(key)]):

@@ -113,6 +113,25 @@ def late_old_weights(params, updates, lr, most):
     return thrown
 
 
+def late_home_early(params, updates, lr, most):
+    """Who gets no more weights is sent home at once: not with the last ones."""
+    n = dist.get_world_size()
+    message, version, thrown, left = params.new_empty(len(params) + 1), 0, 0, updates - (n - 1)
+    for worker in range(1, n):
+        dist.send(torch.cat([params, params.new_zeros(1)]), worker)
+    for _ in range(updates):
+        worker = dist.recv(message)
+        staleness = version - int(message[-1])
+        if staleness <= most:
+            params -= lr / (1 + staleness) * message[:-1]
+            version += 1
+        else:
+            thrown += 1
+        dist.send(torch.cat([params, params.new_tensor([version if left > 0 else -1])]), worker)
+        left -= 1
+    return thrown
+
+
 def late_with_history(params, updates, lr, most):
     """Right numbers, and the weights of every version are kept."""
     history = [params.clone()]

@@ -217,6 +217,11 @@ def environment_of_the_list(slurm):
     return slurm_environment(slurm) | {"MASTER_ADDR": slurm["SLURM_JOB_NODELIST"].split(",")[0]}
 
 
+def environment_with_a_port_of_text(slurm):
+    """A 2, and the last four characters: of a number with three digits that is another port."""
+    return slurm_environment(slurm) | {"MASTER_PORT": "2" + slurm["SLURM_JOB_ID"][-4:]}
+
+
 def environment_of_nodes(slurm):
     return slurm_environment(slurm) | {"RANK": slurm["SLURM_NODEID"]}
 

@@ -188,6 +188,16 @@ class SaverSilent(SaverWithBuffer):
             print(error)
 
 
+class SaverTellsAtTheEnd(SaverWithBuffer):
+    """`close` tells of an error, `save` does not."""
+
+    def save(self, step, state):
+        if self.thread:
+            self.thread.join()
+        self.error = None
+        super().save(step, state)
+
+
 class SaverForgetsTheLast(SaverWithBuffer):
     """`save` tells of an error, `close` does not."""
 

@@ -29,6 +29,7 @@ WRONG = [
     (LATE, [answers.late_out_of_place], ["update `params` in place"], "the newest weights"),
     (LATE, [answers.late_returns_nothing], ["the server returned None"], "the last weights are right"),
     (LATE, [answers.late_old_weights], ["right after its own gradient"], ""),
+    (LATE, [answers.late_home_early], ["come the last weights, and a worker got others"], "the newest"),
     (LATE, [answers.late_with_history], ["a version is a number"], "the last weights are right"),
     (FRAGMENTS, [answers.all_fragments_at_once], ["other parameters", "Only what is due travels"], ""),
     (FRAGMENTS, [answers.fragments_in_every_step], ["other parameters", "Only what is due travels"], ""),

@@ -60,6 +60,7 @@ WRONG = [
         "LOCAL_RANK",
     ),
     (SLURM, [answers.environment_of_the_list], ["MASTER_ADDR is 'n[1-2]', and must be 'n1'"], "LOCAL_RANK"),
+    (SLURM, [answers.environment_with_a_port_of_text], ["MASTER_PORT is '2"], "RANK, LOCAL_RANK and"),
     (SLURM, [answers.environment_of_nodes], ["RANK is"], "the five variables"),
     (SLURM, [answers.environment_without_port], ["MASTER_PORT is missing"], ""),
 ]

@@ -33,6 +33,7 @@ WRONG = [
     (SAVER, [answers.SaverLeaves], ["before the last `write` was over"], "while its write"),
     (SAVER, [answers.SaverDrops], ["and not once"], "while its write"),
     (SAVER, [answers.SaverSilent], ["neither the next `save` nor `close` did"], "when all is written"),
+    (SAVER, [answers.SaverTellsAtTheEnd], ["the next `save` did not tell"], "when all is written"),
     (SAVER, [answers.SaverForgetsTheLast], ["`close` did not tell"], "when all is written"),
     (STEPS, [answers.steps_rounded_down], ["times as much"], "at least as long as a write"),
     (STEPS, [answers.steps_of_write], ["waits for `blocked_s` alone"], "at least as long as a write"),
