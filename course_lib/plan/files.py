@@ -38,14 +38,12 @@ def read(path: str | Path, kind: str) -> Model | Machine:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
     if not isinstance(data, Mapping):
         raise ValueError(f"{path} holds no table of names and values.")
-    if kind == "machine":
-        return made(Machine, data)
-    if "transformer" in data:
-        try:
-            return transformer(**data["transformer"])
-        except TypeError as error:
-            raise ValueError(f"{path}, transformer: {error}.") from None
-    return made(Model, data)
+    try:
+        if kind == "machine":
+            return made(Machine, data)
+        return transformer(**data["transformer"]) if "transformer" in data else made(Model, data)
+    except TypeError as error:  # a value of another type, or an argument that `transformer` does not know
+        raise ValueError(f"{path}: {str(error).rstrip('.')}.") from None
 
 
 def _parsed(text: str, ending: str) -> Any:

@@ -243,7 +243,14 @@ def test_the_calculator_reads_each_kind_of_file(tmp_path, ending, capsys):
 
 @pytest.mark.parametrize(
     "text, reason",
-    [("{", "cannot be read"), ("[1]", "holds no table"), ('{"layers": 3}', "needs"), ('{"x": 1}', "has")],
+    [
+        ("{", "cannot be read"),
+        ("[1]", "holds no table"),
+        ('{"layers": 3}', "needs"),
+        ('{"x": 1}', "has"),
+        ('{"name": 7, "layers": [1], "batch": 1}', "name=7: it must be a str."),
+        ('{"transformer": {"width": 7}}', "unexpected keyword argument 'width'."),
+    ],
 )
 def test_a_wrong_file_is_told_in_one_sentence(tmp_path, text, reason, capsys):
     (tmp_path / "model.json").write_text(text)
