@@ -80,6 +80,8 @@ def _of_dp(plan: Plan, model: Model, layers) -> list[tuple[str, float, int, int]
     units, tensors = len(layers) if way.per_layer else 1, sum(len(layer.shapes) for layer in layers)
     its = []
     for op, times in way.calls:
+        if way.stage == 3 or way.stage == 2 and op == "reduce_scatter":  # for each micro-batch anew
+            times *= plan.microbatches
         size = of_grad if COLLECTIVES[op].kind == "sum" else of_param
         calls = tensors if op == "broadcast" else round(times * units)
         if op == "all_reduce" and way.buckets:

@@ -198,7 +198,7 @@ class Plan:
     Attributes:
         way: a name in WAYS.
         shards: over so many of its dp ranks model states are cut; 0: over all, where the way cuts any.
-        microbatches: of each pipeline.
+        microbatches: of each pipeline; without one, so many gradients are added up before the update.
         chunks: stages of each rank of a pipeline (interleaved).
         recompute: each forward is computed again in backward.
     """

@@ -14,7 +14,8 @@ class Way:
 
     Attributes:
         stage: what is cut over the shards: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too.
-        calls: collectives along dp, (op, how many times the parameters).
+        calls: collectives along dp, (op, how many times the parameters): once in a step; or, what gathers and
+            reduces parameters and gradients that are cut, for each micro-batch.
         per_layer: they are called layer by layer.
         buckets: of gradients, which are closed when they hold so many MiB: the first, the others.
         dealt: how shards are made: "flat" equal pieces of each unit, "rows" of each tensor, "tensors" whole.

@@ -171,6 +171,16 @@ def test_heads_are_read_off_a_module():
         plan.cost(plan.Plan("tensor parallel", tp=4), found, MACHINE)
 
 
+@pytest.mark.parametrize("way, times", [("DDP", 1), ("ZeRO-1", 1), ("ZeRO-3", 4)])
+def test_what_is_cut_travels_for_each_micro_batch_anew(way, times):
+    gpt = plan.transformer(2, 256, 128, 64)
+    one, four = (plan.cost(plan.Plan(way, dp=8, microbatches=m), gpt, plan.A100) for m in (1, 4))
+    assert four.sent["dp"] == pytest.approx(times * one.sent["dp"])
+    started = replace(plan.A100, links=(plan.Link(64, 1.0, 0.0),), overlap=0.0)
+    one, four = (plan.cost(plan.Plan(way, dp=8, microbatches=m), gpt, started) for m in (1, 4))
+    assert four.seconds["dp"] == pytest.approx(times * one.seconds["dp"])
+
+
 def test_more_ranks_than_cores_compute_no_faster():
     two, four = (plan.cost(plan.Plan("DDP", dp=n), MODEL, MACHINE).seconds["compute"] for n in (2, 4))
     assert four == pytest.approx(two)
