@@ -180,7 +180,7 @@ def _table_html(table: pd.DataFrame) -> str:
     """In a widget, where JupyterLab's own style of a table does not reach."""
     rows = table.to_html(border=0, justify="right")
     for cell in ("th", "td"):
-        rows = rows.replace(f"<{cell}>", f'<{cell} style="text-align: right; padding: 0.2em 0 0.2em 1.5em">')
+        rows = rows.replace(f"<{cell}>", f'<{cell} style="text-align: right; padding: 0.2em 0 0.2em 1.2em">')
     return f'<div style="line-height: normal; overflow-x: auto">{rows}</div>'
 
 
