@@ -65,7 +65,9 @@ def lay_one(name: str, place: Path, folder: Path, project: Path = PROJECT) -> No
 
 
 def _lay(name: str, where: Path, folder: Path, project: Path) -> None:
-    if name == CLASS or not class_folder.NAME.fullmatch(name) or name != name.strip():
+    if name == CLASS:
+        raise ValueError("the folder that all join has this name.")
+    if not class_folder.NAME.fullmatch(name) or name != name.strip():
         raise ValueError("a name has up to 60 letters, digits, spaces, points, '-' and '_', no point first.")
     place, user = where / name, _user(name)
     if not place.exists() and not place.is_symlink():

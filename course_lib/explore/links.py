@@ -62,7 +62,7 @@ def collectives(alpha_s: float | None = None, bytes_per_s: float | None = None) 
             look = MODELLED | {"color": color}
             dashes = {"linestyle": (3 * nth, (4, 4))}  # where lines lie on each other, both are seen
             messages, share = theory.all_reduce_path(kind, ranks)
-            line = messages * alpha + share * sizes / rate
+            line = [theory.all_reduce_seconds(kind, its, ranks, alpha, 1 / rate) for its in sizes]
             ax.plot(sizes, line, **look | dashes, label=kind)
             ax.plot([size], [seconds[kind]], **CHOSEN | {"color": color})
             rows[kind] = {

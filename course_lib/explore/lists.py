@@ -34,6 +34,7 @@ def schedules() -> Explorer:
         jobs[kind, ranks, microbatches] = run_asleep(kind, ranks, microbatches, chunks, FORWARD_S)
 
     def draw(kind, ranks, microbatches) -> tuple[Axes, pd.DataFrame]:
+        asked = microbatches
         microbatches, chunks = _fitting(kind, ranks, microbatches)
         played, job = (
             on_paper.blocks(kind, ranks, microbatches, chunks),
@@ -41,6 +42,8 @@ def schedules() -> Explorer:
         )
         idle, length = on_paper.idle_share(played), max(block.end for block in played)
         several = f"{microbatches} micro-batch{'es' * (microbatches > 1)}"
+        if microbatches != asked:
+            several += f" (not {asked}: in rounds of {ranks})"
         title = f"{kind}, {several}: bubble {idle:.0%}"
         table = {
             "busy": {rank: f"{_busy(played, rank) / length:.0%}" for rank in range(ranks)},

@@ -21,6 +21,7 @@ __all__ = ["Explorer", "laid_out"]
 
 MOST_CONTROLS = 3
 DPI = 90
+SHORT = 8  # letters: beside a slider there is room for no more
 
 
 class Explorer:
@@ -111,8 +112,10 @@ class Explorer:
                 self._display.tell_instead(below.value)
 
         for control, values in self.choices.items():
-            are_numbers = all(isinstance(value, (int, float)) for value in values.values())
-            kind = widgets.SelectionSlider if are_numbers else widgets.Dropdown
+            slides = all(
+                isinstance(value, (int, float)) and len(label) <= SHORT for label, value in values.items()
+            )
+            kind = widgets.SelectionSlider if slides else widgets.Dropdown
             field = kind(
                 options=list(values.items()),
                 value=self.values[control],
@@ -160,7 +163,7 @@ class Explorer:
     def _page(self) -> str:
         ax, table = self.picture()
         words, picture = in_words(ax.figure), _png(ax)
-        rows = table.to_html(border=0, justify="right")
+        rows = _table_html(table)
         return (
             f'<img style="max-width: 100%" alt="{html.escape(words)}" src="data:image/png;base64,{picture}">'
             f"<details open><summary>The same numbers</summary>{rows}</details>"
@@ -171,6 +174,14 @@ def _labelled(values: Sequence | Mapping[str, object]) -> dict[str, object]:
     if isinstance(values, Mapping):
         return dict(values)
     return {f"{value:,}" if isinstance(value, int) else str(value): value for value in values}
+
+
+def _table_html(table: pd.DataFrame) -> str:
+    """In a widget, where JupyterLab's own style of a table does not reach."""
+    rows = table.to_html(border=0, justify="right")
+    for cell in ("th", "td"):
+        rows = rows.replace(f"<{cell}>", f'<{cell} style="text-align: right; padding: 0.2em 0 0.2em 1.2em">')
+    return f'<div style="line-height: normal; overflow-x: auto">{rows}</div>'
 
 
 def laid_out(figure: Figure) -> None:
@@ -184,9 +195,12 @@ def laid_out(figure: Figure) -> None:
 
 
 def _png(ax: Axes) -> str:
-    laid_out(ax.figure)
+    canvas = FigureCanvasAgg(
+        ax.figure
+    )  # one for both: what it has measured of a text it need not measure again
     ax.figure.set_dpi(DPI)
+    laid_out(ax.figure)
     file = io.BytesIO()
-    FigureCanvasAgg(ax.figure).print_png(file)  # savefig draws twice, to lay out what is laid out
+    canvas.print_png(file)  # savefig draws twice, to lay out what is laid out
     plt.close(ax.figure)  # or it would be shown once more under the cell
     return base64.b64encode(file.getvalue()).decode()

@@ -146,7 +146,7 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
         left.legend(
             frameon=False,
             fontsize=SMALL,
-            ncols=len(PARTS),
+            ncols=len(PARTS) + bool(dots),
             loc="upper left",
             bbox_to_anchor=(0, -0.24),
             columnspacing=1,

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 
 import numpy
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from course_lib.frontend import ipython_shell
 from course_lib.plots.units import Unit
@@ -46,7 +48,7 @@ def tell_in_words() -> None:
 def _panel(ax: Axes) -> str:
     """One panel, as sentences; "" if it has neither a title nor a series."""
     title = _line(ax.get_title("left") or ax.get_title())
-    series = [f"{label}: {_extent(values)}" for label, values in _series(ax)]
+    series = [*_series(ax)]
     if not title and not series:
         return ""
     said = [title or "A panel"]
@@ -60,25 +62,43 @@ def _panel(ax: Axes) -> str:
     return ". ".join(said) + "."
 
 
-def _series(ax: Axes) -> Iterable[tuple[str, numpy.ndarray]]:
-    """Each label of the legend, with all values that are drawn under it, in the unit of their axis."""
+def _series(ax: Axes) -> Iterable[str]:
+    """Each label of the legend, with the extent of all values that are drawn under it, in the unit of their
+    axis. Of a line from border to border, the place.
+    """
     found: dict[str, list] = {}
+    bars = [its for its in ax.containers if isinstance(its, BarContainer)]
+    lie = {id(its) for its in bars if getattr(its, "orientation", "vertical") == "horizontal"}
 
     def add(label, values, axis) -> None:
         unit = getattr(axis.get_major_formatter(), "unit", None)
         values = numpy.asarray(values, dtype=float) / (unit.size if isinstance(unit, Unit) else 1)
         found.setdefault(str(label), []).append(values)
 
+    upright = []
     for line in ax.lines:
-        add(line.get_label(), line.get_ydata(), ax.yaxis)
-    for bars in ax.containers:
-        if isinstance(bars, BarContainer):
-            across = getattr(bars, "orientation", "vertical") == "horizontal"
-            sizes = [bar.get_width() if across else bar.get_height() for bar in bars]
-            add(bars.get_label(), sizes, ax.xaxis if across else ax.yaxis)
+        if line.get_transform() is ax.get_xaxis_transform(which="grid"):
+            upright.append(line)
+        else:  # beside bars that lie, what counts is how far to the right
+            add(line.get_label(), *((line.get_xdata(), ax.xaxis) if lie else (line.get_ydata(), ax.yaxis)))
+    for its in bars:
+        across = id(its) in lie
+        sizes = [bar.get_width() if across else bar.get_height() for bar in its]
+        add(its.get_label(), sizes, ax.xaxis if across else ax.yaxis)
     for label, values in found.items():
         if not label.startswith("_"):
-            yield _line(label), numpy.concatenate(values)
+            yield f"{_line(label)}: {_extent(numpy.concatenate(values))}"
+    for line in upright:
+        if not (label := str(line.get_label())).startswith("_"):
+            yield f"{_line(label)}{_at(line.get_xdata()[0], ax.xaxis)}"
+
+
+def _at(place: float, axis: Axis) -> str:
+    """Where on an axis; "" if it has words in the place of numbers, and none there."""
+    if isinstance(axis.get_major_locator(), FixedLocator):
+        words = _line(axis.get_major_formatter()(place))
+        return f": at {words}" if words else ""
+    return f": at {_extent(numpy.array([place], dtype=float))}"
 
 
 def _extent(values: numpy.ndarray) -> str:

@@ -34,7 +34,8 @@ class Panel:
         self._button: Any = None
         self._row = widgets.HBox([self._line])
         self._next_at, self._pause_s = time.monotonic() + FIRST_S, FIRST_S
-        ended = f"{html.escape(title)}: not finished, because the notebook's kernel ended."
+        # seen too where the job went on while no page was open, to which its end could be told
+        ended = f"{html.escape(title)}: its end was not seen here: the page was closed, or the kernel ended."
         box = widgets.VBox([self._row, self._page])
         self._display = Display(box, title if stays else "", ended if is_seen() else "")
 

@@ -69,7 +69,7 @@ def test_names_that_cannot_be_are_refused_with_the_reason_and_the_others_are_lai
     told, refused = lay_class(names, tmp_path / "all", project)
     assert [sentence.partition(":")[0] for sentence in told] == ["ada", "fay"]
     assert [sentence.partition(":")[0] for sentence in refused] == names[1:-1]
-    for sentence, words in zip(refused, ("twice", "letters", "letters", "Another desk", "emil")):
+    for sentence, words in zip(refused, ("twice", "letters", "all join", "Another desk", "emil")):
         assert words in sentence.partition(":")[2]
     assert not (tmp_path / "ben").exists()
 

@@ -180,6 +180,45 @@ def test_a_step_in_buckets_is_that_of_theory():
         explore.overlap(forward_s=0.04)
 
 
+def sent_on_a_mesh(**values) -> list[tuple[str, str]]:
+    _, table = drawn(explore.mesh(), **values)
+    (sends,) = (column for column in table if "sends" in column)
+    assert ("Mixtral 8x7B" if values["also"][0] == "ep" else "Llama 3 405B") in sends
+    return list(zip(table["over"], table[sends]))
+
+
+def test_bytes_along_the_axes_of_a_mesh_are_those_of_theory():
+    def text(nbytes) -> str:
+        return Unit.of(nbytes).text(nbytes)
+
+    layers, hidden, tokens = 126, 16384, 8192
+    along_tp = layers * theory.tensor_parallel_bytes(1, tokens, hidden, 2, 2)
+    gradients = theory.collective_bytes("all_reduce", 405e9, 2)  # of 2 bytes, and half of them
+    assert sent_on_a_mesh(dp=2, also=("", 1), tp=2) == [("dp", text(gradients)), ("tp", text(along_tp))]
+    # of two stages each sends one tensor: one its activations, the other their gradients
+    activations = text(tokens * hidden * 2)
+    assert sent_on_a_mesh(dp=2, also=("pp", 2), tp=1) == [("dp", text(gradients)), ("pp", activations)]
+    keys = layers * theory.context_bytes("all_gather", 1, tokens, 64, 4, 128, 2, 2)
+    sent = [("cp", text(gradients)), ("cp", text(keys)), ("tp", text(along_tp / 2))]
+    assert sent_on_a_mesh(dp=1, also=("cp", 2), tp=2) == sent
+    row = theory.published("mixtures")["rows"][0]
+    experts = 32 * theory.expert_numel(4096, 14336, 8, 2)["total"]
+    assert row["model"] == "Mixtral 8x7B" and sent_on_a_mesh(dp=2, also=("ep", 4), tp=1) == [
+        ("edp", text(theory.collective_bytes("all_reduce", experts / 4 * 2, 2))),
+        ("edp, ep", text(theory.collective_bytes("all_reduce", (row["total"] * 1e9 - experts) * 2, 8))),
+        ("ep", text(32 * theory.expert_parallel_bytes(tokens, 4096, 2, 4, 2))),
+    ]
+
+
+def test_a_table_says_with_whom_the_first_rank_of_a_mesh_talks():
+    title, table = drawn(explore.mesh(), dp=2, also=("cp", 2), tp=2)
+    assert title == "dp 2 x cp 2 x tp 2"
+    assert dict(zip(table["over"], table["rank 0 is with"])) == {"dp, cp": "2, 4, 6", "cp": "2", "tp": "1"}
+    assert dict(zip(table["over"], table["groups"])) == {"dp, cp": 2, "cp": 4, "tp": 4}
+    title, table = drawn(explore.mesh(), dp=1, also=("", 1), tp=1)
+    assert title == "dp 1" and list(table["rank 0 is with"]) == ["nobody"]
+
+
 def test_the_best_plans_are_those_of_the_planner_and_runs_stand_beside_them():
     layers = tuple(plan.Layer(f"{k}", ((64, 64), (64,)), 4096, 256, 256) for k in range(4))
     model = plan.Model("small", layers, batch=64)
@@ -243,6 +282,12 @@ def test_schedules_say_what_paper_says():
         assert f"bubble {theory.bubble_fraction(4, 8):.0%}" in ax.get_title(loc="left")
         assert list(table["kept at once"]) == kept
         plt.close(ax.figure)
+
+
+def test_interleaved_stages_say_where_they_want_other_microbatches():
+    title, _ = drawn(explore.schedules(), kind="interleaved", microbatches=6)
+    assert title.startswith("interleaved, 8 micro-batches (not 6: in rounds of 4): bubble")
+    assert "not" not in drawn(explore.schedules(), kind="interleaved", microbatches=8)[0]
 
 
 def test_a_schedule_runs_at_the_push_of_a_button_and_stands_under_the_drawn_one():

@@ -43,6 +43,28 @@ def test_numbers_are_told_in_the_unit_of_their_axis():
     assert described.in_words(ax.figure) == "Memory. Upward: KB. theory: 1,234. params: 76.8 to 154."
 
 
+def test_points_beside_bars_that_lie_are_told_across_and_upright_lines_by_their_place():
+    ax = plots.panel("Steps", "", xlabel="ms")
+    ax.barh([0, 1], [16.4, 19.0], label="modelled")
+    ax.plot([17.5, 20.5], [0, 1], label="measured")
+    ax.axvline(18, label="the aim")
+    assert described.in_words(ax.figure) == (
+        "Steps. Across: ms. measured: 17.5 to 20.5. modelled: 16.4 to 19. the aim: at 18."
+    )
+
+
+def test_an_upright_line_among_words_is_told_by_them():
+    ax = plots.panel("What was said", "")
+    ax.bar([0, 1], [3, 5], label="guessed")
+    ax.set_xticks([0, 1], ["half of\neach", "all"])
+    ax.axvline(0, label="measured")
+    ax.axvline(0.5, label="between")
+    ax.axvline(1)
+    assert described.in_words(ax.figure) == (
+        "What was said. guessed: 3 to 5. measured: at half of each. between."
+    )
+
+
 def test_many_series_are_not_told_one_by_one():
     ax = plots.panel("Ranks", "")
     for rank in range(described.MOST_SERIES + 3):

@@ -154,7 +154,7 @@ def test_while_a_job_runs_its_output_has_what_is_seen_if_the_kernel_ends(fronten
     panel, below = (content["data"] for content in shown)
     assert set(panel) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
     assert set(below) == {"text/html"} and "display: none" in below["text/html"]
-    assert "waits on 2 ranks: not finished, because the notebook's kernel ended." in below["text/html"]
+    assert "waits on 2 ranks: its end was not seen here" in below["text/html"]
     row = re.sub("<[^>]*>", " ", live["content"]["data"]["state"]["value"])
     assert re.search(r"rank 0 +12 of 40 steps +loss 0.5 +\d+\.\d s ago", row), row
 
