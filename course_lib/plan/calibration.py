@@ -28,7 +28,7 @@ OPS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
 
 
 def calibrate(ranks: Sequence[int], ways: Sequence[str] | None = None) -> Machine:
-    """Measure this machine with so many ranks at work, (1, 2) say: some 15 seconds for two, 35 for four.
+    """Measure this machine with so many ranks at work, (1, 2) say; for (1, 2, 4) it takes a minute or two.
 
     Products per second of one rank while all are busy; for each collective, in groups of all ranks and of
     two, alpha and beta of a ring; the optimizer; and for each way to train, a step of a network with next to
