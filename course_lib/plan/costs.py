@@ -1,6 +1,5 @@
 """What one plan costs: bytes, memory and seconds of a step. Arithmetic on data; no torch here."""
 
-import functools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -107,7 +106,11 @@ def _sent(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     """By axis, the mean over the ranks."""
     way, parts = WAYS[plan.way], stages(model, plan.pp)
     formula = theory.gloo_bytes if machine.gloo and not way.ring else theory.collective_bytes
-    of_dp = sum(formula(op, size, n) for its in parts for op, size, n, _ in _of_dp(plan, model, its))
+    of_dp = sum(
+        count * formula(op, size, n)
+        for its, count in _alike(parts)
+        for op, size, n, _ in _of_dp(plan, model, its)
+    )
     samples = model.batch / plan.dp
     of_tp = samples * sum(_tp_bytes(plan, layer) for layer in model.layers)
     between = sum(its[-1].out_bytes for its in parts[:-1])
@@ -116,6 +119,13 @@ def _sent(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
         "tp": theory.collective_bytes("all_reduce", of_tp, plan.tp) / plan.pp,
         "pp": 2 * samples * between * plan.chunks / plan.pp,
     }
+
+
+def _alike(parts: list) -> list[tuple[tuple, int]]:
+    """Stages without those that are like another one, and how often each is there: most are alike."""
+    keys = [tuple(map(id, layers)) for layers in parts]  # quickly told apart so
+    kinds, times = dict(zip(keys, parts)), Counter(keys)
+    return [(kinds[key], times[key]) for key in kinds]
 
 
 def _tp_bytes(plan: Plan, layer) -> float:
@@ -127,7 +137,6 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     m, samples = plan.microbatches, model.batch / plan.dp / plan.microbatches
     passes = 4 if plan.recompute else 3  # forward once or twice, backward twice as long
 
-    @functools.cache
     def stage_s(layers, busy: int) -> float:
         """One micro-batch, forward and backward."""
         products = passes * samples * sum(its.products / (plan.tp if its.cut else 1) for its in layers)
@@ -147,22 +156,18 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
             return calls * link.alpha_s + size * link.beta_s
         return calls * theory.ring_seconds(op, size / calls, group, link.alpha_s, link.beta_s)
 
-    @functools.cache
     def tp_s(layers) -> float:
         calls, size = sum(layer.tp_calls for layer in layers), sum(_tp_bytes(plan, its) for its in layers)
         calls *= 1.5 if plan.recompute else 1
         return messages_s("all_reduce", samples * size, plan.tp, plan.tp, calls, "tp") if calls else 0.0
 
-    keys = [tuple(map(id, layers)) for layers in parts]  # most stages are alike, and quickly told apart so
-    kinds, times = dict(zip(keys, parts)), Counter(keys)
-    slowest = max(kinds.values(), key=lambda layers: stage_s(layers, n) + tp_s(layers))
+    kinds = [(layers, count, stage_s(layers, n), tp_s(layers)) for layers, count in _alike(parts)]
+    slowest, _, its_stage_s, its_tp_s = max(kinds, key=lambda kind: kind[2] + kind[3])
     busy = min(n, machine.cores)  # no more compute at once; while one waits, another has its core
-    compute_s = m * sum(stage_s(kinds[kind], n) * count for kind, count in times.items()) / plan.pp
+    compute_s = m * sum(each_s * count for _, count, each_s, _ in kinds) / plan.pp
     if n <= machine.cores:
-        compute_s = m * stage_s(slowest, n)
-    through_s = (m + (plan.pp - 1) / plan.chunks) * (stage_s(slowest, busy) + tp_s(slowest)) - m * tp_s(
-        slowest
-    )
+        compute_s = m * its_stage_s
+    through_s = (m + (plan.pp - 1) / plan.chunks) * (stage_s(slowest, busy) + its_tp_s) - m * its_tp_s
     pp_s = 0.0
     if plan.pp > 1:
         waited = theory.messages_waited_for("1f1b", plan.pp, m)
@@ -178,7 +183,7 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     return {
         "compute": compute_s,
         "bubble": max(0.0, through_s - compute_s),
-        "tp": m * tp_s(slowest),
+        "tp": m * its_tp_s,
         "pp": pp_s,
         "dp": dp_s,
         "update": numel * machine.at("update_s", n),

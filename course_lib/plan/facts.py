@@ -92,9 +92,14 @@ class Model:
         number("label_bytes", self.label_bytes)
         one_of("precision", self.precision, BYTES)
 
+    @functools.cached_property
+    def numels(self) -> tuple[int, ...]:
+        """Parameters of each layer."""
+        return tuple(layer.numel for layer in self.layers)
+
     @property
     def numel(self) -> int:
-        return sum(layer.numel for layer in self.layers)
+        return sum(self.numels)
 
     @property
     def products(self) -> float:

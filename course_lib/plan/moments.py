@@ -17,7 +17,7 @@ __all__ = ["stages", "states_of", "moments_of", "worst_moment", "numel_of"]
 
 def stages(model: Model, pp: int) -> list[tuple[Layer, ...]]:
     """The layers of each stage: a layer goes where the middle of its parameters falls, as in the demo."""
-    sizes = _dealt(tuple(layer.numel for layer in model.layers), pp)
+    sizes = _dealt(model.numels, pp)
     if not all(sizes):
         raise ValueError(f"pp={pp}: {model.name} has {len(model.layers)} layers, and a stage would get none.")
     ends = [*accumulate(sizes)]
@@ -96,7 +96,8 @@ def _moments(plan: Plan, model: Model, rank: int, every_layer: bool) -> list[tup
     flight = flight + (plan.pp - stage - 1) * (1 - 1 / plan.chunks) if plan.chunks > 1 else flight
     numel = [layer.cut_numel(plan.tp) for layer in layers]
     numel_to, full = [*accumulate(numel)], sum(numel)
-    largest = max((numel_of([s]) for layer in layers for s in layer.pieces(plan.tp)), default=0)
+    each = {id(its): its for its in layers}.values()  # most are alike
+    largest = max((numel_of([s]) for layer in each for s in layer.pieces(plan.tp)), default=0)
     kept = [samples * (its.kept_bytes + its.kept_cut_bytes / plan.tp) for its in layers]
     out = [samples * its.out_bytes / (plan.tp if its.cut == "column" else 1) for its in layers]
     at_work = out
