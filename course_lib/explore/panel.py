@@ -21,7 +21,7 @@ __all__ = ["Explorer", "laid_out"]
 
 MOST_CONTROLS = 3
 DPI = 90
-SHORT = 8  # letters: beside a slider there is room for no more
+SHORT = 10  # letters: beside a slider there is room for no more
 
 
 class Explorer:
