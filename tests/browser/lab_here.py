@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -66,8 +67,10 @@ class LabHere:
             assert self._server.poll() is None, f"the lab has ended:\n{self.log}"
             assert time.monotonic() < end, f"the lab did not start:\n{self.log}"
             time.sleep(0.1)
-            with contextlib.suppress(OSError, ValueError):  # not yet, or half of it
-                self._told = json.loads(written.read_text(encoding="utf-8"))
+            with contextlib.suppress(OSError, ValueError):  # not yet, or half of it, or nobody listens yet
+                told = json.loads(written.read_text(encoding="utf-8"))
+                socket.create_connection((told["hostname"], told["port"])).close()
+                self._told = told
 
     def stop(self) -> None:
         """As Ctrl-C does, twice: the server ends, and its kernels."""
