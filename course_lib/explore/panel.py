@@ -195,9 +195,8 @@ def laid_out(figure: Figure) -> None:
 
 
 def _png(ax: Axes) -> str:
-    canvas = FigureCanvasAgg(
-        ax.figure
-    )  # one for both: what it has measured of a text it need not measure again
+    # one for layout and picture: what it has measured of a text it need not measure again
+    canvas = FigureCanvasAgg(ax.figure)
     ax.figure.set_dpi(DPI)
     laid_out(ax.figure)
     file = io.BytesIO()

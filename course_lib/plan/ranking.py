@@ -103,8 +103,8 @@ def here(ranks: Sequence[int] = (1, 2, 4)) -> list[Plan]:
 
 def layouts(ranks: int, model: Model, server: int = 8) -> list[Plan]:
     """Plans for a cluster: ZeRO stages 1 and 3 alone, and stage 1 with every tp up to a server's size that
-    divides the heads, every pp that deals out the layers, every power of two as micro-batch, with and without
-    recomputing.
+    divides the heads, every pp that deals out the layers, micro-batches of 1, 2, 4 and 8 samples, with and
+    without recomputing.
     """
     whole("ranks", ranks, most=2**20)
     instance("model", model, Model)

@@ -76,9 +76,8 @@ def lines_html(lines: Sequence[RankLine]) -> str:
     rows = [_cells(line) for line in shown]
     filled = [column for column, cells in enumerate(zip(*rows)) if any(cells)]
     cells = "".join(f"<div>{row[column]}</div>" for row in rows for column in filled)
-    columns = (
-        f"repeat({len(filled) - 1}, max-content) minmax(10em, 1fr)"  # the last one, a place, may be long
-    )
+    # the last one, a place, may be long
+    columns = f"repeat({len(filled) - 1}, max-content) minmax(10em, 1fr)"
     below = f"<div>and {len(more)} more ranks: {html.escape(in_short(more))}</div>" if more else ""
     return (
         f'<div style="display: grid; grid-template-columns: {columns};'
