@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from course_lib.plots.styles import COLORS, INK, NORMAL, OUTLINE, PAPER, SMALL, SOFT, legend, panel
+from course_lib.plots.styles import COLORS, INK, NORMAL, OUTLINE, PAPER, SMALL, SOFT, legend, panel, wrapped
 from course_lib.plots.traced import mark_ranks, require_trace, times_theory
 from course_lib.plots.units import Unit
 from course_lib.record import Job, held
@@ -58,9 +58,8 @@ def memory(
     ax.set_xlabel("rank", fontsize=NORMAL, color=INK)
     if peak_note:
         below = {"xytext": (0, -4), "textcoords": "offset points", "xycoords": ax.xaxis.label}
-        ax.annotate(
-            peak_note, (0.5, 0), ha="center", va="top", fontsize=SMALL, style="italic", color=SOFT, **below
-        )
+        note = {"ha": "center", "va": "top", "fontsize": SMALL, "style": "italic", "color": SOFT}
+        ax.annotate(wrapped(peak_note, ax), (0.5, 0), **note, **below)
     ax.set_ylim(0, top * 1.12)
     ax.set_xlim(-0.75 - max(0, 3 - job.ranks) * 0.4, job.ranks - 0.25 + max(0, 3 - job.ranks) * 0.4)
     mark_ranks(ax, x, range(job.ranks), job.roles)

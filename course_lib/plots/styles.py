@@ -80,10 +80,9 @@ def panel(
     # light also in a dark notebook, and the ink dark, whatever the reader's own settings are
     ax.set_facecolor(PAPER)
     ax.figure.set_facecolor(PAPER)
-    width_in = ax.get_position().width * ax.figure.get_figwidth()
-    subtitle = textwrap.fill(subtitle, max(20, int(width_in * 16)))
+    subtitle = wrapped(subtitle, ax)
     ax.set_title(
-        textwrap.fill(title, max(16, int(width_in * 11))),
+        wrapped(title, ax, per_inch=11, least=16),
         loc="left",
         y=1,  # fixed: or each drawing looks for ticks above the panel, of which there are none
         fontsize=11,
@@ -111,6 +110,12 @@ def panel(
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#C4C9CF")
     return ax
+
+
+def wrapped(text: str, ax: Axes, per_inch: int = 16, least: int = 20) -> str:
+    """`text` in lines as wide as a panel, of so many letters an inch: 16 if they are small."""
+    width_in = ax.get_position().width * ax.figure.get_figwidth()
+    return textwrap.fill(text, max(least, int(width_in * per_inch)))
 
 
 def legend(ax: Axes, reverse: bool = False, last: str = "") -> None:

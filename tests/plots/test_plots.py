@@ -306,6 +306,17 @@ def test_memory_theory_is_an_outline(theory):
     assert f"measured: {32001 / 20000:.2f} \u00d7 theory" in texts(ax)
 
 
+def test_memory_of_two_jobs_beside_each_other_keeps_the_notes_apart():
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", width_ratios=(2, 3))
+    for ax in axes:
+        plots.memory(make_job(), ax=ax)
+    axes[0].get_legend().remove()
+    figure.canvas.draw()
+    notes = [text for ax in axes for text in ax.texts if text.get_text().startswith("not drawn")]
+    left, right = (note.get_window_extent() for note in notes)
+    assert left.x0 >= 0 and left.x1 + 20 < right.x0
+
+
 def test_memory_draws_a_peak_that_is_near():
     job = make_job()
     rows = [{**row, "bytes": 20_000} if row["category"] == "peak" else row for row in job.records["memory"]]
