@@ -32,13 +32,14 @@ def draw_guesses(room: Classroom, prediction: str, ax: Axes | None = None) -> Ax
     Args:
         prediction: its name, such as "bytes-of-four-ranks".
 
-    Errors: ValueError if no chapter has it, or nobody has guessed it yet.
+    Errors: ValueError if no chapter has it.
     """
-    table = guesses(room)
-    its = table[table["prediction"] == prediction] if isinstance(prediction, str) else table[:0]
-    if its.empty:
-        one_of("prediction", prediction, tuple(table["prediction"].unique()))
+    one_of("prediction", prediction, [name for chapter in room.chapters for name in chapter.predictions])
     chapter = room.chapter_of(prediction)
+    table = guesses(room)
+    its = table[table["prediction"] == prediction]
+    if its.empty:
+        return _nothing(chapter.predictions[prediction] or prediction, "nobody has guessed yet", ax)
     measured = [value for value in its["measured"] if value is not None]
     unit = its["unit"].iloc[0]
     ax = panel(
@@ -63,12 +64,10 @@ def draw_guesses(room: Classroom, prediction: str, ax: Axes | None = None) -> Ax
 def draw_tries(room: Classroom, ax: Axes | None = None) -> Axes:
     """Draw for each exercise that somebody tried how many solved it, in how many tries (the median), and how
     many have not yet.
-
-    Errors: ValueError if nobody has tried any.
     """
     table = tries(room)
     if table.empty:
-        raise ValueError("Nobody in this class has tried an exercise yet.")
+        return _nothing("Exercises: solved, and tried so far", "nobody has tried an exercise yet", ax)
     tried = set(table["exercise"])
     order = [name for chapter in room.chapters for name in chapter.exercises if name in tried]
     by = table.groupby("exercise")
@@ -109,12 +108,10 @@ def draw_tries(room: Classroom, ax: Axes | None = None) -> Axes:
 def draw_progress(room: Classroom, ax: Axes | None = None) -> Axes:
     """Draw which part of each chapter each learner has done, as a bar that fills: a row a learner, who has
     done most first, a column a chapter up to the last that anybody has begun.
-
-    Errors: ValueError if there are no learners.
     """
     table = progress(room)
     if table.empty:
-        raise ValueError("There are no learners in this class.")
+        return _nothing("How far the class is", "nobody has joined this class yet", ax)
     begun = [at for at, file in enumerate(table.columns) if table[file].any()]
     table = table.iloc[:, : max(begun, default=0) + 1]
     most = table.sum(axis=1).sort_values(ascending=False, kind="stable").index
@@ -135,6 +132,13 @@ def draw_progress(room: Classroom, ax: Axes | None = None) -> Axes:
     ax.set_xlim(-0.6, columns - 0.4)
     ax.set_ylim(rows - 0.4, -0.6)
     ax.grid(False)
+    return ax
+
+
+def _nothing(title: str, why: str, ax: Axes | None) -> Axes:
+    """In the place of a figure of what is not there yet: a class that has just begun is no error."""
+    ax = panel(title, why, ax, size=(7, 1.2))
+    ax.set_axis_off()
     return ax
 
 

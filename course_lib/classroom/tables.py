@@ -3,15 +3,18 @@
 import importlib
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 
+import numpy as np
 import pandas as pd
 
 from course_lib.arguments import takes
 from course_lib.classroom.reading import Classroom
 from course_lib.learner.predictions import RIGHT
 
-__all__ = ["who_is_where", "progress", "guesses", "tries", "stumbles"]
+__all__ = ["who_is_where", "progress", "times", "guesses", "tries", "stumbles"]
 
+BREAK = timedelta(minutes=30)  # who did nothing for longer was away
 RUNS = "the answer runs, and returns what can be judged"  # what every exercise asks for, by the key "runs"
 
 
@@ -57,6 +60,40 @@ def progress(room: Classroom) -> pd.DataFrame:
             sum((learner, name) in done for name in asked) / max(1, len(asked)) for learner in room.learners
         ]
     return pd.DataFrame(shares, index=pd.Index(list(room.learners), name="learner"))
+
+
+@takes(room=Classroom)
+def times(room: Classroom) -> pd.DataFrame:
+    """How long chapters took: one row for each that somebody has begun. A learner's time is that between the
+    first and the last guess, comparison or verdict in it; half an hour without any is a break, and left out.
+
+    Columns: chapter, learners (with two such lines or more), minutes (of these, the median), shortest and
+    longest (minutes, too), it_says (minutes without exercises, and for these).
+    """
+    spent: dict[str, list[float]] = {}
+    for lines in room.learners.values():
+        whens: dict[str, list] = {}
+        for line in lines:
+            if line["kind"] != "reset" and (chapter := _chapter(room, line)):
+                whens.setdefault(chapter.file, []).append(line["when"])
+        for file, at in whens.items():
+            if len(at) > 1:
+                pauses = (after - before for before, after in zip(at, at[1:]))
+                its = sum((pause for pause in pauses if pause < BREAK), timedelta())
+                spent.setdefault(file, []).append(its.total_seconds() / 60)
+    rows = [
+        {
+            "chapter": chapter.title,
+            "learners": len(its),
+            "minutes": round(float(np.median(its)), 1),
+            "shortest": round(min(its), 1),
+            "longest": round(max(its), 1),
+            "it_says": "{} + {}".format(*chapter.minutes) if chapter.minutes else "",
+        }
+        for chapter in room.chapters
+        if (its := spent.get(chapter.file))
+    ]
+    return pd.DataFrame(rows, columns=["chapter", "learners", "minutes", "shortest", "longest", "it_says"])
 
 
 @takes(room=Classroom)

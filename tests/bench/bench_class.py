@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "classroom"))
 from class_simulation import NAMES, Play, damage, simulate  # noqa: E402
 
 from course_lib.classroom.reading import read_class  # noqa: E402
-from course_lib.classroom.tables import guesses, progress, stumbles, tries, who_is_where  # noqa: E402
+from course_lib.classroom.tables import guesses, progress, stumbles, times, tries, who_is_where  # noqa: E402
 from course_lib.classroom.topics import talk_about  # noqa: E402
 
 PLAYS = (
@@ -76,12 +76,14 @@ def main() -> None:
         damage(of_the_class, *names[-3:])
         begin = time.perf_counter()
         room = read_class(of_the_class)
-        made = [make(room) for make in (who_is_where, progress, guesses, tries, stumbles, talk_about)]
+        tables = (who_is_where, progress, times, guesses, tries, stumbles, talk_about)
+        made = [make(room) for make in tables]
         seconds = time.perf_counter() - begin
         print(
             f"read, and {len(made)} tables made of it: {seconds:.1f} s (with the import of the checks' words)"
         )
         print(room)
+        print(times(room).to_string(index=False))
 
 
 if __name__ == "__main__":

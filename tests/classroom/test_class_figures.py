@@ -103,10 +103,17 @@ def test_they_draw_on_axes_that_they_are_given(tmp_path):
         assert draw(ax) is ax
 
 
-def test_what_cannot_be_drawn_is_said(tmp_path):
+def test_a_class_that_has_just_begun_has_figures_that_say_so(tmp_path):
     room = read_class(tmp_path)
-    for draw, words in ((draw_tries, "has tried"), (draw_progress, "no learners")):
-        with pytest.raises(ValueError, match=words):
-            draw(room)
+    for ax, words in (
+        (draw_guesses(room, BYTES), "nobody has guessed"),
+        (draw_tries(room), "nobody has tried"),
+        (draw_progress(room), "nobody has joined"),
+    ):
+        assert any(words in text.get_text() for text in ax.texts) and not ax.patches
+        assert not ax.axison
+
+
+def test_a_prediction_that_no_chapter_has_is_said(tmp_path):
     with pytest.raises(ValueError, match="prediction="):
-        draw_guesses(room, "ring")
+        draw_guesses(read_class(tmp_path), "ring")

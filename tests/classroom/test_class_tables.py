@@ -10,10 +10,10 @@ from class_records import BYTES, CHOICE, EXERCISE, OTHER, at, compared, guess, r
 
 from course_lib.classroom import __main__ as commands
 from course_lib.classroom.reading import MOST_BYTES, SAMPLE, read_class
-from course_lib.classroom.tables import guesses, progress, stumbles, tries, who_is_where
+from course_lib.classroom.tables import guesses, progress, stumbles, times, tries, who_is_where
 from course_lib.classroom.topics import talk_about
 
-TABLES = (who_is_where, progress, guesses, tries, stumbles, talk_about)
+TABLES = (who_is_where, progress, times, guesses, tries, stumbles, talk_about)
 
 
 def test_who_is_where_and_how_far(tmp_path):
@@ -34,6 +34,17 @@ def test_who_is_where_and_how_far(tmp_path):
     asked = len(chapter.predictions) + len(chapter.exercises)
     assert share.loc["ada", chapter.file] == 2 / asked and share.loc["cleo"].sum() == 0
     assert share.shape == (3, len(room.chapters))
+
+
+def test_how_long_a_chapter_took_without_the_breaks(tmp_path):
+    write(tmp_path, "ada", guess(1), compared(1), {"when": at(40).isoformat()} | verdict())  # away 38 minutes
+    write(tmp_path, "ben", guess(1), compared(1), verdict("shares"), verdict())
+    write(tmp_path, "cleo", guess(1))
+    (row,) = times(read_class(tmp_path)).to_dict("records")
+    assert "Start here" in row["chapter"] and row["learners"] == 2
+    assert (row["minutes"], row["shortest"], row["longest"]) == (2, 1, 3)
+    (chapter,) = [one for one in read_class(tmp_path).chapters if one.name == "start_here"]
+    assert row["it_says"] == f"{chapter.minutes[0]} + {chapter.minutes[1]}"
 
 
 def test_the_first_guess_that_was_compared_counts_and_one_that_knew_does_not(tmp_path):
