@@ -67,6 +67,8 @@ class Panel:
         # ipykernel 7.4 sends all messages of a widget to the thread that has last written to it, which is
         # busy here; without this, they go to the thread that the frontend has named
         self._button.comm._reply_subshell_for = None
+        # IPython shows and closes all figures after a message, also those that the running cell goes on with
+        self._button.comm.handle_msg = self._button._handle_msg
         self._button._view_count = 0  # from now on the frontend counts its views, and tells
         self._button.observe(lambda change: self._heard.set(), "_view_count")
         self._button.on_click(self._click)

@@ -142,6 +142,16 @@ def test_where_a_busy_kernel_hears_no_click_there_is_no_button(frontend, tmp_pat
     assert not any(map(is_visible, heard))
 
 
+def test_figures_of_a_cell_are_shown_at_its_end_whatever_the_button_tells_meanwhile(frontend, tmp_path):
+    frontend.kernel.run("%matplotlib inline\nimport matplotlib.pyplot as plt")
+    frontend.client.execute(f"figure, axes = plt.subplots()\nrun(waits, {str(tmp_path)!r}, 1, ranks=1)")
+    heard = frontend.hear(is_visible)
+    (tmp_path / "go").touch()
+    heard += frontend.hear(lambda message: "image/png" in message["content"].get("data", {}))
+    kinds = [message["msg_type"] for message in heard]
+    assert "update_display_data" in kinds, "the figure came before the job's end"
+
+
 def test_while_a_job_runs_its_output_has_what_is_seen_if_the_kernel_ends(frontend, tmp_path):
     frontend.client.execute(f"run(waits, {str(tmp_path)!r}, 12, ranks=2)")
     shown = []
