@@ -151,6 +151,7 @@ def ask(client, kind, **content):
 
 def test_a_page_that_is_opened_while_a_job_runs_is_answered_and_a_cell_waits(frontend, tmp_path):
     frontend.begin(f"run(waits, {str(tmp_path)!r}, 12, ranks=2)")
+    frontend.hear(lambda message: "12 of 40 steps" in str(message["content"]))
     client = frontend.client
     cell = client.execute("print('next')")
     # as JupyterLab asks, without naming a subshell
