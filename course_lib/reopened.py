@@ -4,19 +4,30 @@ JupyterLab says "Error displaying widget: model not found" then, whatever else t
 another output follows it, which nobody sees while the widget lives. A style in it hides a widget that has no
 model any more, or no kernel, and shows what stands instead. (Seen in JupyterLab 4.6 with jupyterlab_widgets
 3.0.) Where no widget can be shown, neither is the other: there the widget's output has a line of text.
+
+A page that is closed while a cell runs and opened again gets no output of this cell any more: it has those
+that were saved, and only a widget among them can still change.
 """
 
+from collections import deque
 from typing import Any
 
 __all__ = ["Display"]
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_DEAD = ":is(.jp-OutputArea-output.jupyter-widgets, .jupyter-widgets-disconnected)"
+# without a model; with one that was closed while the page was open; without a kernel
+_DEAD = (
+    ":is(.jp-OutputArea-output.jupyter-widgets, .jp-OutputArea-output.lm-mod-hidden,"
+    " .jupyter-widgets-disconnected)"
+)
 _CHILD, _INSTEAD = ".jp-OutputArea-child", ".course-lib-instead"
 _STYLE = (
     f"{_CHILD}:has({_DEAD}):has(+ {_CHILD} {_INSTEAD}) {{ display: none !important }} "
     f"{_CHILD}:has({_DEAD}) + {_CHILD} {_INSTEAD} {{ display: block !important }}"
 )
+
+LATE = 8  # so many widgets are kept for pages that are opened again
+_late: deque[Any] = deque()
 
 
 class Display:
@@ -43,14 +54,27 @@ class Display:
         if self._below is not None:
             self._below.update(_hidden(instead), raw=True)
 
-    def end(self, bundle: dict[str, str]) -> None:
+    def end(self, bundle: dict[str, str], late: str = "") -> None:
         """Put `bundle` in the widget's place now. Jupyter cannot take a display away: an empty one shows
         nothing.
+
+        `late`: HTML for a page that was closed and opened again, and hears of no output: the widget, a box,
+        shows it there until some others have ended, too.
         """
         self._shown.update(bundle, raw=True)
         if self._below is not None:
             self._below.update({}, raw=True)
-        _close(self._widget)
+        if not late:
+            _close(self._widget)
+            return
+        import ipywidgets as widgets
+
+        parts, self._widget.children = self._widget.children, [widgets.HTML(late)]
+        for part in parts:
+            _close(part)
+        _late.append(self._widget)
+        if len(_late) > LATE:
+            _close(_late.popleft())
 
 
 def _close(widget: Any) -> None:

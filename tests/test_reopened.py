@@ -6,7 +6,7 @@ import IPython
 import ipywidgets as widgets
 import pytest
 
-from course_lib import explore, frontend, predict
+from course_lib import explore, frontend, predict, reopened
 from course_lib.learner import record
 from course_lib.ranks.panel import Panel
 from course_lib.reopened import Display
@@ -52,6 +52,19 @@ def test_all_that_stands_in_a_widget_ends_with_it(outputs):
     row = widgets.HBox(parts)
     Display(widgets.VBox([row]), "a line").end({})
     assert [widget.comm for widget in (row, *parts)] == [None] * 3
+
+
+def test_a_page_that_hears_of_no_output_sees_in_some_last_widgets_how_it_ended(outputs):
+    reopened._late.clear()
+    boxes = [widgets.VBox([widgets.HBox([widgets.Button()])]) for _ in range(reopened.LATE + 1)]
+    rows = [box.children[0] for box in boxes]
+    for number, box in enumerate(boxes):
+        Display(box, "a line", "gone").end({"text/plain": "over"}, late=f"<b>{number}</b>")
+    assert outputs == [{"text/plain": "over"}, {}] * len(boxes)
+    assert [row.comm for row in rows] == [None] * len(rows)
+    assert boxes[0].comm is None, "the first of them gives its place to the last"
+    assert [box.children[0].value for box in boxes[1:]] == [f"<b>{n}</b>" for n in range(1, len(boxes))]
+    assert {box.model_id for box in boxes[1:]} < set(widgets.Widget.get_manager_state()["state"])
 
 
 def test_after_a_job_whose_panel_had_a_button_each_widget_has_a_state(outputs):

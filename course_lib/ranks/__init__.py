@@ -33,4 +33,5 @@ outside.py           a call of torch.distributed in the notebook itself, explain
 progress.py          a sign of life while a job runs
 lines.py             how far each rank is: a line for each, or a few words
 panel.py             the same in a notebook, with a button that cancels the job
+answers.py           what a page asks that is opened again while a job runs, answered meanwhile
 """

@@ -122,8 +122,10 @@ class _Told(BaseException):
                     f"  last output of {report.name}:",
                     *(f"      {line}" for line in report.output.strip().splitlines()[-8:]),
                 ]
-        rank = next((report.rank for report in self._ordered() if report.traceback), None)
-        if rank is not None:
+        # a cause, or else a rank that was still at work in the learner's own code
+        told = [report for report in self._ordered() if report.traceback]
+        if told:
+            rank = min(told, key=lambda report: (not report.cause, not report.place)).rank
             lines.append(
                 "  everything: from course_lib import last_error;"
                 f" print(last_error().reports[{rank}].traceback)"
@@ -271,8 +273,8 @@ def _report(state: RankState, output: str, cause: bool, because: str) -> RankRep
         told = f"raised {error_in_words(state.error)}"
     elif cause:
         told = ended_in_words(state) + (f" in {waits}" if waits and state.status == -signal.SIGABRT else "")
-    elif state.phase == "finished":
-        told, place, line = "had finished", "", ""
+    elif state.phase == "finished":  # whatever it has told of itself is over
+        told, place, line, frames, state = "had finished", "", "", [], replace(state, stack="")
     elif state.error and because == "was running":  # what ended the job has reached it first
         told = f"raised {error_in_words(state.error)}"
     elif state.silent:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from course_lib.frontend import is_seen
+from course_lib.ranks import answers
 from course_lib.reopened import Display
 
 __all__ = ["Panel", "Cancelled"]
@@ -34,10 +35,13 @@ class Panel:
         self._button: Any = None
         self._row = widgets.HBox([self._line])
         self._next_at, self._pause_s = time.monotonic() + FIRST_S, FIRST_S
-        # seen too where the job went on while no page was open, to which its end could be told
+        # seen where no page was open to which its end could be told, and the kernel has ended since, or many
+        # other jobs have
         ended = f"{html.escape(title)}: its end was not seen here: the page was closed, or the kernel ended."
         box = widgets.VBox([self._row, self._page])
         self._display = Display(box, title if stays else "", ended if is_seen() else "")
+        if is_seen():
+            answers.begin(self)
 
     def draw(self, line: str, page: str) -> None:
         """Show it as it is now."""
@@ -67,6 +71,8 @@ class Panel:
         # ipykernel 7.4 sends all messages of a widget to the thread that has last written to it, which is
         # busy here; without this, they go to the thread that the frontend has named
         self._button.comm._reply_subshell_for = None
+        # IPython shows and closes all figures after a message, also those that the running cell goes on with
+        self._button.comm.handle_msg = self._button._handle_msg
         self._button._view_count = 0  # from now on the frontend counts its views, and tells
         self._button.observe(lambda change: self._heard.set(), "_view_count")
         self._button.on_click(self._click)
@@ -79,9 +85,10 @@ class Panel:
         if self._clicked.is_set():
             raise Cancelled
 
-    def end(self, bundle: dict[str, str]) -> None:
-        """Leave `bundle` in its place."""
-        self._display.end(bundle)
+    def end(self, bundle: dict[str, str], late: str = "") -> None:
+        """Leave `bundle` in its place; on a page that was opened again since it began: `late`, as HTML."""
+        answers.end(self)
+        self._display.end(bundle, late)
 
     def _click(self, button) -> None:
         self._clicked.set()

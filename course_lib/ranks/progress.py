@@ -104,7 +104,7 @@ class Progress:
             from IPython.display import display
 
             if self._panel is not None:
-                self._panel.end(self._line())
+                self._panel.end(self._line(), self._late(error) if is_seen() else "")
             elif self._stays:
                 display(self._line(), raw=True)
             if self._cost and not is_seen():  # a line of its own: nbval knows a line only as it was at first
@@ -130,6 +130,19 @@ class Progress:
                 f"{before * bool(self._of)}{printed.rows_html(shown, self._roles)}{after * bool(cut)}</div>"
             )
         return line
+
+    def _late(self, error: BaseException | None) -> str:
+        """What is left for a page that was closed while the job ran, as HTML: no error reaches it either."""
+        how = "It has ended."
+        if error is not None:
+            how = getattr(error, "headline", "") or f"{type(error).__name__}: {error}"
+            how += " All of it: last_error()." * bool(getattr(error, "reports", ()))
+        line = self._line().get("text/html") or f'<div style="{printed.CODE}">{html.escape(self.title)}</div>'
+        return (
+            f'<div style="{_INK}; line-height: normal">{line}<div>{html.escape(how)}'
+            f' <span style="{printed.SOFT}">This page was not open all the while: what the cell showed'
+            " besides is not here.</span></div></div>"
+        )
 
     def _write_lines(self, outputs: Sequence[str], over: bool) -> None:
         """In a terminal: lines of the ranks that have not been written yet, above the one that rewrites

@@ -17,6 +17,8 @@ _CELLS = f"""path => {{ {_PANEL}
 _READY = f"""path => {{ if (!window.jupyterapp) return false; {_PANEL}
   return panel?.content?.widgets?.length && panel.sessionContext.session?.kernel?.status === 'idle'
     && panel.sessionContext.session.kernel.connectionStatus === 'connected' }}"""
+_THERE = f"""path => {{ if (!window.jupyterapp) return false; {_PANEL}
+  return panel?.context?.isReady && panel.content.widgets.length === panel.context.model.cells.length }}"""
 _QUIET = f"""path => {{ {_PANEL}
   return panel.sessionContext.session?.kernel?.status === 'idle'
     && panel.content.widgets.every(cell => cell.model.executionState !== 'running') }}"""
@@ -39,7 +41,7 @@ class NotebookPage:
 
     def __init__(self, watched: Watched, path: str):
         """`path`: from the lab's root, such as "desk/00_start_here.ipynb"."""
-        self.page, self.path = watched.page, path
+        self.watched, self.page, self.path = watched, watched.page, path
 
     def ready(self) -> "NotebookPage":
         """Wait until it stands there, and its kernel is idle."""
@@ -50,6 +52,16 @@ class NotebookPage:
         """In the JupyterLab that the page shows already."""
         self.page.evaluate("path => { jupyterapp.commands.execute('docmanager:open', {path}) }", self.path)
         return self.ready()
+
+    def open_again(self, url: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Save it, close the page, and open it at its address; `meanwhile` is called while there is none. The
+        kernel may be busy.
+        """
+        self.save()
+        self.page.goto("about:blank")
+        meanwhile()
+        self.page.goto(url, wait_until="commit")
+        self.page.wait_for_function(_THERE, arg=self.path)
 
     def cells(self) -> dict[str, dict]:
         """By their ids: text, type, whether it runs, and outputs as a notebook stores them."""
@@ -127,6 +139,16 @@ class NotebookPage:
         index = list(self.cells()).index(cell)
         panel = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         return panel.locator(f".jp-Cell[data-windowed-list-index='{index}'] .jp-Cell-outputWrapper")
+
+    def theme(self, name: str) -> None:
+        """JupyterLab in "light" or "dark"."""
+        self.page.evaluate(
+            "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})",
+            f"JupyterLab {name.capitalize()}",
+        )
+        self.page.wait_for_function(
+            "light => document.body.dataset.jpThemeLight === light", arg=str(name == "light").lower()
+        )
 
     def dirty(self) -> bool:
         """Whether who closes it would be asked to save it."""

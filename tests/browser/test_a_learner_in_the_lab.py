@@ -145,13 +145,7 @@ def test_an_explorer_moves_by_keyboard(small):
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_all_that_a_cell_shows_can_be_read_in_both_themes(small, watched, theme):
-    small.page.evaluate(
-        "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})",
-        f"JupyterLab {theme.capitalize()}",
-    )
-    small.page.wait_for_function(
-        "light => document.body.dataset.jpThemeLight === light", arg=str(theme == "light").lower()
-    )
+    small.theme(theme)
     if theme == THEMES[0]:
         small.write("my_share", ALL_OF_IT)
         for cell in (cell for cell in SMALL if cell not in ("compares", "ends")):

@@ -1,12 +1,17 @@
-"""Jobs in JupyterLab: whole chapters by Run All, a job that is interrupted, a kernel that is restarted."""
+"""Jobs in JupyterLab: whole chapters by Run All, a job that is interrupted, a kernel that is restarted, a
+page that is closed while a job runs.
+"""
 
 import json
+import re
 
 import psutil
 import pytest
 from browser_fixtures import browser, lab, watched
 from chromium_here import DEADLINE_S
+from legible import contrasts
 from notebook_page import NotebookPage, notebook
+from themes import LEGIBLE, THEMES
 
 assert browser and lab and watched  # fixtures
 
@@ -15,11 +20,16 @@ CHAPTERS = (FIRST, "01_one_training_step.ipynb", "04_ddp.ipynb")
 SMALL = {
     "imports": (
         "import os\nimport time\nfrom pathlib import Path\n\nimport torch.distributed as dist\n\n"
-        "from course_lib import run"
+        "from course_lib import measure, run"
     ),
     "hangs": (
         "def hangs(folder):\n    (folder / f'pid{dist.get_rank()}').write_text(str(os.getpid()))\n"
         "    time.sleep(10_000)\n\n\nrun(hangs, FOLDER, ranks=2, timeout=9_000)"
+    ),
+    "steps": (
+        "def steps(folder):\n    (folder / f'pid{dist.get_rank()}').write_text(str(os.getpid()))\n"
+        "    while not (folder / 'go').exists():\n        with measure.step():\n            time.sleep(0.1)\n"
+        "    print('went on')\n\n\nrun(steps, FOLDER, ranks=2, timeout=9_000)"
     ),
     "after": "def works():\n    return 10 + dist.get_rank()\n\n\nprint(run(works, ranks=2).results)",
 }
@@ -36,10 +46,10 @@ def small(lab, watched, tmp_path):
     return NotebookPage(watched, f"desk/{name}").open()
 
 
-def ranks_at_work(small: NotebookPage, folder) -> list[psutil.Process]:
-    """Run the cell that hangs; its ranks, once both are at work."""
+def ranks_at_work(small: NotebookPage, folder, cell: str = "hangs") -> list[psutil.Process]:
+    """Run a cell whose ranks do not end; its ranks, once both are at work."""
     small.run("imports")
-    small.run("hangs", wait=False)
+    small.run(cell, wait=False)
 
     def told() -> list[int]:
         return [int(text) for path in folder.glob("pid*") if (text := path.read_text())]
@@ -101,6 +111,58 @@ def test_a_job_is_ended_by_keyboard_and_the_next_one_works(lab, small, tmp_path,
     assert alive == []
     small.run("after")
     assert "[10, 11]" in small.text("after")
+
+
+def least_steps(small: NotebookPage) -> int:
+    """How many steps each rank has done at least, as the panel tells it."""
+    told = re.findall(r"(\d+) steps", small.shown("steps").inner_text())
+    return min(map(int, told)) if len(told) == 2 else 0
+
+
+def look(small: NotebookPage, name: str) -> None:
+    """Keep how the cell's output looks, which can be read in both themes."""
+    for theme in reversed(THEMES):
+        small.theme(theme)
+        shown = small.shown("steps").locator(".jp-OutputArea-output")
+        shown.first.screenshot(path=small.watched.keep("opened_again") / f"{name}_{theme}.png")
+        found = contrasts(shown)
+        assert found and [text for text in found if text[0] < LEGIBLE] == [], f"{name}, {theme}"
+
+
+def test_a_page_opened_again_while_a_job_runs_shows_it_live_and_can_cancel_it(lab, small, tmp_path):
+    ranks = ranks_at_work(small, tmp_path, "steps")
+    small.shown("steps").get_by_role("button", name="Cancel").wait_for()
+    small.until(lambda: least_steps(small))
+    small.open_again(lab.url(f"lab/tree/{small.path}"))
+    small.until(lambda: least_steps(small))
+    before = least_steps(small)
+    small.until(lambda: least_steps(small) > before + 3)
+    look(small, "live")
+    small.shown("steps").get_by_role("button", name="Cancel").click()
+    _, alive = psutil.wait_procs(ranks, timeout=DEADLINE_S)
+    assert alive == []
+    # no output of the cell reaches this page any more, but what stays of the panel
+    small.shown("steps").get_by_text("steps was cancelled: its ranks were stopped").wait_for()
+    look(small, "cancelled")
+    assert small.shown("steps").get_by_role("button").count() == 0
+    small.run("after")
+    assert "[10, 11]" in small.text("after")
+
+
+def test_a_page_opened_again_after_a_job_has_ended_says_how(lab, small, tmp_path):
+    ranks = ranks_at_work(small, tmp_path, "steps")
+    small.until(lambda: least_steps(small))
+
+    def let_it_end():
+        (tmp_path / "go").touch()
+        psutil.wait_procs(ranks, timeout=DEADLINE_S)
+
+    small.open_again(lab.url(f"lab/tree/{small.path}"), let_it_end)
+    shown = small.shown("steps")
+    shown.get_by_text("It has ended.").wait_for()
+    look(small, "ended")
+    assert "rank 0 | went on" in shown.inner_text() and "Loading widget" not in shown.inner_text()
+    assert not any(line in shown.inner_text() for line in ("its end was not seen", "Error displaying widget"))
 
 
 def test_a_kernel_is_restarted_while_ranks_work_and_nothing_is_left(lab, small, tmp_path):

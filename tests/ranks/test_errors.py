@@ -7,8 +7,9 @@ import pytest
 from themes import LEGIBLE, THEMES, colour, contrast, seen
 
 from course_lib.jobs import run
-from course_lib.ranks import errors, where
+from course_lib.ranks import errors, where, worker
 from course_lib.ranks.errors import RankError, RankReport
+from course_lib.ranks.launch import RankState
 
 RED, BOLD_RED = "#e75c58", "#b22b31"  # JupyterLab's own, in every theme
 
@@ -87,3 +88,17 @@ def test_a_frame_without_a_line_is_told_without_one(monkeypatch):
     monkeypatch.setattr(traceback, "walk_stack", lambda frame: [(frame, None)])
     frames, *_ = where._look()
     assert [line for _, line, _ in frames] == [0] and errors._stack_in_words(frames)
+
+
+def test_the_hint_after_a_cancelled_job_names_a_rank_that_was_still_at_work():
+    at_work = {"frames": [(__file__, 1, "train")]}
+    states = [
+        RankState(0, phase="finished", where=at_work, stack='File "x.py", line 1 in train'),
+        RankState(1, phase="running", where={"frames": [(worker.__file__, 1, "main")]}),  # not the learner's
+        RankState(2, phase="running", where=at_work),
+        RankState(3, phase="running", where=at_work),
+    ]
+    error = errors.explain(states, [""] * 4, "train", 60, interrupted=True).cancelled()
+    assert error.reports[0].state == "had finished" and error.reports[0].traceback == ""
+    assert error.reports[1].place == "" and error.reports[1].traceback
+    assert error._render_traceback_()[-1].endswith("print(last_error().reports[2].traceback)")

@@ -142,6 +142,60 @@ def test_where_a_busy_kernel_hears_no_click_there_is_no_button(frontend, tmp_pat
     assert not any(map(is_visible, heard))
 
 
+def ask(client, kind, **content):
+    """Send a request of a page that is opened; its number."""
+    message = client.session.msg(kind, content)
+    client.shell_channel.send(message)
+    return message["header"]["msg_id"]
+
+
+def test_a_page_that_is_opened_while_a_job_runs_is_answered_and_a_cell_waits(frontend, tmp_path):
+    frontend.begin(f"run(waits, {str(tmp_path)!r}, 12, ranks=2)")
+    frontend.hear(lambda message: "12 of 40 steps" in str(message["content"]))
+    client = frontend.client
+    cell = client.execute("print('next')")
+    # as JupyterLab asks, without naming a subshell
+    for kind in ("kernel_info", "comm_info"):
+        asked = ask(client, f"{kind}_request")
+        reply = client.get_shell_msg(timeout=900)
+        while reply["parent_header"]["msg_id"] != asked:  # those of the cells before
+            assert reply["parent_header"]["msg_id"] != cell
+            reply = client.get_shell_msg(timeout=900)
+        assert reply["msg_type"] == f"{kind}_reply" and reply["content"]["status"] == "ok"
+        frontend.hear(lambda message: message["parent_header"].get("msg_id") == asked and is_idle(message))
+    assert frontend.button in reply["content"]["comms"]
+    target = {"comm_id": "states", "target_name": "jupyter.widget.control", "data": {}}
+    message = client.session.msg("comm_open", target, metadata={"version": "1.0.0"})
+    client.shell_channel.send(message)
+    ask(client, "comm_msg", comm_id="states", data={"method": "request_states"})
+    told = frontend.hear(lambda message: message["content"].get("comm_id") == "states")[-1]
+    states = told["content"]["data"]["states"]
+    assert states[frontend.button]["state"]["description"] == "Cancel"
+    assert any("12 of 40 steps" in str(state["state"].get("value")) for state in states.values())
+    (tmp_path / "go").touch()
+    heard = frontend.hear(lambda message: "next" in str(message["content"].get("text")))
+    assert [m["content"]["data"] for m in heard if m["msg_type"] == "update_display_data"][0] == {
+        "text/plain": "waits on 2 ranks"
+    }
+    # for a page that hears of no output, the widget tells how the job has ended
+    assert any("It has ended." in str(message["content"].get("data")) for message in heard)
+    assert client.kernel_info(reply=True, timeout=900)["content"]["status"] == "ok"
+
+
+def is_idle(message) -> bool:
+    return message["content"].get("execution_state") == "idle"
+
+
+def test_figures_of_a_cell_are_shown_at_its_end_whatever_the_button_tells_meanwhile(frontend, tmp_path):
+    frontend.kernel.run("%matplotlib inline\nimport matplotlib.pyplot as plt")
+    frontend.client.execute(f"figure, axes = plt.subplots()\nrun(waits, {str(tmp_path)!r}, 1, ranks=1)")
+    heard = frontend.hear(is_visible)
+    (tmp_path / "go").touch()
+    heard += frontend.hear(lambda message: "image/png" in message["content"].get("data", {}))
+    kinds = [message["msg_type"] for message in heard]
+    assert "update_display_data" in kinds, "the figure came before the job's end"
+
+
 def test_while_a_job_runs_its_output_has_what_is_seen_if_the_kernel_ends(frontend, tmp_path):
     frontend.client.execute(f"run(waits, {str(tmp_path)!r}, 12, ranks=2)")
     shown = []
