@@ -28,6 +28,11 @@ def test_a_figure_is_told_by_title_axes_and_the_extent_of_each_series():
     )
 
 
+def test_a_title_that_asks_has_no_point_after_it():
+    ax = plots.panel("Which is longer?", "", xlabel="ranks")
+    assert described.in_words(ax.figure) == "Which is longer? Across: ranks."
+
+
 def test_bars_that_lie_are_told_by_their_length_and_an_empty_series_too():
     figure, (left, right) = plt.subplots(1, 2)
     left.barh([0, 1], [4.0, float("nan")], label="held")
