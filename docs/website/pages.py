@@ -107,10 +107,14 @@ def _filled(file: str, repository: str, root: Path) -> str:
     text = (root / file).read_text(encoding="utf-8")
     text = re.sub(r"<!-- README: (.*?) -->", section, with_links(text, file, repository, root))
     text = text.replace("<!-- chapters -->", _chapters(root)).replace("<!-- contents -->", _contents(root))
-    if repository:
-        text = text.replace("ADDRESS-OF-THE-REPOSITORY", repository)
-    binder = binder_address(repository)
-    return text.replace("<!-- binder -->", f"\n[Open the course in Binder]({binder})\n" if binder else "")
+    known = {  # "" where the address of the repository is not known
+        "address": f" (`git clone {repository} course`)" if repository else "",
+        "clone": f"git clone {repository} course\ncd course\n" if repository else "",
+        "binder": f"[Open the course in Binder]({its}). " if (its := binder_address(repository)) else "",
+    }
+    for name, words in known.items():
+        text = text.replace(f"<!-- {name} -->", words)
+    return text.replace("ADDRESS-OF-THE-REPOSITORY", repository or "ADDRESS-OF-THE-REPOSITORY")
 
 
 def _chapters(root: Path) -> str:
