@@ -137,10 +137,9 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
     _lie(right, nothing, peaks, 0.62, facecolor=colors)
     for ax, lengths in ((left, begin), (right, peaks)):
         _lie(ax, nothing, lengths, 0.7, **outline)
-    if dots:
-        left.plot(
-            [s / unit_s for s in dots.values()], list(dots), **MEASURED | {"linestyle": ""}, label="measured"
-        )
+    if dots:  # with a rim: bars may have their colour
+        look = MEASURED | {"linestyle": "", "markersize": 8, "markeredgecolor": PAPER, "markeredgewidth": 1.5}
+        left.plot([s / unit_s for s in dots.values()], list(dots), **look, label="measured")
     right.yaxis.set_visible(False)  # it is that of the left
     right.set_xlim(0, most)
     size.ticks(right.xaxis)
@@ -152,14 +151,8 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
     left.set_xlim(0, 1.05 * longest_s / unit_s or 1)
     left.locator_params("x", nbins=6)  # each number takes as long as all bars
     if best:
-        left.legend(
-            frameon=False,
-            fontsize=SMALL,
-            ncols=len(PARTS) + bool(dots),
-            loc="upper left",
-            bbox_to_anchor=(0, -0.24),
-            columnspacing=1,
-        )
+        count = len(PARTS) + bool(dots)  # below both panels: in one row, and as wide as they are
+        figure.legend(loc="lower left", ncols=count, frameon=False, fontsize=SMALL, columnspacing=1.4)
     return left
 
 
