@@ -41,19 +41,24 @@ __all__ = [
     "ring_efficiency",
     "expert_parallel_bytes",
     "expert_numel",
+    "mtbf_seconds",
     "checkpoint_interval",
     "lost_steps",
     "goodput",
+    "goodput_shares",
     "parameter_server_bytes",
     "mean_staleness",
     "most_staleness",
     "stale_rate_limit",
     "updates_per_second",
+    "server_with_straggler",
     "server_round_seconds",
     "local_sgd_bytes",
     "waiting_fraction",
     "bucket_seconds",
     "overlapped_seconds",
+    "hidden_fraction",
+    "pass_flop",
     "amdahl",
     "gustafson",
     "karp_flatt",
@@ -129,7 +134,13 @@ def bandwidth(op: str, payload_bytes: float, seconds: float, group_size: int) ->
 
 
 def ring_seconds(
-    op: str, payload_bytes: float, group_size: int, alpha_s: float, beta_s: float, gamma_s: float = 0.0
+    op: str,
+    payload_bytes: float,
+    group_size: int,
+    alpha_s: float,
+    beta_s: float,
+    gamma_s: float = 0.0,
+    calls: float = 1,
 ) -> float:
     """Seconds for a ring all_reduce, reduce_scatter or all_gather: steps * alpha + bytes sent * beta + bytes
     added up * gamma.
@@ -138,6 +149,8 @@ def ring_seconds(
         alpha_s: seconds to start one message.
         beta_s: seconds per byte sent.
         gamma_s: seconds per byte that is added up.
+        calls: the payload goes in so many collectives of one size, one after the other, as gradients do in
+            buckets: each pays for all its messages.
 
     Source: Thakur and Gropp 2003, "Improving the performance of collective operations in MPICH", sections 3
         and 4.
@@ -145,7 +158,8 @@ def ring_seconds(
     steps = one_of("op", op, _known("ring_steps"))(whole("group_size", group_size))
     chunk_bytes = number("payload_bytes", payload_bytes) / group_size
     added_bytes = (group_size - 1) * chunk_bytes if COLLECTIVES[op].kind == "sum" else 0
-    sending_s = steps * (number("alpha_s", alpha_s) + chunk_bytes * number("beta_s", beta_s))
+    started_s = number("calls", calls, above=True) * number("alpha_s", alpha_s)
+    sending_s = steps * (started_s + chunk_bytes * number("beta_s", beta_s))
     return sending_s + added_bytes * number("gamma_s", gamma_s)
 
 
@@ -656,6 +670,21 @@ def expert_numel(
     return {"total": router + (num_experts + shared) * one, "active": router + (chosen + shared) * one}
 
 
+def mtbf_seconds(observed_s: float, failures: float, observed_ranks: int, ranks: int) -> float:
+    """M, the mean time between failures of a job of n ranks, where another one of N ranks had F failures in T
+    seconds: T N / (F n). Any rank that fails ends a job, so twice the ranks fail twice as often.
+
+    Args:
+        observed_s, failures, observed_ranks: T, F and N, all above 0.
+        ranks: n.
+
+    Source: rates of failures that do not depend on each other add up; Schroeder and Gibson 2007,
+        "Understanding failures in petascale computers", finds them in proportion to the processors.
+    """
+    per_rank = number("failures", failures, above=True) / whole("observed_ranks", observed_ranks)
+    return number("observed_s", observed_s, above=True) / per_rank / whole("ranks", ranks)
+
+
 def checkpoint_interval(save_s: float, mtbf_s: float, order: str = "daly") -> float:
     """Seconds of work between two saves at which a job loses least: "young", sqrt(2 C M), or "daly", sqrt(2 C
     M) (1 + sqrt(C / 2M) / 3 + (C / 2M) / 9) - C, and M where C is at least 2 M.
@@ -710,6 +739,27 @@ def goodput(interval_s: float, save_s: float, mtbf_s: float, restart_s: float = 
     if (t + c + r) / m > 700:  # e^700 is about the largest number
         return 0.0
     return t / m / (math.exp(r / m) * math.expm1((t + c) / m))
+
+
+def goodput_shares(
+    interval_s: float, save_s: float, mtbf_s: float, restart_s: float = 0.0
+) -> dict[str, float]:
+    """Where a job's time goes, in parts of 1: "useful", its goodput; "saves", those that were finished;
+    "restarts"; and "work done again", with the saves that were cut off.
+
+    Of the time a part of 1 - e^(-R/M) is spent in restarts, however often one saves; each useful interval of
+    t seconds has a save of C.
+
+    Args: as for `goodput`, and from the same source: the parts of its total time.
+    """
+    useful = goodput(interval_s, save_s, mtbf_s, restart_s)
+    saves, restarts = useful * save_s / interval_s, -math.expm1(-restart_s / mtbf_s)
+    return {
+        "useful": useful,
+        "saves": saves,
+        "restarts": restarts,
+        "work done again": max(0.0, 1 - useful - saves - restarts),
+    }
 
 
 def parameter_server_bytes(param_bytes: float, workers: int, updates: int) -> dict[str, float]:
@@ -786,6 +836,33 @@ def updates_per_second(compute_s: Sequence[float], waits: bool) -> float:
     return len(times) / max(times) if waits else sum(1 / seconds for seconds in times)
 
 
+def server_with_straggler(
+    workers: int, compute_s: float, slower: float, bound: float = math.inf
+) -> dict[str, float]:
+    """Updates per second, and their mean "staleness", at a server one of whose workers always needs `slower`
+    times as long as each other one. In the long run: leads are used up, and sending takes no time.
+
+    Whoever may be ahead by a bounded number of gradients waits for the straggler in the end; where all are
+    alike, nobody gets ahead, and only a bound of 0 makes them wait.
+
+    Args:
+        compute_s: seconds of the others for one gradient.
+        slower: at least 1.
+        bound: how many gradients a worker may be ahead of the slowest; 0: all wait for all.
+
+    Returns:
+        "updates_per_second", as the function of this name, and "staleness", as `mean_staleness`.
+    """
+    if number("slower", slower) < 1:
+        raise ValueError(f"slower={slower!r}: it must be at least 1.")
+    W, t = whole("workers", workers), number("compute_s", compute_s, above=True)
+    waits = number("bound", bound, finite=False) == 0 or bound < math.inf and slower > 1
+    return {
+        "updates_per_second": updates_per_second([t] * (W - 1) + [slower * t], waits),
+        "staleness": (W - 1) / 2 if waits else W - 1.0,
+    }
+
+
 def server_round_seconds(param_bytes: float, bytes_per_s: float, workers: int) -> float:
     """Seconds in which a server of one link takes a gradient of each worker and gives each the weights, one
     message after the other: 2 W S / B.
@@ -851,6 +928,30 @@ def overlapped_seconds(
     f, b = number("forward_s", forward_s), number("backward_s", backward_s)
     c = number("communication_s", communication_s)
     return f + max(b, c) + min(b, c) / whole("num_buckets", num_buckets)
+
+
+def hidden_fraction(backward_s: float, communication_s: float, num_buckets: int) -> float:
+    """The share of communication, 0 to 1, that K equal buckets hide behind backward: (1 - 1/K) min(1, B/C).
+    The rest is **exposed**: the step is longer by it.
+
+    Args: as for `bucket_seconds`; where C is 0, as for a very short one.
+    """
+    b, c = number("backward_s", backward_s), number("communication_s", communication_s)
+    return (1 - 1 / whole("num_buckets", num_buckets)) * (min(1.0, b / c) if c else 1.0)
+
+
+def pass_flop(numel: float, samples: float) -> dict[str, float]:
+    """FLOP of a "forward", 2 N D, and of a "backward", 4 N D: of a sample each weight takes a product and a
+    sum forward, and twice these backward, for the gradients of inputs and of weights. Together 6 N D.
+
+    Args:
+        numel: N, weights of matrices that each sample meets once. Attention's own products are not in it.
+        samples: D; of a language model, tokens.
+
+    Source: Kaplan et al. 2020, "Scaling laws for neural language models", section 2.1.
+    """
+    one = 2 * number("numel", numel) * number("samples", samples)
+    return {"forward": one, "backward": 2 * one}
 
 
 def amdahl(ranks: float, serial_fraction: float) -> float:

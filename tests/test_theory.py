@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from course_lib import theory
 
@@ -88,6 +89,8 @@ def test_ring_seconds_by_message(op, rounds):
     )
     assert theory.ring_seconds(op, S, 4, a, b, g) == pytest.approx(seconds)
     assert theory.ring_seconds(op, S, 4, 0, 1) == pytest.approx(theory.collective_bytes(op, S, 4))
+    in_turn = sum(theory.ring_seconds(op, S / 8, 4, a, b, g) for _ in range(8))
+    assert theory.ring_seconds(op, S, 4, a, b, g, calls=8) == pytest.approx(in_turn)
     assert theory.ring_seconds(op, S, 1, a, b, g) == 0
 
 
@@ -449,7 +452,19 @@ def test_megatron_configurations_fit_the_models_and_the_gpus():
 
 def test_llama3_took_six_flops_per_parameter_and_token():
     (row,) = theory.published("llama3_405b")["rows"]
-    assert 6 * row["model"] * 1e9 * row["tokens"] * 1e12 == pytest.approx(row["flops"] * 1e25, rel=0.01)
+    passes = theory.pass_flop(row["model"] * 1e9, row["tokens"] * 1e12)
+    assert sum(passes.values()) == pytest.approx(row["flops"] * 1e25, rel=0.01)
+
+
+def test_a_pass_has_the_flop_that_torch_counts():
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 16, bias=False), torch.nn.Linear(16, 4, bias=False))
+    numel, x = sum(p.numel() for p in layers.parameters()), torch.ones(5, 8, requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        loss = layers(x).sum()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    counted = {"forward": forward.get_total_flops(), "backward": backward.get_total_flops()}
+    assert theory.pass_flop(numel, 5) == counted
 
 
 def test_megatron_tensor_parallel_models_grow_with_the_gpus_and_lose_a_little_each_time():
@@ -486,6 +501,9 @@ def test_megatron_tensor_parallel_models_grow_with_the_gpus_and_lose_a_little_ea
         (lambda: theory.amdahl(0.5, 0.5), "at least 1"),
         (lambda: theory.karp_flatt(1.0, 1), "one rank"),
         (lambda: theory.speedup(1.0, 0.0), "t_n"),
+        (lambda: theory.ring_seconds("all_reduce", 8, 2, 0, 0, calls=0), "calls"),
+        (lambda: theory.server_with_straggler(2, 0.1, 0.5), "slower=0.5"),
+        (lambda: theory.mtbf_seconds(100, 0, 8, 8), "failures"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_sentence(call, words):
@@ -640,6 +658,11 @@ def test_buckets_travel_when_they_are_ready_and_the_link_is_free(backward_s, com
     assert theory.overlapped_seconds(*given) == pytest.approx(free)
     one = theory.overlapped_seconds(*given[:3], 1)
     assert one == pytest.approx(forward_s + backward_s + communication_s)  # nothing is hidden
+    ends = forward_s + backward_s
+    beside = sum(min(end, ends) - min(begin, ends) for begin, end in found)  # what travels in backward
+    hidden = theory.hidden_fraction(*given[1:])
+    assert hidden * communication_s == pytest.approx(beside)
+    assert free - ends == pytest.approx((1 - hidden) * communication_s)  # the rest is exposed
 
 
 # -- servers, staleness, local steps: play them through
@@ -703,6 +726,17 @@ def test_updates_per_second_are_those_of_a_server_that_is_played_through():
     for bound, waits in ((0, True), (2, True), (math.inf, False)):
         took = served(seconds, 900, bound)[1]
         assert 900 / took == pytest.approx(theory.updates_per_second(seconds, waits), rel=0.02)
+
+
+@pytest.mark.parametrize("slower", [1, 1.3, 4])
+@pytest.mark.parametrize("bound", [0, 2, math.inf])
+def test_a_server_with_a_straggler_is_one_that_is_played_through(slower, bound):
+    W, N = 4, 6000
+    staleness, took = served([0.02] * (W - 1) + [slower * 0.02], N, bound)
+    found = theory.server_with_straggler(W, 0.02, slower, bound)
+    assert N / took == pytest.approx(found["updates_per_second"], rel=0.01)
+    late = staleness[N // 2 :]  # the lead is used up
+    assert sum(late) / len(late) == pytest.approx(found["staleness"], rel=0.01)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2, 8])

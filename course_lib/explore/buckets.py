@@ -36,7 +36,7 @@ def overlap(
         job: a traced job of your own, best one with a single bucket: its slowest rank's forward and backward
             and its gradients are the start, and its step is drawn, as measured, under the modelled ones.
         forward_s, backward_s, gradient_bytes: in the place of a job's, all three. Without any: a ResNet-50 of
-            Goyal et al. 2017, whose forward is taken as half of its backward.
+            Goyal et al. 2017, whose forward is taken to be as much shorter as its work is less.
         alpha_s, bytes_per_s: the link that you have measured, as in `collectives`.
     """
     f, b, size, whose = _start(job, forward_s, backward_s, gradient_bytes)
@@ -44,7 +44,7 @@ def overlap(
     sizes = {f"{k} of {Unit.of(size / k).text(size / k)}": k for k in BUCKETS}
 
     def communication(k: int, link: tuple, ranks: int) -> float:
-        return k * theory.ring_seconds("all_reduce", size / k, ranks, link[0], 1 / link[1])
+        return theory.ring_seconds("all_reduce", size, ranks, link[0], 1 / link[1], calls=k)
 
     def draw(buckets, link, ranks) -> tuple[Axes, pd.DataFrame]:
         c = communication(buckets, link, ranks)
@@ -61,13 +61,12 @@ def overlap(
         title = f"{buckets} bucket{'s' * (buckets > 1)} on {ranks:,} ranks: {time_in_words(step)} a step"
         where = f"modelled: a ring, {name}; forward, backward and gradients: {whose}"
         ax = _lanes(title, where, lanes, buckets, job)
-        hidden = 1 - (step - f - b) / c if c else 1.0
         rows = {
             "forward": time_in_words(f),
             "backward": time_in_words(b),
             "gradients": Unit.of(size).text(size),
             "all_reduces, in all": time_in_words(c),
-            "of this, hidden": f"{max(0.0, hidden):.0%}",
+            "of this, hidden": f"{theory.hidden_fraction(b, c, buckets):.0%}",
             "after backward": time_in_words(step - f - b),
             "step": time_in_words(step),
             "step, one bucket": time_in_words(at_end),
@@ -99,7 +98,9 @@ def _start(job, forward_s, backward_s, gradient_bytes) -> tuple[float, float, fl
     if all(value is None for value in given.values()):
         row = theory.published("goyal_resnet50")["rows"][0]
         backward = row["backward_ms"] / 1e3
-        return backward / 2, backward, row["gradient_mb"] * 1e6, "a ResNet-50, Goyal et al. 2017"
+        work = theory.pass_flop(1, 1)
+        forward = backward * work["forward"] / work["backward"]
+        return forward, backward, row["gradient_mb"] * 1e6, "a ResNet-50, Goyal et al. 2017"
     f, b, size = (number(name, value, above=True) for name, value in given.items())
     return f, b, size, "yours"
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from course_lib import theory
 from course_lib.arguments import instance, number
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import CHOSEN, COLORS, MEASURED, MODELLED, PUBLISHED, SLEEPS, legend, panel
+from course_lib.plots.styles import CHOSEN, INK, MEASURED, MODELLED, PUBLISHED, SLEEPS, legend, panel
 from course_lib.plots.units import time_in_words
 
 __all__ = ["checkpoints"]
@@ -17,6 +17,8 @@ __all__ = ["checkpoints"]
 RANKS = (8, 64, 512, 1024, 4096, 16_384, 131_072)
 SAVES_S = (0.1, 1, 5, 15, 60, 300)
 INTERVALS_S = (1, 10, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 86_400)
+# what the time goes to that is lost, from the bottom up
+LOST = {"restarts": "#D0D7DE", "saves": "#A8CBE6", "work done again": "#F3C9A5"}
 DAYS, GPUS = 54, 16_384  # of the pre-training of Llama 3 405B, whose interruptions are published
 EFFECTIVE = 0.9  # of its time training was effective, at least: the same section
 
@@ -24,14 +26,14 @@ EFFECTIVE = 0.9  # of its time training was effective, at least: the same sectio
 def checkpoints(
     save_s: float | None = None, mtbf_s: float | None = None, restart_s: float = 600.0, asleep: bool = False
 ) -> Explorer:
-    """The share of a job's time in which it does not get on, against the time between two saves: the curve of
-    Daly 2006, the best intervals by Young and by Daly, and the one that you choose.
+    """The share of a job's time in which it does not get on, and what this goes to, against the time between
+    two saves: the curve of Daly 2006, the best intervals by Young and by Daly, and the one that you choose.
 
     Args:
         save_s: seconds for which a save keeps your training waiting, as you have measured them: then the
             first choice, and where the interval is yours to choose.
         mtbf_s: mean seconds between two failures of **one** rank; of n ranks there are n times as many. None:
-            what the 419 published interruptions of Llama 3 405B give, 54 days x 16,384 GPUs / 419.
+            what the 419 published interruptions of Llama 3 405B give, in 54 days on 16,384 GPUs.
         restart_s: seconds from a failure until training goes on.
         asleep: what was measured is a save to a disk that sleeps.
     """
@@ -43,19 +45,24 @@ def checkpoints(
     whose = "yours"
     if mtbf_s is None:
         counts = [row["count"] for row in theory.published("llama3_interruptions")["rows"]]
-        mtbf_s, whose = 86_400 * DAYS * GPUS / sum(counts), "Llama 3 405B, published"
+        mtbf_s, whose = theory.mtbf_seconds(86_400 * DAYS, sum(counts), GPUS, 1), "Llama 3 405B, published"
     number("mtbf_s", mtbf_s, above=True)
     number("restart_s", restart_s)
     published = whose != "yours"
 
     def draw(save, ranks, interval) -> tuple[Axes, pd.DataFrame]:
-        m = mtbf_s / ranks
+        m = theory.mtbf_seconds(mtbf_s, 1, 1, ranks)
+
+        def goes_to(its_interval: float) -> dict[str, float]:
+            return theory.goodput_shares(its_interval, save, m, restart_s)
+
         points = {
             "Young": theory.checkpoint_interval(save, m, "young"),
             "Daly": theory.checkpoint_interval(save, m, "daly"),
             "chosen": float(interval),
         }
-        lost = {name: 1 - theory.goodput(t, save, m, restart_s) for name, t in points.items()}
+        shares = {name: goes_to(t) for name, t in points.items()}
+        lost = {name: 1 - its["useful"] for name, its in shares.items()}
         title = (
             f"{ranks:,} ranks, a save every {time_in_words(interval)}: {lost['chosen']:.1%} lost,"
             f" at best {lost['Daly']:.1%}"
@@ -67,18 +74,13 @@ def checkpoints(
         labels = {"xlabel": "time between two saves", "ylabel": "share of the time that is lost"}
         ax = panel(title, where, size=(7.5, 3.8), grid="both", **labels)
         low, high = min(INTERVALS_S[0], *points.values()), max(INTERVALS_S[-1], *points.values())
-        t = np.geomspace(low, high, 120)
-        curve = [1 - theory.goodput(its, save, m, restart_s) for its in t]
-        ax.plot(t, curve, **MODELLED, label="all that is lost")
-        for name, marker, color in (("Young", "^", COLORS["params"]), ("Daly", "v", COLORS["grads"])):
-            look = MODELLED | {
-                "linestyle": "",
-                "marker": marker,
-                "color": color,
-                "markersize": 9,
-                "markerfacecolor": "none",
-            }
-            ax.plot([points[name]], [lost[name]], **look, label=name)
+        t = np.geomspace(low, high, 90)
+        curve = pd.DataFrame([goes_to(its) for its in t])
+        ax.stackplot(t, curve[list(LOST)].T, colors=LOST.values(), labels=LOST)
+        ax.plot(t, 1 - curve["useful"], **MODELLED, label="all that is lost")
+        for name, marker in (("Young", "^"), ("Daly", "v")):
+            look = {"linestyle": "", "marker": marker, "markersize": 9, "markerfacecolor": "none"}
+            ax.plot([points[name]], [lost[name]], color=INK, **look, label=name)
         ax.plot([interval], [lost["chosen"]], **CHOSEN, label="chosen")
         if save_s is not None and save == save_s:
             look = {k: (SLEEPS if asleep else MEASURED)[k] for k in ("color", "linestyle", "linewidth")}
@@ -97,11 +99,10 @@ def checkpoints(
             name: {
                 "save every": time_in_words(points[name]),
                 "lost": f"{lost[name]:.1%}",
-                "useful (goodput)": f"{1 - lost[name]:.1%}",
-                "in saves": f"{save / (points[name] + save):.1%}",
-                "saves between two failures": f"{m / (points[name] + save):.3g}",
+                **{f"in {what}": f"{its[what]:.1%}" for what in LOST},
+                "useful (goodput)": f"{its['useful']:.1%}",
             }
-            for name in points
+            for name, its in shares.items()
         }
         return ax, pd.DataFrame(rows).T
 

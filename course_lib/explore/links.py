@@ -65,11 +65,12 @@ def collectives(alpha_s: float | None = None, bytes_per_s: float | None = None) 
             line = [theory.all_reduce_seconds(kind, its, ranks, alpha, 1 / rate) for its in sizes]
             ax.plot(sizes, line, **look | dashes, label=kind)
             ax.plot([size], [seconds[kind]], **CHOSEN | {"color": color})
+            starting_s = theory.all_reduce_seconds(kind, 0, ranks, alpha, 1 / rate)
             rows[kind] = {
                 "time": time_in_words(seconds[kind]),
                 "messages in turn": messages,
                 "on the busiest link": Unit.of(share * size).text(share * size),
-                "of the time, starting messages": f"{messages * alpha / seconds[kind]:.0%}",
+                "of the time, starting messages": f"{starting_s / seconds[kind]:.0%}",
             }
         ax.set(xscale="log", yscale="log")
         ax.minorticks_off()

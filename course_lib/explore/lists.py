@@ -46,8 +46,9 @@ def schedules() -> Explorer:
             several += f" (not {asked}: in rounds of {ranks})"
         title = f"{kind}, {several}: bubble {idle:.0%}"
         table = {
-            "busy": {rank: f"{_busy(played, rank) / length:.0%}" for rank in range(ranks)},
-            "kept at once": {rank: f"{_kept(played, rank) / chunks:g}" for rank in range(ranks)},
+            "busy": {rank: f"{1 - on_paper.idle_share(played, rank):.0%}" for rank in range(ranks)},
+            # of a rank with several stages, each is a part of the model's share
+            "kept at once": {k: f"{most / chunks:g}" for k, most in enumerate(on_paper.in_flight(played))},
         }
         if job is None:
             ax = plots.schedule(played, title=title)
@@ -80,15 +81,3 @@ def _above_its_job(played: list, title: str, job: Job, length: float) -> Axes:
     ran = f"As it ran, compute sleeps: {ratio:.2f} times as long, bubble {bubble(job):.0%}"
     plots.schedule(job, title=ran, ax=below, times=longest / ratio)
     return above
-
-
-def _busy(played: list, rank: int) -> float:
-    return sum(block.end - block.begin for block in played if block.rank == rank)
-
-
-def _kept(played: list, rank: int) -> int:
-    """Most forwards of a rank whose backward is not over, in micro-batches of one of its stages."""
-    mine = [block for block in played if block.rank == rank]
-    last = {(block.stage, block.microbatch): block.end for block in mine if block.op != "forward"}
-    begun = [(block.begin, last[block.stage, block.microbatch]) for block in mine if block.op == "forward"]
-    return max(sum(begin <= at < end for begin, end in begun) for at, _ in begun)

@@ -21,6 +21,7 @@ __all__ = ["Explorer", "laid_out"]
 
 MOST_CONTROLS = 3
 DPI = 90
+LEGEND_IN = 0.3  # inches below all panels, for a legend of them all
 SHORT = 10  # letters: beside a slider there is room for no more
 
 
@@ -191,7 +192,8 @@ def laid_out(figure: Figure) -> None:
     figure.set_layout_engine("none")
     for ax in figure.axes:
         ax.spines[:].set_in_layout(False)  # they lie inside of their ticks' labels, and are slow to measure
-    figure.tight_layout(pad=0.8, h_pad=1.6)
+    below = LEGEND_IN / figure.get_figheight() if figure.legends else 0
+    figure.tight_layout(pad=0.8, h_pad=1.6, rect=(0, below, 1, 1))
 
 
 def _png(ax: Axes) -> str:

@@ -1,11 +1,12 @@
 """What if the model, the machine or the number of ranks were another: the best plans, by the cost model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 
 from course_lib.arguments import instance, number
 from course_lib.explore.panel import Explorer
@@ -18,8 +19,9 @@ __all__ = ["planner"]
 RANKS = (1, 2, 4, 8, 64, 512, 1024, 4096)
 BEST = 5
 NONE = "no plan can deal out this batch and these layers"
-SHAPES = {"GPT, 1.7 billion": (24, 2304), "GPT, 7.5 billion": (36, 4096), "GPT, 39 billion": (48, 8192)}
-SHAPES |= {"GPT, 175 billion": (96, 12288)}
+# layers, hidden, heads: as published (Narayanan et al. 2021, tables 1 and 2)
+SHAPES = {"GPT, 1.7 billion": (24, 2304, 24), "GPT, 7.5 billion": (36, 4096, 32)}
+SHAPES |= {"GPT, 39 billion": (48, 8192, 64), "GPT, 175 billion": (96, 12288, 96)}
 # the parts of a step; those of the mesh's axes have their colours
 PARTS = {"compute": COLORS["backward"], "bubble": COLORS["other"]}
 PARTS |= {axis: COLORS[axis] for axis in ("tp", "pp", "dp")}
@@ -41,7 +43,10 @@ def planner(
         measured: seconds of steps that you have measured on your machine with your model, by str(plan).
     """
     machines = {"A100, data sheet": A100, "H100, data sheet": H100}
-    models = {name: transformer(*shape, sequence=2048, batch=2048) for name, shape in SHAPES.items()}
+    models = {
+        name: transformer(layers, hidden, sequence=2048, batch=2048, heads=heads)
+        for name, (layers, hidden, heads) in SHAPES.items()
+    }
     if machine is not None:
         machines = {"yours, measured": instance("machine", machine, Machine)} | machines
     if model is not None:
@@ -111,14 +116,14 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
     panel(title, f"modelled: {what}" + "; dots: measured" * bool(dots), left, grid="x")
     has = Unit.of(memory_bytes).text(memory_bytes)
     panel("Memory of a rank", f"modelled; the machine has {has}", right, grid="x")
-    at, steps = np.arange(len(best)), np.array([its.cost.step_s for its in best])
-    longest_s = steps.max(initial=0)
+    at, steps = range(len(best)), [its.cost.step_s for its in best]
+    longest_s = max([*steps, *dots.values()], default=0)
     unit_s, unit = (1e-3, "ms") if longest_s < 1 else (1, "s") if longest_s < 600 else (60, "min")
     begin = np.zeros(len(best))
     for part, color in PARTS.items():
         length = np.array([its.cost.seconds[part] for its in best]) / unit_s
         if length.any():
-            left.barh(at, length, 0.62, left=begin, color=color, edgecolor=PAPER, linewidth=0.5, label=part)
+            _lie(left, begin, length, 0.62, facecolor=color, edgecolor=PAPER, linewidth=0.5, label=part)
             begin = begin + length
     peaks = [its.cost.peak_bytes for its in best]
     most = 1.2 * max(peaks, default=memory_bytes)
@@ -127,28 +132,35 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
         right.axvline(memory_bytes, color="#CF222E", linewidth=1.2)
     size = Unit.of(most)
     colors = [COLORS["other"] if its.cost.fits else "#CF222E" for its in best]
-    right.barh(at, peaks, 0.62, color=colors)
-    for ax, lengths in ((left, steps / unit_s), (right, peaks)):
-        if best:
-            ax.barh(at, lengths, 0.7, **OUTLINE)
-    if dots:
-        left.plot(
-            [s / unit_s for s in dots.values()], list(dots), **MEASURED | {"linestyle": ""}, label="measured"
-        )
+    outline = {name: its for name, its in OUTLINE.items() if name != "fill"} | {"facecolor": "none"}
+    nothing = np.zeros(len(best))
+    _lie(right, nothing, peaks, 0.62, facecolor=colors)
+    for ax, lengths in ((left, begin), (right, peaks)):
+        _lie(ax, nothing, lengths, 0.7, **outline)
+    if dots:  # with a rim: bars may have their colour
+        look = MEASURED | {"linestyle": "", "markersize": 8, "markeredgecolor": PAPER, "markeredgewidth": 1.5}
+        left.plot([s / unit_s for s in dots.values()], list(dots), **look, label="measured")
+    right.yaxis.set_visible(False)  # it is that of the left
     right.set_xlim(0, most)
     size.ticks(right.xaxis)
     right.set_xlabel(size.name)
     left.set_xlabel(f"{unit} of a step")
     left.set_yticks(at, [_name(its).replace(": ", ":\n", 1) for its in best], fontsize=SMALL, color=INK)
+    left.tick_params(axis="y", length=0)
     left.set_ylim(max(len(best), 1) - 0.4, -0.75)
-    left.set_xlim(0, None)
+    left.set_xlim(0, 1.05 * longest_s / unit_s or 1)
+    left.locator_params("x", nbins=6)  # each number takes as long as all bars
     if best:
-        left.legend(
-            frameon=False,
-            fontsize=SMALL,
-            ncols=len(PARTS) + bool(dots),
-            loc="upper left",
-            bbox_to_anchor=(0, -0.24),
-            columnspacing=1,
-        )
+        count = len(PARTS) + bool(dots)  # below both panels: in one row, and as wide as they are
+        figure.legend(loc="lower left", ncols=count, frameon=False, fontsize=SMALL, columnspacing=1.4)
     return left
+
+
+def _lie(ax: Axes, begins: Sequence, lengths: Sequence, height: float, **look) -> None:
+    """Bars that lie, of one series: as one collection, since a patch for each takes long to make and draw."""
+    low, high = -height / 2, height / 2
+    corners = [
+        ((begin, k + low), (begin + length, k + low), (begin + length, k + high), (begin, k + high))
+        for k, (begin, length) in enumerate(zip(begins, lengths))
+    ]
+    ax.add_collection(PolyCollection(corners, **look), autolim=False)

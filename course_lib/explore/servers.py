@@ -18,10 +18,10 @@ from course_lib.plots.units import time_in_words
 __all__ = ["staleness"]
 
 WORKERS, SLOWER = (2, 3, 4, 8, 16, 32, 64), (1, 1.5, 2, 4, 8, 16)
+ACROSS = (1, 1.001, *SLOWER[1:])  # a bounded server changes as soon as somebody is slower
 POLICIES = {"all wait: bound 0": 0.0, "a little ahead: bound 2": 2.0, "nobody waits: no bound": math.inf}
 COLORS = {0.0: "#0072B2", 2.0: "#E69F00", math.inf: "#D55E00"}
 SHORT = {0.0: "bound 0", 2.0: "bound 2", math.inf: "no bound"}
-UPDATES = 10_000  # of each worker: what is left over at the end then does not count
 
 
 def staleness(
@@ -52,16 +52,21 @@ def staleness(
     if number("slower", slower) not in SLOWER:
         raise ValueError(f"slower={slower!r}: it must be one of {', '.join(map(str, SLOWER))}.")
 
+    def modelled(workers, bound, slowest) -> tuple[float, float]:
+        found = theory.server_with_straggler(workers, compute_s, slowest, bound)
+        return samples * found["updates_per_second"], found["staleness"]
+
     def draw(workers, policy, slowest) -> tuple[Axes, pd.DataFrame]:
         shown = ran if (workers, slowest) == (workers_of_runs, slower) else {}
         rows = {}
         for bound in POLICIES.values():
-            age = _mean_age(workers, bound, slowest)
+            rate, age = modelled(workers, bound, slowest)
+            most_rate, without = (theory.stale_rate_limit(its) for its in (math.ceil(age), 0))
             rows[SHORT[bound]] = {
-                "samples / s": f"{_rate(compute_s, workers, bound, slowest) * samples:,.0f}",
+                "samples / s": f"{rate:,.0f}",
                 "mean staleness": f"{age:.3g}",
                 "at most": f"{theory.most_staleness(workers, bound):.3g}" if bound < math.inf else "no limit",
-                "learning rate, over that without": f"{_rate_limit(age):.2g}",
+                "learning rate, over that without": f"{most_rate / without:.2g}",
             }
             if shown:
                 its = shown.get(bound, {})
@@ -69,13 +74,13 @@ def staleness(
                     f"samples / s, {ran_as}": f"{its['rate']:,.0f}" if its else "",
                     f"staleness, {ran_as}": f"{its['age']:.2f}" if its else "",
                 }
-        rate = _rate(compute_s, workers, policy, slowest) * samples
-        age = _mean_age(workers, policy, slowest)
+        rate, age = modelled(workers, policy, slowest)
         titles = f"{SHORT[policy]}: {rate:,.0f} samples / s", f"staleness {age:.3g}"
         where = f"modelled: {workers} workers, {time_in_words(compute_s)} for a gradient"
         if shown:
             where += "; circles: run, with workers that sleep" if asleep else "; circles: measured"
-        ax = _curves(titles, where, compute_s, samples, workers, policy, slowest, shown, ran_as)
+        lines = {bound: [modelled(workers, bound, its) for its in ACROSS] for bound in COLORS}
+        ax = _curves(titles, where, lines, policy, slowest, shown, ran_as)
         return ax, pd.DataFrame(rows).T
 
     controls = {"workers": WORKERS, "policy": POLICIES, "slowest": {f"{x:g} times": x for x in SLOWER}}
@@ -100,40 +105,19 @@ def _read(history: Sequence, samples: int) -> dict[str, float]:
     }
 
 
-def _rate(compute_s: float, workers: int, bound: float, slowest: float) -> float:
-    """Updates per second, in the long run."""
-    times = [compute_s] * (workers - 1) + [slowest * compute_s]
-    return theory.updates_per_second(times, waits=bound < math.inf)
-
-
-def _mean_age(workers: int, bound: float, slowest: float) -> float:
-    """In the long run. Where all are alike, none uses up its lead, and nobody waits, unless there is none."""
-    if slowest == 1 and bound:
-        bound = math.inf
-    return theory.mean_staleness(workers, UPDATES * workers, bound, one_is_slow=bound < math.inf)
-
-
-def _rate_limit(age: float) -> float:
-    """The learning rate that comes to rest with gradients so old, over that with new ones."""
-    return theory.stale_rate_limit(round(age)) / theory.stale_rate_limit(0)
-
-
-def _curves(titles, where, compute_s, samples, workers, policy, slowest, shown, ran_as) -> Axes:
+def _curves(titles, where, lines, policy, slowest, shown, ran_as) -> Axes:
     _, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     across = "the slowest takes so many times as long"
     panel(titles[0], where, left, xlabel=across, ylabel="samples / s", grid="both")
     panel(titles[1], "modelled, the mean", right, xlabel=across, ylabel="updates", grid="both")
-    x = (1, 1.001, *SLOWER[1:])  # a bounded server changes as soon as somebody is slower
-    places = [math.log2(s) for s in x]  # a logarithmic axis has ticks by itself, which take time
+    places = [math.log2(s) for s in ACROSS]  # a logarithmic axis has ticks by itself, which take time
     for nth, (bound, color) in enumerate(COLORS.items()):
-        rates = [samples * _rate(compute_s, workers, bound, s) for s in x]
-        ages = [_mean_age(workers, bound, s) for s in x]
         look = MODELLED | {"color": color, "linewidth": 2.4 if bound == policy else 1.2}
         look["linestyle"] = (4 * nth, (4, 4))  # where lines lie on each other, both are seen
-        for ax, line in ((left, rates), (right, ages)):
+        for ax, line in zip((left, right), zip(*lines[bound])):
             ax.plot(places, line, **look, label=SHORT[bound])
             if bound == policy:
-                ax.plot([math.log2(slowest)], [line[x.index(slowest)]], **CHOSEN | {"color": color})
+                ax.plot([math.log2(slowest)], [line[ACROSS.index(slowest)]], **CHOSEN | {"color": color})
     for bound, its in shown.items():
         for ax, key in ((left, "rate"), (right, "age")):
             color = COLORS.get(bound, MODELLED["color"])

@@ -1,5 +1,6 @@
 """What one plan costs: bytes, memory and seconds of a step. Arithmetic on data; no torch here."""
 
+import functools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from course_lib import theory
 from course_lib.arguments import instance
 from course_lib.collectives import COLLECTIVES
-from course_lib.plan.facts import BYTES, Machine, Model, Plan
+from course_lib.plan.facts import BYTES, Layer, Machine, Model, Plan
 from course_lib.plan.moments import stages, states_of, worst_moment
 from course_lib.plan.ways import WAYS
 
@@ -74,9 +75,10 @@ def cost(plan: Plan, model: Model, machine: Machine) -> Cost:
 def _of_dp(plan: Plan, model: Model, layers) -> list[tuple[str, float, int, int]]:
     """The collectives along dp of a rank with these layers: (op, bytes in all, ranks of a group, calls)."""
     way, of_param, of_grad = WAYS[plan.way], *BYTES[model.precision][:2]
-    numel = sum(layer.cut_numel(plan.tp) for layer in layers)
+    kinds = _alike(layers)
+    numel = sum(times * its.cut_numel(plan.tp) for its, times in kinds)
     shards = (plan.shards or plan.dp) if way.stage else plan.dp
-    units, tensors = len(layers) if way.per_layer else 1, sum(len(layer.shapes) for layer in layers)
+    units, tensors = len(layers) if way.per_layer else 1, sum(n * len(its.shapes) for its, n in kinds)
     its = []
     for op, times in way.calls:
         if way.stage == 3 or way.stage == 2 and op == "reduce_scatter":  # for each micro-batch anew
@@ -108,11 +110,11 @@ def _sent(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     formula = theory.gloo_bytes if machine.gloo and not way.ring else theory.collective_bytes
     of_dp = sum(
         count * formula(op, size, n)
-        for its, count in _alike(parts)
+        for its, count in _alike_stages(parts)
         for op, size, n, _ in _of_dp(plan, model, its)
     )
     samples = model.batch / plan.dp
-    of_tp = samples * sum(_tp_bytes(plan, layer) for layer in model.layers)
+    of_tp = samples * sum(times * _tp_bytes(plan, its) for its, times in _alike(model.layers))
     between = sum(its[-1].out_bytes for its in parts[:-1])
     return {
         "dp": of_dp / plan.pp,
@@ -121,11 +123,19 @@ def _sent(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     }
 
 
-def _alike(parts: list) -> list[tuple[tuple, int]]:
-    """Stages without those that are like another one, and how often each is there: most are alike."""
-    keys = [tuple(map(id, layers)) for layers in parts]  # quickly told apart so
-    kinds, times = dict(zip(keys, parts)), Counter(keys)
-    return [(kinds[key], times[key]) for key in kinds]
+def _alike(layers: tuple) -> list[tuple[Layer, int]]:
+    """Layers without those that are like another one, and how often each is there: most are alike."""
+    return [(layers[at], times) for at, times in _counted(tuple(map(id, layers)))]
+
+
+def _alike_stages(parts: list) -> list[tuple[tuple, int]]:
+    return [(parts[at], times) for at, times in _counted(tuple(tuple(map(id, its)) for its in parts))]
+
+
+@functools.lru_cache  # a ranking asks for the same few thousands of times
+def _counted(keys: tuple) -> list[tuple[int, int]]:
+    """Of each key, where it first stands, and how often."""
+    return [(keys.index(key), times) for key, times in Counter(keys).items()]
 
 
 def _tp_bytes(plan: Plan, layer) -> float:
@@ -139,11 +149,13 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
 
     def stage_s(layers, busy: int) -> float:
         """One micro-batch, forward and backward."""
-        products = passes * samples * sum(its.products / (plan.tp if its.cut else 1) for its in layers)
-        numel = sum(layer.cut_numel(plan.tp) for layer in layers)
+        its_kinds = _alike(layers)
+        each = sum(n * its.products / (plan.tp if its.cut else 1) for its, n in its_kinds)
+        products = passes * samples * each
+        numel = sum(n * its.cut_numel(plan.tp) for its, n in its_kinds)
         seconds = products / machine.at("products_per_s", busy) + numel * machine.at("numel_s", busy)
         if machine.touched_bytes_per_s:  # what is kept is written once and read once, in each pass
-            kept = sum(layer.kept_bytes + layer.kept_cut_bytes / plan.tp for layer in layers)
+            kept = sum(n * (its.kept_bytes + its.kept_cut_bytes / plan.tp) for its, n in its_kinds)
             seconds += 2 * passes * samples * kept / machine.touched_bytes_per_s
         return seconds
 
@@ -154,14 +166,16 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
         link = machine.link(f"{own} {op}" if own and machine.gloo else op, span, group, n)
         if COLLECTIVES[op].ring_steps is None:
             return calls * link.alpha_s + size * link.beta_s
-        return calls * theory.ring_seconds(op, size / calls, group, link.alpha_s, link.beta_s)
+        return theory.ring_seconds(op, size, group, link.alpha_s, link.beta_s, calls=calls)
 
     def tp_s(layers) -> float:
-        calls, size = sum(layer.tp_calls for layer in layers), sum(_tp_bytes(plan, its) for its in layers)
+        its_kinds = _alike(layers)
+        calls = sum(n * its.tp_calls for its, n in its_kinds)
+        size = sum(n * _tp_bytes(plan, its) for its, n in its_kinds)
         calls *= 1.5 if plan.recompute else 1
         return messages_s("all_reduce", samples * size, plan.tp, plan.tp, calls, "tp") if calls else 0.0
 
-    kinds = [(layers, count, stage_s(layers, n), tp_s(layers)) for layers, count in _alike(parts)]
+    kinds = [(layers, count, stage_s(layers, n), tp_s(layers)) for layers, count in _alike_stages(parts)]
     slowest, _, its_stage_s, its_tp_s = max(kinds, key=lambda kind: kind[2] + kind[3])
     busy = min(n, machine.cores)  # no more compute at once; while one waits, another has its core
     compute_s = m * sum(each_s * count for _, count, each_s, _ in kinds) / plan.pp

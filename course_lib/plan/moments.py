@@ -5,7 +5,7 @@ No torch here.
 import functools
 import math
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from course_lib import theory
 from course_lib.arguments import instance, whole
@@ -45,7 +45,7 @@ def states_of(plan: Plan, model: Model, rank: int = 0) -> dict[str, float]:
     place = rank // (plan.pp * plan.tp) % n
     units = [layer.pieces(plan.tp) for layer in stage]
     if not way.per_layer:
-        units = [sum(units, [])]
+        units = [[*chain.from_iterable(units)]]
     full = sum(numel_of(shapes) for shapes in units)
     padded, own, tensors = full, full, sum(map(len, units))
     if way.stage and way.dealt == "flat":
@@ -94,12 +94,18 @@ def _moments(plan: Plan, model: Model, rank: int, every_layer: bool) -> list[tup
     samples, last = its_batch / plan.microbatches, len(layers) - 1
     flight = theory.microbatches_in_flight("1f1b", stage, plan.pp, plan.microbatches) if plan.pp > 1 else 1
     flight = flight + (plan.pp - stage - 1) * (1 - 1 / plan.chunks) if plan.chunks > 1 else flight
-    numel = [layer.cut_numel(plan.tp) for layer in layers]
+    each = {id(its): its for its in layers}  # most are alike
+    largest = max((numel_of([s]) for its in each.values() for s in its.pieces(plan.tp)), default=0)
+    sizes = {
+        key: (
+            its.cut_numel(plan.tp),
+            samples * (its.kept_bytes + its.kept_cut_bytes / plan.tp),
+            samples * its.out_bytes / (plan.tp if its.cut == "column" else 1),
+        )
+        for key, its in each.items()
+    }
+    numel, kept, out = map(list, zip(*(sizes[id(its)] for its in layers)))
     numel_to, full = [*accumulate(numel)], sum(numel)
-    each = {id(its): its for its in layers}.values()  # most are alike
-    largest = max((numel_of([s]) for layer in each for s in layer.pieces(plan.tp)), default=0)
-    kept = [samples * (its.kept_bytes + its.kept_cut_bytes / plan.tp) for its in layers]
-    out = [samples * its.out_bytes / (plan.tp if its.cut == "column" else 1) for its in layers]
     at_work = out
     if plan.recompute:  # only inputs are kept; the layer at work keeps all that it would keep else
         kept, at_work = out, [one + its for one, its in zip(out, kept)]
@@ -149,8 +155,7 @@ def _moments(plan: Plan, model: Model, rank: int, every_layer: bool) -> list[tup
     up_to = [*accumulate(kept)]  # what the layers up to each keep
     places = [*range(len(layers))]
     if not every_layer:  # among layers that are alike it changes evenly: the worst moment is at their ends
-        alike = {i for i in places[2:-2] if len({id(its) for its in layers[i - 2 : i + 3]}) == 1}
-        places = [i for i in places if i not in alike]
+        places = _ends(tuple(map(id, layers)))
     for i in places:
         active = up_to[i] + at_work[i] + (i == last) * out[i]
         found.append(at(f"forward of {layers[i].name}", active, before, params(i)))
@@ -163,6 +168,12 @@ def _moments(plan: Plan, model: Model, rank: int, every_layer: bool) -> list[tup
         found.append(at(f"gradients of {layers[i].name}", active, its_grads, params(i), extra))
     step = at("the optimizer", -others, states["grads"], 0, 2 * of_grad * min(largest, full))
     return [*found, step]
+
+
+@functools.lru_cache  # a ranking asks for the same few hundreds of times
+def _ends(kinds: tuple[int, ...]) -> list[int]:
+    """The places of all layers but those that have two alike on each side."""
+    return [i for i in range(len(kinds)) if not 2 <= i < len(kinds) - 2 or len({*kinds[i - 2 : i + 3]}) > 1]
 
 
 def numel_of(shapes: Iterable[tuple[int, ...]]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import PolyCollection
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
@@ -69,6 +70,7 @@ def _series(ax: Axes) -> Iterable[str]:
     found: dict[str, list] = {}
     bars = [its for its in ax.containers if isinstance(its, BarContainer)]
     lie = {id(its) for its in bars if getattr(its, "orientation", "vertical") == "horizontal"}
+    blocks = [its for its in ax.collections if type(its) is PolyCollection]  # of broken_barh, and bars as one
 
     def add(label, values, axis) -> None:
         unit = getattr(axis.get_major_formatter(), "unit", None)
@@ -80,11 +82,16 @@ def _series(ax: Axes) -> Iterable[str]:
         if line.get_transform() is ax.get_xaxis_transform(which="grid"):
             upright.append(line)
         else:  # beside bars that lie, what counts is how far to the right
-            add(line.get_label(), *((line.get_xdata(), ax.xaxis) if lie else (line.get_ydata(), ax.yaxis)))
+            add(
+                line.get_label(),
+                *((line.get_xdata(), ax.xaxis) if lie or blocks else (line.get_ydata(), ax.yaxis)),
+            )
     for its in bars:
         across = id(its) in lie
         sizes = [bar.get_width() if across else bar.get_height() for bar in its]
         add(its.get_label(), sizes, ax.xaxis if across else ax.yaxis)
+    for its in blocks:
+        add(its.get_label(), [numpy.ptp(path.vertices[:, 0]) for path in its.get_paths()], ax.xaxis)
     for label, values in found.items():
         if not label.startswith("_"):
             yield f"{_line(label)}: {_extent(numpy.concatenate(values))}"

@@ -9,6 +9,7 @@ from matplotlib.text import Text
 
 from course_lib import explore, plan, run, theory
 from course_lib.explore import panel
+from course_lib.plots.described import in_words
 from course_lib.plots.units import Unit, time_in_words
 
 NAMES = [name for name in explore.__all__ if name != "Explorer"]
@@ -175,6 +176,7 @@ def test_a_step_in_buckets_is_that_of_theory():
     assert title == f"8 buckets on 2 ranks: {time_in_words(step)} a step"
     numbers = table[""]
     assert numbers["all_reduces, in all"] == time_in_words(c) and numbers["step"] == time_in_words(step)
+    assert numbers["of this, hidden"] == f"{theory.hidden_fraction(0.08, c, 8):.0%}"
     assert numbers["of this, hidden"] == f"{1 - (step - 0.12) / c:.0%}"
     with pytest.raises(ValueError, match="backward_s=None"):
         explore.overlap(forward_s=0.04)
@@ -235,6 +237,27 @@ def test_the_best_plans_are_those_of_the_planner_and_runs_stand_beside_them():
     assert "no plan can" in title and "no plan can" in table.loc["no plan", "why"]
 
 
+def test_the_models_of_the_planner_are_those_that_were_published():
+    shapes = {row["model"]: row for row in theory.published("megatron_configurations")["rows"]}
+    heads = {row["model"]: row["heads"] for row in theory.published("megatron_stages")["rows"]}
+    models = explore.planner().choices["model"]
+    for name, its in (("1.7", 1.7), ("7.5", 7.5), ("39", 39.1)):
+        model, row = models[f"GPT, {name} billion"], shapes[its]
+        assert len(model.layers) == row["layers"] and model.layers[0].heads == heads[its]
+        assert model.numel / 1e9 == pytest.approx(its, abs=0.11)
+    assert models["GPT, 175 billion"].numel / 1e9 == pytest.approx(174.6, abs=0.1)
+
+
+def test_bars_of_the_planner_are_told_in_words_by_their_length():
+    ax, table = explore.planner().picture()
+    words = in_words(ax.figure)
+    (best,) = (its for its in ax.collections if its.get_label() == "compute")
+    lengths = [path.vertices[:, 0].max() - path.vertices[:, 0].min() for path in best.get_paths()]
+    assert len(lengths) == len(table) == 5
+    assert f"compute: {min(lengths):.3g} to {max(lengths):.3g}." in words
+    plt.close(ax.figure)
+
+
 def test_staleness_is_that_of_theory_and_of_servers_that_ran():
     history = [(1 + k % 3, 1, 0.5 * (k + 1)) for k in range(30)]
     explorer = explore.staleness(0.02, 32, {0: history}, asleep=False)
@@ -263,9 +286,21 @@ def test_what_is_lost_between_saves_is_that_of_theory():
     ):
         assert table.loc[name, "save every"] == time_in_words(interval)
         assert table.loc[name, "useful (goodput)"] == f"{theory.goodput(interval, 2.5, m, 60):.1%}"
+        shares = theory.goodput_shares(interval, 2.5, m, 60)
+        for what in ("restarts", "saves", "work done again"):
+            assert table.loc[name, f"in {what}"] == f"{shares[what]:.1%}"
     assert table.loc["chosen", "lost"] in title
     _, table = drawn(explore.checkpoints())  # as chapter "checkpoints and restarts" has it: 85.3%
     assert table.loc["Daly", "useful (goodput)"] == "85.3%"
+
+
+def test_what_is_lost_lies_under_its_curve():
+    ax, _ = explore.checkpoints().picture()
+    (curve,) = (line for line in ax.lines if line.get_label() == "all that is lost")
+    top = ax.collections[-1].get_paths()[0].vertices[:, 1].max()
+    assert [area.get_label() for area in ax.collections] == ["restarts", "saves", "work done again"]
+    assert top == pytest.approx(curve.get_ydata().max())
+    plt.close(ax.figure)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ def test_on_paper_the_step_and_what_is_in_flight_are_those_of_theory(p):
                 assert on_paper.idle_share(found) == pytest.approx(theory.zero_bubble_fraction(p, m))
         deep = [most(instructions, "F", "W") for instructions in pipeline.zb_h1(p, m)]
         assert deep == [theory.microbatches_in_flight("zb_h1", stage, p, m) for stage in range(p)]
+        assert deep == on_paper.in_flight(on_paper.blocks("zb_h1", p, m))
         late = [most(instructions, "I", "W") for instructions in pipeline.zb_h1(p, m)]
         assert late == [min(stage + 1, m) for stage in range(p)]
         assert most(pipeline.zb_h2(p, m)[0], "F", "W") == min(2 * p - 1, m)
@@ -192,11 +193,15 @@ def test_on_paper_older_schedules_have_their_bubble_too(p):
         for kind in ("gpipe", "1f1b"):
             share = on_paper.idle_share(on_paper.blocks(kind, p, m))
             assert share == pytest.approx(theory.bubble_fraction(p, m))
+            most_kept = on_paper.in_flight(on_paper.blocks(kind, p, m))
+            assert most_kept == [theory.microbatches_in_flight(kind, stage, p, m) for stage in range(p)]
         found = on_paper.blocks("interleaved", p, m, chunks=2)
         assert on_paper.idle_share(found) == pytest.approx(theory.bubble_fraction(p, m, 2))
+        of_ranks = [on_paper.idle_share(found, rank) for rank in range(p)]
+        assert sum(of_ranks) / p == pytest.approx(on_paper.idle_share(found))
         for rank, instructions in enumerate(pipeline.interleaved(p, m, 2)):
             deep = theory.microbatches_in_flight("interleaved", rank, p, m, num_chunks=2)
-            assert most(instructions, "F", "B") == deep
+            assert most(instructions, "F", "B") == deep == on_paper.in_flight(found)[rank]
         begun = {(block.stage, block.microbatch, block.op): block.begin for block in found}
         ended = {(block.stage, block.microbatch, block.op): block.end for block in found}
         assert all(

@@ -40,6 +40,14 @@ def test_bars_that_lie_are_told_by_their_length_and_an_empty_series_too():
     assert described.in_words(figure) == "A panel. held: 4. A panel. later: nothing."
 
 
+def test_blocks_that_lie_are_told_by_their_length():
+    ax = plots.panel("A step", "", xlabel="ms")
+    ax.broken_barh([(0, 2), (5, 3.5)], (0, 1), label="forward")
+    ax.broken_barh([(0, 9)], (0, 1), facecolor="none")
+    ax.plot([4, 6], [0, 1], label="measured")
+    assert described.in_words(ax.figure) == "A step. Across: ms. measured: 4 to 6. forward: 2 to 3.5."
+
+
 def test_numbers_are_told_in_the_unit_of_their_axis():
     ax = plots.panel("Memory", "", ylabel="KB")
     ax.bar([0, 1], [76_800, 153_600], label="params")

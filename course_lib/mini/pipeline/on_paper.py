@@ -2,11 +2,12 @@
 message takes time. The data of a drawn schedule.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from course_lib import torch_internals
-from course_lib.arguments import fits, one_of, takes
+from course_lib.arguments import fits, one_of, takes, whole
 from course_lib.mini.pipeline import refusals as refuse
 from course_lib.mini.pipeline import schedules
 from course_lib.mini.pipeline.instructions import (
@@ -18,7 +19,7 @@ from course_lib.mini.pipeline.instructions import (
     with_stages,
 )
 
-__all__ = ["Slot", "blocks", "play", "idle_share", "lists_of_torch", "KINDS"]
+__all__ = ["Slot", "blocks", "play", "idle_share", "in_flight", "lists_of_torch", "KINDS"]
 
 KINDS: dict[str, Callable[..., Schedule]] = {
     "naive": schedules.naive,
@@ -105,10 +106,26 @@ def play(schedule: Schedule, costs: Mapping[str, float] = COSTS) -> list[Slot]:
 
 
 @takes(found=refuse.other_slots)
-def idle_share(found: list[Slot]) -> float:
-    """Return the bubble: the idle time of all ranks over ranks x length of the step."""
+def idle_share(found: list[Slot], rank: int | None = None) -> float:
+    """Return the bubble: the idle time of all ranks over ranks x length of the step; or that of one rank."""
     ranks, length = 1 + max(block.rank for block in found), max(block.end for block in found)
+    if rank is not None:
+        ranks, found = 1, [block for block in found if block.rank == whole("rank", rank, 0, ranks - 1)]
     return 1 - sum(block.end - block.begin for block in found) / (ranks * length)
+
+
+@takes(found=refuse.other_slots)
+def in_flight(found: list[Slot]) -> list[int]:
+    """Return, for each rank, how many micro-batches it holds at most between their forward and the end of
+    their backward, counted once per stage. (`theory.microbatches_in_flight` has it as formulas.)
+    """
+    held = [0] * (1 + max(block.rank for block in found))
+    over = {(block.stage, block.microbatch): block.end for block in found if block.op != "forward"}
+    for rank in range(len(held)):
+        begun = [its for its in found if its.rank == rank and its.op == "forward"]
+        kept = [(its.begin, over.get((its.stage, its.microbatch), math.inf)) for its in begun]
+        held[rank] = max((sum(begin <= at < end for begin, end in kept) for at, _ in kept), default=0)
+    return held
 
 
 @takes(schedule=refuse.other_torch_schedules)
