@@ -52,6 +52,6 @@ def test_minutes_are_what_the_parts_of_a_chapter_take(name):
 
 
 def test_three_pictures_of_two_ranks_are_read_after_a_quarter_of_an_hour():
-    """Chapter 00 and the website's first page say so; what the environment takes comes before it."""
+    """The first chapter and the website's first page say so; what the environment takes comes before it."""
     minutes = minutes_of(CHAPTERS["start_here"].file, last="start-here-first-read")
     assert minutes < 16, f"its parts take {minutes:.0f}"
