@@ -192,8 +192,9 @@ def laid_out(figure: Figure) -> None:
     figure.set_layout_engine("none")
     for ax in figure.axes:
         ax.spines[:].set_in_layout(False)  # they lie inside of their ticks' labels, and are slow to measure
-    below = LEGEND_IN / figure.get_figheight() if figure.legends else 0
-    figure.tight_layout(pad=0.8, h_pad=1.6, rect=(0, below, 1, 1))
+    figure.tight_layout(pad=0.8, h_pad=1.6)
+    if figure.legends:  # tight_layout could leave room for them, and would measure all texts twice
+        figure.subplots_adjust(bottom=figure.subplotpars.bottom + LEGEND_IN / figure.get_figheight())
 
 
 def _png(ax: Axes) -> str:

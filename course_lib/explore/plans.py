@@ -149,7 +149,8 @@ def _bars(best: list[Ranked], dots: dict[int, float], what: str, ranks: int, mem
     left.tick_params(axis="y", length=0)
     left.set_ylim(max(len(best), 1) - 0.4, -0.75)
     left.set_xlim(0, 1.05 * longest_s / unit_s or 1)
-    left.locator_params("x", nbins=6)  # each number takes as long as all bars
+    for ax in (left, right):  # each number takes as long as all bars
+        ax.locator_params("x", nbins=5, steps=[1, 2, 5, 10])
     if best:
         count = len(PARTS) + bool(dots)  # below both panels: in one row, and as wide as they are
         figure.legend(loc="lower left", ncols=count, frameon=False, fontsize=SMALL, columnspacing=1.4)
