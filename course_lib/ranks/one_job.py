@@ -298,7 +298,7 @@ def _wait_for_server(label: str, show) -> None:
     """
     try:
         while not fork_server.server_is_ready(0.1):
-            show("starting the fork server, once per kernel")
+            show("preparing to start ranks, once per kernel")
     except KeyboardInterrupt as error:
         was = "cancelled" if isinstance(error, Cancelled) else "interrupted"
         raise RankInterrupt(

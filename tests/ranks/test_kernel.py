@@ -200,7 +200,7 @@ def test_the_first_run_of_a_kernel_shows_a_sign_and_can_be_interrupted(first, la
         sign, shown = False, None
         while shown is None:
             message = kernel.client.get_iopub_msg(timeout=900)
-            if "starting the fork server, once per kernel" in str(message["content"]):
+            if "preparing to start ranks, once per kernel" in str(message["content"]):
                 sign = True
                 kernel.manager.interrupt_kernel()
             if message["msg_type"] == "error":
@@ -463,7 +463,7 @@ def test_a_check_that_waits_for_the_server_shows_a_sign_that_goes_away(tmp_path)
     client.process_message = lambda message, *others: (heard.append(message), hear(message, *others))[1]
     client.execute()
     shown = [message["content"] for message in heard if "your function on" in str(message["content"])]
-    assert any("starting the fork server, once per kernel" in str(content) for content in shown)
+    assert any("preparing to start ranks, once per kernel" in str(content) for content in shown)
     *signs, verdict = cells[1].outputs
     assert verdict.output_type == "execute_result" and "average: not attempted" in verdict.data["text/plain"]
     assert [(sign.output_type, sign.data) for sign in signs] == [("display_data", {})]
