@@ -136,8 +136,8 @@ def draw_progress(room: Classroom, ax: Axes | None = None) -> Axes:
 
 
 def _nothing(title: str, why: str, ax: Axes | None) -> Axes:
-    """In the place of a figure of what is not there yet: a class that has just begun is no error. All
-    stands in the title, which is also what is heard of it.
+    """In the place of a figure of what is not there yet: a class that has just begun is no error. All stands
+    in the title, which is also what is heard of it.
     """
     ax = panel(f"{title}{'' if title.endswith('?') else '.'}\n{why}", "", ax, size=(7, 1.2))
     ax.set_axis_off()
