@@ -39,7 +39,7 @@ def draw_guesses(room: Classroom, prediction: str, ax: Axes | None = None) -> Ax
     table = guesses(room)
     its = table[table["prediction"] == prediction]
     if its.empty:
-        return _nothing(chapter.predictions[prediction] or prediction, "nobody has guessed yet", ax)
+        return _nothing(chapter.predictions[prediction] or prediction, "Nobody has guessed yet.", ax)
     measured = [value for value in its["measured"] if value is not None]
     unit = its["unit"].iloc[0]
     ax = panel(
@@ -67,7 +67,7 @@ def draw_tries(room: Classroom, ax: Axes | None = None) -> Axes:
     """
     table = tries(room)
     if table.empty:
-        return _nothing("Exercises: solved, and tried so far", "nobody has tried an exercise yet", ax)
+        return _nothing("Exercises: solved, and tried so far", "Nobody has tried an exercise yet.", ax)
     tried = set(table["exercise"])
     order = [name for chapter in room.chapters for name in chapter.exercises if name in tried]
     by = table.groupby("exercise")
@@ -111,7 +111,7 @@ def draw_progress(room: Classroom, ax: Axes | None = None) -> Axes:
     """
     table = progress(room)
     if table.empty:
-        return _nothing("How far the class is", "nobody has joined this class yet", ax)
+        return _nothing("How far the class is", "Nobody has joined this class yet.", ax)
     begun = [at for at, file in enumerate(table.columns) if table[file].any()]
     table = table.iloc[:, : max(begun, default=0) + 1]
     most = table.sum(axis=1).sort_values(ascending=False, kind="stable").index
@@ -136,8 +136,10 @@ def draw_progress(room: Classroom, ax: Axes | None = None) -> Axes:
 
 
 def _nothing(title: str, why: str, ax: Axes | None) -> Axes:
-    """In the place of a figure of what is not there yet: a class that has just begun is no error."""
-    ax = panel(title, why, ax, size=(7, 1.2))
+    """In the place of a figure of what is not there yet: a class that has just begun is no error. All stands
+    in the title, which is also what is heard of it.
+    """
+    ax = panel(f"{title}{'' if title.endswith('?') else '.'}\n{why}", "", ax, size=(7, 1.2))
     ax.set_axis_off()
     return ax
 

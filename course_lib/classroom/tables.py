@@ -64,23 +64,27 @@ def progress(room: Classroom) -> pd.DataFrame:
 
 @takes(room=Classroom)
 def times(room: Classroom) -> pd.DataFrame:
-    """How long chapters took: one row for each that somebody has begun. A learner's time is that between the
-    first and the last guess, comparison or verdict in it; half an hour without any is a break, and left out.
+    """How long chapters took: one row for each that somebody has begun. A learner's time is that between
+    guesses, comparisons and verdicts in it that follow each other; half an hour without any is a break, and
+    left out, as is the way to another chapter and back.
 
     Columns: chapter, learners (with two such lines or more), minutes (of these, the median), shortest and
     longest (minutes, too), it_says (minutes without exercises, and for these).
     """
     spent: dict[str, list[float]] = {}
     for lines in room.learners.values():
-        whens: dict[str, list] = {}
-        for line in lines:
-            if line["kind"] != "reset" and (chapter := _chapter(room, line)):
-                whens.setdefault(chapter.file, []).append(line["when"])
-        for file, at in whens.items():
-            if len(at) > 1:
-                pauses = (after - before for before, after in zip(at, at[1:]))
-                its = sum((pause for pause in pauses if pause < BREAK), timedelta())
-                spent.setdefault(file, []).append(its.total_seconds() / 60)
+        placed = [
+            (chapter.file, line["when"])
+            for line in lines
+            if line["kind"] != "reset" and (chapter := _chapter(room, line))
+        ]
+        count = Counter(file for file, _ in placed)
+        its = {file: timedelta() for file in count if count[file] > 1}
+        for (file, before), (next_file, after) in zip(placed, placed[1:]):
+            if file == next_file and after - before < BREAK:
+                its[file] += after - before
+        for file, whole in its.items():
+            spent.setdefault(file, []).append(whole.total_seconds() / 60)
     rows = [
         {
             "chapter": chapter.title,

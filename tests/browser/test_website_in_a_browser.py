@@ -39,7 +39,8 @@ def book(browser):
 def pages() -> list[str]:
     """The first page, and one or two of each kind."""
     found = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.html"))
-    ends = ("_start_here", "_pipeline_schedules", "scripts/start_here", "theory", "symptoms", "faults", "try")
+    ends = ("_start_here", "_pipeline_schedules", "scripts/start_here", "api/theory", "api/demo")
+    ends += ("symptoms", "faults", "try")
     return ["index.html", *(next(page for page in found if page.endswith(f"{end}.html")) for end in ends)]
 
 

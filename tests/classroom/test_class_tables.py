@@ -47,6 +47,13 @@ def test_how_long_a_chapter_took_without_the_breaks(tmp_path):
     assert row["it_says"] == f"{chapter.minutes[0]} + {chapter.minutes[1]}"
 
 
+def test_a_minute_counts_for_one_chapter_alone(tmp_path):
+    elsewhere = guess(1, "momentum-bill"), compared(1, name="momentum-bill")
+    write(tmp_path, "ada", guess(1), compared(1), *elsewhere, verdict("shares"), verdict())
+    table = times(read_class(tmp_path))
+    assert table["minutes"].tolist() == [2, 1] and table["learners"].tolist() == [1, 1]
+
+
 def test_the_first_guess_that_was_compared_counts_and_one_that_knew_does_not(tmp_path):
     write(tmp_path, "ada", guess(3), guess(2), compared(2), reset(BYTES), guess(1.5), compared(1.5))
     write(tmp_path, "ben", compared(None), guess(1.5, known=True), compared(1.5))

@@ -31,6 +31,7 @@ def test_a_figure_is_told_by_title_axes_and_the_extent_of_each_series():
 def test_a_title_that_asks_has_no_point_after_it():
     ax = plots.panel("Which is longer?", "", xlabel="ranks")
     assert described.in_words(ax.figure) == "Which is longer? Across: ranks."
+    assert described.in_words(plots.panel("Which is longer?", "").figure) == "Which is longer?"
 
 
 def test_bars_that_lie_are_told_by_their_length_and_an_empty_series_too():
