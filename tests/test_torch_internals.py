@@ -99,7 +99,7 @@ def private_places(tree: ast.Module, own: set[str]) -> list[str]:
 
 
 # private places of ipykernel, comm and ipywidgets: these files say in which versions they have seen them
-ANOTHERS = {"ranks/answers.py": {"_publish_status", "_msg_callback"}, "ranks/panel.py": {"_handle_msg"}}
+NOT_OF_TORCH = {"ranks/answers.py": {"_publish_status", "_msg_callback"}, "ranks/panel.py": {"_handle_msg"}}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_no_private_place_of_torch_in_a_chapter():
 def test_no_private_place_of_torch_outside_of_its_file():
     own = own_names(TREES.values())
     found = {file: private_places(tree, own) for file, tree in TREES.items()}
-    for file, names in ANOTHERS.items():
+    for file, names in NOT_OF_TORCH.items():
         found[file] = [place for place in found[file] if place.partition(": ")[2] not in names]
     assert {file: places for file, places in found.items() if places} == {HOME: found[HOME]}
 

@@ -133,9 +133,9 @@ def _alike_stages(parts: list) -> list[tuple[tuple, int]]:
 
 
 @functools.lru_cache  # a ranking asks for the same few thousands of times
-def _counted(keys: tuple) -> list[tuple[int, int]]:
+def _counted(keys: tuple) -> tuple[tuple[int, int], ...]:
     """Of each key, where it first stands, and how often."""
-    return [(keys.index(key), times) for key, times in Counter(keys).items()]
+    return tuple((keys.index(key), times) for key, times in Counter(keys).items())
 
 
 def _tp_bytes(plan: Plan, layer) -> float:

@@ -4,7 +4,7 @@ No torch here.
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 
 from course_lib import theory
@@ -153,7 +153,7 @@ def _moments(plan: Plan, model: Model, rank: int, every_layer: bool) -> list[tup
     found = []
     before = of_grad * full if way.grads_stay else states["grads"] * (plan.microbatches > 1)
     up_to = [*accumulate(kept)]  # what the layers up to each keep
-    places = [*range(len(layers))]
+    places: Sequence[int] = range(len(layers))
     if not every_layer:  # among layers that are alike it changes evenly: the worst moment is at their ends
         places = _ends(tuple(map(id, layers)))
     for i in places:
@@ -171,9 +171,10 @@ def _moments(plan: Plan, model: Model, rank: int, every_layer: bool) -> list[tup
 
 
 @functools.lru_cache  # a ranking asks for the same few hundreds of times
-def _ends(kinds: tuple[int, ...]) -> list[int]:
+def _ends(kinds: tuple[int, ...]) -> tuple[int, ...]:
     """The places of all layers but those that have two alike on each side."""
-    return [i for i in range(len(kinds)) if not 2 <= i < len(kinds) - 2 or len({*kinds[i - 2 : i + 3]}) > 1]
+    places, last = range(len(kinds)), len(kinds) - 2
+    return tuple(i for i in places if not 2 <= i < last or len({*kinds[i - 2 : i + 3]}) > 1)
 
 
 def numel_of(shapes: Iterable[tuple[int, ...]]) -> int:

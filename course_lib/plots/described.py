@@ -60,7 +60,7 @@ def _panel(ax: Axes) -> str:
     said += series[:MOST_SERIES]
     if len(series) > MOST_SERIES:
         said.append(f"and {len(series) - MOST_SERIES} more")
-    return (". ".join(said) + ".").replace("?.", "?")
+    return (". ".join(said) + ".").replace("?.", "?")  # a title may ask
 
 
 def _series(ax: Axes) -> Iterable[str]:

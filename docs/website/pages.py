@@ -114,7 +114,7 @@ def _filled(file: str, repository: str, root: Path) -> str:
     }
     for name, words in known.items():
         text = text.replace(f"<!-- {name} -->", words)
-    return text.replace("ADDRESS-OF-THE-REPOSITORY", repository or "ADDRESS-OF-THE-REPOSITORY")
+    return text.replace("ADDRESS-OF-THE-REPOSITORY", repository) if repository else text
 
 
 def _chapters(root: Path) -> str:
