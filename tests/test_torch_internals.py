@@ -99,7 +99,10 @@ def private_places(tree: ast.Module, own: set[str]) -> list[str]:
 
 
 # private places of ipykernel, comm and ipywidgets: these files say in which versions they have seen them
-NOT_OF_TORCH = {"ranks/answers.py": {"_publish_status", "_msg_callback"}, "ranks/panel.py": {"_handle_msg"}}
+NOT_OF_TORCH = {
+    "ranks/answers.py": {"_publish_status", "_msg_callback", "_shell_parent"},
+    "ranks/panel.py": {"_handle_msg"},
+}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """A page that is opened again while a job runs: the kernel's answers to the little that it asks at first.
 
-Such a page asks what kernel this is, which widgets there are, and how they look. It asks the main thread,
-which is busy in `run`: without an answer it shows "Loading widget..." until the job is over. So these few
-questions are answered by the thread that takes in all messages and hands them on. All others are handed on as
-ever, and wait for the main thread.
+Such a page asks what kernel this is, which widgets there are, and how they look: all at once, and if it has
+heard nothing after four seconds, each by itself. It asks the main thread, which is busy in `run`: without an
+answer it shows "Loading widget..." until the job is over. So these few questions are answered by the thread
+that takes in all messages and hands them on. All others are handed on as ever, and wait for the main thread.
 
 (Seen in ipykernel 7.4 with JupyterLab 4.6 and ipywidgets 8.1. A kernel that is not made like this one answers
 when the job is over.)
@@ -19,6 +19,7 @@ __all__ = ["begin", "end"]
 _REQUESTS = ("kernel_info_request", "comm_info_request")
 _COMMS = ("comm_open", "comm_msg", "comm_close")
 _STATES = "jupyter.widget.control"  # the target of who asks for the states of all widgets
+_STATE = "request_state"  # what one widget is asked for its own
 _asking: list[Any] = []  # one of each `begin` that has had no `end`
 
 
@@ -61,10 +62,11 @@ async def _answered(kernel: Any, stream: Any, frames: list) -> bool:
         content = message["content"] = kernel.session.unpack(message["content"])
         comm = kernel.comm_manager.comms.get(content.get("comm_id"))
         target = content.get("target_name") if comm is None else comm.target_name
-        if kind in _COMMS and target != _STATES:
+        if kind in _COMMS and target != _STATES and content.get("data", {}).get("method") != _STATE:
             return False
         kernel._publish_status("busy", "shell", parent=message)
         if kind == "comm_msg":  # `handle_msg` would also show the figures of the cell, which are half done
+            kernel._shell_parent.set(message)  # of this task alone: the page looks for what it has asked
             comm._msg_callback(message)
         else:
             answer = kernel.shell_handlers[kind](stream, idents, message)

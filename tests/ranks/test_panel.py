@@ -172,6 +172,15 @@ def test_a_page_that_is_opened_while_a_job_runs_is_answered_and_a_cell_waits(fro
     states = told["content"]["data"]["states"]
     assert states[frontend.button]["state"]["description"] == "Cancel"
     assert any("12 of 40 steps" in str(state["state"].get("value")) for state in states.values())
+    # and as it asks if it has heard nothing of that for some seconds
+    for widget, state in states.items():
+        asked = ask(client, "comm_msg", comm_id=widget, data={"method": "request_state"})
+        told = frontend.hear(
+            lambda message: message["parent_header"].get("msg_id") == asked and is_idle(message)
+        )
+        (answer,) = (message for message in told if is_answer(message, asked))
+        assert answer["content"]["comm_id"] == widget
+        assert answer["content"]["data"]["state"]["_model_name"] == state["model_name"]
     (tmp_path / "go").touch()
     heard = frontend.hear(lambda message: "next" in str(message["content"].get("text")))
     assert [m["content"]["data"] for m in heard if m["msg_type"] == "update_display_data"][0] == {
@@ -180,6 +189,10 @@ def test_a_page_that_is_opened_while_a_job_runs_is_answered_and_a_cell_waits(fro
     # for a page that hears of no output, the widget tells how the job has ended
     assert any("It has ended." in str(message["content"].get("data")) for message in heard)
     assert client.kernel_info(reply=True, timeout=900)["content"]["status"] == "ok"
+
+
+def is_answer(message, asked) -> bool:
+    return message["parent_header"].get("msg_id") == asked and message["msg_type"] == "comm_msg"
 
 
 def is_idle(message) -> bool:
