@@ -25,7 +25,6 @@ THOROUGH_S, SHORTEST_S = 2.5, 10.0  # so long may the shortest case of a test ta
 # Cells that take so long, if no more cells stand on one, itself among them: thorough, and weekly.
 CELL_S, WITH_IT = 6.0, 6
 LONGEST_CELL_S, WITH_LONGEST = 20.0, 8
-SCRIPT = "torch.distributed.run"  # what a learner takes home is run by a cell: tried with each push
 
 # What runs in a browser, and solved twins, are thorough: checks are tested with answers like theirs.
 FOLDERS = {"browser", "solutions"}
@@ -55,7 +54,7 @@ def mark(items: list) -> None:
     known = known_seconds()
     seconds = {item: known.get(name_of(item), 0.0) for item in items}
     shortest = _shortest_cases(seconds)
-    longest = _long_cells(seconds, LONGEST_CELL_S, WITH_LONGEST, but_for=SCRIPT)
+    longest = _long_cells(seconds, LONGEST_CELL_S, WITH_LONGEST)
     left_out = _long_cells(seconds, CELL_S, WITH_IT) | longest
     answers = Counter()
     for item in items:
@@ -92,14 +91,14 @@ def _shortest_cases(seconds: dict) -> set:
     return {min(cases, key=seconds.get) for cases in tests.values() if len(cases) > 1}
 
 
-def _long_cells(seconds: dict, least: float, most: int, but_for: str | None = None) -> set:
+def _long_cells(seconds: dict, least: float, most: int) -> set:
     """Cells of chapters that take so long, with those that stand on them, if these are no more than `most`
-    together; but for what has this text.
+    together.
     """
     cells = {(item.path, item.cell_num): item for item in seconds if isinstance(item, IPyNbCell)}
     found = set()
     for (path, number), item in cells.items():
-        if seconds[item] >= least and not (but_for and but_for in item.cell.source):
+        if seconds[item] >= least:
             numbers = takers(path, number)
             if len(numbers) <= most:
                 found |= {cells[path, other] for other in numbers if (path, other) in cells}

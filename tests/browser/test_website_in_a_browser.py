@@ -11,13 +11,13 @@ import pytest
 from browser_fixtures import browser
 from chromium_here import Watched
 from legible import contrasts
-from themes import LEGIBLE, THEMES
+from themes import LEGIBLE
 
 assert browser  # a fixture
 
 BOOK = Path(__file__).resolve().parents[2] / "build" / "book"
-# widths of a laptop's window, and of a phone
-WIDTHS = (1280, 390)
+# a window of a laptop, and of a phone; each theme once
+WINDOWS = [(1280, "dark"), (390, "light")]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -44,8 +44,7 @@ def pages() -> list[str]:
     return ["index.html", *(next(page for page in found if page.endswith(f"{end}.html")) for end in ends)]
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width, theme", WINDOWS)
 def test_pages_load_without_an_error_and_without_another_host(browser, book, width, theme):
     settings = {"viewport": {"width": width, "height": 900}, "color_scheme": theme}
     with Watched(browser, **settings) as watched:
