@@ -1,14 +1,12 @@
 """What one plan costs: bytes, memory and seconds of a step. Arithmetic on data; no torch here."""
 
-import functools
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 from course_lib import theory
 from course_lib.arguments import instance
 from course_lib.collectives import COLLECTIVES
-from course_lib.plan.facts import BYTES, Layer, Machine, Model, Plan
+from course_lib.plan.facts import BYTES, Machine, Model, Plan, alike, counted
 from course_lib.plan.moments import stages, states_of, worst_moment
 from course_lib.plan.ways import WAYS
 
@@ -75,7 +73,7 @@ def cost(plan: Plan, model: Model, machine: Machine) -> Cost:
 def _of_dp(plan: Plan, model: Model, layers) -> list[tuple[str, float, int, int]]:
     """The collectives along dp of a rank with these layers: (op, bytes in all, ranks of a group, calls)."""
     way, of_param, of_grad = WAYS[plan.way], *BYTES[model.precision][:2]
-    kinds = _alike(layers)
+    kinds = alike(layers)
     numel = sum(times * its.cut_numel(plan.tp) for its, times in kinds)
     shards = (plan.shards or plan.dp) if way.stage else plan.dp
     units, tensors = len(layers) if way.per_layer else 1, sum(n * len(its.shapes) for its, n in kinds)
@@ -114,7 +112,7 @@ def _sent(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
         for op, size, n, _ in _of_dp(plan, model, its)
     )
     samples = model.batch / plan.dp
-    of_tp = samples * sum(times * _tp_bytes(plan, its) for its, times in _alike(model.layers))
+    of_tp = samples * sum(times * _tp_bytes(plan, its) for its, times in alike(model.layers))
     between = sum(its[-1].out_bytes for its in parts[:-1])
     return {
         "dp": of_dp / plan.pp,
@@ -123,19 +121,8 @@ def _sent(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
     }
 
 
-def _alike(layers: tuple) -> list[tuple[Layer, int]]:
-    """Layers without those that are like another one, and how often each is there: most are alike."""
-    return [(layers[at], times) for at, times in _counted(tuple(map(id, layers)))]
-
-
 def _alike_stages(parts: list) -> list[tuple[tuple, int]]:
-    return [(parts[at], times) for at, times in _counted(tuple(tuple(map(id, its)) for its in parts))]
-
-
-@functools.lru_cache  # a ranking asks for the same few thousands of times
-def _counted(keys: tuple) -> tuple[tuple[int, int], ...]:
-    """Of each key, where it first stands, and how often."""
-    return tuple((keys.index(key), times) for key, times in Counter(keys).items())
+    return [(parts[at], times) for at, times in counted(tuple(tuple(map(id, its)) for its in parts))]
 
 
 def _tp_bytes(plan: Plan, layer) -> float:
@@ -149,7 +136,7 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
 
     def stage_s(layers, busy: int) -> float:
         """One micro-batch, forward and backward."""
-        its_kinds = _alike(layers)
+        its_kinds = alike(layers)
         each = sum(n * its.products / (plan.tp if its.cut else 1) for its, n in its_kinds)
         products = passes * samples * each
         numel = sum(n * its.cut_numel(plan.tp) for its, n in its_kinds)
@@ -169,7 +156,7 @@ def _seconds(plan: Plan, model: Model, machine: Machine) -> dict[str, float]:
         return theory.ring_seconds(op, size, group, link.alpha_s, link.beta_s, calls=calls)
 
     def tp_s(layers) -> float:
-        its_kinds = _alike(layers)
+        its_kinds = alike(layers)
         calls = sum(n * its.tp_calls for its, n in its_kinds)
         size = sum(n * _tp_bytes(plan, its) for its, n in its_kinds)
         calls *= 1.5 if plan.recompute else 1

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -245,6 +246,17 @@ def _pieces(shapes: tuple[tuple[int, ...], ...], cut: str, tp: int) -> tuple[tup
 @functools.lru_cache
 def _cut_numel(shapes: tuple[tuple[int, ...], ...], cut: str, tp: int) -> int:
     return sum(map(math.prod, _pieces(shapes, cut, tp)))
+
+
+def alike(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
+    """Layers without those that are like another one, and how often each is there: most are alike."""
+    return [(layers[at], times) for at, times in counted(tuple(map(id, layers)))]
+
+
+@functools.lru_cache  # a ranking asks for the same few thousands of times
+def counted(keys: tuple) -> tuple[tuple[int, int], ...]:
+    """Of each key, where it first stands, and how often."""
+    return tuple((keys.index(key), times) for key, times in Counter(keys).items())
 
 
 def made(kind: type, value: Any):

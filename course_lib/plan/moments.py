@@ -5,11 +5,11 @@ No torch here.
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
 
 from course_lib import theory
 from course_lib.arguments import instance, whole
-from course_lib.plan.facts import BYTES, Layer, Model, Plan
+from course_lib.plan.facts import BYTES, Layer, Model, Plan, alike
 from course_lib.plan.ways import WAYS
 
 __all__ = ["stages", "states_of", "moments_of", "worst_moment", "numel_of"]
@@ -43,25 +43,27 @@ def states_of(plan: Plan, model: Model, rank: int = 0) -> dict[str, float]:
     way, n = WAYS[plan.way], plan.shards or plan.dp
     stage = stages(model, plan.pp)[rank // plan.tp % plan.pp]
     place = rank // (plan.pp * plan.tp) % n
-    units = [layer.pieces(plan.tp) for layer in stage]
-    if not way.per_layer:
-        units = [[*chain.from_iterable(units)]]
-    full = sum(numel_of(shapes) for shapes in units)
-    padded, own, tensors = full, full, sum(map(len, units))
+    kinds = [(layer.pieces(plan.tp), times) for layer, times in alike(stage)]
+    full = sum(times * numel_of(shapes) for shapes, times in kinds)
+    padded, own, tensors = full, full, sum(times * len(shapes) for shapes, times in kinds)
     if way.stage and way.dealt == "flat":
-        padded = own = sum(-(-numel_of(shapes) // n) for shapes in units if shapes)
+        units = [(numel_of(shapes), times) for shapes, times in kinds if shapes]
+        if not way.per_layer:
+            units = [(full, 1)] if full else []
+        padded = own = sum(times * -(-numel // n) for numel, times in units)
         full = n * padded  # parameters and gradients are views of it
-        tensors = sum(map(bool, units))
+        tensors = sum(times for _, times in units)
     elif way.stage and way.dealt == "rows":
-        rows = [shape for shapes in units for shape in shapes]
+        rows = [(shape, times) for shapes, times in kinds for shape in shapes]
         padded, own = (
-            sum(theory.fully_shard_local_numel(shape, place, n, padded=pad) for shape in rows)
+            sum(n_ * theory.fully_shard_local_numel(shape, place, n, padded=pad) for shape, n_ in rows)
             for pad in (True, False)
         )
-        tensors = sum(theory.fully_shard_local_numel(shape, place, n) > 0 for shape in rows)
+        tensors = sum(n_ for shape, n_ in rows if theory.fully_shard_local_numel(shape, place, n))
     elif way.stage:  # whole tensors: the largest first, each to whom has least
         owners: list[list[int]] = [[] for _ in range(n)]
-        for numel in sorted((numel_of([s]) for shapes in units for s in shapes), reverse=True):
+        every = (numel for shapes, times in kinds for s in shapes for numel in [numel_of([s])] * times)
+        for numel in sorted(every, reverse=True):
             min(owners, key=sum).append(numel)
         own, tensors = sum(owners[place]), len(owners[place])
     of_params, of_grads, of_states = BYTES[model.precision]
@@ -94,7 +96,7 @@ def _moments(plan: Plan, model: Model, rank: int, every_layer: bool) -> list[tup
     samples, last = its_batch / plan.microbatches, len(layers) - 1
     flight = theory.microbatches_in_flight("1f1b", stage, plan.pp, plan.microbatches) if plan.pp > 1 else 1
     flight = flight + (plan.pp - stage - 1) * (1 - 1 / plan.chunks) if plan.chunks > 1 else flight
-    each = {id(its): its for its in layers}  # most are alike
+    each = {id(its): its for its, _ in alike(layers)}
     largest = max((numel_of([s]) for its in each.values() for s in its.pieces(plan.tp)), default=0)
     sizes = {
         key: (

@@ -1,5 +1,6 @@
 """Draw a schedule of a pipeline: what each rank does when, as it ran, or on paper."""
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,9 +8,9 @@ from numbers import Real
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection, PathCollection
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
@@ -81,10 +82,15 @@ def schedule(what: Job | Iterable, title: str = "", ax: Axes | None = None, time
     narrow = widths[len(widths) // 10] / (length * times) * width_in  # where it ran, a few are narrower
     digits = len(str(max(piece.microbatch for piece in pieces)))
     fontsize = min(8.0, narrow * 72 / (0.75 * digits))  # all numbers in one size, or none
-    colors = [_shade(piece, stages[piece.rank]) for piece in pieces]
-    blocks = [Rectangle((its.begin, its.rank - 0.4), its.end - its.begin, 0.8) for its in pieces]
+    colors = [_shade(its.op, stages[its.rank].index(its.stage), len(stages[its.rank]) - 1) for its in pieces]
+    # as one collection: hundreds of patches would be slow
+    corners = [
+        [(begin, rank - 0.4), (end, rank - 0.4), (end, rank + 0.4), (begin, rank + 0.4)]
+        for rank, _, _, _, begin, end in pieces
+    ]
     look = {"linestyle": "-", "edgecolor": PAPER} if ran else {"linestyle": "--", "edgecolor": INK}
-    ax.add_collection(PatchCollection(blocks, facecolor=colors, linewidth=0.6, zorder=2, **look))
+    blocks = PolyCollection(corners, facecolor=colors, linewidth=0.6, zorder=2, **look)
+    ax.add_collection(blocks, autolim=False)  # the lanes behind them are as wide
     if fontsize >= 4.5:
         _write_numbers(ax, pieces, colors, fontsize)
     ax.set_yticks(range(ranks), [f"rank {rank}" for rank in range(ranks)])
@@ -126,10 +132,13 @@ def _spans(job: Job) -> list[_Piece]:
     return pieces
 
 
-def _shade(piece: _Piece, stages: list[int]) -> str:
-    """The colour of an op; of a rank's first stages mixed with white."""
-    white = 0.0 if len(stages) < 2 else 0.55 * (1 - stages.index(piece.stage) / (len(stages) - 1))
-    return to_hex([part + (1 - part) * white for part in to_rgb(_COLORS[piece.op])])
+@functools.cache
+def _shade(op: str, nth: int, last: int) -> str:
+    """The colour of an op; of the first of a rank's stages, which are numbered up to `last`, mixed with
+    white.
+    """
+    white = 0.55 * (1 - nth / last) if last else 0.0
+    return to_hex([part + (1 - part) * white for part in to_rgb(_COLORS[op])])
 
 
 def _ink(color: str) -> str:

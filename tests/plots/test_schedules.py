@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import pytest
-from matplotlib.collections import PatchCollection
+from matplotlib.collections import PolyCollection
 from test_plots import make_job
 
 from course_lib import plots
@@ -27,8 +27,8 @@ def drawn(ax) -> list[tuple[float, float, int]]:
     return sorted((box.x0, box.width, round((box.y0 + box.y1) / 2)) for box in boxes)
 
 
-def blocks_of(ax) -> PatchCollection:
-    (blocks,) = (artist for artist in ax.collections if isinstance(artist, PatchCollection))
+def blocks_of(ax) -> PolyCollection:
+    (blocks,) = (artist for artist in ax.collections if isinstance(artist, PolyCollection))
     return blocks
 
 
