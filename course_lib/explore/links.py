@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from course_lib import theory
 from course_lib.arguments import number
 from course_lib.explore.panel import Explorer
-from course_lib.plots.styles import CHOSEN, MODELLED, panel
+from course_lib.plots.styles import CHOSEN, MODELLED, dash_from_the_left, panel
 from course_lib.plots.units import Unit, time_in_words
 
 __all__ = ["collectives", "link_choices"]
@@ -75,7 +75,7 @@ def collectives(alpha_s: float | None = None, bytes_per_s: float | None = None) 
         ax.set(xscale="log", yscale="log")
         ax.minorticks_off()
         _ticks(ax)
-        ax.legend(frameon=False, fontsize=8)
+        dash_from_the_left(ax.legend(frameon=False, fontsize=8))
         return ax, pd.DataFrame(rows).T
 
     controls = {"link": links, "ranks": RANKS, "size": SIZES}

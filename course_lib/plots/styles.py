@@ -6,6 +6,7 @@ import textwrap
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.legend import Legend
 
 from course_lib.arguments import instance, number, one_of
 from course_lib.collectives import COLLECTIVES
@@ -125,7 +126,7 @@ def legend(ax: Axes, reverse: bool = False, last: str = "") -> None:
         list(entries)[::-1] if reverse else entries, key=lambda label: bool(last) and label.startswith(last)
     )
     if labels:
-        ax.legend(
+        box = ax.legend(
             [entries[label] for label in labels],
             labels,
             loc="upper left",
@@ -136,3 +137,11 @@ def legend(ax: Axes, reverse: bool = False, last: str = "") -> None:
             handlelength=1.6,
             borderaxespad=0,
         )
+        dash_from_the_left(box)
+
+
+def dash_from_the_left(box: Legend) -> None:
+    """Lines that are dashed in turn, so that each is seen where they lie on each other, look alike here."""
+    for line in box.get_lines():
+        if line.get_linestyle() == "--":
+            line.set_linestyle(MODELLED["linestyle"])
