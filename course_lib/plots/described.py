@@ -5,6 +5,7 @@ notebooks find them. JupyterLab has no place for them yet: there, a job's tables
 """
 
 from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 import numpy
 from matplotlib.axes import Axes
@@ -17,14 +18,20 @@ from matplotlib.ticker import FixedLocator
 from course_lib.frontend import ipython_shell
 from course_lib.plots.units import Unit
 
-__all__ = ["in_words", "tell_in_words"]
+__all__ = ["in_words", "tell", "tell_in_words"]
 
 MOST_SERIES = 12  # what is named one by one
+_told: WeakKeyDictionary[Axes, list[str]] = WeakKeyDictionary()
 
 
 def in_words(figure: Figure) -> str:
     """Titles, axes, and each named series with its smallest and largest value, panel by panel."""
     return " ".join(text for ax in figure.axes if ax.get_visible() and (text := _panel(ax)))
+
+
+def tell(ax: Axes, *sentences: str) -> None:
+    """Of a panel that draws no values, what is to be said besides its title."""
+    _told.setdefault(ax, []).extend(sentences)
 
 
 def tell_in_words() -> None:
@@ -52,7 +59,7 @@ def _panel(ax: Axes) -> str:
     series = [*_series(ax)]
     if not title and not series:
         return ""
-    said = [title or "A panel"]
+    said = [title or "A panel", *map(_line, _told.get(ax, ()))]
     if across := _line(ax.get_xlabel()):
         said.append(f"Across: {across}")
     if upward := _line(ax.get_ylabel()):
@@ -92,9 +99,11 @@ def _series(ax: Axes) -> Iterable[str]:
         add(its.get_label(), sizes, ax.xaxis if across else ax.yaxis)
     for its in blocks:
         add(its.get_label(), [numpy.ptp(path.vertices[:, 0]) for path in its.get_paths()], ax.xaxis)
-    for label, values in found.items():
-        if not label.startswith("_"):
-            yield f"{_line(label)}: {_extent(numpy.concatenate(values))}"
+    named = {label: values for label, values in found.items() if not label.startswith("_")}
+    if found and not named and ax not in _told:  # a curve alone needs no legend
+        named = {"drawn": [numpy.concatenate(values) for values in found.values()]}
+    for label, values in named.items():
+        yield f"{_line(label)}: {_extent(numpy.concatenate(values))}"
     for line in upright:
         if not (label := str(line.get_label())).startswith("_"):
             yield f"{_line(label)}{_at(line.get_xdata()[0], ax.xaxis)}"

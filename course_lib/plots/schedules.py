@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from numbers import Real
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
 from course_lib.arguments import listed, number
+from course_lib.plots.described import tell
 from course_lib.plots.styles import COLORS, FAINT, INK, PAPER, SMALL, panel
 from course_lib.plots.traced import require_trace
 from course_lib.record import Job
@@ -96,6 +97,8 @@ def schedule(what: Job | Iterable, title: str = "", ax: Axes | None = None, time
     ax.set_yticks(range(ranks), [f"rank {rank}" for rank in range(ranks)])
     ax.tick_params(axis="y", length=0, labelsize=SMALL)
     _explain(ax, pieces)
+    ops = Counter(its.op for its in pieces)
+    tell(ax, f"{ranks} lanes of ranks with {' and '.join(f'{n} of {op}' for op, n in ops.items())}")
     return ax
 
 

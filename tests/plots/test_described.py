@@ -8,7 +8,8 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 
 from course_lib import plots
-from course_lib.plots import described
+from course_lib.mini.pipeline import on_paper
+from course_lib.plots import described, pictures
 from course_lib.plots.units import Unit
 
 
@@ -76,6 +77,25 @@ def test_an_upright_line_among_words_is_told_by_them():
     ax.axvline(1)
     assert described.in_words(ax.figure) == (
         "What was said. guessed: 3 to 5. measured: at half of each. between."
+    )
+
+
+def test_a_curve_alone_needs_no_label():
+    ax = plots.panel("Loss", "", xlabel="step", ylabel="loss")
+    ax.plot([0, 1, 2], [2.5, 1.5, 0.5])
+    assert described.in_words(ax.figure) == "Loss. Across: step. Upward: loss. drawn: 0.5 to 2.5."
+    ax.plot([0, 1], [7, 8], label="another")
+    assert described.in_words(ax.figure) == "Loss. Across: step. Upward: loss. another: 7 to 8."
+
+
+def test_a_panel_without_values_says_what_it_shows():
+    places = [{"dp": rank // 2, "tp": rank % 2} for rank in range(4)]
+    ax = pictures.mesh("A mesh", "", places, {"dp": [[0, 2], [1, 3]], "tp": [[0, 1], [2, 3]]})
+    words = "A mesh. 2 groups along dp, the first: ranks 0, 2. 2 groups along tp, the first: ranks 0, 1."
+    assert described.in_words(ax.figure) == words
+    ax = plots.schedule(on_paper.blocks("1f1b", 2, 3), title="Two ranks")
+    assert described.in_words(ax.figure).startswith(
+        "Two ranks. 2 lanes of ranks with 6 of forward and 6 of backward."
     )
 
 

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from course_lib.arguments import instance, listed
+from course_lib.plots.described import tell
 from course_lib.plots.pictures.boxes import WIDTH, frame
 from course_lib.plots.styles import COLORS, INK, NORMAL, PAPER, SMALL, SOFT, panel
 
@@ -58,6 +59,9 @@ def mesh(
         for one, next_ in (pair for group in members for pair in zip(group, group[1:])):
             _band(ax, centers[one], centers[next_], bent=three and axis == axes[0], **look)
         told.append(Line2D([], [], linewidth=5, label=f"{axis} groups", **look))
+        if members:
+            first = ", ".join(map(str, members[0]))
+            tell(ax, f"{len(members)} group{'s' * (len(members) > 1)} along {axis}, the first: ranks {first}")
     for rank, ((x, y), place) in enumerate(zip(centers, places)):
         look = {"facecolor": PAPER, "edgecolor": INK, "linewidth": 1.0, "zorder": 2}
         ax.add_artist(Rectangle((x - WIDTH / 2, y - 0.38), WIDTH, 0.76, **look))
