@@ -2,8 +2,8 @@
 
 - `make test-quick`, three minutes, for who changes code: no notebooks, nothing slow, nothing thorough;
 - `make test`, fifteen minutes: nothing thorough;
-- `make test PUSH=1`, half an hour, for each push: clusters and browsers too, and of the cells all but the
-  longest few, each with what stands on it;
+- `make test PUSH=1`, 25 minutes, for each push: clusters and browsers too, and of the cells all but the
+  longest, each with what stands on it;
 - `make test ALL=1`, an hour, once a week: everything.
 
 How long a test takes stands in seconds.tsv, which seconds.py writes. What is not in it yet counts as short.

@@ -17,6 +17,7 @@ NAMES = [name for name in explore.__all__ if name != "Explorer"]
 
 @pytest.fixture(autouse=True)
 def no_figure_stays_open():
+    plt.close("all")  # of tests before, elsewhere
     yield
     left = plt.get_fignums()
     plt.close("all")

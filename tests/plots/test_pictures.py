@@ -19,6 +19,7 @@ SUMS = [[111, 0, 0], [0, 222, 0], [0, 0, 333]]
 
 @pytest.fixture(autouse=True)
 def no_figure_stays_open():
+    plt.close("all")  # of tests before, elsewhere
     yield
     plt.close("all")
 
