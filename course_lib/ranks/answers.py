@@ -14,7 +14,7 @@ from typing import Any
 
 from course_lib.frontend import ipython_shell
 
-__all__ = ["begin", "end"]
+__all__ = ["begin", "end", "tell_busy"]
 
 _REQUESTS = ("kernel_info_request", "comm_info_request")
 _COMMS = ("comm_open", "comm_msg", "comm_close")
@@ -34,6 +34,14 @@ def end(job: Any) -> None:
     if job in _asking:
         _asking.remove(job)
         _listen()
+
+
+def tell_busy() -> None:
+    """Say once more that the kernel is busy. JupyterLab's light goes by the last status that it has heard,
+    and each answer ends with "idle", also those of the thread that hears the buttons.
+    """
+    if _asking and (tell := getattr(getattr(ipython_shell(), "kernel", None), "_publish_status", None)):
+        tell("busy", "shell")
 
 
 def _listen() -> None:

@@ -45,6 +45,8 @@ class Panel:
 
     def draw(self, line: str, page: str) -> None:
         """Show it as it is now."""
+        if self._line.value != line:  # once a second
+            answers.tell_busy()
         for widget, shown in ((self._line, line), (self._page, page)):
             if widget.value != shown:
                 widget.value = shown

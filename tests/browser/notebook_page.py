@@ -14,13 +14,14 @@ _CELLS = f"""path => {{ {_PANEL}
   return panel.content.widgets.map(cell => ({{
     id: cell.model.id, text: cell.model.sharedModel.source, type: cell.model.type,
     running: cell.model.executionState === 'running', outputs: cell.model.outputs?.toJSON() ?? []}})) }}"""
+_STATUS = "panel.sessionContext.session?.kernel?.status"
 _READY = f"""path => {{ if (!window.jupyterapp) return false; {_PANEL}
-  return panel?.content?.widgets?.length && panel.sessionContext.session?.kernel?.status === 'idle'
+  return panel?.content?.widgets?.length && {_STATUS} === 'idle'
     && panel.sessionContext.session.kernel.connectionStatus === 'connected' }}"""
 _THERE = f"""path => {{ if (!window.jupyterapp) return false; {_PANEL}
   return panel?.context?.isReady && panel.content.widgets.length === panel.context.model.cells.length }}"""
 _QUIET = f"""path => {{ {_PANEL}
-  return panel.sessionContext.session?.kernel?.status === 'idle'
+  return {_STATUS} === 'idle'
     && panel.content.widgets.every(cell => cell.model.executionState !== 'running') }}"""
 _ACTIVE = f"path => {{ {_PANEL} return panel.content.activeCell.model.id }}"
 _COUNT = f"""([path, id]) => {{ {_PANEL}
@@ -128,6 +129,10 @@ class NotebookPage:
         while not holds():
             assert time.monotonic() < end, "waited in vain"
             self.page.wait_for_timeout(50)  # meanwhile the page goes on
+
+    def status(self) -> str:
+        """Of the kernel, as its light shows it: "busy", "idle" ..."""
+        return self.page.evaluate(f"path => {{ {_PANEL} return {_STATUS} }}", self.path)
 
     def quiet(self) -> None:
         """Wait until no cell runs."""

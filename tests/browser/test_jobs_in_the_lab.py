@@ -132,9 +132,9 @@ def look(small: NotebookPage, name: str) -> None:
 def test_a_page_opened_again_while_a_job_runs_shows_it_live_and_can_cancel_it(lab, small, tmp_path):
     ranks = ranks_at_work(small, tmp_path, "steps")
     small.shown("steps").get_by_role("button", name="Cancel").wait_for()
-    small.until(lambda: least_steps(small))
+    small.until(lambda: least_steps(small) and small.status() == "busy")
     small.open_again(lab.url(f"lab/tree/{small.path}"))
-    small.until(lambda: least_steps(small))
+    small.until(lambda: least_steps(small) and small.status() == "busy")
     before = least_steps(small)
     small.until(lambda: least_steps(small) > before + 3)
     look(small, "live")
