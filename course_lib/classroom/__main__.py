@@ -9,6 +9,7 @@ nothing.
 
 import argparse
 import sys
+import unicodedata
 from pathlib import Path
 
 from course_lib.classroom import desks, reading, tables
@@ -39,12 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _lay(names: Path, where: Path) -> int:
     kernel.make_known()
-    lines = [line.strip() for line in names.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = names.read_text(encoding="utf-8-sig")  # with or without the mark that Windows puts first
+    except UnicodeDecodeError:
+        raise ValueError(f"{names} is no text in UTF-8: save it as such.") from None
+    # an accent may be a letter of its own, which looks the same, and is none that a name can have
+    lines = [line.strip() for line in unicodedata.normalize("NFC", text).splitlines()]
     told, refused = desks.lay_class([line for line in lines if line and not line.startswith("#")], where)
     print("\n".join(told))
     folder = where.expanduser().resolve() / desks.CLASS
     print(
-        f"\n{len(told)} desks; what is guessed and solved comes to {folder}."
+        f"\n{len(told)} desk{'s' * (len(told) != 1)}; what is guessed and solved comes to {folder}."
         "\nSay so to the learners: `lab` tells them too, and `python -m course_lib.learner leave --place ...`"
         " ends it."
     )

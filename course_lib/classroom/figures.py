@@ -44,7 +44,7 @@ def draw_guesses(room: Classroom, prediction: str, ax: Axes | None = None) -> Ax
     unit = its["unit"].iloc[0]
     ax = panel(
         chapter.predictions[prediction] or prediction,
-        f"{chapter.title}; {prediction}; {len(its)} learners",
+        f"{chapter.title}; {prediction}; {len(its)} learner{'s' * (len(its) > 1)}",
         ax,
         ylabel="learners",
     )
@@ -72,9 +72,10 @@ def draw_tries(room: Classroom, ax: Axes | None = None) -> Axes:
     order = [name for chapter in room.chapters for name in chapter.exercises if name in tried]
     by = table.groupby("exercise")
     solved, of = by["solved"].sum().reindex(order), by.size().reindex(order)
+    count = len(room.learners)
     ax = panel(
         "Exercises: solved, and tried so far",
-        f"{len(room.learners)} learners; beside each bar: tries until it was solved, the median",
+        f"{count} learner{'s' * (count > 1)}; beside each bar: tries until it was solved, the median",
         ax,
         size=(7, 1.6 + 0.36 * len(order)),
         xlabel="learners",

@@ -89,6 +89,21 @@ def test_the_command_reads_a_list_and_says_what_to_type_and_what_was_refused(tmp
     assert "Error: " in capsys.readouterr().err
 
 
+def test_a_list_may_come_from_windows_or_a_mac(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands.kernel, "make_known", lambda: None)
+    monkeypatch.setattr(commands.desks, "lay_class", lambda names, where: (names, []))
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"\xef\xbb\xbfAnna\r\n")
+    assert commands.main(["lay", str(names), str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("Anna\n\n1 desk;")
+    names.write_text("Zoe\u0308\n", encoding="utf-8")  # the accent is a letter of its own
+    assert commands.main(["lay", str(names), str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("Zo\u00eb\n")
+    names.write_text("Anna\n", encoding="utf-16")
+    assert commands.main(["lay", str(names), str(tmp_path)]) == 1
+    assert f"{names} is no text in UTF-8" in capsys.readouterr().err
+
+
 def test_by_root_a_users_desk_is_the_users(project):
     """With a user that every Linux has, in a folder that this user can enter."""
     try:

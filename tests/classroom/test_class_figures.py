@@ -74,6 +74,13 @@ def test_choices_with_what_was_measured_and_any_sign_in_them(tmp_path):
     ax.figure.canvas.draw()  # as text, and not as a formula
 
 
+def test_one_learner_is_no_learners(tmp_path):
+    room = room_of(tmp_path, [*said(2)[0], verdict()])
+    for ax in (draw_guesses(room, BYTES), draw_tries(room)):
+        words = " ".join(text.get_text() for text in ax.texts)
+        assert "1 learner;" in f"{words};" and "1 learners" not in words, words
+
+
 def test_tries_show_who_solved_and_who_has_not_yet(tmp_path):
     records = [(verdict("shares"), verdict()), (verdict(),), (verdict("shares"),)]
     ax = draw_tries(room_of(tmp_path, *records))
