@@ -54,12 +54,12 @@ def last_sentence(text: str) -> str:
     return re.split(r"(?<=[.?!)]) (?=[A-Z(])", text)[-1]
 
 
-def binder_address(repository: str, file: str = "") -> str:
+def binder_address(repository: str, file: str) -> str:
     """Where mybinder.org opens a chapter on a desk of its own; "" if the repository is not known."""
     known = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", repository)
     if not known:
         return ""
-    return f"https://mybinder.org/v2/gh/{known[1]}/HEAD?urlpath=lab/tree/desk/{Path(file).name or '/'}"
+    return f"https://mybinder.org/v2/gh/{known[1]}/HEAD?urlpath=lab/tree/desk/{Path(file).name}"
 
 
 def _offers(file: str, solved: bool, repository: str) -> str:

@@ -104,13 +104,16 @@ def _filled(file: str, repository: str, root: Path) -> str:
         taken = readme.split(f"\n## {found[1]}\n")[1].split("\n## ")[0].strip()
         return with_links(taken, "README.md", repository, root)
 
+    first = next(chapter.file for part in parts(root).values() for chapter in part)
     text = (root / file).read_text(encoding="utf-8")
     text = re.sub(r"<!-- README: (.*?) -->", section, with_links(text, file, repository, root))
     text = text.replace("<!-- chapters -->", _chapters(root)).replace("<!-- contents -->", _contents(root))
     known = {  # "" where the address of the repository is not known
         "address": f" (`git clone {repository} course`)" if repository else "",
         "clone": f"git clone {repository} course\ncd course\n" if repository else "",
-        "binder": f"[Open the course in Binder]({its}). " if (its := binder_address(repository)) else "",
+        "binder": f"[Open the course in Binder]({its}). "
+        if (its := binder_address(repository, first))
+        else "",
     }
     for name, words in known.items():
         text = text.replace(f"<!-- {name} -->", words)

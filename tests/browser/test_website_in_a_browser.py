@@ -44,6 +44,20 @@ def pages() -> list[str]:
     return ["index.html", *(next(page for page in found if page.endswith(f"{end}.html")) for end in ends)]
 
 
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_a_chapter_can_be_read_without_javascript(browser, book, theme):
+    settings = {
+        "viewport": {"width": 390, "height": 900},
+        "color_scheme": theme,
+        "java_script_enabled": False,
+    }
+    with Watched(browser, **settings) as watched:
+        for name in pages()[:3]:
+            watched.page.goto(f"{book}/{name}", wait_until="load")
+            text = contrasts(watched.page.locator("article").first)
+            assert len(text) > 50 and text[0][0] >= LEGIBLE, (name, theme, text[:3])
+
+
 @pytest.mark.parametrize("width, theme", WINDOWS)
 def test_pages_load_without_an_error_and_without_another_host(browser, book, width, theme):
     settings = {"viewport": {"width": width, "height": 900}, "color_scheme": theme}

@@ -174,6 +174,8 @@ def test_without_a_repository_nothing_leads_to_one(pages):
     for name in CHAPTERS:
         first = json.loads(others[f"notebooks/{name}"])["cells"][0]["source"]
         assert f"https://mybinder.org/v2/gh/somebody/course/HEAD?urlpath=lab/tree/desk/{name}" in first
+    for page in ("index.md", "try.md"):  # the course opens where a learner begins
+        assert f"urlpath=lab/tree/desk/{CHAPTERS[0]})" in others[page]
     assert f"git clone {REPOSITORY} course" in others["try.md"]
 
 
