@@ -67,6 +67,7 @@ html_context = {"default_mode": "auto"}  # dark where the reader's system is
 html_favicon = str(HERE / "static" / "ring.svg")
 html_static_path = [str(HERE / "static")]
 html_css_files = ["website.css"]
+html_search_scorer = str(HERE / "scorer.js")
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False

@@ -3,9 +3,11 @@ desk and on a phone; its search finds.
 """
 
 import functools
+import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import pytest
 from browser_fixtures import browser
@@ -74,10 +76,20 @@ def test_pages_load_without_an_error_and_without_another_host(browser, book, wid
             assert dim == [], f"{name}, {theme}"
 
 
-def test_the_search_finds_a_name(browser, book):
+@pytest.mark.parametrize(
+    "words, first",
+    [
+        ("all_gather", r"api/.*\.all_gather$"),  # a name of the library
+        ("ring", r"notebooks/03_"),  # in a chapter's title
+        ("hang", r"notebooks/\d|docs/symptoms"),  # and not "exchange"
+        ("deadlock", r"notebooks/00_.*"),
+        ("gradient accumulation", r"notebooks/\d"),
+    ],
+)
+def test_the_search_finds_what_a_learner_looks_for(browser, book, words, first):
     with Watched(browser) as watched:
-        watched.page.goto(f"{book}/search.html?q=all_gather")
-        found = watched.page.locator("#search-results li a")
-        found.first.wait_for()
-        assert any("collectives" in (link.get_attribute("href") or "") for link in found.all())
+        watched.page.goto(f"{book}/search.html?q={quote_plus(words)}")
+        watched.page.get_by_text("Search finished").wait_for()
+        found = [link.get_attribute("href") for link in watched.page.locator("#search-results li a").all()]
+        assert re.search(first, found[0].partition("?")[0]), found[:5]
         assert watched.errors == [] and watched.hosts == {book.removeprefix("http://")}
