@@ -76,6 +76,25 @@ def test_pages_load_without_an_error_and_without_another_host(browser, book, wid
             assert dim == [], f"{name}, {theme}"
 
 
+def test_moving_pictures_play(browser, book):
+    (name,) = [path.name for path in BOOK.glob("notebooks/*_collectives_and_the_ring.html")]
+    with Watched(browser) as watched:
+        watched.page.goto(f"{book}/notebooks/{name}", wait_until="load")
+        figure = watched.page.locator("article figure:has(input[type=range])").first
+        last = int(figure.locator("input").get_attribute("max"))
+        figure.get_by_role("button", name="Play").click()
+        shown: list[str] = []  # the words of each picture that was seen, in turn
+        while len(shown) <= last:
+            drawn = figure.evaluate(
+                "figure => [...figure.querySelectorAll('img')].filter(picture => "
+                "picture.checkVisibility() && picture.naturalWidth).map(picture => picture.alt)"
+            )
+            assert len(drawn) == 1
+            shown += [words for words in drawn if shown[-1:] != [words]]
+            figure.get_by_role("button", name="Play" if len(shown) > last else "Stop").wait_for()
+        assert len(set(shown)) == last + 1 > 2 and watched.errors == []
+
+
 @pytest.mark.parametrize(
     "words, first",
     [
