@@ -22,7 +22,7 @@ __all__ = ["Explorer", "laid_out"]
 MOST_CONTROLS = 3
 DPI = 90
 LEGEND_IN = 0.3  # inches below all panels, for a legend of them all
-FAST = 1  # of zlib's 0 to 9
+PACKED = 1  # how tightly a picture is, from 0 to 9
 SHORT = 10  # letters: beside a slider there is room for no more
 
 
@@ -205,6 +205,6 @@ def _png(ax: Axes) -> str:
     laid_out(ax.figure)
     file = io.BytesIO()
     # savefig draws twice, to lay out what is laid out; and to pack tightly takes longer than to draw
-    canvas.print_png(file, pil_kwargs={"compress_level": FAST})
+    canvas.print_png(file, pil_kwargs={"compress_level": PACKED})
     plt.close(ax.figure)  # or it would be shown once more under the cell
     return base64.b64encode(file.getvalue()).decode()

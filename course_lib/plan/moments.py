@@ -56,10 +56,10 @@ def states_of(plan: Plan, model: Model, rank: int = 0) -> dict[str, float]:
     elif way.stage and way.dealt == "rows":
         rows = [(shape, times) for shapes, times in kinds for shape in shapes]
         padded, own = (
-            sum(n_ * theory.fully_shard_local_numel(shape, place, n, padded=pad) for shape, n_ in rows)
+            sum(times * theory.fully_shard_local_numel(shape, place, n, padded=pad) for shape, times in rows)
             for pad in (True, False)
         )
-        tensors = sum(n_ for shape, n_ in rows if theory.fully_shard_local_numel(shape, place, n))
+        tensors = sum(times for shape, times in rows if theory.fully_shard_local_numel(shape, place, n))
     elif way.stage:  # whole tensors: the largest first, each to whom has least
         owners: list[list[int]] = [[] for _ in range(n)]
         every = (numel for shapes, times in kinds for s in shapes for numel in [numel_of([s])] * times)

@@ -105,15 +105,14 @@ def _filled(file: str, repository: str, root: Path) -> str:
         return with_links(taken, "README.md", repository, root)
 
     first = next(chapter.file for part in parts(root).values() for chapter in part)
+    binder = binder_address(repository, first)
     text = (root / file).read_text(encoding="utf-8")
     text = re.sub(r"<!-- README: (.*?) -->", section, with_links(text, file, repository, root))
     text = text.replace("<!-- chapters -->", _chapters(root)).replace("<!-- contents -->", _contents(root))
     known = {  # "" where the address of the repository is not known
         "address": f" (`git clone {repository} course`)" if repository else "",
         "clone": f"git clone {repository} course\ncd course\n" if repository else "",
-        "binder": f"[Open the course in Binder]({its}). "
-        if (its := binder_address(repository, first))
-        else "",
+        "binder": f"[Open the course in Binder]({binder}). " if binder else "",
     }
     for name, words in known.items():
         text = text.replace(f"<!-- {name} -->", words)
